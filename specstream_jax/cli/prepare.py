@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`specstream prepare`: runs a task once and writes token records."""
+
+import json
+from collections.abc import Sequence
+
+from absl import flags
+
+from specstream_jax.data import records
+from specstream_jax.data import registry
+from specstream_jax.data import vocabulary
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_enum('task', 'e2e_nlg', registry.names(), 'Task to prepare.')
+  flags.DEFINE_string('split', 'train', 'Split of the task.')
+  flags.DEFINE_string(
+    'data_dir', None, "Folder with the task's files; none downloads them."
+  )
+  flags.DEFINE_string(
+    'tokenizer', None, 'tokenizer.json, or a folder with one.', required=True
+  )
+  flags.DEFINE_string(
+    'eos_token', '', 'Text of the token that ends an answer; default: the '
+    "one in the folder's tokenizer_config.json."
+  )
+  flags.DEFINE_string(
+    'output_dir', None, 'Folder of records to create.', required=True
+  )
+  flags.DEFINE_integer('num_shards', 1, 'ArrayRecord files.', lower_bound=1)
+  flags.DEFINE_integer(
+    'max_length', 0, 'Most tokens of an example; 0 is no limit.', lower_bound=0
+  )
+  flags.DEFINE_enum(
+    'too_long', 'drop', records.TOO_LONG, 'What becomes of longer examples.'
+  )
+  flags.DEFINE_bool('skip_bad_rows', False, 'Count malformed rows, go on.')
+  flags.DEFINE_bool('overwrite', False, 'Replace an existing folder.')
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes the records and prints the manifest."""
+  del argv
+  try:
+    from specstream_jax.data import prepare  # TensorFlow: this command only.
+  except ImportError as error:
+    raise ValueError(
+      f'`specstream prepare` needs {error.name}; install the extra: '
+      "pip install 'specstream-jax[data]'"
+    ) from error
+  manifest = prepare.prepare(
+    registry.get(FLAGS.task),
+    vocabulary.load(FLAGS.tokenizer, eos_token=FLAGS.eos_token),
+    FLAGS.output_dir,
+    split=FLAGS.split,
+    data_dir=FLAGS.data_dir,
+    skip_bad_rows=FLAGS.skip_bad_rows,
+    num_shards=FLAGS.num_shards,
+    max_length=FLAGS.max_length,
+    too_long=FLAGS.too_long,
+    overwrite=FLAGS.overwrite,
+  )
+  print(json.dumps(manifest, indent=2, ensure_ascii=False))

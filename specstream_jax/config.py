@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen dataclasses with every size and choice; the only place that validates.
+
+Each dataclass is hashable, so it can be a static argument of `jax.jit`, and
+gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation runs in
+`__post_init__`, that is, after gin overrides.
+"""
+
+import dataclasses
+from typing import Any
+
+import gin
+
+LORA_MODULES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
+DTYPES = ('float32', 'bfloat16')
+
+
+def _check(condition: bool, message: str) -> None:
+  if not condition:
+    raise ValueError(message)
+
+
+def _one_of(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
+  _check(
+    value in accepted,
+    f'{name} is {value!r}; accepted: {", ".join(map(repr, accepted))}',
+  )
+
+
+def _at_least(name: str, value: float, bound: float) -> None:
+  _check(value >= bound, f'{name} is {value}; it must be >= {bound}')
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """How RoPE frequencies are stretched (Hugging Face `rope_type`)."""
+
+  kind: str = 'default'
+  factor: float = 1.0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_max_position_embeddings: int = 8192
+
+  def __post_init__(self):
+    _one_of('RopeScaling.kind', self.kind, ('default', 'linear', 'llama3'))
+    _check(self.factor > 0, f'RopeScaling.factor is {self.factor}; it must be > 0')
+    _check(
+      self.high_freq_factor > self.low_freq_factor,
+      f'RopeScaling.high_freq_factor is {self.high_freq_factor}; it must be '
+      f'greater than low_freq_factor, which is {self.low_freq_factor}',
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Sizes of a Llama-type decoder; `hidden_size` is D, `vocab_size` is V."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  rope_theta: float = 10000.0
+  rope_scaling: RopeScaling = RopeScaling()
+  rms_norm_eps: float = 1e-5
+  max_position_embeddings: int = 2048
+  tie_word_embeddings: bool = False
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    for name in (
+      'vocab_size',
+      'hidden_size',
+      'intermediate_size',
+      'num_layers',
+      'num_heads',
+      'num_kv_heads',
+      'head_dim',
+      'max_position_embeddings',
+    ):
+      _at_least(f'ModelConfig.{name}', getattr(self, name), 1)
+    _one_of('ModelConfig.dtype', self.dtype, DTYPES)
+    _check(
+      self.num_heads % self.num_kv_heads == 0,
+      f'ModelConfig.num_heads is {self.num_heads}, not a multiple of '
+      f'num_kv_heads, which is {self.num_kv_heads}',
+    )
+    _check(
+      self.head_dim % 2 == 0,
+      f'ModelConfig.head_dim is {self.head_dim}; RoPE needs an even number',
+    )
+
+  @property
+  def group_size(self) -> int:
+    """Query heads per KV head, G = N/K."""
+    return self.num_heads // self.num_kv_heads
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adaptation of the projections; rank 0 switches it off."""
+
+  rank: int = 16
+  alpha: float = 32.0
+  modules: tuple[str, ...] = LORA_MODULES
+
+  def __post_init__(self):
+    object.__setattr__(self, 'modules', tuple(self.modules))
+    _at_least('LoraConfig.rank', self.rank, 0)
+    for module in self.modules:
+      _one_of('LoraConfig.modules entry', module, LORA_MODULES)
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank if self.rank else 0.0
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+  """Speculative streams: how many, in which layers, and how they start.
+
+  Attributes:
+    num_streams: γ, the number of speculative streams J.
+    num_msa_layers: N_s, the top layers that carry streams.
+    mode: `fine_tuned`, LoRA acts on main and stream tokens; `lossless`, LoRA
+      acts on stream tokens only and the main stream is the untouched base.
+    insertion: f_η, `identity` or `low_rank`.
+    insertion_rank: rank of f_η when `low_rank`.
+    embedding: `learned` adds P_j; `value_rotation` rotates the values of
+      stream j by j·rotation_step and has no parameters (paper, appendix B).
+    position: RoPE position of stream j at t: `anchor` = t, `future` = t + j.
+    pruning_rank: rank of the pruning adapter o_θ; 0 leaves it out.
+    embedding_init_scale: standard deviation of P_j relative to the RMS of the
+      main stream's hidden state at insertion.
+    rotation_step: ε of value rotation, in radians.
+  """
+
+  num_streams: int = 4
+  num_msa_layers: int = 10
+  mode: str = 'fine_tuned'
+  insertion: str = 'identity'
+  insertion_rank: int = 8
+  embedding: str = 'learned'
+  position: str = 'future'
+  pruning_rank: int = 8
+  embedding_init_scale: float = 0.5
+  rotation_step: float = 1e-3
+
+  def __post_init__(self):
+    _at_least('StreamConfig.num_streams', self.num_streams, 1)
+    _at_least('StreamConfig.num_msa_layers', self.num_msa_layers, 1)
+    _at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
+    _at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
+    _one_of('StreamConfig.mode', self.mode, ('fine_tuned', 'lossless'))
+    _one_of('StreamConfig.insertion', self.insertion, ('identity', 'low_rank'))
+    _one_of(
+      'StreamConfig.embedding', self.embedding, ('learned', 'value_rotation')
+    )
+    _one_of('StreamConfig.position', self.position, ('anchor', 'future'))
+
+  def check_fits(self, model: ModelConfig) -> None:
+    """Raises ValueError if the model has fewer layers than N_s."""
+    _check(
+      self.num_msa_layers <= model.num_layers,
+      f'StreamConfig.num_msa_layers is {self.num_msa_layers} but the model has '
+      f'{model.num_layers} layers; use num_msa_layers <= {model.num_layers}',
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class TreeConfig:
+  """Shape of the draft tree.
+
+  Attributes:
+    kind: `full` (branching^depth Cartesian tree), `best_first` (num_nodes by
+      joint stream probability), `fixed` (rank paths, Medusa "choices"),
+      `chain` (top-1 of every stream).
+    depth: deepest draft token; at most the number of streams.
+    branching: k, children per node; for `best_first` the candidates per depth.
+    num_nodes: M including the root, for `best_first`.
+    choices: rank paths for `fixed`, e.g. ((0,), (1,), (0, 0)).
+    keep_nodes: with a pruning adapter, nodes that survive into the MSA layers
+      (root included); 0 keeps all.
+  """
+
+  kind: str = 'best_first'
+  depth: int = 4
+  branching: int = 4
+  num_nodes: int = 16
+  choices: tuple[tuple[int, ...], ...] = ()
+  keep_nodes: int = 0
+
+  def __post_init__(self):
+    object.__setattr__(
+      self, 'choices', tuple(tuple(path) for path in self.choices)
+    )
+    _one_of('TreeConfig.kind', self.kind, ('full', 'best_first', 'fixed', 'chain'))
+    _at_least('TreeConfig.depth', self.depth, 1)
+    _at_least('TreeConfig.branching', self.branching, 1)
+    _at_least('TreeConfig.num_nodes', self.num_nodes, 2)
+    _at_least('TreeConfig.keep_nodes', self.keep_nodes, 0)
+    if self.kind == 'fixed':
+      self._check_choices()
+
+  def _check_choices(self) -> None:
+    paths = set(self.choices)
+    _check(bool(paths), "TreeConfig.choices is empty; kind 'fixed' needs rank paths")
+    _check(len(paths) == len(self.choices), 'TreeConfig.choices has duplicates')
+    for path in self.choices:
+      _check(
+        bool(path) and all(isinstance(r, int) and r >= 0 for r in path),
+        f'TreeConfig.choices entry {path!r} is not a path of ranks >= 0',
+      )
+      _check(
+        len(path) == 1 or path[:-1] in paths,
+        f'TreeConfig.choices has {path!r} but not its parent {path[:-1]!r}',
+      )
+
+  @property
+  def max_depth(self) -> int:
+    """Depth of the deepest node; the root has depth 0."""
+    return max(map(len, self.choices)) if self.kind == 'fixed' else self.depth
+
+  @property
+  def size(self) -> int:
+    """M: nodes including the root."""
+    if self.kind == 'full':
+      return sum(self.branching**d for d in range(self.depth + 1))
+    if self.kind == 'fixed':
+      return 1 + len(self.choices)
+    return self.num_nodes if self.kind == 'best_first' else 1 + self.depth
+
+  def check_fits(self, streams: StreamConfig) -> None:
+    """Raises ValueError if the tree is deeper than there are streams."""
+    _check(
+      self.max_depth <= streams.num_streams,
+      f'draft tree has depth {self.max_depth} but the adapter has '
+      f'{streams.num_streams} speculative streams; use tree depth <= '
+      f'{streams.num_streams} or train with num_streams >= {self.max_depth}',
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How a token is drawn; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
+
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    _at_least('SamplingConfig.temperature', self.temperature, 0.0)
+    _at_least('SamplingConfig.top_k', self.top_k, 0)
+    _check(
+      0.0 < self.top_p <= 1.0,
+      f'SamplingConfig.top_p is {self.top_p}; accepted: 0 < top_p <= 1',
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+  """Static sizes of one compiled decoder.
+
+  Attributes:
+    max_new_tokens: size of the output buffer and the largest per-row limit.
+    cache_length: S, cache slots per row; 0 derives it from the prompt bucket.
+    schedule: `parallel` (streams at every node, one pass) or `deferred`
+      (verify first, then the streams of the accepted leaf alone).
+    eos_ids: token ids that end a row; the id itself is emitted.
+    stop_sequences: token id sequences that end a row; emitted as well.
+    prompt_bucket: prompts are padded to a multiple of this many tokens.
+  """
+
+  max_new_tokens: int = 64
+  cache_length: int = 0
+  schedule: str = 'deferred'
+  eos_ids: tuple[int, ...] = ()
+  stop_sequences: tuple[tuple[int, ...], ...] = ()
+  prompt_bucket: int = 64
+
+  def __post_init__(self):
+    object.__setattr__(self, 'eos_ids', tuple(self.eos_ids))
+    object.__setattr__(
+      self, 'stop_sequences', tuple(tuple(s) for s in self.stop_sequences)
+    )
+    _at_least('DecodeConfig.max_new_tokens', self.max_new_tokens, 1)
+    _at_least('DecodeConfig.cache_length', self.cache_length, 0)
+    _at_least('DecodeConfig.prompt_bucket', self.prompt_bucket, 1)
+    _one_of('DecodeConfig.schedule', self.schedule, ('parallel', 'deferred'))
+    _check(
+      all(self.stop_sequences),
+      'DecodeConfig.stop_sequences has an empty sequence; remove it',
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """Weights of the n-gram objective (paper, eq. 5) and its chunking.
+
+  Attributes:
+    main_weight: a_0.
+    stream_weight: a_j, the same for every stream.
+    stream_decay: a_j = stream_weight * stream_decay**(j - 1).
+    pruning_weight: weight of the pruning adapter's next-token loss.
+    pruning_anchors: anchors per row the pruning adapter is trained on; its
+      loss goes through the LM head, so a subset keeps it cheap.
+    anchors_per_sequence: positions per row that carry loss, hence streams;
+      rows with more are sampled.
+    chunk_size: rows of the LM head product computed at once.
+  """
+
+  main_weight: float = 1.0
+  stream_weight: float = 0.25
+  stream_decay: float = 1.0
+  pruning_weight: float = 0.1
+  pruning_anchors: int = 16
+  anchors_per_sequence: int = 128
+  chunk_size: int = 512
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      _at_least(f'ObjectiveConfig.{field.name}', getattr(self, field.name), 0)
+    _at_least('ObjectiveConfig.chunk_size', self.chunk_size, 1)
+    _at_least('ObjectiveConfig.anchors_per_sequence', self.anchors_per_sequence, 1)
+
+  def stream_weights(self, num_streams: int) -> tuple[float, ...]:
+    """a_1 … a_γ."""
+    return tuple(
+      self.stream_weight * self.stream_decay**j for j in range(num_streams)
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with linear warm-up and linear decay to zero.
+
+  Attributes:
+    learning_rate: peak rate of every adapter weight but P_j.
+    embedding_learning_rate: peak rate of the stream embeddings P_j.
+  """
+
+  learning_rate: float = 1e-3
+  embedding_learning_rate: float = 0.05
+  warmup_steps: int = 20
+  weight_decay: float = 0.0
+  beta1: float = 0.9
+  beta2: float = 0.99
+  clip_norm: float = 1.0
+  accumulation_steps: int = 1
+
+  def __post_init__(self):
+    for name in ('learning_rate', 'embedding_learning_rate', 'weight_decay'):
+      _at_least(f'OptimizerConfig.{name}', getattr(self, name), 0.0)
+    _at_least('OptimizerConfig.warmup_steps', self.warmup_steps, 0)
+    _at_least('OptimizerConfig.accumulation_steps', self.accumulation_steps, 1)
+    _check(
+      self.clip_norm > 0,
+      f'OptimizerConfig.clip_norm is {self.clip_norm}; it must be > 0',
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Length of a run and how often it logs, evaluates and saves."""
+
+  num_steps: int = 1000
+  batch_size: int = 8
+  seed: int = 0
+  log_every: int = 10
+  eval_every: int = 200
+  eval_batches: int = 8
+  save_every: int = 100
+  keep_checkpoints: int = 2
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      bound = 0 if field.name == 'seed' else 1
+      _at_least(f'TrainConfig.{field.name}', getattr(self, field.name), bound)
+
+
+def to_json(cfg: Any) -> dict[str, Any]:
+  """A config as plain JSON types."""
+  return dataclasses.asdict(cfg)
+
+
+def from_json(cls: type, values: dict[str, Any]) -> Any:
+  """The config of class `cls` from `to_json` output.
+
+  Raises:
+    ValueError: a field is unknown, with the accepted names.
+  """
+  names = {field.name for field in dataclasses.fields(cls)}
+  unknown = sorted(set(values) - names)
+  _check(
+    not unknown,
+    f'{cls.__name__} does not know {unknown}; accepted: {sorted(names)}',
+  )
+  values = dict(values)
+  if cls is ModelConfig and isinstance(values.get('rope_scaling'), dict):
+    values['rope_scaling'] = RopeScaling(**values['rope_scaling'])
+  return cls(**values)
+
+

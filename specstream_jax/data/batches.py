@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grain pipeline from token records to batches; loads no TensorFlow.
+
+B rows, T positions. Shuffled anew every epoch, split over processes, packed
+or one example to a row, and resumable: the state is a small JSON dict.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from specstream_jax.data import features
+from specstream_jax.data import records
+
+_PACKING_BINS = 64
+_READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
+_EMPTY = records.encode(np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+
+class _Source:
+  """Records of a folder; past the end, up to `length`, empty ones."""
+
+  def __init__(self, path: str, files: list[str], length: int):
+    self._records = grain.ArrayRecordDataSource(
+      [os.path.join(path, name) for name in files]
+    )
+    self._length = length
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> bytes:
+    return self._records[index] if index < len(self._records) else _EMPTY
+
+
+class Batches(Iterator[features.Arrays]):
+  """Iterator of batches whose place can be saved and restored."""
+
+  def __init__(self, dataset: grain.IterDataset, settings: dict[str, Any]):
+    self._iterator = iter(dataset)
+    self._settings = settings
+
+  def __next__(self) -> features.Arrays:
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, Any]:
+    """The place after the last batch, as JSON types."""
+    state = {'settings': self._settings, 'place': self._iterator.get_state()}
+    return json.loads(json.dumps(state))
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues after the batch at which `state` was taken.
+
+    Raises:
+      ValueError: the state belongs to other records or settings.
+    """
+    for name, value in self._settings.items():
+      saved = state['settings'].get(name)
+      if saved != value:
+        raise ValueError(
+          f'the saved place was taken with {name}={saved!r} but the batches '
+          f'have {name}={value!r}; open them with the saved value or start anew'
+        )
+    self._iterator.set_state(state['place'])
+
+
+def _segment(record: bytes) -> features.Arrays:
+  return features.segment(*records.decode(record))
+
+
+def _single_row(record: bytes, *, sequence_length: int) -> features.Arrays:
+  tokens = _segment(record)
+  segments = [tokens] if len(tokens['decoder_input_tokens']) else []
+  return features.row(segments, sequence_length)
+
+
+def _packed_row(packed: features.Arrays) -> features.Arrays:
+  """Renames what Grain's packing yields; all features share their layout."""
+  name = features.TOKEN_FEATURES[0]
+  return {
+    **{feature: packed[feature] for feature in features.TOKEN_FEATURES},
+    'decoder_positions': packed[f'{name}_positions'],
+    'decoder_segment_ids': packed[f'{name}_segment_ids'],
+  }
+
+
+def _rows(
+  examples: grain.MapDataset, sequence_length: int, packed: bool, seed: int
+) -> grain.IterDataset:
+  if not packed:
+    to_row = functools.partial(_single_row, sequence_length=sequence_length)
+    return examples.map(to_row).to_iter_dataset(_READ_OPTIONS)
+  packing = grain.experimental.FirstFitPackIterDataset(
+    examples.map(_segment).to_iter_dataset(_READ_OPTIONS),
+    length_struct=dict.fromkeys(features.TOKEN_FEATURES, sequence_length),
+    num_packing_bins=_PACKING_BINS,
+    seed=seed,
+  )
+  return packing.map(_packed_row)
+
+
+def _check_process(manifest, process_index, process_count, packed, repeat):
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f'process_index is {process_index}; accepted: 0 <= process_index < '
+      f'process_count, which is {process_count}'
+    )
+  if manifest['num_examples'] < process_count:
+    raise ValueError(
+      f'{manifest["num_examples"]} examples cannot be split over '
+      f'{process_count} processes; use more examples or fewer processes'
+    )
+  if process_count > 1 and packed and not repeat:
+    raise ValueError(
+      'one packed pass gives each process another number of batches; with '
+      f'process_count={process_count} use packed=False or repeat=True'
+    )
+
+
+def _check_length(manifest, sequence_length):
+  needed = manifest['lengths']['total']['max'] - 1
+  if sequence_length < needed:
+    raise ValueError(
+      f'the longest example needs {needed} positions but sequence_length is '
+      f'{sequence_length}; use sequence_length >= {needed} or prepare the '
+      f'records with max_length={sequence_length + 1}'
+    )
+
+
+def open_batches(
+  path: str,
+  *,
+  batch_size: int,
+  sequence_length: int,
+  packed: bool = True,
+  seed: int | None = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  repeat: bool = True,
+  tokenizer_sha256: str | None = None,
+) -> Batches:
+  """Batches of the records in `path`.
+
+  Args:
+    path: folder written by `specstream prepare`.
+    batch_size: B, rows per batch of this process.
+    sequence_length: T.
+    packed: several examples to a row.
+    seed: shuffles every epoch differently; None keeps the order of the files.
+    process_index: which share of the records this process reads.
+    process_count: number of shares; they are disjoint and complete.
+    repeat: endless; otherwise one pass, whose last batch is padded with empty
+      rows and whose number of batches is the same in every process.
+    tokenizer_sha256: if given, must be the hash in the manifest.
+
+  Returns:
+    Iterator of dicts of arrays [B, T] (`features.DTYPES`).
+
+  Raises:
+    ValueError: other tokenizer, example longer than T, or a bad argument.
+  """
+  if batch_size < 1:
+    raise ValueError(f'batch_size is {batch_size}; it must be >= 1')
+  manifest = records.read_manifest(path)
+  if tokenizer_sha256 is not None:
+    records.check_tokenizer(manifest, tokenizer_sha256)
+  _check_process(manifest, process_index, process_count, packed, repeat)
+  _check_length(manifest, sequence_length)
+  length = manifest['num_examples']
+  if not repeat:
+    length = -(-length // process_count) * process_count
+  examples = grain.MapDataset.source(_Source(path, manifest['files'], length))
+  if seed is not None:
+    examples = examples.shuffle(seed=seed)
+  examples = examples[process_index::process_count]
+  if repeat:
+    examples = examples.repeat()
+  rows = _rows(examples, sequence_length, packed, seed or 0)
+  stack = functools.partial(features.stack, batch_size=batch_size)
+  settings = {
+    'num_examples': manifest['num_examples'],
+    'batch_size': batch_size,
+    'sequence_length': sequence_length,
+    'packed': packed,
+    'seed': seed,
+    'process_index': process_index,
+    'process_count': process_count,
+    'repeat': repeat,
+  }
+  return Batches(rows.batch(batch_size, batch_fn=stack), settings)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads task files (CSV and JSONL, plain or gzip) into pairs of texts.
+
+A malformed row is an error that names file, line and what is wrong, or, on
+request, is skipped and counted.
+"""
+
+import csv
+import dataclasses
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from typing import IO
+
+from absl import logging
+
+_SOURCE_KEYS = ('prompt', 'inputs')
+_ANSWER_KEYS = ('completion', 'targets')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Raw rows of a file.
+
+  Attributes:
+    pairs: (source, answer) texts in file order.
+    num_skipped: malformed rows left out.
+  """
+
+  pairs: tuple[tuple[str, str], ...]
+  num_skipped: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A prompt and every reference answer to it, as raw text."""
+
+  inputs: str
+  references: tuple[str, ...]
+
+
+class _Collector:
+  """Gathers rows; raises at a malformed one or counts it."""
+
+  def __init__(self, path: str, skip_bad_rows: bool):
+    self._path = path
+    self._skip_bad_rows = skip_bad_rows
+    self._pairs = []
+    self._num_skipped = 0
+
+  def add(self, source: str, answer: str) -> None:
+    self._pairs.append((source, answer))
+
+  def bad(self, line: int, problem: str) -> None:
+    message = f'{self._path}:{line}: {problem}'
+    if not self._skip_bad_rows:
+      raise ValueError(
+        f'{message}; correct the row or pass skip_bad_rows to leave it out'
+      )
+    self._num_skipped += 1
+    logging.warning('skipped %s', message)
+
+  def rows(self) -> Rows:
+    if not self._pairs:
+      raise ValueError(f'{self._path} has no usable rows')
+    return Rows(tuple(self._pairs), self._num_skipped)
+
+
+def _open(path: str) -> IO[str]:
+  """Opens text, through gzip if the name ends in .gz; bad bytes become U+FFFD."""
+  opener = gzip.open if path.endswith('.gz') else open
+  return opener(path, 'rt', encoding='utf-8-sig', errors='replace', newline='')
+
+
+def _csv_rows(reader) -> Iterator[tuple[int, list[str] | csv.Error]]:
+  """Yields (line, fields), or (line, error) where the csv syntax breaks."""
+  while True:
+    line = reader.line_num + 1
+    try:
+      yield line, next(reader)
+    except StopIteration:
+      return
+    except csv.Error as error:
+      yield line, error
+
+
+def _fields_problem(fields: list[str] | csv.Error, header: list[str]) -> str:
+  """What is wrong with a CSV row; empty if nothing is."""
+  if isinstance(fields, csv.Error):
+    return f'not CSV: {fields}'
+  if len(fields) != len(header):
+    return (
+      f'has {len(fields)} columns, the header has {len(header)} '
+      f'({",".join(header)})'
+    )
+  return ''
+
+
+def _text_problem(texts: dict[str, object]) -> str:
+  """What is wrong with the named texts of a row; empty if nothing is."""
+  for name, text in texts.items():
+    if not isinstance(text, str):
+      return f'{name} is {type(text).__name__}, not text'
+    if not text.strip():
+      return f'{name} is empty'
+    if '\ufffd' in text:
+      return f'{name} is not valid UTF-8'
+  return ''
+
+
+def read_csv(
+  path: str,
+  *,
+  source_column: str = 'mr',
+  answer_column: str = 'ref',
+  skip_bad_rows: bool = False,
+) -> Rows:
+  """Reads a CSV file with a header.
+
+  Args:
+    path: plain or .gz file.
+    source_column: header name of the source text, case ignored.
+    answer_column: header name of the answer, case ignored.
+    skip_bad_rows: count malformed rows and leave them out.
+
+  Raises:
+    ValueError: a malformed row (file, line, problem), or no such columns.
+  """
+  collector = _Collector(path, skip_bad_rows)
+  with _open(path) as file:
+    reader = csv.reader(file, strict=True)
+    header = [name.strip().lower() for name in next(reader, [])]
+    for column in (source_column, answer_column):
+      if column not in header:
+        raise ValueError(
+          f'{path}:1: header is {",".join(header)!r}; it needs the columns '
+          f'{source_column!r} and {answer_column!r}'
+        )
+    source, answer = header.index(source_column), header.index(answer_column)
+    for line, fields in _csv_rows(reader):
+      if fields == []:
+        continue
+      problem = _fields_problem(fields, header) or _text_problem(
+        {source_column: fields[source], answer_column: fields[answer]}
+      )
+      if problem:
+        collector.bad(line, problem)
+      else:
+        collector.add(fields[source].strip(), fields[answer].strip())
+  return collector.rows()
+
+
+def _pick(row: dict[str, object], names: tuple[str, ...]) -> str | None:
+  return next((name for name in names if name in row), None)
+
+
+def _json_pair(line: str) -> tuple[str, str] | str:
+  """The (source, answer) of a JSON line, or what is wrong with it."""
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    return f'not JSON: {error.msg} at column {error.colno}'
+  if not isinstance(row, dict):
+    return f'is a JSON {type(row).__name__}, not an object'
+  names = _pick(row, _SOURCE_KEYS), _pick(row, _ANSWER_KEYS)
+  for name, accepted in zip(names, (_SOURCE_KEYS, _ANSWER_KEYS), strict=True):
+    if name is None:
+      return f'has no {" or ".join(map(repr, accepted))}, only {sorted(row)}'
+  texts = {name: row[name] for name in names}
+  return _text_problem(texts) or tuple(texts.values())
+
+
+def read_jsonl(path: str, *, skip_bad_rows: bool = False) -> Rows:
+  """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
+
+  `inputs` and `targets` are accepted as names too.
+
+  Raises:
+    ValueError: a malformed row (file, line, problem).
+  """
+  collector = _Collector(path, skip_bad_rows)
+  with _open(path) as file:
+    for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
+      pair = _json_pair(line)
+      if isinstance(pair, str):
+        collector.bad(number, pair)
+      else:
+        collector.add(*pair)
+  return collector.rows()
+
+
+def find_file(data_dir: str, names: tuple[str, ...]) -> str:
+  """The first of `names`, plain or .gz, that exists in `data_dir`.
+
+  Raises:
+    ValueError: none exists; lists what was looked for and what is there.
+  """
+  if not os.path.isdir(data_dir):
+    raise ValueError(f'data_dir {data_dir!r} is not a folder')
+  for name in names:
+    for suffix in ('', '.gz'):
+      path = os.path.join(data_dir, name + suffix)
+      if os.path.isfile(path):
+        return path
+  raise ValueError(
+    f'data_dir {data_dir!r} has none of {", ".join(names)} (plain or .gz); '
+    f'it has: {", ".join(sorted(os.listdir(data_dir))[:20]) or "nothing"}'
+  )
+
+
+def group(pairs: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]]:
+  """Collects the answers of equal sources, in order of first appearance.
+
+  >>> group((('a', '1'), ('b', '2'), ('a', '3')))
+  [('a', ['1', '3']), ('b', ['2'])]
+  """
+  answers = {}
+  for source, answer in pairs:
+    answers.setdefault(source, []).append(answer)
+  return list(answers.items())

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token records on disk: ArrayRecord shards and a manifest.
+
+A folder holds `records-00000-of-00004.array_record` … and `manifest.json`.
+One record is one example, little-endian int32 throughout:
+
+    [I, prompt id 1 … prompt id I, answer id 1 … answer id A]
+
+I is the number of prompt tokens (BOS included if the tokenizer asks for one);
+the rest are answer tokens, EOS included.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tokenizers
+from array_record.python import array_record_module
+
+MANIFEST = 'manifest.json'
+FORMAT_VERSION = 1
+TOO_LONG = ('drop', 'truncate')
+_DTYPE = np.dtype('<i4')
+_PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
+
+
+def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
+  """sha256 of the tokenizer's JSON: equal hashes give equal ids."""
+  return hashlib.sha256(tokenizer.to_str().encode('utf-8')).hexdigest()
+
+
+def encode(inputs: np.ndarray, targets: np.ndarray) -> bytes:
+  """The record of prompt ids [I] and answer ids [A]."""
+  return np.concatenate([[len(inputs)], inputs, targets]).astype(_DTYPE).tobytes()
+
+
+def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
+  """Prompt ids int32 [I] and answer ids int32 [A] of a record."""
+  values = np.frombuffer(record, _DTYPE).astype(np.int32)
+  num_inputs = int(values[0])
+  return values[1 : 1 + num_inputs], values[1 + num_inputs :]
+
+
+class _Lengths:
+  """Counts examples and their tokens, and shortens those too long."""
+
+  def __init__(self, max_length: int, too_long: str):
+    self._max_length = max_length
+    self._too_long = too_long
+    self.num_dropped = 0
+    self.num_truncated = 0
+    self.inputs = []
+    self.targets = []
+
+  def fit(self, inputs, targets):
+    """The example, shortened to max_length tokens, or None if dropped."""
+    total = len(inputs) + len(targets)
+    if self._max_length and total > self._max_length:
+      room = self._max_length - len(inputs)
+      if self._too_long == 'drop' or room < 1:
+        self.num_dropped += 1
+        return None
+      targets = targets[:room]
+      self.num_truncated += 1
+    self.inputs.append(len(inputs))
+    self.targets.append(len(targets))
+    return inputs, targets
+
+  def summary(self) -> dict[str, Any]:
+    totals = np.add(self.inputs, self.targets)
+    return {
+      'num_examples': len(self.inputs),
+      'num_dropped_too_long': self.num_dropped,
+      'num_truncated': self.num_truncated,
+      'max_length': self._max_length,
+      'too_long': self._too_long,
+      'lengths': {
+        'inputs': _statistics(self.inputs),
+        'targets': _statistics(self.targets),
+        'total': _statistics(totals),
+      },
+    }
+
+
+def _statistics(lengths) -> dict[str, float]:
+  return {
+    'mean': round(float(np.mean(lengths)), 2),
+    'p95': float(np.percentile(lengths, 95)),
+    'max': int(np.max(lengths)),
+  }
+
+
+def _shard_name(shard: int, num_shards: int) -> str:
+  return f'records-{shard:05d}-of-{num_shards:05d}.array_record'
+
+
+def _write_shards(pairs, folder: str, num_shards: int, lengths: _Lengths):
+  """Deals the records out to the shards, one after the other."""
+  names = [_shard_name(i, num_shards) for i in range(num_shards)]
+  writers = [
+    array_record_module.ArrayRecordWriter(
+      os.path.join(folder, name), 'group_size:1'
+    )
+    for name in names
+  ]
+  try:
+    count = 0
+    for pair in pairs:
+      fitted = lengths.fit(*pair)
+      if fitted is not None:
+        writers[count % num_shards].write(encode(*fitted))
+        count += 1
+  finally:
+    for writer in writers:
+      writer.close()
+  if count < num_shards:
+    raise ValueError(
+      f'{count} examples cannot fill num_shards={num_shards}; use '
+      f'num_shards <= {max(count, 1)} and check the task and max_length '
+      f'({lengths.num_dropped} examples were too long)'
+    )
+  return names
+
+
+def check_arguments(
+  output_dir: str,
+  num_shards: int,
+  max_length: int,
+  too_long: str,
+  overwrite: bool,
+) -> None:
+  """Raises ValueError if `write` would refuse these arguments."""
+  if num_shards < 1:
+    raise ValueError(f'num_shards is {num_shards}; it must be >= 1')
+  if max_length < 0:
+    raise ValueError(f'max_length is {max_length}; it must be >= 0 (0: off)')
+  if too_long not in TOO_LONG:
+    raise ValueError(
+      f'too_long is {too_long!r}; accepted: {", ".join(map(repr, TOO_LONG))}'
+    )
+  if os.path.exists(output_dir) and not overwrite:
+    raise ValueError(
+      f'output_dir {output_dir!r} exists; pass overwrite to replace it or '
+      'choose another'
+    )
+  is_records = os.path.exists(os.path.join(output_dir, MANIFEST))
+  if os.path.exists(output_dir) and os.listdir(output_dir) and not is_records:
+    raise ValueError(
+      f'output_dir {output_dir!r} holds something other than records; '
+      'overwrite replaces folders of records only, choose another'
+    )
+
+
+def write(
+  pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+  output_dir: str,
+  *,
+  metadata: dict[str, Any],
+  num_shards: int = 1,
+  max_length: int = 0,
+  too_long: str = 'drop',
+  overwrite: bool = False,
+) -> dict[str, Any]:
+  """Writes records and manifest; the folder appears only when complete.
+
+  Args:
+    pairs: (prompt ids [I], answer ids [A]), consumed once.
+    output_dir: the folder to create.
+    metadata: what the caller knows: task, split, tokenizer_sha256, ….
+    num_shards: ArrayRecord files.
+    max_length: most tokens of an example; 0 is no limit.
+    too_long: `drop` such examples, or `truncate` their answer.
+    overwrite: replace an existing folder of records.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    ValueError: the folder exists, no examples, or a bad argument.
+  """
+  output_dir = os.path.abspath(output_dir)
+  check_arguments(output_dir, num_shards, max_length, too_long, overwrite)
+  parent, name = os.path.split(output_dir)
+  os.makedirs(parent, exist_ok=True)
+  scratch = tempfile.mkdtemp(prefix=f'.{name}-', dir=parent)
+  try:
+    lengths = _Lengths(max_length, too_long)
+    files = _write_shards(pairs, scratch, num_shards, lengths)
+    manifest = _manifest(metadata, files, lengths)
+    with open(os.path.join(scratch, MANIFEST), 'w', encoding='utf-8') as file:
+      json.dump(manifest, file, indent=2, ensure_ascii=False)
+      file.write('\n')
+    os.chmod(scratch, 0o755)
+    if os.path.exists(output_dir):
+      shutil.rmtree(output_dir)
+    os.rename(scratch, output_dir)
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+  return manifest
+
+
+def _manifest(metadata, files, lengths: _Lengths) -> dict[str, Any]:
+  return {
+    'format_version': FORMAT_VERSION,
+    'dtype': 'int32',
+    **metadata,
+    **lengths.summary(),
+    'files': files,
+    'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
+  }
+
+
+def read_manifest(path: str) -> dict[str, Any]:
+  """The manifest of a folder of records.
+
+  Raises:
+    ValueError: no manifest, a missing shard, or another format version.
+  """
+  manifest_path = os.path.join(path, MANIFEST)
+  if not os.path.isfile(manifest_path):
+    raise ValueError(
+      f'{path!r} has no {MANIFEST}; write records with `specstream prepare`'
+    )
+  with open(manifest_path, encoding='utf-8') as file:
+    manifest = json.load(file)
+  if manifest.get('format_version') != FORMAT_VERSION:
+    raise ValueError(
+      f'{manifest_path} has format_version {manifest.get("format_version")}; '
+      f'accepted: {FORMAT_VERSION}; prepare the records again'
+    )
+  for name in manifest['files']:
+    if not os.path.isfile(os.path.join(path, name)):
+      raise ValueError(f'{path!r} lacks {name}; prepare the records again')
+  return manifest
+
+
+def check_tokenizer(manifest: dict[str, Any], tokenizer_sha256: str) -> None:
+  """Raises ValueError if the records were written with another tokenizer."""
+  written = manifest['tokenizer_sha256']
+  if written != tokenizer_sha256:
+    raise ValueError(
+      f'records of task {manifest["task"]!r} were written with tokenizer '
+      f'{written[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
+      "them again with the model's tokenizer"
+    )

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of tasks: name -> splits, rows and prompt template.
+
+The one description of a task. Evaluation reads it directly, without
+TensorFlow; `tasks.py` builds the seqio tasks from it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from specstream_jax.data import prompts
+from specstream_jax.data import readers
+from specstream_jax.data import sources
+
+SPLITS = ('train', 'dev', 'test')
+ReadFn = Callable[[str, str | None, bool], readers.Rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Examples of a split and the number of malformed rows left out."""
+
+  examples: tuple[readers.Example, ...]
+  num_skipped: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+  """A task.
+
+  Attributes:
+    name: how it is asked for.
+    read: (split, data_dir, skip_bad_rows) -> raw rows.
+    template: raw row -> prompt and answer.
+    splits: names `read` accepts.
+    multi_reference_splits: splits in which rows of equal source are one
+      example with several references.
+  """
+
+  name: str
+  read: ReadFn
+  template: prompts.Template
+  splits: tuple[str, ...] = SPLITS
+  multi_reference_splits: tuple[str, ...] = ()
+
+  def load(
+    self,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    skip_bad_rows: bool = False,
+  ) -> Split:
+    """Reads a split.
+
+    Raises:
+      ValueError: no such split, no such file, or a malformed row.
+    """
+    if split not in self.splits:
+      raise ValueError(
+        f'task {self.name!r} has no split {split!r}; accepted: '
+        f'{", ".join(self.splits)}'
+      )
+    rows = self.read(split, data_dir, skip_bad_rows)
+    groups = [(source, [answer]) for source, answer in rows.pairs]
+    if split in self.multi_reference_splits:
+      groups = readers.group(rows.pairs)
+    examples = tuple(
+      readers.Example(self.template.inputs(source), tuple(answers))
+      for source, answers in groups
+    )
+    return Split(examples, rows.num_skipped)
+
+  def load_split(
+    self, split: str, data_dir: str | None = None
+  ) -> list[readers.Example]:
+    """The examples of a split: prompt text and raw references."""
+    return list(self.load(split, data_dir).examples)
+
+  def pairs(
+    self, examples: tuple[readers.Example, ...]
+  ) -> list[tuple[str, str]]:
+    """(prompt, answer after the prompt) for every reference."""
+    return [
+      (example.inputs, self.template.targets(reference))
+      for example in examples
+      for reference in example.references
+    ]
+
+
+def jsonl_task(name: str, files: Mapping[str, str]) -> TaskSpec:
+  """A task over JSONL files of prompts and completions, kept verbatim.
+
+  Args:
+    name: name of the task.
+    files: split -> path, e.g. {'train': 'my.jsonl'}.
+  """
+
+  def read(split, data_dir, skip_bad_rows):
+    del data_dir
+    return readers.read_jsonl(files[split], skip_bad_rows=skip_bad_rows)
+
+  return TaskSpec(name, read, prompts.VERBATIM, splits=tuple(files))
+
+
+_TASKS = {
+  task.name: task
+  for task in (
+    TaskSpec(
+      'e2e_nlg',
+      sources.read_e2e,
+      prompts.E2E,
+      multi_reference_splits=('dev', 'test'),
+    ),
+    TaskSpec(
+      'e2e_sample',
+      sources.read_e2e_sample,
+      prompts.E2E,
+      splits=('train', 'test'),
+      multi_reference_splits=('test',),
+    ),
+    TaskSpec('jsonl', sources.read_jsonl, prompts.VERBATIM),
+  )
+}
+
+
+def names() -> tuple[str, ...]:
+  """The known tasks."""
+  return tuple(sorted(_TASKS))
+
+
+def get(name: str) -> TaskSpec:
+  """The task called `name`.
+
+  Raises:
+    ValueError: there is none; lists those there are.
+  """
+  if name not in _TASKS:
+    raise ValueError(
+      f'task {name!r} is not known; accepted: {", ".join(names())}'
+    )
+  return _TASKS[name]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the rows of each task come from: files, shipped rows, or a download."""
+
+import os
+import urllib.error
+import urllib.request
+
+from absl import logging
+
+from specstream_jax.data import readers
+
+_E2E_URL = 'https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/'
+_E2E_ORIGINAL = {
+  'train': 'trainset.csv',
+  'dev': 'devset.csv',
+  'test': 'testset_w_refs.csv',
+}
+_SAMPLE_DIR = os.path.join(os.path.dirname(__file__), 'e2e_sample')
+_TIMEOUT_SECONDS = 30
+
+
+def _cache_dir() -> str:
+  root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return os.path.join(root, 'specstream_jax', 'e2e_nlg')
+
+
+def download_e2e(split: str) -> str:
+  """Fetches the authors' CSV of a split once; returns its path.
+
+  Raises:
+    ValueError: the source cannot be reached; says how to pass files instead.
+  """
+  name = _E2E_ORIGINAL[split]
+  path = os.path.join(_cache_dir(), name)
+  if os.path.isfile(path):
+    return path
+  url = _E2E_URL + name
+  logging.info('downloading %s to %s', url, path)
+  try:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+      content = response.read()
+  except (OSError, urllib.error.URLError) as error:
+    raise ValueError(
+      f'cannot download {url} ({error}); pass --data_dir with a folder that '
+      f'holds {name} or {split}.csv, plain or .gz'
+    ) from error
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  partial = f'{path}.{os.getpid()}'
+  with open(partial, 'wb') as file:
+    file.write(content)
+  os.replace(partial, path)
+  return path
+
+
+def read_e2e(
+  split: str, data_dir: str | None, skip_bad_rows: bool
+) -> readers.Rows:
+  """E2E rows (`mr,ref`) of a folder, or of the download without one."""
+  if data_dir is None:
+    path = download_e2e(split)
+  else:
+    names = (f'{split}.csv', _E2E_ORIGINAL[split])
+    path = readers.find_file(data_dir, names)
+  return readers.read_csv(path, skip_bad_rows=skip_bad_rows)
+
+
+def read_e2e_sample(
+  split: str, data_dir: str | None, skip_bad_rows: bool
+) -> readers.Rows:
+  """The few hundred E2E rows that come with the package."""
+  return read_e2e(split, data_dir or _SAMPLE_DIR, skip_bad_rows)
+
+
+def read_jsonl(
+  split: str, data_dir: str | None, skip_bad_rows: bool
+) -> readers.Rows:
+  """Rows of `{split}.jsonl` in a folder."""
+  if data_dir is None:
+    raise ValueError(
+      f"task 'jsonl' needs --data_dir, a folder with {split}.jsonl (plain or "
+      '.gz) of {"prompt": …, "completion": …} lines'
+    )
+  path = readers.find_file(data_dir, (f'{split}.jsonl',))
+  return readers.read_jsonl(path, skip_bad_rows=skip_bad_rows)

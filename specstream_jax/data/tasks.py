@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The task table as seqio tasks: source, preprocessors, vocabulary, metrics.
+
+B rows, T positions. Imports TensorFlow; only `prepare` and seqio users load
+it.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import seqio
+import tensorflow as tf
+
+from specstream_jax.data import features
+from specstream_jax.data import registry
+from specstream_jax.data import vocabulary as vocabulary_lib
+
+PAIRS_SUFFIX = '_pairs'
+_SIGNATURE = {
+  'inputs': tf.TensorSpec((), tf.string),
+  'targets': tf.TensorSpec((), tf.string),
+  'references': tf.TensorSpec((None,), tf.string),
+}
+
+
+class SeqioVocabulary(seqio.Vocabulary):
+  """`Vocabulary` in the form seqio asks for."""
+
+  def __init__(self, vocabulary: vocabulary_lib.Vocabulary):
+    super().__init__()
+    self._vocabulary = vocabulary
+
+  @property
+  def bos_id(self) -> int | None:
+    return self._vocabulary.bos_id
+
+  @property
+  def eos_id(self) -> int:
+    return self._vocabulary.eos_id
+
+  @property
+  def unk_id(self) -> int | None:
+    return None
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self._vocabulary.size
+
+  def _encode(self, s: str) -> list[int]:
+    return self._vocabulary.encode(s)
+
+  def _decode(self, ids) -> str:
+    return self._vocabulary.decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    ids = tf.py_function(
+      lambda text: self._encode(text.numpy().decode('utf-8')), [s], tf.int32
+    )
+    ids.set_shape((None,))
+    return ids
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    if ids.shape.rank == 2:
+      return tf.map_fn(self._decode_tf, ids, fn_output_signature=tf.string)
+    text = tf.py_function(
+      lambda row: self._decode(row.numpy()), [ids], tf.string
+    )
+    text.set_shape(())
+    return text
+
+  def __eq__(self, other) -> bool:
+    return (
+      isinstance(other, SeqioVocabulary)
+      and self._vocabulary.sha256 == other._vocabulary.sha256
+      and self.eos_id == other.eos_id
+      and self.bos_id == other.bos_id
+    )
+
+
+def _prepend_bos(dataset, output_features):
+  """Puts BOS in front of the prompt if the vocabulary has one."""
+  bos_id = output_features['inputs'].vocabulary.bos_id
+  if bos_id is None:
+    return dataset
+  return dataset.map(
+    lambda ex: {**ex, 'inputs': tf.concat([[bos_id], ex['inputs']], axis=0)}
+  )
+
+
+def _elements(spec: registry.TaskSpec, load, split: str):
+  """Yields raw seqio elements; a `_pairs` split has one per reference."""
+  as_pairs = split.endswith(PAIRS_SUFFIX)
+  for example in load(split.removesuffix(PAIRS_SUFFIX)).examples:
+    references = example.references if as_pairs else example.references[:1]
+    for reference in references:
+      yield {
+        'inputs': example.inputs,
+        'targets': spec.template.targets(reference),
+        'references': [reference] if as_pairs else list(example.references),
+      }
+
+
+def _source(spec: registry.TaskSpec, load) -> seqio.FunctionDataSource:
+  def dataset_fn(split, shuffle_files, seed=None):
+    dataset = tf.data.Dataset.from_generator(
+      functools.partial(_elements, spec, load, split),
+      output_signature=_SIGNATURE,
+    )
+    return dataset.shuffle(10_000, seed=seed) if shuffle_files else dataset
+
+  pairs = tuple(s + PAIRS_SUFFIX for s in spec.multi_reference_splits)
+  return seqio.FunctionDataSource(dataset_fn, splits=spec.splits + pairs)
+
+
+def _postprocess(output, *, example=None, is_target=False, **unused):
+  """A target becomes its references; a prediction loses outer space."""
+  del unused
+  if is_target:
+    return [text.decode('utf-8') for text in example['references']]
+  return output.strip()
+
+
+def pairs_split(spec: registry.TaskSpec, split: str) -> str:
+  """The seqio split with one element per reference."""
+  is_multi = split in spec.multi_reference_splits
+  return split + PAIRS_SUFFIX if is_multi else split
+
+
+def register(
+  spec: registry.TaskSpec,
+  vocabulary: vocabulary_lib.Vocabulary,
+  *,
+  data_dir: str | None = None,
+  skip_bad_rows: bool = False,
+  metric_fns: Sequence[Callable] = (),
+) -> seqio.Task:
+  """Registers the seqio task of `spec`, in place of one of the same name.
+
+  Args:
+    spec: the task.
+    vocabulary: tokenizes prompt and answer.
+    data_dir: folder of the task's files.
+    skip_bad_rows: leave malformed rows out.
+    metric_fns: metric(targets: list of reference lists, predictions) -> dict.
+  """
+  load = functools.partial(
+    spec.load, data_dir=data_dir, skip_bad_rows=skip_bad_rows
+  )
+  seqio_vocabulary = SeqioVocabulary(vocabulary)
+  if spec.name in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(spec.name)
+  return seqio.TaskRegistry.add(
+    spec.name,
+    source=_source(spec, load),
+    preprocessors=[
+      seqio.preprocessors.tokenize,
+      _prepend_bos,
+      seqio.preprocessors.append_eos,
+    ],
+    output_features={
+      'inputs': seqio.Feature(seqio_vocabulary, add_eos=False),
+      'targets': seqio.Feature(seqio_vocabulary, add_eos=True),
+    },
+    postprocess_fn=_postprocess,
+    metric_fns=list(metric_fns),
+  )
+
+
+def register_tasks(
+  vocabulary: vocabulary_lib.Vocabulary,
+  metric_fns: Sequence[Callable] = (),
+  *,
+  data_dir: str | None = None,
+) -> None:
+  """Registers every task of the table (see `register`)."""
+  for name in registry.names():
+    register(
+      registry.get(name), vocabulary, data_dir=data_dir, metric_fns=metric_fns
+    )
+
+
+class CausalFeatureConverter(seqio.FeatureConverter):
+  """{inputs, targets} -> the batch arrays of `features.py`, as seqio does it.
+
+  Prompt and answer share `task_feature_lengths['inputs'] + ['targets'] - 1`
+  positions.
+  """
+
+  TASK_FEATURES = {
+    'inputs': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    'targets': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+  }
+  MODEL_FEATURES = {
+    name: seqio.FeatureConverter.FeatureSpec(dtype=tf.as_dtype(dtype))
+    for name, dtype in features.DTYPES.items()
+  }
+  PACKING_FEATURE_DTYPES = {}
+
+  def _convert_features(self, ds, task_feature_lengths):
+    lengths = self.get_model_feature_lengths(task_feature_lengths)
+    names = features.TOKEN_FEATURES
+    ds = ds.map(self._segment)
+    ds = self._pack_or_pad(ds, {name: lengths[name] for name in names})
+    return ds.map(self._finish)
+
+  def _segment(self, example: Mapping[str, tf.Tensor]):
+    """Features [I + A - 1], each plus 1: seqio's packing strips zeros."""
+    tokens = tf.concat([example['inputs'], example['targets']], axis=0)
+    is_answer = tf.range(1, tf.size(tokens)) >= tf.size(example['inputs'])
+    return {
+      'decoder_input_tokens': tokens[:-1] + 1,
+      'decoder_target_tokens': tokens[1:] + 1,
+      'decoder_loss_weights': tf.cast(is_answer, tf.int32) + 1,
+    }
+
+  def _finish(self, row: Mapping[str, tf.Tensor]):
+    """Takes the 1 off again and names segments and positions."""
+    name = features.TOKEN_FEATURES[0]
+    if self.pack:
+      segment_ids = row[f'{name}_segment_ids']
+      positions = row[f'{name}_positions']
+    else:
+      segment_ids = tf.cast(row[name] > 0, tf.int32)
+      positions = tf.range(tf.size(segment_ids)) * segment_ids
+    finished = {
+      feature: tf.maximum(row[feature] - 1, 0)
+      for feature in features.TOKEN_FEATURES
+    }
+    weights = tf.cast(finished['decoder_loss_weights'], tf.float32)
+    return {
+      **finished,
+      'decoder_loss_weights': weights,
+      'decoder_positions': positions,
+      'decoder_segment_ids': segment_ids,
+    }
+
+  def get_model_feature_lengths(self, task_feature_lengths):
+    length = sum(task_feature_lengths.values()) - 1
+    return dict.fromkeys(self.MODEL_FEATURES, length)

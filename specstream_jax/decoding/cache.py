@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KV cache: append a tree's keys and values, commit its accepted path.
+
+Each row has its own length. Slots from `length` on are scratch: `append`
+writes node m of a tree to slot length + m, `commit` moves the accepted path
+to the front of them. The layout [B, K, S, H] is the one attention reads, so
+no step transposes it; inside `lax.while_loop` both updates are in place.
+
+Axis letters: B rows, T tokens, P path length, S cache slots, K KV heads,
+H head dim.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax import typing
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Keys and values of every layer.
+
+  Attributes:
+    keys: per layer [B, K, S, H].
+    values: per layer [B, K, S, H].
+    length: [B] int32, committed slots of each row.
+  """
+
+  keys: tuple[typing.Array, ...]
+  values: tuple[typing.Array, ...]
+  length: typing.Array
+
+  @property
+  def num_slots(self) -> int:
+    """S."""
+    return self.keys[0].shape[2]
+
+
+def init(
+  cfg: config.ModelConfig, batch: int, cache_length: int, dtype: str
+) -> Cache:
+  """An empty cache of `cache_length` slots for `batch` rows."""
+  shape = (batch, cfg.num_kv_heads, cache_length, cfg.head_dim)
+  empty = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers))
+  return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32))
+
+
+def append(
+  layer: typing.Array, new: typing.Array, start: typing.Array
+) -> typing.Array:
+  """Writes `new` to slots start .. start+T-1 of each row.
+
+  A start above S - T is moved down to S - T; the decode loop stops a row
+  before that can touch a slot it still needs.
+
+  Args:
+    layer: [B, K, S, H].
+    new: [B, T, K, H].
+    start: [B] int32.
+  """
+  new = new.swapaxes(1, 2).astype(layer.dtype)
+  write = lambda row, update, slot: jax.lax.dynamic_update_slice(
+    row, update, (0, slot, 0)
+  )
+  return jax.vmap(write)(layer, new, start)
+
+
+def commit(
+  cache: Cache, path: typing.Array, accept_length: typing.Array
+) -> Cache:
+  """Keeps the accepted path of the tree that was appended last.
+
+  Slot length + path[i] moves to slot length + i for i <= accept_length and
+  the row's length grows by accept_length + 1. What lies beyond is scratch.
+
+  Args:
+    cache: the tree's keys and values lie from slot `length` on.
+    path: [B, P] int32 node indices, path[:, 0] = 0, increasing up to
+      accept_length.
+    accept_length: [B] int32; -1 leaves the row's length as it is.
+  """
+  if path.shape[1] == 1:
+    layers = cache.keys, cache.values  # the root lies where it belongs
+  else:
+    slots = (cache.length[:, None] + path[:, 1:])[:, None, :, None]
+    move = functools.partial(_move, slots=slots, start=cache.length + 1)
+    layers = tuple(map(move, cache.keys)), tuple(map(move, cache.values))
+  return Cache(*layers, cache.length + accept_length + 1)
+
+
+def _move(layer, slots, start):
+  """Copies slots [B, 1, P - 1, 1] of a layer to slots start, start + 1, …"""
+  kept = jnp.take_along_axis(layer, slots, axis=2, mode='clip')
+  return append(layer, kept.swapaxes(1, 2), start)

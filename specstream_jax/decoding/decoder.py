@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled decoder: pads prompts, checks sizes, owns jit and donation.
+
+Axis letters: B rows, T prompt positions, S cache slots, M tree nodes.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specstream_jax import config
+from specstream_jax import sampling
+from specstream_jax.decoding import interface
+from specstream_jax.decoding import loop
+from specstream_jax.decoding import stopping
+
+_NO_LIMIT = np.iinfo(np.int32).max
+
+
+class DecodeResult(NamedTuple):
+  """What a batch came to.
+
+  Attributes:
+    tokens: new tokens of each row; EOS and stop sequences included.
+    calls: [B] model calls of each row, prompt pass excluded.
+    accept_lengths: of each call of each row; len(tokens) = 1 + calls + their
+      sum, as the prompt pass gives the first token.
+    finish_reasons: of each row, 'eos', 'stop', 'length' or 'cache'.
+    prefill_seconds: prompt pass of the batch.
+    decode_seconds: everything after it.
+  """
+
+  tokens: list[list[int]]
+  calls: np.ndarray
+  accept_lengths: list[list[int]]
+  finish_reasons: list[str]
+  prefill_seconds: float
+  decode_seconds: float
+
+  def tokens_per_call(self) -> float:
+    """Mean accept length plus one over all calls; 0 if there were none."""
+    num_calls = int(self.calls.sum())
+    accepted = sum(map(sum, self.accept_lengths))
+    return 1 + accepted / num_calls if num_calls else 0.0
+
+  def accept_histogram(self, path_length: int) -> np.ndarray:
+    """[P] number of calls by accept length."""
+    flat = [n for row in self.accept_lengths for n in row]
+    return np.bincount(np.array(flat, int), minlength=path_length)
+
+
+class Decoder:
+  """Generates with one model, drafter and pair of configs.
+
+  Compiles once for each number of rows and prompt bucket.
+  """
+
+  def __init__(
+    self,
+    model: interface.ModelFns,
+    drafter: interface.Drafter,
+    cfg: config.DecodeConfig,
+    sampling_cfg: config.SamplingConfig = config.SamplingConfig(),
+    *,
+    prompt_model: interface.ModelFns | None = None,
+  ):
+    self.setup = interface.Setup(
+      model, prompt_model or model, drafter, cfg, sampling_cfg
+    )
+    self.num_compilations = 0
+    self._prefill = jax.jit(
+      self._counted(loop.prefill), static_argnames='cache_length'
+    )
+    self._run = jax.jit(self._counted(loop.run), donate_argnums=1)
+
+  def _counted(self, fun):
+    """`fun` of this setup; every trace counts as a compilation."""
+
+    @functools.wraps(fun)
+    def traced(*args, **kwargs):
+      self.num_compilations += 1
+      return fun(self.setup, *args, **kwargs)
+
+    return traced
+
+  def start(
+    self,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new: int | Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    row_ids: Sequence[int] | None = None,
+  ) -> loop.DecodeState:
+    """Runs the prompt pass; arguments as in `generate`."""
+    lengths = [len(prompt) for prompt in prompts]
+    limits = self._limits(max_new, len(prompts))
+    padded_length, num_slots = self._sizes(lengths)
+    padded = np.zeros((len(prompts), padded_length), np.int32)
+    for row, prompt in enumerate(prompts):
+      padded[row, : len(prompt)] = prompt
+    ids = range(len(prompts)) if row_ids is None else row_ids
+    return self._prefill(
+      params,
+      padded,
+      np.array(lengths, np.int32),
+      limits,
+      sampling.row_keys(seed, list(ids)),
+      cache_length=num_slots,
+    )
+
+  def advance(
+    self, params: Any, state: loop.DecodeState, num_steps: int | None = None
+  ) -> loop.DecodeState:
+    """At most `num_steps` more steps, all if None; `state` is consumed."""
+    limit = _NO_LIMIT
+    if num_steps is not None:
+      limit = int(state.num_steps) + num_steps
+    return self._run(params, state, jnp.int32(limit))
+
+  def generate(
+    self,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new: int | Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    row_ids: Sequence[int] | None = None,
+  ) -> DecodeResult:
+    """Decodes every prompt to its end.
+
+    Args:
+      params: weights, passed through to the model.
+      prompts: token ids of each row, at least one.
+      max_new: most new tokens, for all rows or per row; None takes
+        DecodeConfig.max_new_tokens.
+      seed: of the noise, when temperature > 0.
+      row_ids: identity of each row in the noise; None numbers them from 0. The
+        same prompt, seed and id give the same tokens in any batch.
+
+    Raises:
+      ValueError: a prompt is empty or too long, or a limit out of range.
+    """
+    begin = time.perf_counter()
+    state = self.start(params, prompts, max_new, seed=seed, row_ids=row_ids)
+    jax.block_until_ready(state)
+    middle = time.perf_counter()
+    state = jax.block_until_ready(self.advance(params, state))
+    end = time.perf_counter()
+    return _result(state, middle - begin, end - middle)
+
+  def stream(
+    self,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new: int | Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    row_ids: Sequence[int] | None = None,
+    steps: int = 1,
+  ) -> Iterator[tuple[int, list[int]]]:
+    """Yields (row, new tokens) after every `steps` steps; see `generate`."""
+    state = self.start(params, prompts, max_new, seed=seed, row_ids=row_ids)
+    sent = np.zeros(len(prompts), int)
+    while True:
+      # Copied before the state is donated to the next call.
+      tokens, counts = np.array(state.tokens), np.array(state.num_tokens)
+      is_finished = bool(np.all(state.is_done))
+      for row in np.flatnonzero(counts > sent):
+        yield int(row), tokens[row, sent[row] : counts[row]].tolist()
+      sent = counts
+      if is_finished:
+        return
+      state = self.advance(params, state, steps)
+
+  def _limits(self, max_new, batch):
+    """Per-row limits int32 [B]."""
+    bound = self.setup.cfg.max_new_tokens
+    limits = np.asarray(bound if max_new is None else max_new)
+    if limits.ndim and limits.shape != (batch,):
+      raise ValueError(
+        f'max_new has {limits.size} limits for {batch} prompts; give one '
+        'number or one per prompt'
+      )
+    for limit in np.unique(limits):
+      if not 1 <= limit <= bound:
+        raise ValueError(
+          f'max_new is {limit}; accepted: 1 to DecodeConfig.max_new_tokens, '
+          f'which is {bound}'
+        )
+    return np.broadcast_to(limits, (batch,)).astype(np.int32)
+
+  def _sizes(self, lengths):
+    """Padded prompt length T and cache length S of a batch."""
+    cfg, size = self.setup.cfg, self.setup.drafter.size
+    if not lengths or min(lengths) < 1:
+      what = f'prompt {lengths.index(0)} is empty' if lengths else 'no prompts'
+      raise ValueError(f'{what}; give every row at least one token')
+    longest = max(lengths)
+    padded = -(-longest // cfg.prompt_bucket) * cfg.prompt_bucket
+    if not cfg.cache_length:
+      return padded, padded + cfg.max_new_tokens + size
+    if longest + size > cfg.cache_length:
+      raise ValueError(
+        f'prompt {lengths.index(longest)} has {longest} tokens and the draft '
+        f'tree {size} nodes but the cache has {cfg.cache_length} slots; use '
+        f'prompts <= {cfg.cache_length - size} tokens or cache_length >= '
+        f'{longest + size}'
+      )
+    return min(padded, cfg.cache_length), cfg.cache_length
+
+
+def _result(state, prefill_seconds, decode_seconds):
+  state = jax.device_get(
+    (state.tokens, state.num_tokens, state.calls, state.accept_lengths,
+     state.finish_reason)
+  )
+  tokens, num_tokens, calls, accept_lengths, reasons = state
+  take = lambda rows, counts: [
+    row[:n].tolist() for row, n in zip(rows, counts, strict=True)
+  ]
+  return DecodeResult(
+    take(tokens, num_tokens),
+    calls,
+    take(accept_lengths, calls),
+    [stopping.REASONS[reason] for reason in reasons],
+    prefill_seconds,
+    decode_seconds,
+  )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the decode loop asks of a model and of a drafter.
+
+Axis letters: B rows, M tree nodes including the root, S cache slots,
+J streams, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.decoding import tree as tree_lib
+
+
+class Forward(NamedTuple):
+  """Result of one pass over a tree.
+
+  Attributes:
+    hidden: [B, M, D], ready for `ModelFns.logits`.
+    cache: node m of each row lies in slot length + m; length not advanced.
+    stream_state: pytree of arrays [B, M, ...], opaque to the loop.
+  """
+
+  hidden: typing.Array
+  cache: cache_lib.Cache
+  stream_state: Any
+
+
+class ModelFns(NamedTuple):
+  """A model as the decode loop sees it.
+
+  Attributes:
+    init_cache: (batch, cache_length) -> empty Cache.
+    forward: (params, tokens [B, M], positions [B, M], tree_mask [B, M, M],
+      cache, *, with_streams) -> Forward. A node sees the slots below
+      cache.length and the nodes that `tree_mask` shows it.
+    logits: (params, hidden [..., D]) -> float32 [..., V].
+    stream_logits: (params, stream_state of one node [B, ...], cache,
+      positions [B] of that node) -> float32 [B, J, V]; stream j (from 0)
+      predicts position + 2 + j. The cache is committed up to that node.
+  """
+
+  init_cache: Callable[[int, int], cache_lib.Cache]
+  forward: Callable[..., Forward]
+  logits: Callable[[Any, typing.Array], typing.Array]
+  stream_logits: Callable[..., typing.Array]
+
+
+class DraftContext(NamedTuple):
+  """What a drafter may look at: every row after its last commit.
+
+  Attributes:
+    root: [B] int32 last emitted token, not in the cache yet.
+    hidden: [B, D] main stream at the leaf, the token before the root.
+    stream_state: pytree of arrays [B, ...] at the leaf.
+    cache: committed up to the leaf.
+    leaf_positions: [B] int32, position of the leaf; the root's is one more.
+    tokens: [B, max_new] int32 output so far.
+    num_tokens: [B] int32 valid entries of `tokens`.
+    row_keys: [B] keys of the position-keyed noise.
+  """
+
+  root: typing.Array
+  hidden: typing.Array
+  stream_state: Any
+  cache: cache_lib.Cache
+  leaf_positions: typing.Array
+  tokens: typing.Array
+  num_tokens: typing.Array
+  row_keys: typing.Array
+
+
+class Drafter(Protocol):
+  """Proposes the next tree; any proposal leaves the output unchanged.
+
+  Attributes:
+    size: M, nodes including the root.
+    max_depth: depth of the deepest node, P - 1.
+    with_streams: whether the forward pass should carry streams.
+  """
+
+  size: int
+  max_depth: int
+  with_streams: bool
+
+  def init(
+    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+  ) -> Any:
+    """Own state (a pytree, () for none) for prompts [B, T], lengths [B]."""
+
+  def propose(
+    self, setup: 'Setup', params: Any, context: DraftContext, state: Any
+  ) -> tuple[tree_lib.DraftTree, Any]:
+    """The next tree, rooted at `context.root`, and the new own state."""
+
+
+class Setup(NamedTuple):
+  """The static half of a decoder; everything else is arrays.
+
+  Attributes:
+    model: used by every step.
+    prompt_model: used by the prompt pass, where only the last token needs
+      streams: the `deferred` schedule even if `model` runs `parallel`.
+    drafter: proposes trees.
+    cfg: sizes and stop conditions.
+    sampling: how a token is drawn.
+  """
+
+  model: ModelFns
+  prompt_model: ModelFns
+  drafter: Drafter
+  cfg: config.DecodeConfig
+  sampling: config.SamplingConfig
+
+  @property
+  def path_length(self) -> int:
+    """P, the most tokens one call can emit."""
+    return self.drafter.max_depth + 1

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decode loop: verify a tree, commit its path, draft the next.
+
+Paper, section 3. `prefill` makes a `DecodeState`, `step` advances every
+unfinished row of it by its own accept length plus one, `run` is one
+`lax.while_loop` over `step`. The model and the drafter are callables, so a
+table will do for a model.
+
+Axis letters: B rows, T prompt positions, M tree nodes including the root,
+P path length, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import sampling
+from specstream_jax import typing
+from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.decoding import interface
+from specstream_jax.decoding import stopping
+from specstream_jax.decoding import tree as tree_lib
+from specstream_jax.decoding import verify
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+  """Everything the loop carries; rows are independent of each other.
+
+  Between steps cache.length = prompt length + num_tokens - 1: all but the last
+  emitted token, the root of `tree`, is committed.
+
+  Attributes:
+    tokens: [B, max_new] int32 output; EOS and stop sequences included.
+    num_tokens: [B] int32 valid entries of `tokens`.
+    limits: [B] int32 most tokens each row may emit.
+    finish_reason: [B] int32, an index into `stopping.REASONS`.
+    cache: committed keys and values.
+    tree: drafts to verify in the next step.
+    drafter_state: the drafter's own pytree.
+    row_keys: [B] keys of the position-keyed noise.
+    calls: [B] int32 steps each row took part in; the prompt pass is none.
+    accept_lengths: [B, max_new] int32 accept length of each call.
+    num_steps: int32 scalar, steps of the batch.
+  """
+
+  tokens: typing.Array
+  num_tokens: typing.Array
+  limits: typing.Array
+  finish_reason: typing.Array
+  cache: cache_lib.Cache
+  tree: tree_lib.DraftTree
+  drafter_state: Any
+  row_keys: typing.Array
+  calls: typing.Array
+  accept_lengths: typing.Array
+  num_steps: typing.Array
+
+  @property
+  def is_done(self) -> typing.Array:
+    """[B] bool."""
+    return self.finish_reason != stopping.RUNNING
+
+
+def prefill(
+  setup: interface.Setup,
+  params: Any,
+  prompts: typing.Array,
+  prompt_lengths: typing.Array,
+  limits: typing.Array,
+  row_keys: typing.Array,
+  *,
+  cache_length: int,
+) -> DecodeState:
+  """Runs the prompts, draws the first token and drafts the first tree.
+
+  Args:
+    setup: model, drafter and configs.
+    params: weights, passed through to the model.
+    prompts: [B, T] int32, padded on the right.
+    prompt_lengths: [B] int32, at least 1.
+    limits: [B] int32 most tokens each row may emit, at least 1.
+    row_keys: [B] keys, see `sampling.row_keys`.
+    cache_length: S.
+  """
+  batch, padded_length = prompts.shape
+  positions = jnp.arange(padded_length)[None]
+  causal = jnp.tri(padded_length, dtype=bool)
+  forward = setup.prompt_model.forward(
+    params,
+    prompts,
+    jnp.broadcast_to(positions, prompts.shape),
+    jnp.broadcast_to(causal[None], (batch, *causal.shape)),
+    setup.prompt_model.init_cache(batch, cache_length),
+    with_streams=setup.drafter.with_streams,
+  )
+  last = prompt_lengths - 1
+  logits = setup.prompt_model.logits(params, _at(forward.hidden, last))
+  first = sampling.draw(
+    logits[:, None], row_keys, prompt_lengths[:, None], setup.sampling
+  )
+  zeros = jnp.zeros((batch,), jnp.int32)
+  buffer = jnp.zeros((batch, setup.cfg.max_new_tokens), jnp.int32)
+  state = DecodeState(
+    tokens=buffer,
+    num_tokens=zeros,
+    limits=limits,
+    finish_reason=zeros,
+    cache=dataclasses.replace(forward.cache, length=prompt_lengths),
+    tree=tree_lib.root_only(first[:, 0]),
+    drafter_state=setup.drafter.init(params, prompts, prompt_lengths),
+    row_keys=row_keys,
+    calls=zeros,
+    accept_lengths=buffer,
+    num_steps=jnp.int32(0),
+  )
+  kept, reason = stopping.truncate(
+    setup.cfg, buffer, zeros, limits, first, zeros + 1
+  )
+  state = _emit(setup, state, first, kept, reason)
+  prompt_setup = setup._replace(model=setup.prompt_model)
+  return _draft(prompt_setup, params, state, forward, last, first[:, 0])
+
+
+def step(
+  setup: interface.Setup, params: Any, state: DecodeState
+) -> DecodeState:
+  """One call of the model: verify, commit, emit, draft."""
+  with jax.named_scope('verify_forward'):
+    forward = _forward_tree(setup, params, state)
+    targets = _draw_targets(setup, params, state, forward.hidden)
+  with jax.named_scope('verify'):
+    verified = verify.verify(
+      state.tree, targets, path_length=setup.path_length
+    )
+    # The draw at node path[i] is the token at node path[i + 1], or the bonus.
+    emitted = jnp.take_along_axis(targets, verified.path, axis=1)
+    kept, reason = stopping.truncate(
+      setup.cfg,
+      state.tokens,
+      state.num_tokens,
+      state.limits,
+      emitted,
+      verified.accept_length + 1,
+    )
+    kept = jnp.where(state.is_done, 0, kept)
+    reason = jnp.where(state.is_done, state.finish_reason, reason)
+  with jax.named_scope('commit'):
+    cache = cache_lib.commit(forward.cache, verified.path, kept - 1)
+    state = dataclasses.replace(state, cache=cache)
+    state = _count_call(state, kept)
+    state = _emit(setup, state, emitted, kept, reason)
+  with jax.named_scope('draft'):
+    return _draft(
+      setup, params, state, forward, verified.leaf, verified.bonus
+    )
+
+
+def run(
+  setup: interface.Setup,
+  params: Any,
+  state: DecodeState,
+  step_limit: typing.Array,
+) -> DecodeState:
+  """Steps until every row is done or `num_steps` reaches `step_limit`."""
+
+  def should_continue(state):
+    has_unfinished_row = jnp.any(~state.is_done)
+    is_below_limit = state.num_steps < step_limit
+    return has_unfinished_row & is_below_limit
+
+  body = functools.partial(step, setup, params)
+  return jax.lax.while_loop(should_continue, body, state)
+
+
+def _forward_tree(setup, params, state):
+  tree = state.tree
+  return setup.model.forward(
+    params,
+    jnp.maximum(tree.tokens, 0),  # unused nodes hold -1
+    state.cache.length[:, None] + tree.depths,
+    tree_lib.ancestor_mask(tree.parents),
+    state.cache,
+    with_streams=setup.drafter.with_streams,
+  )
+
+
+def _draw_targets(setup, params, state, hidden):
+  """The token the target draws at every node, [B, M]."""
+  return sampling.draw_nodes(
+    setup.model.logits(params, hidden),
+    state.row_keys,
+    state.cache.length + 1,
+    state.tree.depths,
+    setup.sampling,
+    path_length=setup.path_length,
+  )
+
+
+def _count_call(state, kept):
+  """Counts the call in the rows that took part, with its accept length."""
+  took_part = ~state.is_done
+  rows = jnp.arange(kept.shape[0])
+  index = jnp.where(took_part, state.calls, state.accept_lengths.shape[1])
+  return dataclasses.replace(
+    state,
+    calls=state.calls + took_part,
+    accept_lengths=state.accept_lengths.at[rows, index].set(
+      kept - 1, mode='drop'
+    ),
+    num_steps=state.num_steps + 1,
+  )
+
+
+def _emit(setup, state, emitted, kept, reason):
+  """Appends the first `kept` [B] of `emitted` [B, P]; ends full rows."""
+  offset = jnp.arange(emitted.shape[1])[None]
+  index = jnp.where(
+    offset < kept[:, None],
+    state.num_tokens[:, None] + offset,
+    state.tokens.shape[1],
+  )
+  rows = jnp.arange(kept.shape[0])[:, None]
+  needed = state.cache.length + setup.drafter.size
+  is_full = (needed > state.cache.num_slots) & (reason == stopping.RUNNING)
+  return dataclasses.replace(
+    state,
+    tokens=state.tokens.at[rows, index].set(emitted, mode='drop'),
+    num_tokens=state.num_tokens + kept,
+    finish_reason=jnp.where(is_full, stopping.CACHE, reason),
+  )
+
+
+def _draft(setup, params, state, forward, leaf, root):
+  """The tree to verify next, from the leaf [B] of the last pass."""
+  context = interface.DraftContext(
+    root=root,
+    hidden=_at(forward.hidden, leaf),
+    stream_state=jax.tree.map(lambda x: _at(x, leaf), forward.stream_state),
+    cache=state.cache,
+    leaf_positions=state.cache.length - 1,
+    tokens=state.tokens,
+    num_tokens=state.num_tokens,
+    row_keys=state.row_keys,
+  )
+  tree, drafter_state = setup.drafter.propose(
+    setup, params, context, state.drafter_state
+  )
+  return dataclasses.replace(state, tree=tree, drafter_state=drafter_state)
+
+
+def _at(x, index):
+  """x [B, M, ...] at one index per row [B]."""
+  return x[jnp.arange(x.shape[0]), index]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer as the decode loop sees it.
+
+Two schedules for drafting give the same tokens at different cost. `parallel`
+(the paper): streams at every node in the verifying pass. `deferred`: verify
+first, then the streams of the accepted leaf alone through the MSA layers.
+
+LM head economy. Paper: logits for all tokens of the pass. Here: stream logits
+for the accepted leaf only, since no other node's streams are ever read; the
+result is the same.
+"""
+
+from typing import Any
+
+from specstream_jax import typing
+from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.decoding import interface
+from specstream_jax.modeling import build
+from specstream_jax.modeling import transformer
+
+
+def model_fns(
+  built: build.Built, schedule: str = 'deferred'
+) -> interface.ModelFns:
+  """Callables for one schedule; `params` is the pair (base, adapter).
+
+  Args:
+    built: structure of the model, with streams if a drafter wants them.
+    schedule: `parallel` or `deferred`.
+  """
+  is_parallel, cfg = schedule == 'parallel', built.cfg
+
+  def init_cache(batch: int, cache_length: int) -> cache_lib.Cache:
+    return cache_lib.init(cfg, batch, cache_length, cfg.dtype)
+
+  def forward(
+    params, tokens, positions, tree_mask, cache, *, with_streams
+  ) -> interface.Forward:
+    return interface.Forward(
+      *transformer.forward_tree(
+        built.merge(*params),
+        tokens,
+        positions,
+        tree_mask,
+        cache,
+        with_streams=with_streams and is_parallel,
+      )
+    )
+
+  def logits(params: Any, hidden: typing.Array) -> typing.Array:
+    return built.merge(*params).logits(hidden)
+
+  def stream_logits(params, stream_state, cache, positions) -> typing.Array:
+    model = built.merge(*params)
+    if not is_parallel:
+      stream_state = transformer.forward_streams(
+        model, stream_state, positions, cache
+      )
+    return model.logits(stream_state)
+
+  return interface.ModelFns(init_cache, forward, logits, stream_logits)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The draft tree as data: build it from stream logits, mask it, prune it.
+
+Paper, section 3, step 2 and "Pruning". The number of nodes is static, the
+shape of the tree is an array like any other and may change every step.
+
+Axis letters: B rows, M tree nodes including the root, J streams, V vocabulary.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.decoding import topology
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DraftTree:
+  """A tree per row; parents precede children, node 0 is the root.
+
+  The root is the last emitted token, whose K/V is not in the cache yet.
+
+  Attributes:
+    tokens: [B, M] int32; -1 marks an unused node, which no draw can match.
+    parents: [B, M] int32; the root is its own parent.
+    depths: [B, M] int32; the root has depth 0, unused nodes depth 1.
+  """
+
+  tokens: typing.Array
+  parents: typing.Array
+  depths: typing.Array
+
+
+def root_only(root: typing.Array) -> DraftTree:
+  """The tree of autoregressive decoding: root tokens [B], M = 1."""
+  tokens = root[:, None].astype(jnp.int32)
+  return DraftTree(tokens, jnp.zeros_like(tokens), jnp.zeros_like(tokens))
+
+
+def ancestor_mask(parents: typing.Array) -> typing.Array:
+  """Which nodes each node sees, bool [B, M, M]: itself and its ancestors.
+
+  A root, two children of it and a child of the first (parents 0 0 0 1):
+
+    1 0 0 0
+    1 1 0 0
+    1 0 1 0
+    1 1 0 1
+
+  Args:
+    parents: [B, M] int32, parents before children.
+  """
+  num_nodes = parents.shape[1]
+  nodes = jnp.arange(num_nodes)
+  itself = (nodes[:, None] == nodes[None])[None]
+  mask = jnp.broadcast_to(itself, (*parents.shape, num_nodes))
+  # Each round doubles the number of generations a node has seen.
+  for _ in range((num_nodes - 1).bit_length()):
+    mask |= jnp.take_along_axis(mask, parents[..., None], axis=1)
+    parents = jnp.take_along_axis(parents, parents, axis=1)
+  return mask
+
+
+def from_stream_logits(
+  logits: typing.Array, root: typing.Array, cfg: config.TreeConfig
+) -> DraftTree:
+  """The draft tree that the streams of one leaf propose.
+
+  Args:
+    logits: [B, J, V]; stream j (from 0) proposes the nodes of depth j + 1.
+    root: [B] int32 last emitted token.
+    cfg: kind and sizes of the tree.
+
+  Raises:
+    ValueError: the tree is deeper than there are streams, or wider than the
+      vocabulary.
+  """
+  cfg.check_fits(config.StreamConfig(num_streams=logits.shape[1]))
+  _check_width(cfg, logits.shape[-1])
+  logits = logits[:, : cfg.max_depth].astype(jnp.float32)
+  if cfg.kind == 'best_first':
+    return _best_first(logits, root, cfg)
+  parents, depths, ranks = topology.arrays(cfg)
+  _, top = jax.lax.top_k(logits, topology.width(cfg))
+  drafts = top[:, depths[1:] - 1, ranks[1:]]
+  tokens = jnp.concatenate([root[:, None], drafts], axis=1).astype(jnp.int32)
+  spread = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), tokens.shape)
+  return DraftTree(tokens, spread(parents), spread(depths))
+
+
+def _check_width(cfg, vocab_size):
+  width = topology.width(cfg)
+  if width > vocab_size:
+    raise ValueError(
+      f'draft tree needs the top {width} tokens of a stream but the vocabulary '
+      f'has {vocab_size}; use branching (or ranks in choices) <= {vocab_size}'
+    )
+
+
+def _best_first(logits, root, cfg):
+  """The M - 1 nodes of highest joint probability; closed under ancestors.
+
+  Level by level the best M - 1 nodes, then the best M - 1 of all levels: a
+  child never outscores its parent, so each chosen node's ancestors are chosen.
+  """
+  batch, num_drafts = logits.shape[0], cfg.num_nodes - 1
+  log_probs, tokens = jax.lax.top_k(
+    jnp.minimum(jax.nn.log_softmax(logits, axis=-1), 0.0), cfg.branching
+  )
+  scores, levels = jnp.zeros((batch, 1)), []
+  first_parent, num_candidates = 0, 1  # of all candidates, the root being 0
+  for depth in range(1, cfg.max_depth + 1):
+    joint = scores[:, :, None] + log_probs[:, depth - 1, None]  # [B, W, k]
+    joint = joint.reshape(batch, -1)
+    scores, best = jax.lax.top_k(joint, min(num_drafts, joint.shape[1]))
+    rank = best % cfg.branching
+    token = jnp.take_along_axis(tokens[:, depth - 1], rank, axis=1)
+    parent = first_parent + best // cfg.branching
+    levels.append((scores, token, parent, jnp.full_like(token, depth)))
+    first_parent = num_candidates
+    num_candidates += scores.shape[1]
+  candidates = [jnp.concatenate(x, axis=1) for x in zip(*levels, strict=True)]
+  return _select(*candidates, root, num_drafts)
+
+
+def _select(scores, tokens, parents, depths, root, num_drafts):
+  """Tree of the root and the best `num_drafts` candidates [B, C]."""
+  short = max(num_drafts - scores.shape[1], 0)
+  # The root comes before the candidates, unused nodes after them.
+  pad = lambda x, unused: jnp.pad(
+    x, ((0, 0), (1, short)), constant_values=((0, 0), (0, unused))
+  ).astype(jnp.int32)
+  scores = jnp.pad(
+    scores, ((0, 0), (1, short)), constant_values=-jnp.inf
+  )
+  tokens = pad(tokens, -1).at[:, 0].set(root)
+  whole = DraftTree(tokens, pad(parents, 0), pad(depths, 1))
+  return prune(whole, scores, num_drafts + 1)[0]
+
+
+def path_scores(
+  tree: DraftTree, log_probs: typing.Array, *, max_depth: int
+) -> typing.Array:
+  """Cumulative log-probability [B, M] of each node's path; the root has 0.
+
+  Args:
+    tree: the tree.
+    log_probs: [B, M] float32, log-probability of each node given its parent;
+      the root's entry is ignored.
+    max_depth: depth of the deepest node.
+  """
+  own = jnp.where(tree.depths > 0, jnp.minimum(log_probs, 0.0), 0.0)
+  scores = own
+  # Summed from the root down, so that rounding cannot lift a child above its
+  # parent.
+  for _ in range(max_depth - 1):
+    scores = own + jnp.take_along_axis(scores, tree.parents, axis=1)
+  return scores
+
+
+def prune(
+  tree: DraftTree, scores: typing.Array, keep: int
+) -> tuple[DraftTree, typing.Array]:
+  """The `keep` nodes of highest score, root included.
+
+  Paper: nodes below a threshold go. Here: the best `keep`, because shapes are
+  static. The set is closed under ancestors as a child never outscores its
+  parent and comes after it. Nodes that score -inf come back unused.
+
+  Args:
+    tree: M nodes.
+    scores: [B, M] float32, cumulative along the path (see `path_scores`).
+    keep: nodes that survive, 1 <= keep <= M.
+
+  Returns:
+    The tree of `keep` nodes, and their indices [B, keep] in the old one.
+
+  Raises:
+    ValueError: `keep` is out of range.
+  """
+  num_nodes = scores.shape[1]
+  if not 1 <= keep <= num_nodes:
+    raise ValueError(
+      f'cannot keep {keep} of {num_nodes} draft tree nodes; use keep_nodes '
+      f'between 1 and {num_nodes}'
+    )
+  scores = scores.at[:, 0].set(jnp.inf)
+  survivors = jnp.sort(jax.lax.top_k(scores, keep)[1], axis=1)
+  gather = lambda x: jnp.take_along_axis(x, survivors, axis=1)
+  new_index = jax.vmap(jnp.searchsorted)(survivors, gather(tree.parents))
+  tokens, depths = gather(tree.tokens), gather(tree.depths)
+  is_used = (gather(scores) > -jnp.inf) & (tokens >= 0)
+  is_used = is_used.at[:, 0].set(True)
+  pruned = DraftTree(
+    jnp.where(is_used, tokens, -1),
+    jnp.where(is_used, new_index, 0).astype(jnp.int32),
+    jnp.where(is_used, depths, 1),
+  )
+  return pruned, survivors
+
+
+def tree_hits(tree: DraftTree, true_tokens: typing.Array) -> typing.Array:
+  """How deep the true continuation walks into the tree, [B] int32.
+
+  Args:
+    tree: the tree.
+    true_tokens: [B, J] int32, token j (from 0) is the one at depth j + 1;
+      negative entries match nothing.
+  """
+  num_true = true_tokens.shape[1]
+  index = jnp.clip(tree.depths - 1, 0, num_true - 1)
+  truth = jnp.take_along_axis(true_tokens, index, axis=1)
+  is_true = (tree.tokens == truth) & (truth >= 0) & (tree.depths <= num_true)
+  is_true |= tree.depths == 0
+  on_path = jnp.all(is_true[:, None] | ~ancestor_mask(tree.parents), axis=-1)
+  return jnp.where(on_path, tree.depths, 0).max(axis=1).astype(jnp.int32)

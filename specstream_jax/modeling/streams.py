@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream insertion and the pruning adapter (paper, eq. 3 and section 3).
+
+Axis letters: B rows, A anchors, J streams, D model width.
+"""
+
+from flax import nnx
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.modeling import params
+
+
+class LowRank(nnx.Module):
+  """x + up(down(x)), bias-free; the identity while `up` is zero."""
+
+  def __init__(self, features: int, rank: int):
+    self.down = params.AdapterParam(jnp.zeros((features, rank)))
+    self.up = params.AdapterParam(jnp.zeros((rank, features)))
+
+  def __call__(self, x: typing.Array) -> typing.Array:
+    low = x @ self.down[...].astype(x.dtype)
+    return x + low @ self.up[...].astype(x.dtype)
+
+
+class StreamInsertion(nnx.Module):
+  """S_tj = f_eta(M_t) + P_j at the input of the first MSA layer.
+
+  Paper: f_eta is a low-rank linear map or the identity. Here the low-rank map
+  is added to the identity, because a map of rank 8 alone would discard the
+  token.
+  """
+
+  def __init__(self, features: int, cfg: config.StreamConfig):
+    self.cfg = cfg
+    if cfg.embedding == 'learned':
+      shape = (cfg.num_streams, features)
+      self.embedding = params.AdapterParam(jnp.zeros(shape))
+    if cfg.insertion == 'low_rank':
+      self.insertion = LowRank(features, cfg.insertion_rank)
+
+  def __call__(self, hidden: typing.Array) -> typing.Array:
+    """Main-stream hidden states [B, A, D] -> streams [B, A, J, D]."""
+    if self.cfg.insertion == 'low_rank':
+      hidden = self.insertion(hidden)
+    streams = jnp.broadcast_to(
+      hidden[:, :, None],
+      (*hidden.shape[:2], self.cfg.num_streams, hidden.shape[-1]),
+    )
+    if self.cfg.embedding == 'learned':
+      streams += self.embedding[...].astype(hidden.dtype)
+    return streams
+
+
+def stream_positions(
+  positions: typing.Array, cfg: config.StreamConfig
+) -> typing.Array:
+  """RoPE positions [B, A * J] of the streams of anchors at `positions` [B, A].
+
+  `anchor`: stream j stands at t. `future`: at t + j, the place of the main
+  token it mirrors.
+  """
+  offsets = jnp.arange(1, cfg.num_streams + 1, dtype=positions.dtype)
+  if cfg.position == 'anchor':
+    offsets = jnp.zeros_like(offsets)
+  spread = positions[:, :, None] + offsets
+  return spread.reshape(positions.shape[0], -1)

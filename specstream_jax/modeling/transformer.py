@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Llama-type decoder whose top layers also carry speculative streams.
+
+The module owns the weights; `forward_train`, `forward_tree` and
+`forward_streams` are the three ways through it (paper, sections 1 and 3).
+
+Axis letters: B rows, T positions, M tree nodes, S cache slots, A anchors,
+J streams, D model width, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.modeling import attention
+from specstream_jax.modeling import layers
+from specstream_jax.modeling import params
+from specstream_jax.modeling import streams as streams_lib
+
+
+class Embed(nnx.Module):
+  """Token embeddings [V, D]; also the LM head when tied."""
+
+  def __init__(self, cfg: config.ModelConfig):
+    shape = (cfg.vocab_size, cfg.hidden_size)
+    self.embedding = params.BaseParam(jnp.zeros(shape, cfg.dtype))
+
+  def __call__(self, tokens: typing.Array) -> typing.Array:
+    return jnp.take(self.embedding[...], tokens, axis=0, mode='clip')
+
+
+class DecoderLayer(nnx.Module):
+  """Pre-norm attention and SwiGLU, for main and stream tokens alike."""
+
+  def __init__(self, cfg, lora, rotation_step):
+    norm = lambda: layers.RMSNorm(
+      cfg.hidden_size, epsilon=cfg.rms_norm_eps, dtype=cfg.dtype
+    )
+    self.attention_norm, self.mlp_norm = norm(), norm()
+    self.attention = attention.Attention(cfg, lora, rotation_step=rotation_step)
+    self.mlp = layers.SwiGLU(cfg, lora)
+
+  def __call__(self, x, rows, cached):
+    """x [B, T, D] -> x, and the layer's cache with the new main K/V."""
+    attended, cached = self.attention(self.attention_norm(x), rows, cached)
+    x += attended
+    x += self.mlp(self.mlp_norm(x), rows.lora_start)
+    return x, cached
+
+
+class Transformer(nnx.Module):
+  """Weights of the base model and, if given, of streams and LoRA."""
+
+  def __init__(
+    self,
+    cfg: config.ModelConfig,
+    streams: config.StreamConfig | None = None,
+    lora: config.LoraConfig | None = None,
+  ):
+    self.cfg, self.stream_cfg = cfg, streams
+    first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
+    self.first_msa = first_msa
+    rotates = streams is not None and streams.embedding == 'value_rotation'
+    step = streams.rotation_step if rotates else 0.0
+    adapts_lower = streams is None or streams.mode == 'fine_tuned'
+    self.embed = Embed(cfg)
+    self.layers = nnx.List(
+      DecoderLayer(cfg, lora if adapts_lower or i >= first_msa else None, step)
+      for i in range(cfg.num_layers)
+    )
+    self.final_norm = layers.RMSNorm(
+      cfg.hidden_size, epsilon=cfg.rms_norm_eps, dtype=cfg.dtype
+    )
+    if not cfg.tie_word_embeddings:
+      shape = (cfg.hidden_size, cfg.vocab_size)
+      self.lm_head = layers.Linear(*shape, dtype=cfg.dtype)
+    if streams:
+      self.streams = streams_lib.StreamInsertion(cfg.hidden_size, streams)
+      if streams.pruning_rank:
+        self.pruning = streams_lib.LowRank(cfg.hidden_size, streams.pruning_rank)
+
+  def lora_start(self, num_main: int) -> int:
+    """First token LoRA acts on, `num_main` main tokens coming first."""
+    lossless = self.stream_cfg and self.stream_cfg.mode == 'lossless'
+    return num_main if lossless else 0
+
+  def logits(self, hidden: typing.Array) -> typing.Array:
+    """Normalised hidden states [..., D] -> float32 logits [..., V]."""
+    f32 = jnp.float32
+    if self.cfg.tie_word_embeddings:
+      table = self.embed.embedding[...]
+      return jnp.einsum('...D,VD->...V', hidden, table, preferred_element_type=f32)
+    kernel = self.lm_head.kernel[...]
+    return jnp.einsum('...D,DV->...V', hidden, kernel, preferred_element_type=f32)
+
+  def early_hidden(self, hidden: typing.Array) -> typing.Array:
+    """Early-exit state for pruning: norm(o_theta(M)), ready for `logits`."""
+    return self.final_norm(self.pruning(hidden))
+
+
+class TrainHidden(NamedTuple):
+  """Hidden states of a training pass, normalised except `insertion`.
+
+  Attributes:
+    main: [B, T, D].
+    streams: [B, A, J, D], or None without streams.
+    insertion: [B, T, D] main stream at the input of the first MSA layer.
+  """
+
+  main: typing.Array
+  streams: typing.Array | None
+  insertion: typing.Array
+
+
+def segment_mask(segment_ids: typing.Array) -> typing.Array:
+  """Causal mask [B, T, T] inside segments; 0 is padding. For ids 1 1 2 0:
+
+    1 0 0 0
+    1 1 0 0
+    0 0 1 0
+    0 0 0 0
+  """
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  causal = jnp.tri(segment_ids.shape[1], dtype=bool)
+  return same & causal & (segment_ids > 0)[:, :, None]
+
+
+def forward_train(
+  model: Transformer,
+  tokens: typing.Array,
+  positions: typing.Array,
+  segment_ids: typing.Array,
+  anchors: typing.Array | None = None,
+  *,
+  remat: bool = False,
+) -> TrainHidden:
+  """Whole-sequence pass, with streams at the anchors.
+
+  Args:
+    model: merged module.
+    tokens: [B, T] int32.
+    positions: [B, T] int32, restarting at each segment.
+    segment_ids: [B, T] int32, 0 = padding.
+    anchors: [B, A] int32 indices into T that carry streams; None for none.
+    remat: recompute each layer in the backward pass.
+  """
+  mask, num_main = segment_mask(segment_ids), tokens.shape[1]
+  x = model.embed(tokens)
+  rows = _rows(model, positions, mask, num_main)
+  x, _ = _run(model, x, rows, None, 0, model.first_msa, remat)
+  insertion = x
+  if anchors is not None:
+    pick = lambda y: jnp.take_along_axis(y, anchors[..., None], axis=1)
+    x = _append_streams(model, x, pick(x))
+    anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
+    rows = _rows(
+      model, positions, mask, num_main, (anchor_positions, pick(mask))
+    )
+  x, _ = _run(
+    model, x, rows, None, model.first_msa, len(model.layers), remat
+  )
+  x = model.final_norm(x)
+  streams = None
+  if anchors is not None:
+    streams = _split_streams(model, x, num_main)
+  return TrainHidden(x[:, :num_main], streams, insertion)
+
+
+def slot_mask(
+  tree_mask: typing.Array, length: typing.Array, num_slots: int
+) -> typing.Array:
+  """Which cache slots each node sees, [B, M, S].
+
+  Slots below `length` are the prefix; slot length + m holds node m. For
+  length 2, S = 5 and a root with two children:
+
+    1 1 1 0 0
+    1 1 1 1 0
+    1 1 1 0 1
+
+  Args:
+    tree_mask: [B, M, M] bool, self and ancestors.
+    length: [B] int32.
+    num_slots: S.
+  """
+  num_nodes = tree_mask.shape[-1]
+  node = (jnp.arange(num_slots) - length[:, None])[:, None]  # [B, 1, S]
+  placed = jnp.take_along_axis(
+    tree_mask, jnp.clip(node, 0, num_nodes - 1), axis=2
+  )
+  return (node < 0) | (placed & (node < num_nodes))
+
+
+def forward_tree(
+  model: Transformer,
+  tokens: typing.Array,
+  positions: typing.Array,
+  tree_mask: typing.Array,
+  cache: cache_lib.Cache,
+  *,
+  with_streams: bool,
+) -> tuple[typing.Array, cache_lib.Cache, typing.Array]:
+  """One pass over a draft tree, writing node m's K/V to slot length + m.
+
+  Args:
+    model: merged module.
+    tokens: [B, M] int32.
+    positions: [B, M] int32.
+    tree_mask: [B, M, M] bool.
+    cache: committed prefix; its length is not advanced.
+    with_streams: run streams at every node (schedule `parallel`).
+
+  Returns:
+    Normalised main hidden states [B, M, D]; the cache; the streams' states
+    [B, M, J, D], or the insertion-layer states [B, M, D] without them.
+  """
+  num_slots, num_main = cache.keys[0].shape[2], tokens.shape[1]
+  mask = slot_mask(tree_mask, cache.length, num_slots)
+  x = model.embed(tokens)
+  rows = _rows(model, positions, mask, num_main, start=cache.length)
+  x, cache = _run(model, x, rows, cache, 0, model.first_msa)
+  stream_state = x
+  if with_streams:
+    rows = _rows(
+      model, positions, mask, num_main, (positions, mask), cache.length
+    )
+    x = _append_streams(model, x, x)
+  x, cache = _run(model, x, rows, cache, model.first_msa, len(model.layers))
+  x = model.final_norm(x)
+  if with_streams:
+    stream_state = _split_streams(model, x, num_main)
+  return x[:, :num_main], cache, stream_state
+
+
+def forward_streams(
+  model: Transformer,
+  hidden: typing.Array,
+  positions: typing.Array,
+  cache: cache_lib.Cache,
+) -> typing.Array:
+  """Streams of one committed token alone, through the MSA layers.
+
+  Args:
+    model: merged module.
+    hidden: [B, D] its main-stream state at insertion.
+    positions: [B] its position.
+    cache: committed cache, whose last valid slot is that token.
+
+  Returns:
+    Normalised stream hidden states [B, J, D].
+  """
+  num_slots = cache.keys[0].shape[2]
+  mask = (jnp.arange(num_slots) < cache.length[:, None])[:, None]
+  empty = positions[:, None][:, :0]
+  rows = _rows(model, empty, mask[:, :0], 0, (positions[:, None], mask))
+  x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
+  x, _ = _run(model, x, rows, cache, model.first_msa, len(model.layers))
+  return model.final_norm(x)
+
+
+def _rows(model, positions, mask, num_main, anchors=None, start=None):
+  """Rows for main tokens and, after them, streams of (positions, mask)."""
+  num_streams = 0
+  if anchors is not None:
+    num_streams = model.stream_cfg.num_streams
+    stream_pos = streams_lib.stream_positions(anchors[0], model.stream_cfg)
+    positions = jnp.concatenate([positions, stream_pos], axis=1)
+    stream_mask = jnp.repeat(anchors[1], num_streams, axis=1)
+    mask = jnp.concatenate([mask, stream_mask], axis=1)
+  cos, sin = layers.rope_tables(positions, model.cfg)
+  return attention.Rows(
+    cos, sin, mask, num_main, num_streams, model.lora_start(num_main), start
+  )
+
+
+def _append_streams(model, x, hidden):
+  """Concatenates the streams of `hidden` [B, A, D] to x [B, T, D] along T."""
+  streams = model.streams(hidden)
+  streams = streams.reshape(x.shape[0], -1, x.shape[-1])
+  return jnp.concatenate([x, streams], axis=1)
+
+
+def _split_streams(model, x, num_main):
+  """The stream part of x [B, T, D] as [B, A, J, D]."""
+  num_streams = model.stream_cfg.num_streams
+  return x[:, num_main:].reshape(x.shape[0], -1, num_streams, x.shape[-1])
+
+
+def _run(model, x, rows, cache, first, last, remat=False):
+  """Layers first..last-1; the cache, if any, gets their new K/V."""
+  keys = list(cache.keys) if cache else []
+  values = list(cache.values) if cache else []
+  for i in range(first, last):
+    cached = attention.KeyValues(keys[i], values[i]) if cache else None
+    layer = model.layers[i]
+    if remat:
+      graphdef, state = nnx.split(layer)
+      call = lambda s, y, g=graphdef: nnx.merge(g, s)(y, rows, None)[0]
+      x = jax.checkpoint(call)(state, x)
+      continue
+    x, cached = layer(x, rows, cached)
+    if cache:
+      keys[i], values[i] = cached
+  if cache:
+    cache = cache_lib.Cache(tuple(keys), tuple(values), cache.length)
+  return x, cache

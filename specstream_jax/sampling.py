@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From logits to tokens: temperature, top-k, top-p, position-keyed noise.
+
+The token at absolute position t of a row is
+`argmax(processed logits + gumbel(fold_in(row_key, t)))`, so it does not depend
+on how many tokens a call verifies nor on the other rows (paper, section 3,
+"Sampling"). Everything here is float32.
+
+Axis letters: B rows, M tree nodes, P path length, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax import typing
+
+
+def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:
+  """One key [B] per row, from the seed and the row's own id.
+
+  A row draws the same tokens whatever batch it is in, if it keeps its id.
+  """
+  ids = jnp.asarray(row_ids, jnp.uint32)
+  return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
+
+
+def process_logits(
+  logits: typing.Array, cfg: config.SamplingConfig
+) -> typing.Array:
+  """Temperature, then top-k, then top-p among what is left.
+
+  Ties with the smallest surviving logit survive.
+
+  Args:
+    logits: [..., V].
+    cfg: temperature 0 returns the logits unmasked: arg max needs no mask.
+
+  Returns:
+    float32 [..., V], -inf where masked.
+  """
+  logits = logits.astype(jnp.float32)
+  if not cfg.temperature:
+    return logits
+  logits = logits / cfg.temperature
+  if not cfg.top_k and cfg.top_p == 1.0:
+    return logits
+  vocab_size = logits.shape[-1]
+  top, _ = jax.lax.top_k(logits, min(cfg.top_k or vocab_size, vocab_size))
+  probs = jax.nn.softmax(top, axis=-1)
+  before = jnp.cumsum(probs, axis=-1) - probs
+  in_nucleus = (before < cfg.top_p).at[..., 0].set(True)
+  smallest = jnp.where(in_nucleus, top, jnp.inf).min(axis=-1, keepdims=True)
+  return jnp.where(logits >= smallest, logits, -jnp.inf)
+
+
+def gumbel(
+  keys: typing.Array, positions: typing.Array, vocab_size: int
+) -> typing.Array:
+  """Noise float32 [B, P, V] of the tokens at `positions` [B, P] of each row."""
+
+  def noise(key, position):
+    key = jax.random.fold_in(key, position)
+    return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+
+  return jax.vmap(jax.vmap(noise, (None, 0)))(keys, positions)
+
+
+def perturb(
+  logits: typing.Array,
+  keys: typing.Array,
+  positions: typing.Array,
+  cfg: config.SamplingConfig,
+) -> typing.Array:
+  """Scores whose arg max is the drawn token, float32 [B, M, V].
+
+  Args:
+    logits: [B, M, V].
+    keys: [B] row keys.
+    positions: [B, M] int32, absolute position of the token to draw.
+    cfg: greedy needs no noise.
+  """
+  scores = process_logits(logits, cfg)
+  if cfg.temperature:
+    scores += gumbel(keys, positions, logits.shape[-1])
+  return scores
+
+
+def draw(
+  logits: typing.Array,
+  keys: typing.Array,
+  positions: typing.Array,
+  cfg: config.SamplingConfig,
+) -> typing.Array:
+  """Tokens int32 [B, M]; arguments as in `perturb`."""
+  scores = perturb(logits, keys, positions, cfg)
+  return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def draw_nodes(
+  logits: typing.Array,
+  keys: typing.Array,
+  root_positions: typing.Array,
+  depths: typing.Array,
+  cfg: config.SamplingConfig,
+  *,
+  path_length: int,
+) -> typing.Array:
+  """`draw` for the nodes of a tree, with the noise made once per depth.
+
+  Args:
+    logits: [B, M, V].
+    keys: [B] row keys.
+    root_positions: [B] int32, position of the token drawn at the root.
+    depths: [B, M] int32, below `path_length`.
+    cfg: how to draw.
+    path_length: P.
+
+  Returns:
+    int32 [B, M], the token the target draws at each node.
+  """
+  scores = process_logits(logits, cfg)
+  if cfg.temperature:
+    positions = root_positions[:, None] + jnp.arange(path_length)[None]
+    noise = gumbel(keys, positions, logits.shape[-1])
+    scores += jnp.take_along_axis(noise, depths[..., None], axis=1)
+  return jnp.argmax(scores, axis=-1).astype(jnp.int32)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orbax checkpoints of a training run: asynchronous, best and last kept.
+
+A checkpoint holds the adapter, the optimiser state, the step and the place in
+the data, so a resumed run continues the same batches and the same losses.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from specstream_jax.training import step as step_lib
+
+BEST_METRIC = 'tokens_per_call'
+
+
+class Checkpoints:
+  """Checkpoints under one folder, named by step."""
+
+  def __init__(self, folder: str | os.PathLike, keep: int = 2):
+    policies = checkpoint_managers.AnyPreservationPolicy(
+      [
+        checkpoint_managers.LatestN(n=keep),
+        checkpoint_managers.BestN(
+          n=1,
+          get_metric_fn=lambda metrics: metrics[BEST_METRIC],
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    )
+    self._manager = ocp.CheckpointManager(
+      os.path.abspath(folder),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies,
+        best_fn=lambda metrics: metrics[BEST_METRIC],
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def save(
+    self,
+    state: step_lib.TrainState,
+    data_state: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+  ) -> None:
+    """Starts writing `state`; a step that is already there is left alone.
+
+    Args:
+      state: what to save; arrays are copied off before this returns.
+      data_state: JSON-able place in the data after the last batch.
+      metrics: evaluation results; with them the step competes for best.
+    """
+    number = int(state.step)
+    if number in self._manager.all_steps():
+      return
+    self._manager.save(
+      number,
+      args=ocp.args.Composite(
+        adapter=ocp.args.StandardSave(state.adapter),
+        optimizer=ocp.args.StandardSave(_leaves(state.opt_state)),
+        data=ocp.args.JsonSave(data_state),
+      ),
+      metrics=metrics,
+    )
+
+  def restore(
+    self, like: step_lib.TrainState, number: int | None = None
+  ) -> tuple[step_lib.TrainState, dict[str, Any]] | None:
+    """The state at step `number` (default: the last), or None if there is none.
+
+    Args:
+      like: a state with the shapes, dtypes and shardings wanted.
+      number: step to restore.
+    """
+    number = self._manager.latest_step() if number is None else number
+    if number is None:
+      return None
+    abstract = lambda tree: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+    restored = self._manager.restore(
+      number,
+      args=ocp.args.Composite(
+        adapter=ocp.args.StandardRestore(abstract(like.adapter)),
+        optimizer=ocp.args.StandardRestore(abstract(_leaves(like.opt_state))),
+        data=ocp.args.JsonRestore(),
+      ),
+    )
+    structure = jax.tree.structure(like.opt_state)
+    leaves = [restored.optimizer[name] for name in _leaves(like.opt_state)]
+    state = step_lib.TrainState(
+      np.int32(number), restored.adapter, jax.tree.unflatten(structure, leaves)
+    )
+    return state, restored.data
+
+  def best_step(self) -> int | None:
+    """Step with the best evaluation, or the last one without evaluations."""
+    return self._manager.best_step() or self._manager.latest_step()
+
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Blocks until the last save is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def _leaves(opt_state: Any) -> dict[str, Any]:
+  """Leaves of an optax state by position: stable under renamed classes."""
+  return {
+    f'{i:05d}': leaf for i, leaf in enumerate(jax.tree.leaves(opt_state))
+  }

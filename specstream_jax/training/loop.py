@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: batches in, checkpoints and metrics out.
+
+It knows neither file formats nor tasks: it takes an iterator of numpy batches
+with `get_state` and `set_state`, and a callable that opens evaluation batches.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import functools
+import math
+import signal
+import time
+from typing import Any, Protocol
+
+import jax
+import tqdm
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.modeling import build
+from specstream_jax.training import checkpoints as checkpoints_lib
+from specstream_jax.training import metrics as metrics_lib
+from specstream_jax.training import step as step_lib
+
+
+class Batches(Protocol):
+  """What training reads: numpy batches whose place can be saved."""
+
+  def __next__(self) -> dict[str, Any]: ...
+  def get_state(self) -> dict[str, Any]: ...
+  def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class DivergedError(RuntimeError):
+  """The loss became NaN or infinite; names the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """Everything a run needs, resolved.
+
+  Attributes:
+    built: structure of the model with streams and LoRA.
+    base: nested base weights on device.
+    adapter: nested initial adapter weights.
+    train: length and cadence of the run.
+    objective: loss weights.
+    optimizer: rates.
+    tree: draft tree whose tokens per call evaluation measures.
+    remat: recompute layers in the backward pass.
+  """
+
+  built: build.Built
+  base: typing.Params
+  adapter: typing.Params
+  train: config.TrainConfig
+  objective: config.ObjectiveConfig
+  optimizer: config.OptimizerConfig
+  tree: config.TreeConfig
+  remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a run ended: its last state, and whether a signal stopped it early."""
+
+  state: step_lib.TrainState
+  interrupted: bool
+
+
+def train(
+  setup: Setup,
+  batches: Batches,
+  open_eval: Callable[[], Iterator[dict[str, Any]]] | None,
+  checkpoints: checkpoints_lib.Checkpoints,
+  writer: metrics_lib.Writer,
+  *,
+  progress: bool = True,
+) -> Outcome:
+  """Runs to `num_steps`, resuming from the last checkpoint if there is one.
+
+  SIGTERM and SIGINT save and return cleanly after the current step.
+
+  Raises:
+    DivergedError: the loss of a step is not finite; nothing is saved then.
+  """
+  cfg = setup.train
+  optimizer = step_lib.make_optimizer(setup.optimizer, cfg.num_steps)
+  state = step_lib.init_state(setup.adapter, optimizer)
+  restored = checkpoints.restore(state)
+  if restored:
+    state, data_state = restored
+    batches.set_state(data_state)
+  advance, evaluate = _compiled(setup, optimizer, open_eval)
+  run = _Run(setup, batches, checkpoints, writer, evaluate)
+  start = int(state.step)
+  with _signals() as stop, tqdm.tqdm(
+    total=cfg.num_steps, initial=start, unit='step', disable=not progress
+  ) as bar:
+    for number in range(start + 1, cfg.num_steps + 1):
+      state, metrics = advance(state, setup.base, next(batches))
+      run.after_step(number, state, metrics, bar)
+      if stop:
+        run.save(state)
+        break
+    run.finish()
+  return Outcome(state, bool(stop) and int(state.step) < cfg.num_steps)
+
+
+def _compiled(setup, optimizer, open_eval):
+  """jitted train step (state donated) and the evaluation as one callable."""
+  advance = jax.jit(
+    functools.partial(
+      step_lib.train_step,
+      built=setup.built,
+      optimizer=optimizer,
+      cfg=setup.objective,
+      seed=setup.train.seed,
+      remat=setup.remat,
+    ),
+    donate_argnums=0,
+  )
+  measure = jax.jit(
+    functools.partial(
+      step_lib.eval_step,
+      built=setup.built,
+      cfg=setup.objective,
+      tree=setup.tree,
+    )
+  )
+
+  def evaluate(adapter: typing.Params) -> dict[str, float]:
+    means = metrics_lib.Means()
+    for _, batch in zip(range(setup.train.eval_batches), open_eval()):
+      means.add(measure(adapter, setup.base, batch))
+    return means.result()
+
+  return advance, evaluate if open_eval else None
+
+
+class _Run:
+  """What happens around the steps: logging, evaluation, saving."""
+
+  def __init__(self, setup, batches, checkpoints, writer, evaluate):
+    self._cfg = setup.train
+    self._batches, self._checkpoints = batches, checkpoints
+    self._writer, self._evaluate = writer, evaluate
+    self._means, self._clock = metrics_lib.Means(), time.perf_counter()
+    self._since_log = 0
+
+  def after_step(self, number, state, metrics, bar):
+    cfg, last = self._cfg, number == self._cfg.num_steps
+    _check_finite(number, metrics)
+    self._means.add(metrics)
+    self._since_log += 1
+    bar.update()
+    if number % cfg.log_every == 0 or last:
+      self._log(number, bar)
+    results = None
+    if self._evaluate and (number % cfg.eval_every == 0 or last):
+      results = self._evaluate(state.adapter)
+      self._writer.write(number, results, 'eval')
+      self._clock = time.perf_counter()
+    if number % cfg.save_every == 0 or results or last:
+      self.save(state, results)
+
+  def save(self, state, results=None):
+    self._checkpoints.save(state, self._batches.get_state(), results)
+
+  def finish(self):
+    self._checkpoints.wait()
+
+  def _log(self, number, bar):
+    means, now = self._means.result(), time.perf_counter()
+    tokens, self._since_log = means.pop('tokens') * self._since_log, 0
+    means['tokens_per_second'] = tokens / (now - self._clock)
+    self._clock = now
+    self._writer.write(number, means, 'train')
+    top1 = [v for k, v in means.items() if k.startswith('top1/stream')]
+    bar.set_postfix_str(
+      f'loss {means["loss/main"]:.3f}, top-1 {means["top1/main"]:.2f} | '
+      + ' '.join(f'{v:.2f}' for v in top1)
+      + f', {means["tokens_per_second"]:.0f} tokens/s'
+    )
+
+
+def _check_finite(number, metrics):
+  """Raises DivergedError with the step and what was not finite."""
+  total = float(metrics['loss/total'][0])
+  norm = float(metrics['gradient_norm'][0])
+  if not (math.isfinite(total) and math.isfinite(norm)):
+    raise DivergedError(
+      f'step {number}: loss is {total}, gradient norm is {norm}; the last '
+      'checkpoint is whole. Lower the learning rates, or resume with another '
+      'seed'
+    )
+
+
+@contextlib.contextmanager
+def _signals():
+  """A list that is non-empty once SIGTERM or SIGINT has arrived."""
+  received: list[int] = []
+  handle = lambda number, _: received.append(number)
+  try:
+    old = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # Not the main thread: signals go elsewhere.
+    old = {}
+  try:
+    yield received
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running means of (sum, weight) metrics, and where they are written."""
+
+import json
+import math
+import os
+from typing import Any
+
+import jax
+import tensorboardX
+
+
+class Means:
+  """Adds (sum, weight) pairs over steps; reads the device only in `result`."""
+
+  def __init__(self):
+    self._total: dict[str, Any] | None = None
+
+  def add(self, metrics: dict[str, tuple[Any, Any]]) -> None:
+    if self._total is None:
+      self._total = metrics
+    else:
+      self._total = jax.tree.map(lambda a, b: a + b, self._total, metrics)
+
+  def result(self) -> dict[str, float]:
+    """sum / weight per metric as floats, and forgets them."""
+    total, self._total = jax.device_get(self._total or {}), None
+    return {
+      name: float(value) / max(float(weight), 1e-9)
+      for name, (value, weight) in sorted(total.items())
+    }
+
+
+class Writer:
+  """JSONL and TensorBoard files under a run's folder; appends on resume."""
+
+  def __init__(self, folder: str, *, enabled: bool = True):
+    self._enabled = enabled
+    if enabled:
+      os.makedirs(folder, exist_ok=True)
+      self.path = os.path.join(folder, 'metrics.jsonl')
+      self._board = tensorboardX.SummaryWriter(os.path.join(folder, 'tensorboard'))
+
+  def write(self, step: int, metrics: dict[str, float], split: str) -> None:
+    """One line {step, split, metrics…}; names get a prefix on TensorBoard."""
+    if not self._enabled:
+      return
+    line = {'step': step, 'split': split}
+    line |= {k: round(v, 6) for k, v in metrics.items() if math.isfinite(v)}
+    with open(self.path, 'a') as file:
+      file.write(json.dumps(line) + '\n')
+    for name, value in metrics.items():
+      self._board.add_scalar(f'{split}/{name}', value, step)
+
+  def close(self) -> None:
+    if self._enabled:
+      self._board.close()
+
+
+def forget_after(path: str, step: int) -> None:
+  """Drops lines past `step`: a resumed run writes those steps again."""
+  if not os.path.exists(path):
+    return
+  with open(path) as file:
+    lines = [line for line in file if _step_of(line) <= step]
+  with open(path + '.tmp', 'w') as file:
+    file.writelines(lines)
+  os.replace(path + '.tmp', path)
+
+
+def _step_of(line: str) -> float:
+  """The line's step; a line cut short by a kill counts as past the end."""
+  try:
+    return json.loads(line)['step']
+  except (json.JSONDecodeError, KeyError):
+    return math.inf

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The n-gram objective (paper, eq. 5), at the positions that carry loss.
+
+    L = - a_0 sum_t log p(y_t) - sum_j a_j sum_t log p_j(y_{t+j})
+
+Streams, and the LM head, run at anchors only: positions whose next token is a
+target. The groups of different anchors are independent given the main stream,
+so leaving the others out is exact, and a random subset is unbiased.
+
+Axis letters: B rows, T positions, A anchors, J streams, D model width,
+V vocabulary, R = any number of rows of the LM head product.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.modeling import transformer
+
+
+class TokenLoss(NamedTuple):
+  """Per-row result of the vocabulary softmax.
+
+  Attributes:
+    nll: float32 [R], -log p(target).
+    rank: int32 [R], how many tokens outscore the target; 0 = top-1 hit.
+  """
+
+  nll: typing.Array
+  rank: typing.Array
+
+
+def choose_anchors(
+  key: typing.Array, weights: typing.Array, num_anchors: int
+) -> tuple[typing.Array, typing.Array]:
+  """Positions that carry loss; a uniform subset where there are too many.
+
+  Args:
+    key: PRNG key of this step.
+    weights: float32 [B, T] loss weights.
+    num_anchors: A, static.
+
+  Returns:
+    (anchors [B, A] int32, sorted; scale [B, A] float32: 0 for filler, else
+    the row's positions with loss / anchors taken, which keeps sums unbiased).
+  """
+  num_anchors = min(num_anchors, weights.shape[1])
+  carries = weights > 0
+  noise = jax.random.uniform(key, weights.shape)
+  _, anchors = jax.lax.top_k(jnp.where(carries, 1 + noise, 0.0), num_anchors)
+  anchors = jnp.sort(anchors, axis=1)
+  taken = jnp.take_along_axis(carries, anchors, axis=1)
+  total = carries.sum(axis=1, keepdims=True)
+  kept = jnp.maximum(taken.sum(axis=1, keepdims=True), 1)
+  return anchors, taken * (total / kept)
+
+
+def stream_targets(
+  batch: dict[str, typing.Array], anchors: typing.Array, num_streams: int
+) -> tuple[typing.Array, typing.Array]:
+  """Targets and weights [B, A, J + 1] of the main stream (0) and streams.
+
+  Stream j of the anchor at t predicts the token at t + 1 + j. Its weight is 0
+  past the end of the row, across a segment end, and where that token carries
+  no loss itself.
+  """
+  offsets = jnp.arange(num_streams + 1)
+  index = anchors[..., None] + offsets  # [B, A, J + 1]
+  length = batch['decoder_target_tokens'].shape[1]
+  inside, index = index < length, jnp.minimum(index, length - 1)
+  flat = index.reshape(index.shape[0], -1)
+  pick = lambda name: jnp.take_along_axis(batch[name], flat, axis=1).reshape(
+    index.shape
+  )
+  segments = pick('decoder_segment_ids')
+  same = inside & (segments == segments[..., :1])
+  return pick('decoder_target_tokens'), pick('decoder_loss_weights') * same
+
+
+def token_loss(
+  model: transformer.Transformer,
+  hidden: typing.Array,
+  targets: typing.Array,
+  chunk_size: int,
+) -> TokenLoss:
+  """Softmax cross-entropy over V, `chunk_size` rows at a time.
+
+  The logits of a chunk are recomputed in the backward pass, so that at most
+  chunk_size * V of them exist at once.
+
+  Args:
+    model: merged module, for its LM head.
+    hidden: [..., D] normalised hidden states.
+    targets: int32 [...].
+    chunk_size: static.
+
+  Returns:
+    nll and rank shaped like `targets`.
+  """
+  rows, shape = hidden.reshape(-1, hidden.shape[-1]), targets.shape
+  num_rows = rows.shape[0]
+  chunk_size = min(chunk_size, num_rows)
+  num_chunks = -(-num_rows // chunk_size)
+  pad = num_chunks * chunk_size - num_rows
+  rows = jnp.pad(rows, ((0, pad), (0, 0)))
+  flat = jnp.pad(targets.reshape(-1), (0, pad))
+
+  @jax.checkpoint
+  def chunk(rows, flat):
+    logits = model.logits(rows)
+    target = jnp.take_along_axis(logits, flat[:, None], axis=1)
+    nll = jax.nn.logsumexp(logits, axis=1) - target[:, 0]
+    return TokenLoss(nll, jnp.sum(logits > target, axis=1, dtype=jnp.int32))
+
+  result = jax.lax.map(
+    lambda xs: chunk(*xs),
+    (
+      rows.reshape(num_chunks, chunk_size, -1),
+      flat.reshape(num_chunks, chunk_size),
+    ),
+  )
+  return jax.tree.map(lambda y: y.reshape(-1)[:num_rows].reshape(shape), result)
+
+
+def loss(
+  model: transformer.Transformer,
+  batch: dict[str, typing.Array],
+  key: typing.Array,
+  cfg: config.ObjectiveConfig,
+  *,
+  remat: bool = False,
+) -> tuple[typing.Array, dict[str, tuple[typing.Array, typing.Array]]]:
+  """The objective on one batch.
+
+  Args:
+    model: merged module with streams.
+    batch: the batch contract, arrays [B, T].
+    key: chooses anchors where a row has too many.
+    cfg: weights and chunking.
+    remat: recompute layers in the backward pass.
+
+  Returns:
+    The scalar loss (float32, mean over targets per stream, then weighted) and
+    metrics as (sum, weight) pairs: loss/x, top1/x, top4/x for x in main,
+    stream_1 …, pruning.
+  """
+  num_streams = model.stream_cfg.num_streams
+  anchors, scale = choose_anchors(
+    key, batch['decoder_loss_weights'], cfg.anchors_per_sequence
+  )
+  targets, weights = stream_targets(batch, anchors, num_streams)
+  weights *= scale[..., None]
+  hidden = transformer.forward_train(
+    model,
+    batch['decoder_input_tokens'],
+    batch['decoder_positions'],
+    batch['decoder_segment_ids'],
+    anchors,
+    remat=remat,
+  )
+  main = jnp.take_along_axis(hidden.main, anchors[..., None], axis=1)
+  stacked = jnp.concatenate([main[:, :, None], hidden.streams], axis=2)
+  result = token_loss(model, stacked, targets, cfg.chunk_size)
+  metrics = _metrics(result, weights)
+  coefficients = (cfg.main_weight, *cfg.stream_weights(num_streams))
+  total = sum(
+    a * metrics[f'loss/{name}'][0] / jnp.maximum(metrics[f'loss/{name}'][1], 1)
+    for a, name in zip(coefficients, stream_names(num_streams))
+  )
+  if model.stream_cfg.pruning_rank and cfg.pruning_weight:
+    subset = min(cfg.pruning_anchors, anchors.shape[1])
+    extra, pruning = _pruning_loss(
+      model, hidden.insertion, anchors, targets, weights, subset, cfg.chunk_size
+    )
+    total, metrics = total + cfg.pruning_weight * extra, metrics | pruning
+  return total, metrics
+
+
+def stream_names(num_streams: int) -> list[str]:
+  """['main', 'stream_1', …]."""
+  return ['main', *(f'stream_{j + 1}' for j in range(num_streams))]
+
+
+def _metrics(result, weights):
+  """(sum, weight) per stream; the last axis of each array is the stream."""
+  metrics = {}
+  for j, name in enumerate(stream_names(weights.shape[-1] - 1)):
+    weight = weights[..., j]
+    total = weight.sum()
+    summed = lambda value: ((value * weight).sum(), total)
+    metrics[f'loss/{name}'] = summed(result.nll[..., j])
+    metrics[f'top1/{name}'] = summed(result.rank[..., j] < 1)
+    metrics[f'top4/{name}'] = summed(result.rank[..., j] < 4)
+  return metrics
+
+
+def _pruning_loss(
+  model, insertion, anchors, targets, weights, subset, chunk_size
+):
+  """Next-token loss of the pruning adapter; trains o_theta alone.
+
+  The subset is every (A / subset)-th anchor, and the hidden state is cut off
+  from the gradient: o_theta must read the main stream, not shape it.
+  """
+  step = anchors.shape[1] // subset
+  anchors, targets = anchors[:, ::step], targets[:, ::step, 0]
+  weights = weights[:, ::step, 0]
+  picked = jnp.take_along_axis(insertion, anchors[..., None], axis=1)
+  early = model.early_hidden(jax.lax.stop_gradient(picked))
+  result = token_loss(model, early, targets, chunk_size)
+  total = jnp.maximum(weights.sum(), 1)
+  metrics = {
+    'loss/pruning': ((result.nll * weights).sum(), total),
+    'top1/pruning': (((result.rank < 1) * weights).sum(), total),
+  }
+  return metrics['loss/pruning'][0] / total, metrics

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimiser step: (state, base, batch) -> (state, metrics), pure.
+
+Only adapter weights are differentiated; the base goes in and never comes out.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.decoding import tree as tree_lib
+from specstream_jax.modeling import build
+from specstream_jax.modeling import params
+from specstream_jax.modeling import transformer
+from specstream_jax.training import objective
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['step', 'adapter', 'opt_state'],
+  meta_fields=[],
+)
+class TrainState:
+  """What a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, optimiser steps done (micro-steps when accumulating).
+    adapter: nested dict of float32 adapter weights.
+    opt_state: optax state.
+  """
+
+  def __init__(self, step, adapter, opt_state):
+    self.step, self.adapter, self.opt_state = step, adapter, opt_state
+
+
+def make_optimizer(
+  cfg: config.OptimizerConfig, num_steps: int
+) -> optax.GradientTransformation:
+  """AdamW, warm-up then linear decay, clipping, a rate of its own for P_j.
+
+  Paper: learning rate 5e-4, linear. Here stream embeddings get their own,
+  larger rate, because they live at the scale of the hidden state.
+
+  Args:
+    cfg: rates and moments.
+    num_steps: micro-steps of the run; the schedule counts updates.
+  """
+  updates = max(num_steps // cfg.accumulation_steps, 1)
+  warmup = min(cfg.warmup_steps, updates - 1)
+
+  def adamw(rate: float, decay: float) -> optax.GradientTransformation:
+    schedule = optax.join_schedules(
+      [
+        optax.linear_schedule(0.0, rate, warmup),
+        optax.linear_schedule(rate, 0.0, updates - warmup),
+      ],
+      [warmup],
+    )
+    return optax.adamw(
+      schedule, b1=cfg.beta1, b2=cfg.beta2, weight_decay=decay
+    )
+
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(cfg.clip_norm),
+    optax.multi_transform(
+      {
+        'embedding': adamw(cfg.embedding_learning_rate, 0.0),
+        'other': adamw(cfg.learning_rate, cfg.weight_decay),
+      },
+      _labels,
+    ),
+  )
+  if cfg.accumulation_steps > 1:
+    return optax.MultiSteps(optimizer, cfg.accumulation_steps)
+  return optimizer
+
+
+def _labels(adapter: typing.Params) -> Any:
+  """'embedding' for P_j, 'other' for the rest, in the adapter's structure."""
+  label = lambda path, _: (
+    'embedding' if path[-1].key == 'embedding' else 'other'
+  )
+  return jax.tree_util.tree_map_with_path(label, adapter)
+
+
+def train_step(
+  state: TrainState,
+  base: typing.Params,
+  batch: dict[str, typing.Array],
+  *,
+  built: build.Built,
+  optimizer: optax.GradientTransformation,
+  cfg: config.ObjectiveConfig,
+  seed: int,
+  remat: bool = False,
+) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
+  """One gradient step; keys derive from (seed, step), so a resume repeats it.
+
+  Returns:
+    The new state and metrics as (sum, weight) pairs, with `loss/total` and
+    `gradient_norm` among them.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+  def loss(adapter):
+    model = built.merge(base, adapter)
+    return objective.loss(model, batch, key, cfg, remat=remat)
+
+  (total, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
+    state.adapter
+  )
+  updates, opt_state = optimizer.update(
+    gradient, state.opt_state, state.adapter
+  )
+  adapter = optax.apply_updates(state.adapter, updates)
+  one = jnp.ones(())
+  metrics['loss/total'] = (total, one)
+  metrics['gradient_norm'] = (optax.global_norm(gradient), one)
+  metrics['tokens'] = ((batch['decoder_segment_ids'] > 0).sum(), one)
+  return TrainState(state.step + 1, adapter, opt_state), metrics
+
+
+def eval_step(
+  adapter: typing.Params,
+  base: typing.Params,
+  batch: dict[str, typing.Array],
+  *,
+  built: build.Built,
+  cfg: config.ObjectiveConfig,
+  tree: config.TreeConfig,
+  tree_anchors: int = 16,
+) -> dict[str, tuple[typing.Array, typing.Array]]:
+  """The objective's metrics, and tokens per call of the actual draft tree.
+
+  `tokens_per_call` follows the targets, as if the main stream always agreed
+  with them: at `tree_anchors` anchors a row, the tree is built from the stream
+  logits and walked along the true continuation.
+  """
+  model = built.merge(base, adapter)
+  key = jax.random.key(0)
+  _, metrics = objective.loss(model, batch, key, cfg)
+  anchors, scale = objective.choose_anchors(
+    key, batch['decoder_loss_weights'], tree_anchors
+  )
+  num_streams = model.stream_cfg.num_streams
+  targets, weights = objective.stream_targets(batch, anchors, num_streams)
+  hidden = transformer.forward_train(
+    model,
+    batch['decoder_input_tokens'],
+    batch['decoder_positions'],
+    batch['decoder_segment_ids'],
+    anchors,
+  )
+  per_row = lambda y: jax.lax.map(model.logits, y)
+  logits = per_row(hidden.streams)  # [B, A, J, V]
+  truth = jnp.where(weights > 0, targets, -1)
+  rows = lambda y: y.reshape(-1, *y.shape[2:])
+  tree_batch = tree_lib.from_stream_logits(
+    rows(logits), rows(truth)[:, 0], tree
+  )
+  accepted = tree_lib.tree_hits(tree_batch, rows(truth)[:, 1:])
+  weight = (scale > 0).reshape(-1)
+  total = weight.sum().astype(jnp.float32)
+  metrics['tokens_per_call'] = (((1 + accepted) * weight).sum(), total)
+  return metrics
+
+
+def init_state(
+  adapter: typing.Params, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """State at step 0."""
+  adapter = params.cast(adapter, 'float32')
+  return TrainState(
+    jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter)
+  )
+
+
+def hidden_rms(
+  built: build.Built, base: typing.Params, batch: dict[str, typing.Array]
+) -> float:
+  """RMS of the main stream at the insertion layer on real positions."""
+
+  @jax.jit
+  def rms(base, adapter, batch):
+    model = built.merge(base, adapter)
+    hidden = transformer.forward_train(
+      model,
+      batch['decoder_input_tokens'],
+      batch['decoder_positions'],
+      batch['decoder_segment_ids'],
+    ).insertion
+    # The first position of a segment is an attention sink whose norm is
+    # hundreds of times the others'; it carries no streams.
+    real = (batch['decoder_segment_ids'] > 0) & (batch['decoder_positions'] > 0)
+    square = jnp.mean(jnp.square(hidden.astype(jnp.float32)), axis=-1)
+    return jnp.sqrt((square * real).sum() / real.sum())
+
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), built.adapter)
+  return float(rms(base, zeros, batch))

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache is updated in place inside `lax.while_loop`."""
+
+import functools
+
+import hlo
+import jax
+import jax.numpy as jnp
+import pytest
+
+from specstream_jax import config
+from specstream_jax.decoding import cache as cache_lib
+
+SLOTS, NODES, PATH = 1031, 7, 3
+MODEL = config.ModelConfig(
+  vocab_size=11,
+  hidden_size=10,
+  intermediate_size=17,
+  num_layers=2,
+  num_heads=5,
+  num_kv_heads=5,
+  head_dim=14,
+)
+
+
+def _step(cache, *, plant=None):
+  """Append, attend, commit, with the data flow of a real step."""
+  keys, values, x = [], [], jnp.ones((cache.length.shape[0], NODES, 5, 14))
+  for key, value in zip(cache.keys, cache.values, strict=True):
+    key = cache_lib.append(key, x, cache.length)
+    value = cache_lib.append(value, x + 1.0, cache.length)
+    seen = key
+    if plant == 'transpose':
+      seen = jax.lax.optimization_barrier(key.swapaxes(1, 2)).swapaxes(1, 2)
+    weights = jax.nn.softmax(jnp.einsum('BMKH,BKSH->BKMS', x, seen), axis=-1)
+    x = jnp.einsum('BKMS,BKSH->BMKH', weights, value)
+    keys.append(key)
+    values.append(value)
+  score = jnp.argsort(x[:, 1:, 0, 0], axis=1)[:, : PATH - 1] + 1
+  path = jnp.pad(jnp.sort(score, axis=1), ((0, 0), (1, 0)))
+  accept_length = path[:, 1] % PATH
+  written = cache_lib.Cache(tuple(keys), tuple(values), cache.length)
+  after = cache_lib.commit(written, path, accept_length)
+  if plant == 'rollback':
+    keep = (accept_length > 0)[:, None, None, None]
+    old = tuple(jnp.where(keep, a, b) for a, b in zip(after.keys, cache.keys))
+    return cache_lib.Cache(old, after.values, after.length)
+  return after
+
+
+def _compiled(batch, plant=None):
+  def run(cache):
+    is_running = lambda c: jnp.all(c.length < SLOTS - NODES)
+    return jax.lax.while_loop(
+      is_running, functools.partial(_step, plant=plant), cache
+    )
+
+  empty = cache_lib.init(MODEL, batch, SLOTS, 'float32')
+  return jax.jit(run, donate_argnums=0).lower(empty).compile(), empty
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+def test_nothing_of_the_caches_size_is_moved(batch):
+  compiled, empty = _compiled(batch)
+  layer_bytes = empty.keys[0].nbytes
+  assert hlo.copies_of_size(compiled.as_text(), layer_bytes // 2) == []
+  analysis = compiled.memory_analysis()
+  assert analysis.alias_size_in_bytes >= 4 * layer_bytes
+  assert analysis.temp_size_in_bytes < layer_bytes
+
+
+@pytest.mark.parametrize('plant', ['transpose', 'rollback'])
+def test_planted_copies_are_found(plant):
+  compiled, empty = _compiled(3, plant)
+  layer_bytes = empty.keys[0].nbytes
+  assert hlo.copies_of_size(compiled.as_text(), layer_bytes // 2)
+
+
+TEXT = """
+HloModule jit_run
+
+%fused_update (p0: f32[8,16], p1: f32[1,16], p2: s32[]) -> f32[8,16] {
+  %p0 = f32[8,16]{1,0} parameter(0)
+  %p1 = f32[1,16]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  ROOT %d = f32[8,16]{1,0} dynamic-update-slice(%p0, %p1, %p2, %p2)
+}
+
+%fused_wide (p0: bf16[8,16], p1: f32[1,16], p2: s32[]) -> f32[8,16] {
+  %p0 = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
+  %wide = f32[8,16]{1,0} convert(%p0)
+  %p1 = f32[1,16]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  ROOT %d = f32[8,16]{1,0} dynamic-update-slice(%wide, %p1, %p2, %p2)
+}
+
+%body (arg: (f32[8,16], bf16[8,16], s32[])) -> (f32[8,16], bf16[8,16], s32[]) {
+  %arg = (f32[8,16]{1,0}, bf16[8,16]{1,0}, s32[]) parameter(0)
+  %x = f32[8,16]{1,0} get-tuple-element(%arg), index=0
+  %y = bf16[8,16]{1,0} get-tuple-element(%arg), index=1
+  %i = s32[] get-tuple-element(%arg), index=2
+  %row = f32[1,16]{1,0} slice(%x), slice={[0:1], [0:16]}
+  %a = f32[8,16]{1,0} fusion(%x, %row, %i), kind=kLoop, calls=%fused_update
+  %b = f32[8,16]{1,0} fusion(%y, %row, %i), kind=kLoop, calls=%fused_wide
+  %start = (f32[8,16]{1,0}, f32[8,16]{1,0}, u32[]) copy-start(%b)
+  ROOT %t = (f32[8,16]{1,0}, bf16[8,16]{1,0}, s32[]) tuple(%a, %y, %i)
+}
+
+%cond (arg: (f32[8,16], bf16[8,16], s32[])) -> pred[] {
+  %arg = (f32[8,16]{1,0}, bf16[8,16]{1,0}, s32[]) parameter(0)
+  ROOT %c = pred[] constant(true)
+}
+
+ENTRY %main (p: (f32[8,16], bf16[8,16], s32[])) -> f32[8,16] {
+  %p = (f32[8,16]{1,0}, bf16[8,16]{1,0}, s32[]) parameter(0)
+  %w = (f32[8,16]{1,0}, bf16[8,16], s32[]) while(%p), condition=%cond, body=%body
+  %out = f32[8,16]{1,0} get-tuple-element(%w), index=0
+  ROOT %copy = f32[8,16]{1,0} copy(%out)
+}
+"""
+
+
+def test_hand_written_text():
+  found = [line.split(' = ')[0] for line in hlo.copies_of_size(TEXT, 512)]
+  assert found == ['body: %b', 'body: %start']
+  assert len(hlo.copies_of_size(TEXT, 64)) == 3

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads optimised HLO text: what large data a compiled loop moves."""
+
+import re
+from typing import NamedTuple
+
+MOVES = frozenset({
+  'copy', 'copy-start', 'slice', 'dynamic-slice', 'transpose', 'convert',
+  'gather', 'concatenate', 'reshape', 'pad', 'reverse',
+})  # fmt: skip
+IN_PLACE = ('dynamic-update-slice', 'scatter')
+
+_BITS = re.compile(r'(\d+)')
+_SHAPE = re.compile(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]')
+_HEADER = re.compile(r'^(?:ENTRY\s+)?%?([\w.\-]+)\s.*\{\s*$')
+_INSTRUCTION = re.compile(
+  r'^\s+(ROOT\s+)?%?([\w.\-]+) = (\(.*?\)|\S+)\s+([\w\-]+)\((.*)$'
+)
+_CALLED = re.compile(
+  r'(?:body|condition|calls|to_apply|branch_computations|true_computation|'
+  r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)'
+)
+_NAME = re.compile(r'%([\w.\-]+)')
+
+
+class Instruction(NamedTuple):
+  """One line of a computation."""
+
+  name: str
+  is_root: bool
+  type: str
+  opcode: str
+  operands: tuple[str, ...]
+  called: tuple[str, ...]
+  line: str
+
+  @property
+  def num_bytes(self) -> int:
+    """Bytes of the largest array in the result."""
+    return max((_array_bytes(*m) for m in _SHAPE.findall(self.type)), default=0)
+
+
+def _array_bytes(dtype, dims):
+  bits = 8 if dtype == 'pred' else int(_BITS.search(dtype).group(1))
+  size = 1
+  for dim in filter(None, dims.split(',')):
+    size *= int(dim)
+  return size * bits // 8
+
+
+def parse(text: str) -> dict[str, dict[str, Instruction]]:
+  """Computation name -> instruction name -> instruction."""
+  computations, current = {}, None
+  for line in text.splitlines():
+    if line and not line[0].isspace():
+      header = _HEADER.match(line)
+      current = computations.setdefault(header.group(1), {}) if header else None
+    elif current is not None and (match := _INSTRUCTION.match(line)):
+      instruction = _instruction(match, line)
+      current[instruction.name] = instruction
+  return computations
+
+
+def _instruction(match, line):
+  root, name, kind, opcode, rest = match.groups()
+  called = []
+  for group in _CALLED.findall(rest):
+    called += [n.strip().lstrip('%') for n in group.strip('{}').split(',')]
+  operands = _NAME.findall(rest.split(')')[0])
+  return Instruction(
+    name, bool(root), kind, opcode, tuple(operands), tuple(called), line.strip()
+  )
+
+
+def while_bodies(computations) -> set[str]:
+  """Computations that run inside a while loop, fusions excluded."""
+  pending, seen = [], set()
+  for instructions in computations.values():
+    for instruction in instructions.values():
+      if instruction.opcode == 'while':
+        pending += instruction.called
+  while pending:
+    name = pending.pop()
+    if name in seen or name not in computations:
+      continue
+    seen.add(name)
+    for instruction in computations[name].values():
+      if instruction.opcode != 'fusion':
+        pending += instruction.called
+  return seen
+
+
+def copies_of_size(text: str, min_bytes: int) -> list[str]:
+  """Lines inside while loops that write a moved copy of >= `min_bytes`.
+
+  A fusion counts when its result is that large and it contains such a move;
+  one whose root updates a slice of its own argument in place does not, and
+  neither does what stays inside a fusion with a small result.
+
+  Args:
+    text: optimised HLO, `compiled.as_text()`.
+    min_bytes: smallest result that counts.
+  """
+  computations, lines = parse(text), []
+  for name in sorted(while_bodies(computations)):
+    for instruction in computations[name].values():
+      if instruction.num_bytes < min_bytes:
+        continue
+      is_move = instruction.opcode in MOVES
+      if instruction.opcode == 'fusion':
+        fused = computations[instruction.called[0]]
+        is_move = _fusion_moves(fused, min_bytes)
+      if is_move:
+        lines.append(f'{name}: {instruction.line}')
+  return lines
+
+
+def _fusion_moves(fused, min_bytes):
+  """Whether a fusion materialises a moved copy of `min_bytes`."""
+  root = next(x for x in fused.values() if x.is_root)
+  names = root.operands if root.opcode == 'tuple' else (root.name,)
+  return any(_result_moves(fused, fused[name], min_bytes) for name in names)
+
+
+def _result_moves(fused, result, min_bytes):
+  """Follows in-place updates to the argument they update."""
+  while result.opcode in ('bitcast', *IN_PLACE):
+    result = fused[result.operands[0]]
+  if result.num_bytes < min_bytes or result.opcode == 'parameter':
+    return False
+  pending, seen = [result], set()
+  while pending:
+    instruction = pending.pop()
+    if instruction.name in seen:
+      continue
+    seen.add(instruction.name)
+    if instruction.opcode in MOVES and instruction.num_bytes >= min_bytes:
+      return True
+    pending += [fused[n] for n in instruction.operands if n in fused]
+  return False

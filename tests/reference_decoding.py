@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slow numpy oracle of decoding: loops over one row, written from the paper.
+
+Trees are lists: node i has tokens[i], parents[i] < i, and node 0 is the root.
+"""
+
+import itertools
+
+import numpy as np
+
+
+def ancestor_mask(parents):
+  mask = np.eye(len(parents), dtype=bool)
+  for node in range(len(parents)):
+    ancestor = node
+    while ancestor:
+      ancestor = parents[ancestor]
+      mask[node, ancestor] = True
+  return mask
+
+
+def depths(parents):
+  return [int(row.sum()) - 1 for row in ancestor_mask(parents)]
+
+
+def walk(tokens, parents, targets):
+  """Accepted path: from the root, on while a child is what was drawn."""
+  path = [0]
+  while True:
+    children = [
+      node
+      for node in range(1, len(tokens))
+      if parents[node] == path[-1] and tokens[node] == targets[path[-1]]
+    ]
+    if not children:
+      return path
+    path.append(children[0])
+
+
+def truncate(tokens, emitted, limit, eos_ids, stop_sequences):
+  """Tokens after appending `emitted` up to the end, and why it ended."""
+  tokens = list(tokens)
+  for token in emitted:
+    tokens.append(int(token))
+    if token in eos_ids:
+      return tokens, 'eos'
+    for sequence in stop_sequences:
+      if tokens[-len(sequence) :] == list(sequence):
+        return tokens, 'stop'
+    if len(tokens) >= limit:
+      return tokens, 'length'
+  return tokens, 'running'
+
+
+def process_logits(logits, temperature, top_k, top_p):
+  """Float32 logits with -inf where masked; one distribution [V]."""
+  logits = np.float32(logits)
+  if temperature == 0:
+    return logits
+  logits = logits / np.float32(temperature)
+  order = np.argsort(-logits, kind='stable')
+  if top_k:
+    order = order[:top_k]
+  weights = np.exp(logits[order] - logits[order[0]])
+  weights = weights / weights.sum()
+  kept, total = [], 0.0
+  for token, weight in zip(order, weights, strict=True):
+    if kept and top_p < 1 and total >= top_p:
+      break
+    kept.append(token)
+    total += weight
+  masked = np.full_like(logits, -np.inf)
+  masked[kept] = logits[kept]
+  return masked
+
+
+def best_first(log_probs, branching, num_drafts):
+  """Scores and token paths of the best nodes, highest score first.
+
+  Args:
+    log_probs: [J, V], of the streams.
+    branching: candidates per stream.
+    num_drafts: nodes wanted, root excluded.
+  """
+  top = np.argsort(-log_probs, axis=1, kind='stable')[:, :branching]
+  nodes = []
+  for depth in range(1, len(log_probs) + 1):
+    for path in itertools.product(*top[:depth]):
+      score = sum(log_probs[j, token] for j, token in enumerate(path))
+      nodes.append((score, tuple(int(token) for token in path)))
+  return sorted(nodes, reverse=True)[:num_drafts]
+
+
+def paths(tokens, parents):
+  """Token path of every node but the root."""
+  out = []
+  for node in range(1, len(tokens)):
+    path = []
+    while node:
+      path.append(int(tokens[node]))
+      node = parents[node]
+    out.append(tuple(reversed(path)))
+  return out
+
+
+def autoregressive(next_token, prompt, limit, eos_ids, stop_sequences):
+  """New tokens and finish reason; `next_token` maps all tokens to one."""
+  tokens, reason = [], 'running'
+  while reason == 'running':
+    drawn = next_token(list(prompt) + tokens)
+    tokens, reason = truncate(tokens, [drawn], limit, eos_ids, stop_sequences)
+  return tokens, reason
+
+
+def sequence_law(probs, length):
+  """Law of the next `length` tokens; `probs` maps a tuple of tokens to [V]."""
+  law = {}
+  for sequence in itertools.product(range(len(probs(()))), repeat=length):
+    weight = 1.0
+    for i, token in enumerate(sequence):
+      weight *= probs(sequence[:i])[token]
+    law[sequence] = weight
+  return law
+
+
+def continue_law(partial_law, probs, length):
+  """Law of `length` tokens, extending emitted prefixes autoregressively."""
+  law = dict.fromkeys(itertools.product(range(len(probs(()))), repeat=length), 0.0)
+  for prefix, weight in partial_law.items():
+    conditional = lambda more, prefix=prefix: probs(prefix + more)
+    rest = sequence_law(conditional, max(length - len(prefix), 0))
+    for more, factor in rest.items():
+      law[(prefix + more)[:length]] += weight * factor
+  return law
+
+
+def total_variation(first, second):
+  keys = set(first) | set(second)
+  return 0.5 * sum(abs(first.get(k, 0.0) - second.get(k, 0.0)) for k in keys)
+
+
+def ratio_rule_law(target_probs, draft_probs, drafts):
+  """First-token law of top-k drafts verified by p/q ratios (biased)."""
+  law, left, target = {}, 1.0, np.array(target_probs, float)
+  for token in drafts:
+    accept = min(1.0, target[token] / draft_probs[token])
+    law[(token,)] = law.get((token,), 0.0) + left * accept
+    left *= 1.0 - accept
+    target = np.maximum(target - draft_probs, 0.0)
+    target /= target.sum()
+  for token, prob in enumerate(target):
+    law[(token,)] = law.get((token,), 0.0) + left * prob
+  return law
