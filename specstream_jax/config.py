@@ -390,6 +390,26 @@ class TrainConfig:
       _at_least(f'TrainConfig.{field.name}', getattr(self, field.name), bound)
 
 
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """How token records become batches.
+
+  Attributes:
+    sequence_length: T of a training row.
+    packed: several examples to a row.
+    eval_batch_size: B of evaluation batches, one example to a row.
+  """
+
+  sequence_length: int = 256
+  packed: bool = True
+  eval_batch_size: int = 8
+
+  def __post_init__(self):
+    _at_least('DataConfig.sequence_length', self.sequence_length, 2)
+    _at_least('DataConfig.eval_batch_size', self.eval_batch_size, 1)
+
+
 def to_json(cfg: Any) -> dict[str, Any]:
   """A config as plain JSON types."""
   return dataclasses.asdict(cfg)

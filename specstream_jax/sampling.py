@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 
 
 def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:

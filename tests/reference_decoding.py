@@ -125,7 +125,9 @@ def sequence_law(probs, length):
 
 def continue_law(partial_law, probs, length):
   """Law of `length` tokens, extending emitted prefixes autoregressively."""
-  law = dict.fromkeys(itertools.product(range(len(probs(()))), repeat=length), 0.0)
+  law = dict.fromkeys(
+    itertools.product(range(len(probs(()))), repeat=length), 0.0
+  )
   for prefix, weight in partial_law.items():
     conditional = lambda more, prefix=prefix: probs(prefix + more)
     rest = sequence_law(conditional, max(length - len(prefix), 0))

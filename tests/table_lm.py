@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax.decoding import cache as cache_lib
-from specstream_jax.decoding import interface
-from specstream_jax.decoding import tree as tree_lib
+from specstream_jax.decoding import (
+  cache as cache_lib,
+  interface,
+  tree as tree_lib,
+)
 
 VOCAB_SIZE = 13
 NUM_CONTEXTS = 211

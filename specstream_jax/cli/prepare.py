@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`specstream prepare`: runs a task once and writes token records."""
 
-import json
 from collections.abc import Sequence
+import json
 
 from absl import flags
 
-from specstream_jax.data import records
-from specstream_jax.data import registry
-from specstream_jax.data import vocabulary
+from specstream_jax.data import records, registry, vocabulary
 
 FLAGS = flags.FLAGS
 
@@ -21,11 +19,16 @@ def define_flags() -> None:
     'data_dir', None, "Folder with the task's files; none downloads them."
   )
   flags.DEFINE_string(
-    'tokenizer', None, 'tokenizer.json, or a folder with one.', required=True
+    'tokenizer',
+    None,
+    'tokenizer.json, a folder with one, or a GGUF file.',
+    required=True,
   )
   flags.DEFINE_string(
-    'eos_token', '', 'Text of the token that ends an answer; default: the '
-    "one in the folder's tokenizer_config.json."
+    'eos_token',
+    '',
+    'Text of the token that ends an answer; default: the one that the GGUF '
+    "file or the folder's tokenizer_config.json names.",
   )
   flags.DEFINE_string(
     'output_dir', None, 'Folder of records to create.', required=True

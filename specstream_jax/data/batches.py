@@ -5,17 +5,16 @@ B rows, T positions. Shuffled anew every epoch, split over processes, packed
 or one example to a row, and resumable: the state is a small JSON dict.
 """
 
+from collections.abc import Iterator
 import functools
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import grain.python as grain
 import numpy as np
 
-from specstream_jax.data import features
-from specstream_jax.data import records
+from specstream_jax.data import features, records
 
 _PACKING_BINS = 64
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
@@ -87,6 +86,24 @@ def _packed_row(packed: features.Arrays) -> features.Arrays:
     'decoder_positions': packed[f'{name}_positions'],
     'decoder_segment_ids': packed[f'{name}_segment_ids'],
   }
+
+
+def _examples(
+  path: str,
+  manifest: dict[str, Any],
+  share: slice,
+  seed: int | None,
+  repeat: bool,
+) -> grain.MapDataset:
+  """The records of one share; one pass is filled up to equal shares."""
+  length = manifest['num_examples']
+  if not repeat:
+    length = -(-length // share.step) * share.step
+  examples = grain.MapDataset.source(_Source(path, manifest['files'], length))
+  if seed is not None:
+    examples = examples.shuffle(seed=seed)
+  examples = examples[share]
+  return examples.repeat() if repeat else examples
 
 
 def _rows(
@@ -171,15 +188,8 @@ def open_batches(
     records.check_tokenizer(manifest, tokenizer_sha256)
   _check_process(manifest, process_index, process_count, packed, repeat)
   _check_length(manifest, sequence_length)
-  length = manifest['num_examples']
-  if not repeat:
-    length = -(-length // process_count) * process_count
-  examples = grain.MapDataset.source(_Source(path, manifest['files'], length))
-  if seed is not None:
-    examples = examples.shuffle(seed=seed)
-  examples = examples[process_index::process_count]
-  if repeat:
-    examples = examples.repeat()
+  share = slice(process_index, None, process_count)
+  examples = _examples(path, manifest, share, seed, repeat)
   rows = _rows(examples, sequence_length, packed, seed or 0)
   stack = functools.partial(features.stack, batch_size=batch_size)
   settings = {

@@ -4,19 +4,21 @@
 Imports TensorFlow; the records are read without it (`batches.py`).
 """
 
+from collections.abc import Iterator
 import dataclasses
 import functools
 import importlib.metadata
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tqdm
 
-from specstream_jax.data import records
-from specstream_jax.data import registry
-from specstream_jax.data import tasks
-from specstream_jax.data import vocabulary as vocabulary_lib
+from specstream_jax.data import (
+  records,
+  registry,
+  tasks,
+  vocabulary as vocabulary_lib,
+)
 
 
 def _pairs(

@@ -6,9 +6,9 @@ answer are tokenized apart; an answer that follows a word therefore carries
 its own leading space.
 """
 
+from collections.abc import Callable
 import dataclasses
 import re
-from collections.abc import Callable
 
 _ATTRIBUTE = re.compile(r'\s*([^\[\],]+)\[([^\]]*)\]\s*(?:,|$)')
 

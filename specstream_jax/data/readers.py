@@ -5,12 +5,12 @@ A malformed row is an error that names file, line and what is wrong, or, on
 request, is skipped and counted.
 """
 
+from collections.abc import Iterator
 import csv
 import dataclasses
 import gzip
 import json
 import os
-from collections.abc import Iterator
 from typing import IO
 
 from absl import logging

@@ -10,18 +10,18 @@ I is the number of prompt tokens (BOS included if the tokenizer asks for one);
 the rest are answer tokens, EOS included.
 """
 
+from collections.abc import Iterable
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from typing import Any
 
+from array_record.python import array_record_module
 import numpy as np
 import tokenizers
-from array_record.python import array_record_module
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
@@ -31,13 +31,25 @@ _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
 def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
-  """sha256 of the tokenizer's JSON: equal hashes give equal ids."""
-  return hashlib.sha256(tokenizer.to_str().encode('utf-8')).hexdigest()
+  """sha256 of what decides the ids; padding, truncation and BOS do not."""
+  parts = json.loads(tokenizer.to_str())
+  model = parts['model']
+  decisive = {
+    'vocab': model.get('vocab'),
+    'merges': model.get('merges'),
+    'added_tokens': [[t['id'], t['content']] for t in parts['added_tokens']],
+    'normalizer': parts['normalizer'],
+    'pre_tokenizer': parts['pre_tokenizer'],
+  }
+  text = json.dumps(decisive, sort_keys=True)
+  return hashlib.sha256(text.encode('utf-8')).hexdigest()
 
 
 def encode(inputs: np.ndarray, targets: np.ndarray) -> bytes:
   """The record of prompt ids [I] and answer ids [A]."""
-  return np.concatenate([[len(inputs)], inputs, targets]).astype(_DTYPE).tobytes()
+  return (
+    np.concatenate([[len(inputs)], inputs, targets]).astype(_DTYPE).tobytes()
+  )
 
 
 def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:

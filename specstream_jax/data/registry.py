@@ -5,12 +5,10 @@ The one description of a task. Evaluation reads it directly, without
 TensorFlow; `tasks.py` builds the seqio tasks from it.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
+import dataclasses
 
-from specstream_jax.data import prompts
-from specstream_jax.data import readers
-from specstream_jax.data import sources
+from specstream_jax.data import prompts, readers, sources
 
 SPLITS = ('train', 'dev', 'test')
 ReadFn = Callable[[str, str | None, bool], readers.Rows]

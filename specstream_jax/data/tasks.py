@@ -5,15 +5,14 @@ B rows, T positions. Imports TensorFlow; only `prepare` and seqio users load
 it.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+import functools
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
-from specstream_jax.data import features
-from specstream_jax.data import registry
-from specstream_jax.data import vocabulary as vocabulary_lib
+from specstream_jax.data import features, registry, vocabulary as vocabulary_lib
 
 PAIRS_SUFFIX = '_pairs'
 _SIGNATURE = {
@@ -53,18 +52,17 @@ class SeqioVocabulary(seqio.Vocabulary):
     return self._vocabulary.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-    ids = tf.py_function(
-      lambda text: self._encode(text.numpy().decode('utf-8')), [s], tf.int32
-    )
+    def encode(text):
+      return np.asarray(self._encode(text.decode('utf-8')), np.int32)
+
+    ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
     ids.set_shape((None,))
     return ids
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
     if ids.shape.rank == 2:
       return tf.map_fn(self._decode_tf, ids, fn_output_signature=tf.string)
-    text = tf.py_function(
-      lambda row: self._decode(row.numpy()), [ids], tf.string
-    )
+    text = tf.numpy_function(self._decode, [ids], tf.string, stateful=False)
     text.set_shape(())
     return text
 

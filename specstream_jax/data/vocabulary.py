@@ -8,6 +8,7 @@ import os
 import numpy as np
 import tokenizers
 
+from specstream_jax.checkpoints import gguf
 from specstream_jax.data import records
 
 
@@ -71,25 +72,36 @@ def _asked_bos(tokenizer: tokenizers.Tokenizer) -> int | None:
   return asked[0] if asked and asked[:1] != plain[:1] else None
 
 
+def _read(path: str) -> tuple[tokenizers.Tokenizer, int | None]:
+  """Tokenizer and, where the file or its folder says so, EOS id."""
+  if os.path.isfile(path) and gguf.is_gguf(path):
+    header = gguf.open_file(path)
+    return gguf.read_tokenizer(header), next(iter(gguf.eos_ids(header)), None)
+  file = os.path.join(path, 'tokenizer.json') if os.path.isdir(path) else path
+  if not os.path.isfile(file) or not file.endswith('.json'):
+    raise ValueError(
+      f'tokenizer {path!r} is neither a tokenizer.json, nor a folder with one, '
+      'nor a GGUF file'
+    )
+  tokenizer = tokenizers.Tokenizer.from_file(file)
+  eos_token = _configured_eos(os.path.dirname(file))
+  return tokenizer, tokenizer.token_to_id(eos_token) if eos_token else None
+
+
 def load(path: str, *, eos_token: str = '') -> Vocabulary:
-  """Reads a `tokenizer.json`, or the one in a model folder.
+  """Reads a `tokenizer.json`, the one in a model folder, or a GGUF file's.
 
   Args:
     path: the file or the folder.
-    eos_token: text of the token that ends an answer; '' takes the one of the
-      folder's tokenizer_config.json.
+    eos_token: text of the token that ends an answer; '' takes the one that
+      the GGUF file or the folder's tokenizer_config.json names.
 
   Raises:
     ValueError: no such file, or no (known) EOS token.
   """
-  file = os.path.join(path, 'tokenizer.json') if os.path.isdir(path) else path
-  if not os.path.isfile(file) or not file.endswith('.json'):
-    raise ValueError(
-      f'tokenizer {path!r} is neither a tokenizer.json nor a folder with one'
-    )
-  tokenizer = tokenizers.Tokenizer.from_file(file)
-  eos_token = eos_token or _configured_eos(os.path.dirname(file)) or ''
-  eos_id = tokenizer.token_to_id(eos_token) if eos_token else None
+  tokenizer, eos_id = _read(path)
+  if eos_token:
+    eos_id = tokenizer.token_to_id(eos_token)
   if eos_id is None:
     raise ValueError(
       f'tokenizer {path!r} has no EOS token {eos_token!r}; pass eos_token, '

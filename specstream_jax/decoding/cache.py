@@ -16,8 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +66,8 @@ def append(
   write = lambda row, update, slot: jax.lax.dynamic_update_slice(
     row, update, (0, slot, 0)
   )
-  return jax.vmap(write)(layer, new, start)
+  # Unfused: a reader that recomputed the update would keep the old cache alive.
+  return jax.lax.optimization_barrier(jax.vmap(write)(layer, new, start))
 
 
 def commit(

@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config
-from specstream_jax import sampling
-from specstream_jax.decoding import interface
-from specstream_jax.decoding import loop
-from specstream_jax.decoding import stopping
+from specstream_jax import config, sampling
+from specstream_jax.decoding import interface, loop, stopping
 
+_GREEDY = config.SamplingConfig()
 _NO_LIMIT = np.iinfo(np.int32).max
 
 
@@ -65,7 +63,7 @@ class Decoder:
     model: interface.ModelFns,
     drafter: interface.Drafter,
     cfg: config.DecodeConfig,
-    sampling_cfg: config.SamplingConfig = config.SamplingConfig(),
+    sampling_cfg: config.SamplingConfig = _GREEDY,
     *,
     prompt_model: interface.ModelFns | None = None,
   ):
@@ -217,8 +215,13 @@ class Decoder:
 
 def _result(state, prefill_seconds, decode_seconds):
   state = jax.device_get(
-    (state.tokens, state.num_tokens, state.calls, state.accept_lengths,
-     state.finish_reason)
+    (
+      state.tokens,
+      state.num_tokens,
+      state.calls,
+      state.accept_lengths,
+      state.finish_reason,
+    )
   )
   tokens, num_tokens, calls, accept_lengths, reasons = state
   take = lambda rows, counts: [

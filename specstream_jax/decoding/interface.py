@@ -8,10 +8,8 @@ J streams, D model width, V vocabulary.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from specstream_jax import config
-from specstream_jax import typing
-from specstream_jax.decoding import cache as cache_lib
-from specstream_jax.decoding import tree as tree_lib
+from specstream_jax import config, typing
+from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
 
 
 class Forward(NamedTuple):

@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import sampling
-from specstream_jax import typing
-from specstream_jax.decoding import cache as cache_lib
-from specstream_jax.decoding import interface
-from specstream_jax.decoding import stopping
-from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.decoding import verify
+from specstream_jax import sampling, typing
+from specstream_jax.decoding import (
+  cache as cache_lib,
+  interface,
+  stopping,
+  tree as tree_lib,
+  verify,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -134,9 +135,7 @@ def step(
     forward = _forward_tree(setup, params, state)
     targets = _draw_targets(setup, params, state, forward.hidden)
   with jax.named_scope('verify'):
-    verified = verify.verify(
-      state.tree, targets, path_length=setup.path_length
-    )
+    verified = verify.verify(state.tree, targets, path_length=setup.path_length)
     # The draw at node path[i] is the token at node path[i + 1], or the bonus.
     emitted = jnp.take_along_axis(targets, verified.path, axis=1)
     kept, reason = stopping.truncate(
@@ -155,9 +154,7 @@ def step(
     state = _count_call(state, kept)
     state = _emit(setup, state, emitted, kept, reason)
   with jax.named_scope('draft'):
-    return _draft(
-      setup, params, state, forward, verified.leaf, verified.bonus
-    )
+    return _draft(setup, params, state, forward, verified.leaf, verified.bonus)
 
 
 def run(

@@ -6,8 +6,7 @@ Axis letters: B rows, P tokens a call can emit.
 
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 
 RUNNING, EOS, STOP, LENGTH, CACHE = range(5)
 REASONS = ('running', 'eos', 'stop', 'length', 'cache')

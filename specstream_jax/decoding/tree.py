@@ -12,8 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 from specstream_jax.decoding import topology
 
 
@@ -134,9 +133,7 @@ def _select(scores, tokens, parents, depths, root, num_drafts):
   pad = lambda x, unused: jnp.pad(
     x, ((0, 0), (1, short)), constant_values=((0, 0), (0, unused))
   ).astype(jnp.int32)
-  scores = jnp.pad(
-    scores, ((0, 0), (1, short)), constant_values=-jnp.inf
-  )
+  scores = jnp.pad(scores, ((0, 0), (1, short)), constant_values=-jnp.inf)
   tokens = pad(tokens, -1).at[:, 0].set(root)
   whole = DraftTree(tokens, pad(parents, 0), pad(depths, 1))
   return prune(whole, scores, num_drafts + 1)[0]

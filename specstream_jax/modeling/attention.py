@@ -73,31 +73,41 @@ def attend(
   Returns:
     [B, T, K, G, H] in the dtype of `query`; logits and softmax are float32.
   """
-  f32 = jnp.float32
+  f32, shape = jnp.float32, query.shape
+  # One product over G * T rows per KV head, batch axes in front: the cache is
+  # read where it lies. The einsum with five letters makes XLA copy it.
+  flat = query.transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
+  flat = flat.reshape(*main.keys.shape[:2], -1, shape[-1])
   logits = jnp.einsum(
-    'BTKGH,BKSH->BKGTS', query, main.keys, preferred_element_type=f32
-  )
+    'BKXH,BKSH->BKXS', flat, main.keys, preferred_element_type=f32
+  ).reshape(shape[0], shape[2], shape[3], shape[1], -1)  # [B, K, G, T, S]
   logits = jnp.where(mask[:, None, None], logits, jnp.finfo(f32).min)
   if streams is not None:
-    grouped = query.reshape(*streams.keys.shape[:3], *query.shape[2:])
-    own = jnp.einsum(
-      'BAJKGH,BALKH->BKGAJL', grouped, streams.keys, preferred_element_type=f32
-    )
-    causal = jnp.tri(own.shape[-1], dtype=bool)
-    own = jnp.where(causal, own, jnp.finfo(f32).min)
-    own = own.reshape(*logits.shape[:-1], own.shape[-1])
-    logits = jnp.concatenate([logits, own], axis=-1)
+    logits = jnp.concatenate([logits, _own_logits(query, streams)], axis=-1)
   weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
   num_slots = main.keys.shape[2]
-  out = jnp.einsum(
-    'BKGTS,BKSH->BTKGH', weights[..., :num_slots], main.values
-  )
+  flat = weights[..., :num_slots].reshape(*flat.shape[:3], num_slots)
+  out = jnp.einsum('BKXS,BKSH->BKXH', flat, main.values)
+  out = out.reshape(shape[0], shape[2], shape[3], shape[1], shape[4])
+  out = out.transpose(0, 3, 1, 2, 4)
   if streams is not None:
     own = weights[..., num_slots:]
     own = own.reshape(*own.shape[:3], *streams.keys.shape[1:3], own.shape[-1])
     extra = jnp.einsum('BKGAJL,BALKH->BAJKGH', own, streams.values)
-    out += extra.reshape(out.shape)
+    out += extra.reshape(shape)
   return out
+
+
+def _own_logits(query, streams):
+  """Logits [B, K, G, T, J] of streams against streams <= j of their group."""
+  f32 = jnp.float32
+  grouped = query.reshape(*streams.keys.shape[:3], *query.shape[2:])
+  own = jnp.einsum(
+    'BAJKGH,BALKH->BKGAJL', grouped, streams.keys, preferred_element_type=f32
+  )
+  causal = jnp.tri(own.shape[-1], dtype=bool)
+  own = jnp.where(causal, own, jnp.finfo(f32).min)
+  return own.reshape(*own.shape[:3], -1, own.shape[-1])
 
 
 class Attention(nnx.Module):

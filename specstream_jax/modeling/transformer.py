@@ -189,7 +189,8 @@ def slot_mask(
     num_slots: S.
   """
   num_nodes = tree_mask.shape[-1]
-  node = (jnp.arange(num_slots) - length[:, None])[:, None]  # [B, 1, S]
+  slots = jnp.arange(num_slots)[None]
+  node = (slots - length[:, None])[:, None]  # [B, 1, S]
   placed = jnp.take_along_axis(
     tree_mask, jnp.clip(node, 0, num_nodes - 1), axis=2
   )
@@ -255,7 +256,7 @@ def forward_streams(
     Normalised stream hidden states [B, J, D].
   """
   num_slots = cache.keys[0].shape[2]
-  mask = (jnp.arange(num_slots) < cache.length[:, None])[:, None]
+  mask = (jnp.arange(num_slots)[None] < cache.length[:, None])[:, None]
   empty = positions[:, None][:, :0]
   rows = _rows(model, empty, mask[:, :0], 0, (positions[:, None], mask))
   x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])

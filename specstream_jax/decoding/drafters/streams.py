@@ -6,8 +6,7 @@ Axis letters: B rows, J streams, V vocabulary.
 
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import sampling
+from specstream_jax import config, sampling
 from specstream_jax.decoding import tree as tree_lib
 
 

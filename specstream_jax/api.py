@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python interface: `import specstream_jax as ss`.
+
+    model = ss.load('smollm2-135m-instruct', adapter='e2e_nlg')
+    for row in ss.generate(model, prompts):
+      print(row.text, row.tokens_per_call)
+"""
+
+from specstream_jax.config import (
+  SamplingConfig,
+  StreamConfig,
+  TreeConfig,
+)
+from specstream_jax.runtime import Model, load
+from specstream_jax.workflows import evaluate as _evaluate
+from specstream_jax.workflows import generate as _generate
+from specstream_jax.workflows.train import Recipe, Trained, train
+
+__all__ = [
+  'Model',
+  'Recipe',
+  'SamplingConfig',
+  'StreamConfig',
+  'Trained',
+  'TreeConfig',
+  'evaluate',
+  'generate',
+  'load',
+  'stream',
+  'train',
+]
+
+
+def generate(model, prompts, **options):
+  """Completes prompts; `options` are the fields of workflows.generate.Options.
+
+  Returns:
+    A list of `Generation` (text, tokens, calls, accept_lengths,
+    finish_reason), one per prompt.
+  """
+  return _generate.generate(model, prompts, _generate.Options(**options))
+
+
+def stream(model, prompts, **options):
+  """Yields (row, newly accepted token ids); options as for `generate`."""
+  return _generate.stream(model, prompts, _generate.Options(**options))
+
+
+def evaluate(model, progress=True, **options):
+  """Compares both ways of decoding on a task.
+
+  `options` are the fields of workflows.evaluate.Options. Returns a RunResult.
+  """
+  return _evaluate.evaluate(
+    model, _evaluate.Options(**options), progress=progress
+  )

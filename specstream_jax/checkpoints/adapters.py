@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters on disk: what one task adds to a base model, and to which one.
+
+`adapter.safetensors` holds the weights, `adapter_config.json` everything else.
+Axis letters: J streams (γ), D model width (h in the paper).
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.checkpoints import files
+from specstream_jax.checkpoints import loading
+
+FORMAT_VERSION = 1
+WEIGHTS = 'adapter.safetensors'
+CONFIG = 'adapter_config.json'
+_SECTIONS = {
+  'stream': config.StreamConfig,
+  'lora': config.LoraConfig,
+  'tree': config.TreeConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+  """What an adapter is and which base it belongs to.
+
+  Attributes:
+    base_model_id: name of the base, for people.
+    base_config_hash: `weights.config_hash` of the base.
+    base_fingerprint: `weights.fingerprint` of the base.
+    stream: settings of the streams.
+    lora: settings of LoRA; rank 0 if it was folded into the base.
+    tree: the draft tree to use unless told otherwise.
+    provenance: how it was trained, JSON types.
+    format_version: of the two files.
+  """
+
+  base_model_id: str
+  base_config_hash: str
+  base_fingerprint: str
+  stream: config.StreamConfig
+  lora: config.LoraConfig
+  tree: config.TreeConfig
+  provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+  format_version: int = FORMAT_VERSION
+
+
+def is_adapter(folder: str | os.PathLike) -> bool:
+  """True if the folder holds an adapter."""
+  return os.path.isfile(os.path.join(folder, CONFIG))
+
+
+def save_adapter(
+  folder: str | os.PathLike,
+  flat: typing.FlatParams,
+  cfg: AdapterConfig,
+  *,
+  dtype: str = 'bfloat16',
+) -> None:
+  """Writes an adapter; if that fails, the one that was there stays whole.
+
+  Args:
+    folder: made if it is not there.
+    flat: adapter weights by path.
+    cfg: goes to adapter_config.json.
+    dtype: on disk.
+
+  Raises:
+    ValueError: weights that do not fit `cfg`, or a disk that is full.
+  """
+  tensors = {
+    path: np.ascontiguousarray(leaf, dtype=np.dtype(dtype))
+    for path, leaf in sorted(flat.items())
+  }
+  _check_tensors(os.fspath(folder), tensors, cfg)
+  content = safetensors_numpy.save(tensors)
+  digest = files.sha256_of(content)
+  fields = dataclasses.asdict(cfg) | {'weights_sha256': digest}
+  files.write_all(
+    os.fspath(folder),
+    {
+      WEIGHTS: functools.partial(files.write_bytes, content=content),
+      CONFIG: functools.partial(files.write_json, value=fields),
+    },
+  )
+
+
+def load_adapter(
+  folder: str | os.PathLike,
+) -> tuple[dict[str, np.ndarray], AdapterConfig]:
+  """Reads an adapter.
+
+  Returns:
+    (float32 weights by flat path, its config).
+
+  Raises:
+    ValueError: a file is missing, damaged, of another version or does not fit
+      the other.
+  """
+  folder = os.fspath(folder)
+  cfg, digest = _read_config(folder)
+  path = os.path.join(folder, WEIGHTS)
+  if not os.path.isfile(path):
+    raise ValueError(f'adapter {folder!r} has no {WEIGHTS}; save it again')
+  if files.sha256(path) != digest:
+    raise ValueError(
+      f'adapter {folder!r}: {WEIGHTS} ({os.path.getsize(path):,} bytes) is not '
+      f'the file that {CONFIG} was written with; copy or save both again'
+    )
+  try:
+    tensors = safetensors_numpy.load_file(path)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'adapter {folder!r}: {WEIGHTS}: {error}') from error
+  _check_tensors(folder, tensors, cfg)
+  return {p: leaf.astype(np.float32) for p, leaf in tensors.items()}, cfg
+
+
+def read_config(folder: str | os.PathLike) -> AdapterConfig:
+  """The config of an adapter, without its weights."""
+  return _read_config(os.fspath(folder))[0]
+
+
+def _read_config(folder: str) -> tuple[AdapterConfig, str]:
+  """The config and the sha256 of the weights it belongs to."""
+  if not is_adapter(folder):
+    raise ValueError(
+      f'{folder!r} is not an adapter: it has no {CONFIG}; train one with '
+      '`specstream train`'
+    )
+  fields = files.read_json(os.path.join(folder, CONFIG))
+  version = fields.get('format_version')
+  if version != FORMAT_VERSION:
+    raise ValueError(
+      f'adapter {folder!r} has format_version {version!r}; accepted: '
+      f'{FORMAT_VERSION}; use the release that wrote it'
+    )
+  digest = fields.pop('weights_sha256', None)
+  expected = {field.name for field in dataclasses.fields(AdapterConfig)}
+  if set(fields) != expected:
+    raise ValueError(
+      f'adapter {folder!r}: {CONFIG} lacks {sorted(expected - set(fields))} and '
+      f'has unknown {sorted(set(fields) - expected)}; save the adapter again'
+    )
+  for name, cls in _SECTIONS.items():
+    fields[name] = config.from_json(cls, fields[name])
+  return AdapterConfig(**fields), digest
+
+
+def _check_tensors(
+  folder: str, tensors: Mapping[str, Any], cfg: AdapterConfig
+) -> None:
+  """Raises ValueError if the weights are not what the config says."""
+  lines = []
+  wanted = {
+    'streams/embedding': cfg.stream.embedding == 'learned',
+    'streams/insertion/': cfg.stream.insertion == 'low_rank',
+    'pruning/': cfg.stream.pruning_rank > 0,
+    'layers/': cfg.lora.rank > 0,
+  }
+  for prefix, is_wanted in wanted.items():
+    if any(path.startswith(prefix) for path in tensors) != is_wanted:
+      lines.append(f'{prefix} {"is missing" if is_wanted else "is unexpected"}')
+  for path in tensors:
+    if not path.startswith(tuple(wanted)):
+      lines.append(f'{path} is unexpected')
+  lines += _size_problems(tensors, cfg)
+  if lines:
+    raise ValueError(
+      f'adapter {folder!r}: its weights do not fit its config: '
+      f'{"; ".join(lines)}; save it again'
+    )
+
+
+def _size_problems(tensors, cfg: AdapterConfig) -> list[str]:
+  """Streams and ranks that differ between weights and config."""
+  lines = []
+  for path, leaf in tensors.items():
+    axis, size = -1, None
+    if path == 'streams/embedding':
+      axis, size = 0, cfg.stream.num_streams
+    elif path == 'pruning/down':
+      size = cfg.stream.pruning_rank
+    elif path == 'streams/insertion/down':
+      size = cfg.stream.insertion_rank
+    elif path.endswith('/lora_a'):
+      size = cfg.lora.rank
+    if size is not None and leaf.shape[axis] != size:
+      lines.append(f'{path} has {leaf.shape[axis]} in axis {axis}, not {size}')
+  return lines
+
+
+def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
+  """Raises ValueError unless the adapter was trained on this base.
+
+  Args:
+    cfg: of the adapter.
+    loaded: the base it is about to be used with.
+  """
+  if cfg.base_config_hash != loaded.config_hash:
+    difference = 'other sizes or constants'
+  elif cfg.base_fingerprint != loaded.fingerprint:
+    difference = 'the same sizes but other weights'
+  else:
+    return
+  raise ValueError(
+    f'adapter was trained on base {cfg.base_model_id!r}, but the base is '
+    f'{loaded.source!r}, which has {difference}; load {cfg.base_model_id!r}, or '
+    'train an adapter on this base'
+  )
+
+
+def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
+  """Parameters of an adapter by part.
+
+  Returns:
+    `embedding` (γh), `pruning` (16h at rank 8), `insertion`, their sum
+    `streams`, `lora`, and `total`.
+  """
+  parts = {
+    'embedding': 'streams/embedding',
+    'pruning': 'pruning/',
+    'insertion': 'streams/insertion/',
+    'lora': 'layers/',
+  }
+  counts = {
+    name: sum(int(v.size) for p, v in flat.items() if p.startswith(prefix))
+    for name, prefix in parts.items()
+  }
+  counts['streams'] = sum(counts[n] for n in ('embedding', 'pruning', 'insertion'))
+  return counts | {'total': counts['streams'] + counts['lora']}

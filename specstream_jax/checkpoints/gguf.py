@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads GGUF files of the Llama family, quantised ones too.
+
+Axis letters: N heads, K KV heads, H head dim, D model.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import os
+from typing import Any
+
+import gguf
+import numpy as np
+import tokenizers
+
+from specstream_jax import config
+from specstream_jax.checkpoints import gguf_tokenizer
+from specstream_jax.checkpoints import weights
+
+_REQUIRED = (
+  'block_count',
+  'context_length',
+  'embedding_length',
+  'feed_forward_length',
+  'attention.head_count',
+  'attention.layer_norm_rms_epsilon',
+)
+_UNDERSTOOD = _REQUIRED + (
+  'attention.head_count_kv',
+  'attention.key_length',
+  'attention.value_length',
+  'rope.dimension_count',
+  'rope.freq_base',
+  'rope.scaling.type',
+  'rope.scaling.factor',
+  'vocab_size',
+)
+# Keys that change nothing while they have this value.
+_NEUTRAL = {
+  'expert_count': 0,
+  'expert_used_count': 0,
+  'attention.causal': True,
+  'attention.sliding_window': 0,
+}
+# Keys that say where the numbers came from.
+_IGNORED = ('rope.scaling.finetuned', 'rope.scaling.original_context_length')
+_OTHER_PREFIXES = ('GGUF.', 'general.', 'tokenizer.', 'quantize.')
+_FREQUENCIES = 'rope_freqs.weight'
+# `rope_freqs.weight` of Llama 3.x comes without the numbers that made it.
+_LLAMA3 = tuple(
+  config.RopeScaling('llama3', factor, 1.0, 4.0, 8192)
+  for factor in (8.0, 32.0)
+)
+_FIX = 'use a plain Llama-family checkpoint; others need their own model code'
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """An opened GGUF file, weights not read yet.
+
+  Attributes:
+    path: the file.
+    metadata: values by key.
+    tensors: `gguf.ReaderTensor` by name, backed by the mapped file.
+    config: sizes.
+  """
+
+  path: str
+  metadata: dict[str, Any]
+  tensors: dict[str, Any]
+  config: config.ModelConfig
+
+
+def is_gguf(path: str | os.PathLike) -> bool:
+  """True if the file starts with GGUF's magic, or is named like one."""
+  if str(path).endswith('.gguf'):
+    return True
+  with open(path, 'rb') as file:
+    return file.read(4) == b'GGUF'
+
+
+def open_file(path: str | os.PathLike, *, dtype: str = 'float32') -> Header:
+  """Reads metadata and the list of tensors, and checks both.
+
+  Args:
+    path: the file.
+    dtype: of the model that will be built.
+
+  Raises:
+    ValueError: the file is truncated, or something in it is not understood;
+      all such things are listed.
+  """
+  path = os.fspath(path)
+  reader = _open(path)
+  metadata = {key: field.contents() for key, field in reader.fields.items()}
+  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  weights.refuse(f'GGUF file {path!r}', _metadata_problems(metadata), _FIX)
+  cfg = _config(path, metadata, tensors, dtype)
+  found = {name: _shape(tensor) for name, tensor in tensors.items()}
+  found.pop(_FREQUENCIES, None)
+  names, expected = weights.gguf_names(cfg), weights.shapes(cfg)
+  stored = {names[p]: weights.stored_shape(p, expected[p]) for p in expected}
+  weights.refuse(f'GGUF file {path!r}', weights.problems(stored, found), _FIX)
+  return Header(path, metadata, tensors, cfg)
+
+
+def _open(path: str) -> gguf.GGUFReader:
+  try:
+    return gguf.GGUFReader(path)
+  except FileNotFoundError:
+    raise ValueError(f'GGUF file {path!r} does not exist') from None
+  except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
+    raise ValueError(
+      f'GGUF file {path!r} ({os.path.getsize(path):,} bytes) is truncated or '
+      f'corrupt ({error}); delete it and download it again'
+    ) from error
+
+
+def _shape(tensor) -> tuple[int, ...]:
+  """Shape in elements, rows first; GGUF lists the fastest axis first."""
+  return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
+  """Everything about the metadata that could change the model's output."""
+  architecture = metadata.get('general.architecture')
+  if architecture != 'llama':
+    return [f"general.architecture is {architecture!r}; accepted: 'llama'"]
+  lines = [f'missing llama.{k}' for k in _REQUIRED if f'llama.{k}' not in metadata]
+  for key, value in metadata.items():
+    name = key.removeprefix('llama.')
+    if key.startswith(_OTHER_PREFIXES) or name in _UNDERSTOOD + _IGNORED:
+      continue
+    if name not in _NEUTRAL:
+      lines.append(f'{key} = {str(value)[:60]} is not understood')
+    elif value != _NEUTRAL[name]:
+      lines.append(f'{key} is {value}; accepted: {_NEUTRAL[name]}')
+  return lines + _dimension_problems(metadata)
+
+
+def _dimension_problems(metadata: Mapping[str, Any]) -> list[str]:
+  """Per-layer sizes, partial rotation and odd RoPE scaling."""
+  get = lambda name: metadata.get(f'llama.{name}')
+  lines = [
+    f'llama.{name} differs between layers'
+    for name in _UNDERSTOOD
+    if isinstance(get(name), list)
+  ]
+  if lines or get('embedding_length') is None or not get('attention.head_count'):
+    return lines
+  head_dim = _head_dim(metadata)
+  for name in ('rope.dimension_count', 'attention.value_length'):
+    if get(name) not in (None, head_dim):
+      lines.append(f'llama.{name} is {get(name)}; accepted: {head_dim}')
+  if get('rope.scaling.type') not in (None, 'none', 'linear'):
+    lines.append(
+      f'llama.rope.scaling.type is {get("rope.scaling.type")!r}; '
+      "accepted: 'none', 'linear'"
+    )
+  return lines
+
+
+def _head_dim(metadata: Mapping[str, Any]) -> int:
+  key_length = metadata.get('llama.attention.key_length')
+  heads = metadata['llama.attention.head_count']
+  return int(key_length or metadata['llama.embedding_length'] // heads)
+
+
+def _float(value: float) -> float:
+  """The shortest decimal of a float32: 1e-05, not 9.999999747378752e-06."""
+  return float(str(np.float32(value)))
+
+
+def _config(path, metadata, tensors, dtype) -> config.ModelConfig:
+  get = lambda name, default=None: metadata.get(f'llama.{name}', default)
+  if 'token_embd.weight' not in tensors:
+    raise ValueError(f'GGUF file {path!r} has no tensor token_embd.weight')
+  cfg = config.ModelConfig(
+    vocab_size=_shape(tensors['token_embd.weight'])[0],
+    hidden_size=int(get('embedding_length')),
+    intermediate_size=int(get('feed_forward_length')),
+    num_layers=int(get('block_count')),
+    num_heads=int(get('attention.head_count')),
+    num_kv_heads=int(
+      get('attention.head_count_kv', get('attention.head_count'))
+    ),
+    head_dim=_head_dim(metadata),
+    rope_theta=_float(get('rope.freq_base', 10000.0)),
+    rms_norm_eps=_float(get('attention.layer_norm_rms_epsilon')),
+    max_position_embeddings=int(get('context_length')),
+    tie_word_embeddings='output.weight' not in tensors,
+    dtype=dtype,
+  )
+  return dataclasses.replace(
+    cfg, rope_scaling=_rope_scaling(path, metadata, tensors, cfg)
+  )
+
+
+def _rope_scaling(path, metadata, tensors, cfg) -> config.RopeScaling:
+  """Linear scaling from metadata, Llama 3's from its table of divisors."""
+  factor = metadata.get('llama.rope.scaling.factor', 1.0)
+  is_linear = metadata.get('llama.rope.scaling.type') == 'linear'
+  scaling = config.RopeScaling()
+  if is_linear and factor != 1.0:
+    scaling = config.RopeScaling('linear', factor=_float(factor))
+  if _FREQUENCIES not in tensors:
+    return scaling
+  table = np.asarray(tensors[_FREQUENCIES].data, np.float32)
+  if scaling.kind == 'default':
+    for known in (scaling, *_LLAMA3):
+      divisors = _rope_divisors(known, cfg)
+      if table.shape == divisors.shape and np.allclose(table, divisors, 1e-4):
+        return known
+  raise ValueError(
+    f'GGUF file {path!r} has {_FREQUENCIES} that is neither all ones nor that '
+    'of Llama 3.1 or 3.2; use the Hugging Face checkpoint of the same model'
+  )
+
+
+def _rope_divisors(
+  scaling: config.RopeScaling, cfg: config.ModelConfig
+) -> np.ndarray:
+  """What Llama 3 divides each RoPE frequency by, [H / 2]."""
+  if scaling.kind == 'default':
+    return np.ones(cfg.head_dim // 2, np.float32)
+  exponents = np.arange(0, cfg.head_dim, 2) / cfg.head_dim
+  wavelength = 2 * math.pi * cfg.rope_theta**exponents
+  turns = scaling.original_max_position_embeddings / wavelength
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+  return 1.0 / ((1.0 - smooth) / scaling.factor + smooth)
+
+
+def read_params(header: Header) -> dict[str, np.ndarray]:
+  """Every weight, dequantised one at a time, in the config's dtype.
+
+  Returns:
+    Flat dict of arrays; kernels are [in, out].
+  """
+  cfg = header.config
+  flat = {}
+  for path, name in weights.gguf_names(cfg).items():
+    leaf = _dequantise(header.path, header.tensors[name])
+    if path.endswith('query/kernel'):
+      leaf = _unpermute(leaf, cfg.num_heads)
+    elif path.endswith('key/kernel'):
+      leaf = _unpermute(leaf, cfg.num_kv_heads)
+    leaf = leaf.T if path.endswith('kernel') else leaf
+    flat[path] = np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
+  return flat
+
+
+def _dequantise(path: str, tensor) -> np.ndarray:
+  """One tensor as float32, rows first."""
+  try:
+    return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+  except NotImplementedError as error:
+    raise ValueError(
+      f'GGUF file {path!r} stores {tensor.name} as {tensor.tensor_type.name}, '
+      'which cannot be dequantised; use a Q8_0, Q4_1, F16 or BF16 file'
+    ) from error
+
+
+def _unpermute(rows: np.ndarray, num_heads: int) -> np.ndarray:
+  """Undoes llama.cpp's row order: (2i, 2i+1) pairs -> halves (i, i + H/2).
+
+  Args:
+    rows: [N * H, D], or [K * H, D] for keys.
+    num_heads: N or K.
+  """
+  split = rows.reshape(num_heads, -1, 2, rows.shape[-1])
+  return split.swapaxes(1, 2).reshape(rows.shape)
+
+
+def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
+  """The file's tokenizer.
+
+  Raises:
+    ValueError: it is of a kind that is not understood.
+  """
+  try:
+    return gguf_tokenizer.build(header.metadata)
+  except ValueError as error:
+    raise ValueError(
+      f'tokenizer of GGUF file {header.path!r}: {error}; use the Hugging Face '
+      'checkpoint of the same model'
+    ) from error
+
+
+def chat_template(header: Header) -> str | None:
+  """Jinja source of the chat format, if the file has one."""
+  return header.metadata.get('tokenizer.chat_template')
+
+
+def eos_ids(header: Header) -> tuple[int, ...]:
+  """Token ids that end a text, by the file's metadata."""
+  keys = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
+  ids = [int(header.metadata[key]) for key in keys if key in header.metadata]
+  return tuple(dict.fromkeys(ids))

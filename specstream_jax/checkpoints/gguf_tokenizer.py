@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer inside a GGUF file as a `tokenizers.Tokenizer`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders
+from tokenizers import models
+from tokenizers import normalizers
+from tokenizers import pre_tokenizers
+from tokenizers import processors
+
+_PREFIX = 'tokenizer.ggml.'
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_SPACE = '▁'  # SentencePiece's mark of a space.
+
+
+def _byte_level() -> pre_tokenizers.ByteLevel:
+  return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+# Splits of byte-level BPE by the GGUF name of the pre-tokenizer.
+_PRE_TOKENIZERS = {
+  'gpt-2': _byte_level,
+  'smollm': lambda: pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), _byte_level()]
+  ),
+}
+
+
+def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  """The tokenizer that gives the ids the model was trained on.
+
+  Args:
+    metadata: GGUF metadata by key.
+
+  Raises:
+    ValueError: no tokenizer, or one of a kind that is not understood.
+  """
+  model = metadata.get(f'{_PREFIX}model')
+  if f'{_PREFIX}tokens' not in metadata:
+    raise ValueError('the GGUF file has no tokenizer.ggml.tokens')
+  if model == 'gpt2':
+    tokenizer = _byte_level_bpe(metadata)
+  elif model == 'llama':
+    tokenizer = _sentencepiece_bpe(metadata)
+  else:
+    raise ValueError(
+      f"tokenizer.ggml.model is {model!r}; accepted: 'gpt2', 'llama'"
+    )
+  _add_tokens(tokenizer, metadata)
+  _add_bos(tokenizer, metadata, default=model == 'llama')
+  return tokenizer
+
+
+def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  """BPE over bytes spelled as characters, as GPT-2 does."""
+  pre = metadata.get(f'{_PREFIX}pre')
+  if pre not in _PRE_TOKENIZERS:
+    raise ValueError(
+      f'tokenizer.ggml.pre is {pre!r}; accepted: '
+      f'{", ".join(map(repr, _PRE_TOKENIZERS))}'
+    )
+  vocab = {t: i for i, t in enumerate(metadata[f'{_PREFIX}tokens'])}
+  merges = [tuple(m.split(' ', 1)) for m in metadata[f'{_PREFIX}merges']]
+  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
+  tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
+  tokenizer.decoder = decoders.ByteLevel()
+  return tokenizer
+
+
+def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  """SentencePiece BPE with byte fallback, as in Llama 2."""
+  tokens = metadata[f'{_PREFIX}tokens']
+  merges = metadata.get(f'{_PREFIX}merges')
+  if merges is None:
+    merges = _merges(tokens, metadata[f'{_PREFIX}scores'])
+  else:
+    merges = [tuple(m.split(' ', 1)) for m in merges]
+  unknown = tokens[metadata.get(f'{_PREFIX}unknown_token_id', 0)]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  bpe = models.BPE(
+    vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
+  )
+  tokenizer = tokenizers.Tokenizer(bpe)
+  steps = [normalizers.Replace(' ', _SPACE)]
+  undo = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback()]
+  undo.append(decoders.Fuse())
+  if metadata.get(f'{_PREFIX}add_space_prefix', True):
+    steps.insert(0, normalizers.Prepend(_SPACE))
+    undo.append(decoders.Strip(' ', 1, 0))
+  tokenizer.normalizer = normalizers.Sequence(steps)
+  tokenizer.decoder = decoders.Sequence(undo)
+  return tokenizer
+
+
+def _merges(
+  tokens: Sequence[str], scores: Sequence[float]
+) -> list[tuple[str, str]]:
+  """Merges in the order of the pieces' scores, best first."""
+  ids = {token: i for i, token in enumerate(tokens)}
+  ranked = []
+  for token, score in zip(tokens, scores, strict=True):
+    pairs = ((token[:i], token[i:]) for i in range(1, len(token)))
+    known = [p for p in pairs if p[0] in ids and p[1] in ids]
+    known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+    ranked += [(score, len(left), len(right), left, right) for left, right in known]
+  ranked.sort(key=lambda item: item[:3], reverse=True)
+  return [item[3:] for item in ranked]
+
+
+def _add_tokens(tokenizer, metadata) -> None:
+  """Control tokens become special; user-defined ones are never split."""
+  tokens = metadata[f'{_PREFIX}tokens']
+  kinds = metadata.get(f'{_PREFIX}token_type', [])
+  for token, kind in zip(tokens, kinds):
+    added = tokenizers.AddedToken(
+      token, normalized=False, special=kind != _USER_DEFINED
+    )
+    if kind in (_UNKNOWN, _CONTROL):
+      tokenizer.add_special_tokens([added])
+    elif kind == _USER_DEFINED:
+      tokenizer.add_tokens([added])
+
+
+def _add_bos(tokenizer, metadata, *, default: bool) -> None:
+  """Puts BOS in front where the file asks for it."""
+  bos_id = metadata.get(f'{_PREFIX}bos_token_id')
+  if bos_id is None or not metadata.get(f'{_PREFIX}add_bos_token', default):
+    return
+  bos = metadata[f'{_PREFIX}tokens'][bos_id]
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single=[bos, '$A'], pair=[bos, '$A', bos, '$B'], special_tokens=[(bos, bos_id)]
+  )

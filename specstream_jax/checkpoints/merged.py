@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tuned model as a plain checkpoint, its streams beside it as an adapter.
+
+Any engine runs the checkpoint autoregressively; with the sidecar it decodes
+speculatively here.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from specstream_jax import typing
+from specstream_jax.checkpoints import adapters
+from specstream_jax.checkpoints import huggingface
+from specstream_jax.checkpoints import loading
+from specstream_jax.checkpoints import weights
+from specstream_jax.modeling import lora
+
+SIDECAR = 'streams'
+
+
+def export_merged(
+  folder: str | os.PathLike,
+  loaded: loading.LoadedModel,
+  adapter: typing.FlatParams,
+  cfg: adapters.AdapterConfig,
+  *,
+  dtype: str = 'float32',
+) -> None:
+  """Writes base + LoRA as a Hugging Face folder, the rest in folder/streams.
+
+  Args:
+    folder: made if it is not there.
+    loaded: the base the adapter was trained on.
+    adapter: flat adapter weights.
+    cfg: of the adapter.
+    dtype: of the checkpoint on disk.
+
+  Raises:
+    ValueError: another base, or a lossless adapter: its LoRA acts on stream
+      tokens only, so folding it would change the model.
+  """
+  adapters.check_base(cfg, loaded)
+  if cfg.stream.mode != 'fine_tuned':
+    raise ValueError(
+      f"adapter mode is {cfg.stream.mode!r}; only 'fine_tuned' adapters can be "
+      'merged; keep a lossless adapter beside the untouched base'
+    )
+  flat, rest = lora.merge(loaded.params, adapter, cfg.lora)
+  stored = {p: np.asarray(leaf, np.dtype(dtype)) for p, leaf in flat.items()}
+  tokenizer = loaded.tokenizer
+  if isinstance(tokenizer, loading.MissingTokenizer):
+    tokenizer = None
+  extras = huggingface.Extras(tokenizer, loaded.chat_template, loaded.eos_ids)
+  huggingface.export(folder, loaded.config, stored, extras, dtype=dtype)
+  sidecar = dataclasses.replace(
+    cfg,
+    base_model_id=os.path.basename(os.path.abspath(folder)),
+    base_fingerprint=weights.fingerprint(stored),
+    lora=dataclasses.replace(cfg.lora, rank=0),
+    provenance={**cfg.provenance, 'merged_from': cfg.base_model_id},
+  )
+  adapters.save_adapter(os.path.join(folder, SIDECAR), rest, sidecar)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, shapes and hashes of base weights, whatever file they come from.
+
+Axis letters: N heads, K KV heads, H head dim, D model, F MLP, V vocabulary.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from specstream_jax import config
+
+_SAMPLES = 4096
+
+# Our path -> (GGUF tensor, Hugging Face tensor), without the '.weight' suffix.
+_TOP = {
+  'embed/embedding': ('token_embd', 'model.embed_tokens'),
+  'final_norm/scale': ('output_norm', 'model.norm'),
+  'lm_head/kernel': ('output', 'lm_head'),
+}
+_LAYER = {
+  'attention/query/kernel': ('attn_q', 'self_attn.q_proj'),
+  'attention/key/kernel': ('attn_k', 'self_attn.k_proj'),
+  'attention/value/kernel': ('attn_v', 'self_attn.v_proj'),
+  'attention/out/kernel': ('attn_output', 'self_attn.o_proj'),
+  'attention_norm/scale': ('attn_norm', 'input_layernorm'),
+  'mlp/gate/kernel': ('ffn_gate', 'mlp.gate_proj'),
+  'mlp/up/kernel': ('ffn_up', 'mlp.up_proj'),
+  'mlp/down/kernel': ('ffn_down', 'mlp.down_proj'),
+  'mlp_norm/scale': ('ffn_norm', 'post_attention_layernorm'),
+}
+
+
+def shapes(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Shape of every base weight by flat path; kernels are [in, out]."""
+  wide, narrow = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+  d, f, v = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
+  layer = {
+    'attention/query/kernel': (d, wide),
+    'attention/key/kernel': (d, narrow),
+    'attention/value/kernel': (d, narrow),
+    'attention/out/kernel': (wide, d),
+    'attention_norm/scale': (d,),
+    'mlp/gate/kernel': (d, f),
+    'mlp/up/kernel': (d, f),
+    'mlp/down/kernel': (f, d),
+    'mlp_norm/scale': (d,),
+  }
+  flat = {'embed/embedding': (v, d), 'final_norm/scale': (d,)}
+  if not cfg.tie_word_embeddings:
+    flat['lm_head/kernel'] = (d, v)
+  for i in range(cfg.num_layers):
+    flat |= {f'layers/{i}/{path}': shape for path, shape in layer.items()}
+  return dict(sorted(flat.items()))
+
+
+def count(cfg: config.ModelConfig) -> int:
+  """Number of base parameters."""
+  return sum(int(np.prod(shape)) for shape in shapes(cfg).values())
+
+
+def gguf_names(cfg: config.ModelConfig) -> dict[str, str]:
+  """Our path -> tensor name in a GGUF file."""
+  return {path: _name(path, 'blk', 0) for path in shapes(cfg)}
+
+
+def huggingface_names(cfg: config.ModelConfig) -> dict[str, str]:
+  """Our path -> tensor name in a Hugging Face checkpoint."""
+  return {path: _name(path, 'model.layers', 1) for path in shapes(cfg)}
+
+
+def _name(path: str, prefix: str, column: int) -> str:
+  if path in _TOP:
+    return f'{_TOP[path][column]}.weight'
+  _, index, rest = path.split('/', 2)
+  return f'{prefix}.{index}.{_LAYER[rest][column]}.weight'
+
+
+def stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape in either file format, where kernels are [out, in]."""
+  return shape[::-1] if path.endswith('kernel') else shape
+
+
+def problems(
+  expected: Mapping[str, tuple[int, ...]],
+  found: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+  """One line for every missing, unexpected or misshapen tensor.
+
+  Args:
+    expected: shape by tensor name, as the config says.
+    found: shape by tensor name, as the file says.
+  """
+  lines = [f'missing {name}' for name in expected if name not in found]
+  lines += [f'unexpected {name}' for name in found if name not in expected]
+  for name, shape in expected.items():
+    if name in found and tuple(found[name]) != shape:
+      lines.append(f'{name} has shape {tuple(found[name])}, not {shape}')
+  return lines
+
+
+def refuse(source: str, lines: Iterable[str], fix: str) -> None:
+  """Raises one ValueError with all `lines`, if there are any."""
+  lines = list(lines)
+  if lines:
+    listed = ''.join(f'\n  - {line}' for line in lines)
+    raise ValueError(
+      f'{source} cannot be read exactly, so it is refused:{listed}\n{fix}'
+    )
+
+
+def config_hash(cfg: config.ModelConfig) -> str:
+  """sha256 of the sizes and constants; the dtype does not count."""
+  fields = dataclasses.asdict(cfg)
+  del fields['dtype']
+  canonical = json.dumps(fields, sort_keys=True, separators=(',', ':'))
+  return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def fingerprint(flat: Mapping[str, Any]) -> str:
+  """sha256 over names, shapes and a sample of the values in bfloat16.
+
+  Equal for the same weights loaded as float32 and as bfloat16.
+
+  Args:
+    flat: arrays by path.
+  """
+  digest = hashlib.sha256()
+  for path in sorted(flat):
+    leaf = np.asarray(flat[path])
+    values = leaf.reshape(-1)[:: max(1, leaf.size // _SAMPLES)]
+    digest.update(f'{path}{leaf.shape}'.encode())
+    digest.update(values.astype(jnp.bfloat16).tobytes())
+  return digest.hexdigest()

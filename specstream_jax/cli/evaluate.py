@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares speculative with plain decoding on a task: speed and quality."""
+
+from collections.abc import Sequence
+import sys
+
+from absl import flags
+
+from specstream_jax.cli import decoding_flags
+from specstream_jax.evaluation import report
+from specstream_jax.workflows import evaluate as workflow
+
+
+def define_flags() -> None:
+  decoding_flags.define()
+  flags.DEFINE_string('task', 'e2e_sample', 'Name of the task.')
+  flags.DEFINE_string('split', 'test', 'Its split.')
+  flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
+  flags.DEFINE_integer('num_prompts', 64, 'The first so many; 0 takes all.')
+  flags.DEFINE_integer('batch', 1, 'Rows per call.')
+  flags.DEFINE_integer('repeats', 2, 'Timed passes.')
+  flags.DEFINE_string('results_dir', 'results', 'Gets results.json and report.html.')
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  args = flags.FLAGS
+  model = decoding_flags.load_model()
+  options = workflow.Options(
+    task=args.task,
+    split=args.split,
+    data_dir=args.data_dir,
+    num_prompts=args.num_prompts,
+    max_new_tokens=args.max_new_tokens,
+    tree=decoding_flags.tree(model.tree),
+    schedule=args.schedule,
+    sampling=decoding_flags.sampling(),
+    batch=args.batch,
+    repeats=args.repeats,
+    seed=args.seed,
+  )
+  run = workflow.evaluate(model, options)
+  path = workflow.write(
+    args.results_dir, [run], command=' '.join(sys.argv), source=model.source
+  )
+  print(report.format_table([run]))
+  print(f'report: {path}')
+  return 0

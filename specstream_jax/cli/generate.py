@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Completes prompts given on the command line, in a file, or on stdin."""
+
+from collections.abc import Sequence
+import sys
+
+from absl import flags
+
+from specstream_jax.cli import decoding_flags
+from specstream_jax.workflows import generate as workflow
+
+
+def define_flags() -> None:
+  decoding_flags.define()
+  flags.DEFINE_multi_string('prompt', [], 'A prompt; may be repeated.')
+  flags.DEFINE_string('prompt_file', None, 'One prompt a line; - is stdin.')
+  flags.DEFINE_enum(
+    'drafter', None, ['streams', 'none'], "'none' is plain decoding."
+  )
+  flags.DEFINE_multi_string('stop', [], 'Text that ends a completion.')
+  flags.DEFINE_bool('stream', False, 'Print tokens as they are accepted.')
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  args = flags.FLAGS
+  prompts = _prompts()
+  model = decoding_flags.load_model()
+  options = workflow.Options(
+    max_new_tokens=args.max_new_tokens,
+    drafter=args.drafter,
+    tree=decoding_flags.tree(model.tree),
+    schedule=args.schedule,
+    sampling=decoding_flags.sampling(),
+    stop=tuple(args.stop),
+    seed=args.seed,
+  )
+  if args.stream:
+    for prompt in prompts:
+      _print_stream(model, prompt, options)
+    return 0
+  for prompt, row in zip(prompts, workflow.generate(model, prompts, options)):
+    print(prompt + row.text)
+    print(
+      f'[{len(row.tokens)} tokens, {row.calls} calls, '
+      f'{row.tokens_per_call:.2f} tokens per call, {row.finish_reason}]'
+    )
+  return 0
+
+
+def _prompts() -> list[str]:
+  args = flags.FLAGS
+  # A shell passes \n as two characters; a prompt means the line break.
+  prompts = [text.replace('\\n', '\n') for text in args.prompt]
+  if args.prompt_file == '-':
+    prompts += sys.stdin.read().splitlines()
+  elif args.prompt_file:
+    with open(args.prompt_file) as file:
+      prompts += file.read().splitlines()
+  if not prompts:
+    raise ValueError('no prompt; pass --prompt=TEXT or --prompt_file=FILE')
+  return prompts
+
+
+def _print_stream(model, prompt, options):
+  """Prints accepted runs as they come; whole words, so that UTF-8 is whole."""
+  print(prompt, end='', flush=True)
+  tokens, shown = [], ''
+  for _, new in workflow.stream(model, [prompt], options):
+    tokens += new
+    text = model.decode_text(tokens)
+    if not text.endswith('\N{REPLACEMENT CHARACTER}'):
+      print(text[len(shown) :], end='', flush=True)
+      shown = text
+  print()

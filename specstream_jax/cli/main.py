@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`specstream COMMAND [flags]`: picks the command, reads flags and gin."""
+
+from collections.abc import Sequence
+import importlib
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import gin
+import jax
+
+COMMANDS = {
+  'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
+  'fetch': 'bring a known model to the cache folder',
+  'info': 'print what a model, an adapter or a folder of records holds',
+  'prepare': 'run a task once and write token records for training',
+  'train': 'train speculative streams and LoRA on token records',
+  'generate': 'complete prompts',
+  'evaluate': 'compare speculative with plain decoding on a task',
+}
+
+_DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
+
+
+def usage() -> str:
+  """The text of `specstream --help`."""
+  width = max(map(len, COMMANDS))
+  rows = '\n'.join(f'  {name:{width}}  {what}' for name, what in COMMANDS.items())
+  return (
+    'usage: specstream COMMAND [flags]\n\n'
+    f'{rows}\n\n'
+    'specstream COMMAND --help lists the flags of a command.\n'
+    '--gin_file=FILE and --gin.Class.field=value set any config field.'
+  )
+
+
+def split_gin(args: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Separates `--gin.X.y=z` arguments from the rest, as gin bindings.
+
+  Raises:
+    ValueError: such an argument has no value.
+  """
+  rest, bindings = [], []
+  for arg in args:
+    name, equals, value = arg.removeprefix('--').partition('=')
+    if not (arg.startswith('--gin.') and '.' in name):
+      rest.append(arg)
+    elif not equals:
+      raise ValueError(f'{arg} has no value; write {arg}=VALUE')
+    else:
+      bindings.append(f'{name.removeprefix("gin.")} = {_literal(value)}')
+  return rest, bindings
+
+
+def _literal(value: str) -> str:
+  """`value` as gin reads it: a bare word becomes a string."""
+  is_word = value.replace('_', '').replace('-', '').isalpha()
+  return repr(value) if is_word and value not in ('True', 'False', 'None') else value
+
+
+def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
+  """Applies gin files, then bindings.
+
+  Raises:
+    ValueError: a file is missing, or a name is unknown; lists what exists.
+  """
+  importlib.import_module('specstream_jax.config')
+  importlib.import_module('specstream_jax.partitioning')
+  try:
+    gin.parse_config_files_and_bindings(list(files), list(bindings))
+  except (OSError, ValueError, AttributeError, SyntaxError) as error:
+    raise ValueError(
+      f'gin: {str(error).splitlines()[0] if str(error) else error!r}. '
+      'Configurable classes: ' + ', '.join(_configurables())
+      + '; a field is set as Class.field = value'
+    ) from error
+
+
+def _configurables() -> list[str]:
+  modules = ('specstream_jax.config', 'specstream_jax.partitioning')
+  names = []
+  for module in modules:
+    for name, value in vars(importlib.import_module(module)).items():
+      if isinstance(value, type) and value.__module__ == module:
+        names.append(name)
+  return sorted(names)
+
+
+def define_common_flags() -> None:
+  """Flags that every command has."""
+  flags.DEFINE_multi_string('gin_file', [], 'gin file; may be repeated.')
+  flags.DEFINE_string(
+    'compilation_cache',
+    os.environ.get('SPECSTREAM_COMPILATION_CACHE', _DEFAULT_CACHE),
+    "Folder of JAX's persistent compilation cache; empty switches it off.",
+  )
+  flags.DEFINE_bool('debug', False, 'Show the stack trace of an error.')
+
+
+def _use_compilation_cache(folder: str) -> None:
+  if folder:
+    folder = os.path.expanduser(folder)
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+  """Entry point of the `specstream` program."""
+  args = list(sys.argv[1:] if argv is None else argv)
+  if not args or args[0] in ('-h', '--help', 'help'):
+    print(usage())
+    raise SystemExit(0)
+  name = args.pop(0)
+  if name not in COMMANDS:
+    print(f'specstream: unknown command {name!r}\n\n{usage()}', file=sys.stderr)
+    raise SystemExit(2)
+  try:
+    args, bindings = split_gin(args)
+  except ValueError as error:
+    print(f'specstream {name}: {error}', file=sys.stderr)
+    raise SystemExit(2) from None
+  command = importlib.import_module(f'specstream_jax.cli.{name}')
+  define_common_flags()
+  command.define_flags()
+
+  def main(remaining: Sequence[str]) -> int:
+    return _guarded(name, command.main, remaining, bindings)
+
+  sys.argv[0] = f'specstream {name}'
+  # absl prints the docstring of __main__ above the flags.
+  sys.modules['__main__'].__doc__ = command.__doc__
+  app.run(main, argv=[f'specstream {name}', *args])
+
+
+def _guarded(name, main, remaining, bindings):
+  """Runs the command; a user's mistake becomes one line and exit status 1."""
+  logging.set_verbosity(logging.WARNING)
+  try:
+    parse_gin(flags.FLAGS.gin_file, bindings)
+    _use_compilation_cache(flags.FLAGS.compilation_cache)
+    return main(remaining) or 0
+  except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
+    if flags.FLAGS.debug:
+      raise
+    text = 'interrupted' if isinstance(error, KeyboardInterrupt) else error
+    print(f'specstream {name}: {text}', file=sys.stderr)
+    return 1
+
+
+if __name__ == '__main__':
+  run()

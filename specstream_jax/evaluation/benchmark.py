@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative against autoregressive decoding: one process, interleaved, warm.
+
+Both sides are the same jitted loop, decode the same prompts in the same
+batches, and are counted by the same token counter. Compilation is timed apart
+and prompt passes are left out of the ratios on both sides.
+
+Axis letters: B rows, P path length.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import numpy as np
+import tqdm
+
+from specstream_jax import config
+from specstream_jax import runtime
+from specstream_jax.decoding import decoder as decoder_lib
+from specstream_jax.evaluation import results
+from specstream_jax.evaluation import statistics
+
+
+_LABELS = {'none': 'plain', 'streams': 'with streams'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """One comparison.
+
+  Attributes:
+    tree: draft tree.
+    decode: sizes, schedule, EOS.
+    sampling: how tokens are drawn, on both sides.
+    batch: rows per call.
+    repeats: timed passes over the prompts; one batch of each side is run
+      before them, to compile.
+    seed: of the noise when temperature > 0.
+    num_samples: texts kept for the report.
+  """
+
+  tree: config.TreeConfig
+  decode: config.DecodeConfig
+  sampling: config.SamplingConfig = config.SamplingConfig()
+  batch: int = 1
+  repeats: int = 2
+  seed: int = 0
+  num_samples: int = 8
+
+
+@dataclasses.dataclass
+class Side:
+  """What one decoder did to every prompt.
+
+  Attributes:
+    tokens: new tokens per prompt.
+    accept_lengths: per call, per prompt.
+    calls: [num_prompts].
+    seconds: decode seconds per pass and batch, prompt pass excluded.
+    prefill_seconds: per pass and batch.
+    steps: [num_batches] model calls of each batch: its slowest row's.
+    compile_seconds: first batch minus a warm one.
+  """
+
+  tokens: list[list[int]]
+  accept_lengths: list[list[int]]
+  calls: np.ndarray
+  seconds: np.ndarray
+  prefill_seconds: np.ndarray
+  steps: np.ndarray
+  compile_seconds: float
+
+
+def compare(
+  model: runtime.Model,
+  prompts: Sequence[Sequence[int]],
+  settings: Settings,
+  *,
+  progress: bool = True,
+) -> tuple[Side, Side]:
+  """Decodes `prompts` with and without streams.
+
+  Args:
+    model: with an adapter.
+    prompts: token ids, at least one.
+    settings: see `Settings`.
+    progress: show a progress bar.
+
+  Returns:
+    (autoregressive, speculative).
+  """
+  decode = dataclasses.replace(
+    settings.decode, prompt_bucket=_bucket(prompts, settings.decode)
+  )
+  decoders = {
+    name: model.decoder(name, decode, settings.sampling, settings.tree)
+    for name in ('none', 'streams')
+  }
+  batches = _batches(len(prompts), settings.batch)
+  runs = {name: [] for name in decoders}
+  total = 2 * (1 + settings.repeats * len(batches))
+  with tqdm.tqdm(total=total, unit='batch', disable=not progress) as bar:
+
+    def run(name: str, number: int, label: str) -> decoder_lib.DecodeResult:
+      bar.set_description(f'{label} {_LABELS[name]}')
+      result = decoders[name].generate(
+        model.params(name),
+        [prompts[row] for row in batches[number]],
+        seed=settings.seed,
+        row_ids=batches[number],
+      )
+      bar.update()
+      return result
+
+    cold = {name: _seconds(run(name, 0, 'compiling')) for name in decoders}
+    for repeat in range(settings.repeats):
+      for number in range(len(batches)):
+        # Alternating order, so that a drift of the machine favours neither.
+        names = list(decoders)[:: -1 if (repeat + number) % 2 else 1]
+        for name in names:
+          runs[name].append((repeat, number, run(name, number, 'timing')))
+  return tuple(
+    _side(runs[name], batches, len(prompts), cold[name]) for name in decoders
+  )
+
+
+def _seconds(result):
+  return result.prefill_seconds + result.decode_seconds
+
+
+def _bucket(prompts, decode):
+  """One prompt length for the whole run: a single compilation."""
+  step = decode.prompt_bucket
+  return -(-max(map(len, prompts)) // step) * step
+
+
+def _batches(num_prompts, batch):
+  """Row indices per batch; a short last batch repeats its first row."""
+  starts = range(0, num_prompts, batch)
+  full = [list(range(s, min(s + batch, num_prompts))) for s in starts]
+  return [rows + rows[:1] * (batch - len(rows)) for rows in full]
+
+
+def _side(runs, batches, num_prompts, cold_seconds):
+  """Collects the passes of one decoder; texts come from the last pass."""
+  num_batches = len(batches)
+  shape = (len(runs) // num_batches, num_batches)
+  seconds, prefill = np.zeros(shape), np.zeros(shape)
+  tokens, accepts = [None] * num_prompts, [None] * num_prompts
+  calls = np.zeros(num_prompts, int)
+  steps = np.zeros(num_batches, int)
+  for repeat, number, result in runs:
+    for i, row in enumerate(batches[number]):
+      tokens[row], accepts[row] = result.tokens[i], result.accept_lengths[i]
+      calls[row] = result.calls[i]
+    steps[number] = result.calls.max()
+    seconds[repeat, number] = result.decode_seconds
+    prefill[repeat, number] = result.prefill_seconds
+  warm = float(np.median(seconds[:, 0] + prefill[:, 0]))
+  return Side(
+    tokens, accepts, calls, seconds, prefill, steps, cold_seconds - warm
+  )
+
+
+def summarize(
+  model: runtime.Model,
+  plain: Side,
+  fast: Side,
+  settings: Settings,
+  *,
+  task: str,
+  quality: dict[str, dict[str, float]],
+  samples: list[dict],
+) -> results.RunResult:
+  """The comparison as one row of results.
+
+  Ratios follow the definitions of `results`; `speedup` is the ratio of total
+  decode seconds, and its interval a bootstrap over batches.
+  """
+  new_tokens = sum(map(len, fast.tokens))
+  counted = lambda side: sum(map(len, side.tokens)) - len(side.tokens)
+  ms_per_call = {
+    'autoregressive': 1e3 * _ms(plain),
+    'speculative': 1e3 * _ms(fast),
+  }
+  low, high = statistics.speedup_ci95(plain.seconds, fast.seconds)
+  depth = settings.tree.max_depth
+  flat = np.array([n for row in fast.accept_lengths for n in row], int)
+  per_row = [1 + np.mean(row) for row in fast.accept_lengths if row]
+  return results.RunResult(
+    task=task,
+    drafter='streams',
+    tree=config.to_json(settings.tree) | {'size': settings.tree.size},
+    schedule=settings.decode.schedule,
+    dtype=model.config.dtype,
+    batch=settings.batch,
+    num_prompts=len(fast.tokens),
+    new_tokens=new_tokens,
+    calls=int(fast.calls.sum()),
+    autoregressive_calls=int(plain.calls.sum()),
+    call_reduction_ratio=results.call_reduction_ratio(
+      int(plain.calls.sum()), int(fast.calls.sum())
+    ),
+    step_cost_ratio=results.step_cost_ratio(
+      ms_per_call['speculative'], ms_per_call['autoregressive']
+    ),
+    speedup=float(plain.seconds.sum() / fast.seconds.sum()),
+    speedup_ci95=[float(low), float(high)],
+    equal_fraction=float(
+      np.mean([a == b for a, b in zip(plain.tokens, fast.tokens)])
+    ),
+    tokens_per_second={
+      'autoregressive': _rate(counted(plain), plain),
+      'speculative': _rate(counted(fast), fast),
+    },
+    tokens_per_call_macro=float(np.mean(per_row)) if per_row else 0.0,
+    tokens_per_call_micro=float(1 + flat.mean()) if flat.size else 0.0,
+    accept_length_histogram=np.bincount(flat, minlength=depth + 1).tolist(),
+    per_depth_acceptance=[
+      float(np.mean(flat >= d)) if flat.size else 0.0 for d in range(1, depth + 1)
+    ],
+    quality=quality,
+    prefill_ms=1e3 * float(np.median(fast.prefill_seconds)),
+    compile_seconds={
+      'autoregressive': plain.compile_seconds,
+      'speculative': fast.compile_seconds,
+    },
+    ms_per_call=ms_per_call,
+    device=jax.devices()[0].device_kind,
+    versions=results.versions(),
+    repeats=settings.repeats,
+    lossy=False,
+    samples=samples,
+  )
+
+
+def _ms(side):
+  """Decode seconds per model call, over all passes."""
+  return side.seconds.sum() / max(side.steps.sum() * len(side.seconds), 1)
+
+
+def _rate(num_tokens, side):
+  return float(num_tokens * len(side.seconds) / side.seconds.sum())

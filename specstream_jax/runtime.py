@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A loaded model with its adapter, ready to decode.
+
+LoRA of a fine-tuned adapter is folded into the base weights once, so neither
+decoder pays for it. A lossless adapter keeps the base as it is.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax import typing
+from specstream_jax.checkpoints import adapters
+from specstream_jax.checkpoints import loading
+from specstream_jax.decoding import decoder as decoder_lib
+from specstream_jax.decoding import transformer_fns
+from specstream_jax.decoding.drafters import none
+from specstream_jax.decoding.drafters import streams as streams_drafter
+from specstream_jax.modeling import build
+from specstream_jax.modeling import lora
+from specstream_jax.modeling import params as params_lib
+
+DRAFTERS = ('none', 'streams')
+_SHIPPED = pathlib.Path(__file__).parent / 'adapters'
+
+
+@dataclasses.dataclass
+class Model:
+  """A base model, and perhaps an adapter, on device.
+
+  Attributes:
+    config: sizes of the base model.
+    base: nested weights that decode, LoRA folded in when fine-tuned.
+    adapter: nested stream weights; empty without an adapter.
+    stream: settings of the streams, or None.
+    lora: LoRA left unfolded (lossless mode), or None.
+    tree: the adapter's default tree.
+    source: what was loaded, for reports: base and adapter by name or path.
+    tokenizer: `tokenizers.Tokenizer`.
+    chat_template: Jinja source, or None.
+    eos_ids: token ids that end a text.
+  """
+
+  config: config.ModelConfig
+  base: dict[Any, Any]
+  adapter: dict[Any, Any]
+  stream: config.StreamConfig | None
+  lora: config.LoraConfig | None
+  tree: config.TreeConfig
+  source: dict[str, str]
+  tokenizer: Any
+  chat_template: str | None
+  eos_ids: tuple[int, ...]
+  _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
+
+  def decoder(
+    self,
+    drafter: str,
+    decode: config.DecodeConfig,
+    sampling: config.SamplingConfig = config.SamplingConfig(),
+    tree: config.TreeConfig | None = None,
+  ) -> decoder_lib.Decoder:
+    """The compiled decoder for these settings; made once.
+
+    Raises:
+      ValueError: unknown drafter, streams without an adapter, or a tree that
+        is deeper than there are streams.
+    """
+    tree = tree or self.tree
+    key = (drafter, decode, sampling, tree if drafter == 'streams' else None)
+    if key not in self._decoders:
+      self._decoders[key] = self._make_decoder(drafter, decode, sampling, tree)
+    return self._decoders[key]
+
+  def params(self, drafter: str) -> tuple[Any, Any]:
+    """What the decoder of `drafter` takes as weights."""
+    return self.base, self.adapter if drafter == 'streams' else {}
+
+  def _make_decoder(self, drafter, decode, sampling, tree):
+    if drafter not in DRAFTERS:
+      raise ValueError(
+        f'drafter is {drafter!r}; accepted: {", ".join(map(repr, DRAFTERS))}'
+      )
+    if drafter == 'none':
+      fns = transformer_fns.model_fns(build.build(self.config))
+      return decoder_lib.Decoder(fns, none.NoDraft(), decode, sampling)
+    if self.stream is None:
+      raise ValueError(
+        "drafter is 'streams' but no adapter is loaded; load one with "
+        "adapter=…, or use drafter='none'"
+      )
+    built = build.build(self.config, self.stream, self.lora)
+    deferred = transformer_fns.model_fns(built)
+    return decoder_lib.Decoder(
+      transformer_fns.model_fns(built, decode.schedule),
+      streams_drafter.Streams(tree, self.stream.num_streams),
+      decode,
+      sampling,
+      prompt_model=deferred,
+    )
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of `text`, no special tokens added."""
+    return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+  def decode_text(self, tokens: list[int]) -> str:
+    """Text of the tokens up to the first EOS, which is left out."""
+    for i, token in enumerate(tokens):
+      if token in self.eos_ids:
+        tokens = tokens[:i]
+        break
+    return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def load(
+  base: str, adapter: str | None = None, *, dtype: str = 'float32'
+) -> Model:
+  """Loads a base model and, if given, an adapter trained on it.
+
+  Args:
+    base: a known name, a Hugging Face folder or hub id, or a GGUF file.
+    adapter: folder of an adapter, or the name of one that ships.
+    dtype: of weights and activations.
+
+  Raises:
+    ValueError: something cannot be read, or the adapter is of another base.
+  """
+  loaded = loading.load_model(base, dtype=dtype)
+  source = {'base': str(loaded.source), 'dtype': dtype}
+  flat, rest = loaded.params, {}
+  stream, kept_lora, tree = None, None, config.TreeConfig()
+  if adapter is not None:
+    rest, cfg = adapters.load_adapter(adapter_folder(adapter))
+    adapters.check_base(cfg, loaded)
+    stream, tree = cfg.stream, cfg.tree
+    source['adapter'] = str(adapter)
+    if stream.mode == 'fine_tuned':
+      flat, rest = lora.merge(flat, rest, cfg.lora)
+    else:
+      kept_lora = cfg.lora
+  return Model(
+    config=loaded.config,
+    base=_on_device(flat, dtype),
+    adapter=_on_device(rest, 'float32'),
+    stream=stream,
+    lora=kept_lora,
+    tree=tree,
+    source=source,
+    tokenizer=loaded.tokenizer,
+    chat_template=loaded.chat_template,
+    eos_ids=tuple(loaded.eos_ids),
+  )
+
+
+def adapter_folder(name: str) -> str:
+  """`name` if it is a folder, else the adapter of that name that ships.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  shipped = _SHIPPED / name
+  if pathlib.Path(name).is_dir():
+    return name
+  if shipped.is_dir():
+    return str(shipped)
+  names = sorted(p.name for p in _SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
+  raise ValueError(
+    f'adapter {name!r} is neither a folder nor one that ships; those are '
+    f'{names}'
+  )
+
+
+def _on_device(flat: typing.FlatParams, dtype: str) -> dict[Any, Any]:
+  """Nested arrays on the default device."""
+  arrays = {path: jnp.asarray(leaf, dtype) for path, leaf in flat.items()}
+  return jax.block_until_ready(params_lib.unflatten(arrays))

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run would be: sizes, parameters, memory; nothing is run."""
+
+import math
+
+import jax
+
+from specstream_jax import config
+from specstream_jax.checkpoints import loading
+from specstream_jax.modeling import build
+from specstream_jax.modeling import params as params_lib
+from specstream_jax.workflows import train
+
+
+def describe(
+  base: str, recipe: train.Recipe, *, dtype: str, remat: bool
+) -> str:
+  """A page of text: parameters, tokens per step and memory of a run."""
+  cfg = loading.load_config(base, dtype=dtype)
+  built = build.build(cfg, recipe.stream, recipe.lora)
+  flat = params_lib.flatten(built.adapter)
+  num_lora = sum(v.size for k, v in flat.items() if 'lora_' in k)
+  num_adapter = params_lib.count(built.adapter)
+  parts = {
+    'base weights': _bytes(built.base),
+    'adapter, gradient, 2 moments': 4 * 4 * num_adapter,
+    'activations (estimate)': activation_bytes(cfg, recipe, remat=remat),
+  }
+  rows = [f'  {name:30} {value / 1e6:10.1f} MB' for name, value in parts.items()]
+  tokens = recipe.train.batch_size * recipe.data.sequence_length
+  return '\n'.join(
+    [
+      f'base: {params_lib.count(built.base):,} parameters, {dtype}',
+      f'adapter: {num_adapter:,} parameters '
+      f'({num_lora:,} LoRA, {num_adapter - num_lora:,} streams and pruning)',
+      f'step: {tokens:,} tokens on {jax.device_count()} device(s), '
+      f'{recipe.train.num_steps:,} steps',
+      'memory:',
+      *rows,
+      f'  {"total":30} {sum(parts.values()) / 1e6:10.1f} MB',
+    ]
+  )
+
+
+def activation_bytes(
+  cfg: config.ModelConfig, recipe: train.Recipe, *, remat: bool
+) -> int:
+  """Estimate of what the backward pass keeps, in bytes.
+
+  Counts per layer and token: the block input twice, q, k, v and the attention
+  output, and three MLP activations, in the model's dtype; attention weights in
+  float32 and in the model's dtype; one chunk of logits and its gradient.
+  """
+  rows, length = recipe.train.batch_size, recipe.data.sequence_length
+  streams = recipe.stream.num_streams * min(
+    recipe.objective.anchors_per_sequence, length
+  )
+  size = 2 if cfg.dtype == 'bfloat16' else 4
+  width = cfg.num_heads * cfg.head_dim + cfg.num_kv_heads * cfg.head_dim
+  per_token = size * (2 * cfg.hidden_size + 2 * width + 3 * cfg.intermediate_size)
+  if remat:
+    per_token = size * cfg.hidden_size
+  msa = recipe.stream.num_msa_layers
+  tokens = rows * (cfg.num_layers * length + msa * streams)
+  attention = 0 if remat else (4 + size) * cfg.num_heads * tokens * length
+  logits = 2 * 4 * recipe.objective.chunk_size * cfg.vocab_size
+  return tokens * per_token + attention + logits
+
+
+def _bytes(tree) -> int:
+  return sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+  )

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A task through plain and speculative decoding: quality and speed."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+
+from specstream_jax import config
+from specstream_jax import runtime
+from specstream_jax.data import registry
+from specstream_jax.evaluation import benchmark
+from specstream_jax.evaluation import metrics
+from specstream_jax.evaluation import report
+from specstream_jax.evaluation import results
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to evaluate and how.
+
+  Attributes:
+    task: name of a task.
+    split: its split.
+    data_dir: folder of the task's files; None takes the rows that ship.
+    num_prompts: the first so many; 0 takes all.
+    max_new_tokens: per prompt.
+    tree: draft tree; None takes the adapter's.
+    schedule: 'deferred' or 'parallel'.
+    sampling: temperature, top-k, top-p.
+    batch: rows per call.
+    repeats: timed passes.
+    seed: of the noise when temperature > 0.
+  """
+
+  task: str = 'e2e_nlg'
+  split: str = 'test'
+  data_dir: str | None = None
+  num_prompts: int = 64
+  max_new_tokens: int = 64
+  tree: config.TreeConfig | None = None
+  schedule: str = 'deferred'
+  sampling: config.SamplingConfig = config.SamplingConfig()
+  batch: int = 1
+  repeats: int = 2
+  seed: int = 0
+
+
+def evaluate(
+  model: runtime.Model,
+  options: Options = Options(),
+  *,
+  progress: bool = True,
+) -> results.RunResult:
+  """Decodes the task's prompts both ways, and scores both outputs.
+
+  Raises:
+    ValueError: unknown task or split, no rows, or no adapter.
+  """
+  spec = registry.get(options.task)
+  examples = spec.load_split(options.split, options.data_dir)
+  examples = examples[: options.num_prompts or None]
+  prompts = [model.encode(e.inputs) for e in examples]
+  settings = benchmark.Settings(
+    tree=options.tree or model.tree,
+    decode=config.DecodeConfig(
+      max_new_tokens=options.max_new_tokens,
+      schedule=options.schedule,
+      eos_ids=model.eos_ids,
+      prompt_bucket=16,
+    ),
+    sampling=options.sampling,
+    batch=options.batch,
+    repeats=options.repeats,
+    seed=options.seed,
+  )
+  plain, fast = benchmark.compare(model, prompts, settings, progress=progress)
+  references = [list(e.references) for e in examples]
+  quality = {
+    'autoregressive': _score(model, references, plain.tokens),
+    'speculative': _score(model, references, fast.tokens),
+  }
+  samples = _samples(model, examples, fast, settings.num_samples)
+  return benchmark.summarize(
+    model,
+    plain,
+    fast,
+    settings,
+    task=f'{options.task}/{options.split}',
+    quality=quality,
+    samples=samples,
+  )
+
+
+def write(
+  folder: str,
+  runs: Sequence[results.RunResult],
+  *,
+  command: str,
+  source: dict[str, str],
+) -> str:
+  """Writes results.json and report.html; returns the report's path.
+
+  Raises:
+    ValueError: the folder cannot be written.
+  """
+  document = results.document(list(runs), command=command, source=source)
+  results.write(folder, document)
+  path = os.path.join(folder, 'report.html')
+  report.write(path, document)
+  return path
+
+
+def _score(model, references, tokens):
+  texts = [model.decode_text(row).strip() for row in tokens]
+  return metrics.rouge(references, texts) | metrics.bleu(references, texts)
+
+
+def _samples(model, examples, side, num_samples):
+  """Texts of the first prompts, token by token, for the report."""
+  return [
+    {
+      'prompt': example.inputs,
+      'text': model.decode_text(side.tokens[i]).strip(),
+      'references': list(example.references),
+      'accept_lengths': side.accept_lengths[i],
+      'tokens': [
+        model.tokenizer.decode([token], skip_special_tokens=False)
+        for token in side.tokens[i]
+      ],
+    }
+    for i, example in enumerate(examples[:num_samples])
+  ]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Completing prompts: texts or token ids in, texts and statistics out."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+
+from specstream_jax import config
+from specstream_jax import runtime
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """One completion.
+
+  Attributes:
+    text: up to EOS, which is left out.
+    tokens: new token ids, EOS included.
+    calls: model calls after the prompt pass.
+    accept_lengths: accepted draft tokens of each call.
+    finish_reason: 'eos', 'stop', 'length' or 'cache'.
+    tokens_per_call: mean of accept length + 1 over the calls; 0 without calls.
+  """
+
+  text: str
+  tokens: list[int]
+  calls: int
+  accept_lengths: list[int]
+  finish_reason: str
+
+  @property
+  def tokens_per_call(self) -> float:
+    lengths = self.accept_lengths
+    return 1 + sum(lengths) / len(lengths) if lengths else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to generate; the same for every prompt of a call.
+
+  Attributes:
+    max_new_tokens: most new tokens per prompt.
+    drafter: 'streams', 'none' for plain decoding, or None for streams if there
+      is an adapter.
+    tree: draft tree; None takes the adapter's.
+    schedule: 'deferred' or 'parallel'.
+    sampling: temperature, top-k, top-p.
+    stop: texts that end a completion; emitted as well.
+    seed: of the noise when temperature > 0.
+  """
+
+  max_new_tokens: int = 64
+  drafter: str | None = None
+  tree: config.TreeConfig | None = None
+  schedule: str = 'deferred'
+  sampling: config.SamplingConfig = config.SamplingConfig()
+  stop: tuple[str, ...] = ()
+  seed: int = 0
+
+
+def generate(
+  model: runtime.Model,
+  prompts: Sequence[str | Sequence[int]],
+  options: Options = Options(),
+) -> list[Generation]:
+  """Completes every prompt, all in one batch.
+
+  Raises:
+    ValueError: a prompt is empty, or the options do not fit the model.
+  """
+  decoder, name = _decoder(model, options)
+  result = decoder.generate(
+    model.params(name), _encode(model, prompts), seed=options.seed
+  )
+  rows = zip(
+    result.tokens, result.calls, result.accept_lengths, result.finish_reasons
+  )
+  return [
+    Generation(model.decode_text(tokens), tokens, int(calls), lengths, reason)
+    for tokens, calls, lengths, reason in rows
+  ]
+
+
+def stream(
+  model: runtime.Model,
+  prompts: Sequence[str | Sequence[int]],
+  options: Options = Options(),
+) -> Iterator[tuple[int, list[int]]]:
+  """Yields (row, newly accepted token ids) call by call."""
+  decoder, name = _decoder(model, options)
+  yield from decoder.stream(
+    model.params(name), _encode(model, prompts), seed=options.seed
+  )
+
+
+def _decoder(model, options):
+  name = options.drafter or ('streams' if model.stream else 'none')
+  decode = config.DecodeConfig(
+    max_new_tokens=options.max_new_tokens,
+    schedule=options.schedule,
+    eos_ids=model.eos_ids,
+    stop_sequences=tuple(tuple(model.encode(text)) for text in options.stop),
+  )
+  return model.decoder(name, decode, options.sampling, options.tree), name
+
+
+def _encode(model, prompts):
+  if isinstance(prompts, str):
+    raise ValueError(
+      f'prompts is the text {prompts[:40]!r}; pass a list of texts'
+    )
+  return [
+    model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    for prompt in prompts
+  ]

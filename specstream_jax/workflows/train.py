@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a base model and token records to an adapter on disk."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+from typing import Any
+
+from absl import logging
+import gin
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config
+from specstream_jax.checkpoints import adapters
+from specstream_jax.checkpoints import loading
+from specstream_jax.data import batches as batches_lib
+from specstream_jax.data import records
+from specstream_jax.evaluation import plots
+from specstream_jax.modeling import build
+from specstream_jax.modeling import initialize
+from specstream_jax.modeling import params as params_lib
+from specstream_jax.training import checkpoints as checkpoints_lib
+from specstream_jax.training import loop
+from specstream_jax.training import metrics as metrics_lib
+from specstream_jax.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Every setting of a run; each field can be set from gin."""
+
+  stream: config.StreamConfig = dataclasses.field(
+    default_factory=lambda: config.StreamConfig()
+  )
+  lora: config.LoraConfig = dataclasses.field(
+    default_factory=lambda: config.LoraConfig()
+  )
+  objective: config.ObjectiveConfig = dataclasses.field(
+    default_factory=lambda: config.ObjectiveConfig()
+  )
+  optimizer: config.OptimizerConfig = dataclasses.field(
+    default_factory=lambda: config.OptimizerConfig()
+  )
+  train: config.TrainConfig = dataclasses.field(
+    default_factory=lambda: config.TrainConfig()
+  )
+  data: config.DataConfig = dataclasses.field(
+    default_factory=lambda: config.DataConfig()
+  )
+  tree: config.TreeConfig = dataclasses.field(
+    default_factory=lambda: config.TreeConfig()
+  )
+
+  def __post_init__(self):
+    self.tree.check_fits(self.stream)
+
+  def to_json(self) -> dict[str, Any]:
+    """Nested dict of JSON types."""
+    return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """Where the adapter lies, or None if a signal stopped the run before its end.
+
+  Attributes:
+    adapter_dir: the best checkpoint as an adapter.
+    step: optimiser steps done.
+    interrupted: a signal stopped the run; calling again resumes it.
+  """
+
+  adapter_dir: str | None
+  step: int
+  interrupted: bool
+
+
+def train(
+  base: str,
+  data_dir: str,
+  output_dir: str,
+  *,
+  eval_data_dir: str | None = None,
+  recipe: Recipe | None = None,
+  dtype: str = 'float32',
+  remat: bool = False,
+  progress: bool = True,
+) -> Trained:
+  """Trains an adapter, resuming if `output_dir` holds checkpoints.
+
+  Args:
+    base: model name, folder, hub id or GGUF file.
+    data_dir: token records of the training split (`specstream prepare`).
+    output_dir: gets checkpoints/, metrics.jsonl, tensorboard/, adapter/,
+      curves.svg, recipe.json and operative_config.gin.
+    eval_data_dir: token records for evaluation; None skips it.
+    recipe: settings; default from gin.
+    dtype: of the base weights and activations.
+    remat: recompute layers in the backward pass to save memory.
+    progress: show a progress bar.
+
+  Raises:
+    ValueError: records of another tokenizer, or settings that do not fit.
+    training.loop.DivergedError: the loss became NaN or infinite.
+  """
+  recipe = recipe or Recipe()
+  loaded = loading.load_model(base, dtype=dtype)
+  built = build.build(loaded.config, recipe.stream, recipe.lora)
+  weights = params_lib.unflatten(
+    {path: jnp.asarray(leaf, dtype) for path, leaf in loaded.params.items()}
+  )
+  batches = _open_training(data_dir, recipe)
+  _check_tokenizer(loaded, data_dir)
+  adapter = _fresh_adapter(built, weights, batches, recipe)
+  _write_recipe(output_dir, recipe)
+  setup = loop.Setup(
+    built=built,
+    base=weights,
+    adapter=adapter,
+    train=recipe.train,
+    objective=recipe.objective,
+    optimizer=recipe.optimizer,
+    tree=recipe.tree,
+    remat=remat,
+  )
+  checkpoints = checkpoints_lib.Checkpoints(
+    os.path.join(output_dir, 'checkpoints'), recipe.train.keep_checkpoints
+  )
+  metrics_lib.forget_after(
+    os.path.join(output_dir, 'metrics.jsonl'), checkpoints.latest_step() or 0
+  )
+  writer = metrics_lib.Writer(output_dir, enabled=jax.process_index() == 0)
+  outcome = loop.train(
+    setup,
+    batches,
+    _eval_opener(eval_data_dir, recipe),
+    checkpoints,
+    writer,
+    progress=progress and jax.process_index() == 0,
+  )
+  writer.close()
+  step = int(outcome.state.step)
+  if outcome.interrupted:
+    logging.warning('stopped at step %d; the same command resumes', step)
+    return Trained(None, step, True)
+  folder = _export(output_dir, loaded, checkpoints, outcome.state, recipe, data_dir)
+  checkpoints.close()
+  return Trained(folder, step, False)
+
+
+def _open_training(data_dir, recipe):
+  return batches_lib.open_batches(
+    data_dir,
+    batch_size=recipe.train.batch_size,
+    sequence_length=recipe.data.sequence_length,
+    packed=recipe.data.packed,
+    seed=recipe.train.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def _check_tokenizer(loaded, data_dir):
+  records.check_tokenizer(
+    records.read_manifest(data_dir), records.tokenizer_hash(loaded.tokenizer)
+  )
+
+
+def _eval_opener(data_dir, recipe) -> Callable[[], Any] | None:
+  """Opens the evaluation records anew, one example to a row, file order."""
+  if data_dir is None:
+    return None
+  longest = records.read_manifest(data_dir)['lengths']['total']['max']
+  padded = -(-longest // 32) * 32
+  return lambda: batches_lib.open_batches(
+    data_dir,
+    batch_size=recipe.data.eval_batch_size,
+    sequence_length=padded,
+    packed=False,
+    seed=None,
+    repeat=False,
+  )
+
+
+def _fresh_adapter(built, weights, batches, recipe):
+  """Initial adapter; P_j at the scale of the hidden state on one batch."""
+  start = batches.get_state()
+  rms = step_lib.hidden_rms(built, weights, next(batches))
+  batches.set_state(start)
+  logging.info('hidden RMS at insertion: %.3g', rms)
+  return initialize.init_adapter(
+    jax.random.key(recipe.train.seed),
+    built.cfg,
+    recipe.stream,
+    recipe.lora,
+    hidden_rms=rms,
+  )
+
+
+def _write_recipe(output_dir, recipe):
+  os.makedirs(output_dir, exist_ok=True)
+  with open(os.path.join(output_dir, 'recipe.json'), 'w') as file:
+    json.dump(recipe.to_json(), file, indent=2)
+  with open(os.path.join(output_dir, 'operative_config.gin'), 'w') as file:
+    file.write(gin.operative_config_str())
+
+
+def _export(output_dir, loaded, checkpoints, state, recipe, data_dir):
+  """The best checkpoint as adapter/, and the learning curves."""
+  best = checkpoints.best_step()
+  if best not in (None, int(state.step)):
+    state, _ = checkpoints.restore(state, best)
+  folder = os.path.join(output_dir, 'adapter')
+  manifest = records.read_manifest(data_dir)
+  provenance = {
+    'step': int(state.step),
+    'task': manifest.get('task'),
+    'num_examples': manifest['num_examples'],
+    'recipe': recipe.to_json(),
+  }
+  cfg = adapters.AdapterConfig(
+    base_model_id=str(loaded.source),
+    base_config_hash=loaded.config_hash,
+    base_fingerprint=loaded.fingerprint,
+    stream=recipe.stream,
+    lora=recipe.lora,
+    tree=recipe.tree,
+    provenance=provenance,
+  )
+  adapters.save_adapter(folder, params_lib.flatten(state.adapter), cfg)
+  with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
+    file.write(
+      plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
+    )
+  return folder

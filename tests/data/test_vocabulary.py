@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokenizer files: EOS, BOS only if asked, round trip."""
+
+import json
+
+import data_testing
+import pytest
+from tokenizers import normalizers, processors
+
+from specstream_jax.data import records, vocabulary
+
+
+def test_encode_and_decode():
+  vocab = data_testing.make_vocabulary()
+  ids = vocab.encode_targets(' Café £3')
+  assert ids[-1] == vocab.eos_id
+  assert vocab.decode([*ids, 5, 6]) == ' Café £3'
+  assert vocab.encode_inputs('ab').tolist() == vocab.encode('ab')
+
+
+def test_bos_only_if_the_tokenizer_asks(tmp_path):
+  tokenizer = data_testing.make_tokenizer()
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  config = {'eos_token': {'content': data_testing.EOS}}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  plain = vocabulary.load(str(tmp_path))
+  assert plain.bos_id is None
+  assert plain.eos_id == tokenizer.token_to_id(data_testing.EOS)
+  tokenizer.add_special_tokens(['<bos>'])
+  bos_id = tokenizer.token_to_id('<bos>')
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single='<bos> $A', special_tokens=[('<bos>', bos_id)]
+  )
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  asked = vocabulary.load(str(tmp_path / 'tokenizer.json'))
+  assert asked.bos_id == bos_id
+  assert asked.encode_inputs('ab').tolist() == [bos_id, *asked.encode('ab')]
+  assert asked.sha256 != plain.sha256  # one more token
+
+
+def test_load_errors(tmp_path):
+  with pytest.raises(ValueError, match=r'neither a tokenizer\.json, nor a'):
+    vocabulary.load(str(tmp_path))
+  data_testing.make_tokenizer().save(str(tmp_path / 'tokenizer.json'))
+  with pytest.raises(ValueError, match="no EOS token ''; pass eos_token"):
+    vocabulary.load(str(tmp_path))
+  with pytest.raises(ValueError, match="no EOS token '</s>'"):
+    vocabulary.load(str(tmp_path), eos_token='</s>')
+
+
+def test_hash_follows_the_ids_only():
+  plain, other = data_testing.make_tokenizer(), data_testing.make_tokenizer()
+  other.enable_padding(length=9)
+  other.enable_truncation(5)
+  expected = records.tokenizer_hash(plain)
+  assert records.tokenizer_hash(other) == expected
+  other.normalizer = normalizers.Lowercase()
+  assert records.tokenizer_hash(other) != expected

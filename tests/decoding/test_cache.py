@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Append and commit, row by row."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from specstream_jax import config
+from specstream_jax.decoding import cache as cache_lib
+
+BATCH, SLOTS, NODES = 3, 13, 5
+MODEL = config.ModelConfig(
+  vocab_size=11,
+  hidden_size=10,
+  intermediate_size=17,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=6,
+)
+
+
+def _random(*shape):
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_append_writes_at_each_rows_own_start():
+  layer = _random(BATCH, 2, SLOTS, 6)
+  new, start = _random(BATCH, NODES, 2, 6), [0, 3, 7]
+  got = cache_lib.append(jnp.asarray(layer), jnp.asarray(new), jnp.array(start))
+  want = layer.copy()
+  for row in range(BATCH):
+    for i in range(NODES):
+      want[row, :, start[row] + i] = new[row, i]
+  np.testing.assert_array_equal(got, want)
+
+
+def test_commit_keeps_the_accepted_path():
+  start, accept = np.array([2, 0, 7]), np.array([2, -1, 0])
+  path = np.array([[0, 2, 4], [0, 1, 3], [0, 0, 0]])
+  shape = (BATCH, 2, SLOTS, 6)
+  layers = [_random(*shape) + i for i in range(4)]
+  cache = cache_lib.Cache(
+    tuple(map(jnp.asarray, layers[:2])),
+    tuple(map(jnp.asarray, layers[2:])),
+    jnp.asarray(start),
+  )
+  got = cache_lib.commit(cache, jnp.asarray(path), jnp.asarray(accept))
+  assert got.length.tolist() == [5, 0, 8]
+  for before, after in zip(layers, got.keys + got.values, strict=True):
+    for row in range(BATCH):
+      want = before[row, :, : got.length[row]].copy()
+      for i in range(accept[row] + 1):
+        want[:, start[row] + i] = before[row, :, start[row] + path[row, i]]
+      np.testing.assert_array_equal(after[row, :, : got.length[row]], want)
+
+
+def test_init_is_empty():
+  cache = cache_lib.init(MODEL, BATCH, SLOTS, 'bfloat16')
+  assert len(cache.keys) == len(cache.values) == 2
+  assert cache.keys[0].shape == (BATCH, 2, SLOTS, 6)
+  assert cache.values[1].dtype == jnp.bfloat16
+  assert cache.num_slots == SLOTS
+  assert cache.length.tolist() == [0, 0, 0]

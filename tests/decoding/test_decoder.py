@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the decoder refuses, before anything is compiled."""
+
+import pytest
+import table_lm
+
+from specstream_jax import config
+from specstream_jax.decoding import decoder as decoder_lib
+from specstream_jax.decoding.drafters import none, streams
+
+
+def _decoder(drafter=None, **kwargs):
+  cfg = config.DecodeConfig(max_new_tokens=7, prompt_bucket=5, **kwargs)
+  return decoder_lib.Decoder(table_lm.MODEL, drafter or none.NoDraft(), cfg)
+
+
+@pytest.mark.parametrize(
+  ('prompts', 'max_new', 'message'),
+  [
+    ([], None, 'no prompts; give every row at least one token'),
+    ([[1], []], None, 'prompt 1 is empty; give every row'),
+    ([[1]], 0, 'max_new is 0; accepted: 1 to .* which is 7'),
+    ([[1], [2]], [3, 8], 'max_new is 8; accepted: 1 to'),
+    ([[1], [2]], [3], 'max_new has 1 limits for 2 prompts; give one'),
+  ],
+)
+def test_bad_requests(prompts, max_new, message):
+  decoder = _decoder()
+  with pytest.raises(ValueError, match=message):
+    decoder.generate({}, prompts, max_new)
+  assert decoder.num_compilations == 0
+
+
+def test_prompt_longer_than_the_cache():
+  drafter = streams.Streams(config.TreeConfig('chain', depth=3), 3)
+  decoder = _decoder(drafter, cache_length=13)
+  message = (
+    'prompt 1 has 10 tokens and the draft tree 4 nodes but the cache has 13 '
+    'slots; use prompts <= 9 tokens or cache_length >= 14'
+  )
+  with pytest.raises(ValueError, match=message):
+    decoder.generate({}, [[1], [1] * 10])
+
+
+def test_tree_deeper_than_the_streams():
+  with pytest.raises(ValueError, match='depth 4 but the adapter has 3'):
+    streams.Streams(config.TreeConfig('chain', depth=4), 3)
+
+
+def test_sizes_are_padded_to_the_bucket():
+  drafter = streams.Streams(config.TreeConfig('chain', depth=3), 3)
+  assert _decoder(drafter)._sizes([1, 6]) == (10, 10 + 7 + 4)
+  assert _decoder(drafter, cache_length=13)._sizes([6]) == (10, 13)
+  assert _decoder(drafter, cache_length=9)._sizes([5]) == (5, 9)

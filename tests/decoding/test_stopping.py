@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a row ends, against the oracle."""
+
+import functools
+
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import reference_decoding as reference
+
+from specstream_jax import config
+from specstream_jax.decoding import stopping
+
+CFG = config.DecodeConfig(
+  max_new_tokens=11, eos_ids=(4,), stop_sequences=((1,), (0, 0, 2), (2, 3))
+)
+_truncate = jax.jit(functools.partial(stopping.truncate, CFG))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_truncate(data):
+  tokens = st.integers(0, 4)
+  before = data.draw(st.lists(st.sampled_from([0, 2]), max_size=5))
+  emitted = data.draw(st.lists(tokens, min_size=1, max_size=5))
+  limit = data.draw(st.integers(len(before) + 1, 11))
+  buffer = np.full((1, 11), 3, np.int32)
+  buffer[0, : len(before)] = before
+  padded = np.full((1, 5), 4, np.int32)
+  padded[0, : len(emitted)] = emitted
+  as_row = lambda n: jnp.array([n], jnp.int32)
+  kept, reason = _truncate(
+    buffer, as_row(len(before)), as_row(limit), padded, as_row(len(emitted))
+  )
+  want, why = reference.truncate(
+    before, emitted, limit, CFG.eos_ids, CFG.stop_sequences
+  )
+  assert len(before) + int(kept[0]) == len(want)
+  assert stopping.REASONS[int(reason[0])] == why

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTML page: complete, self-contained, escaped."""
+
+from html import parser
+import json
+import re
+
+import evaluation_samples as samples
+import pytest
+
+from specstream_jax.evaluation import report
+
+_VOID = {'meta', 'use', 'br'}
+
+
+class _Page(parser.HTMLParser):
+  """Checks that tags nest; collects tags and coloured runs."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.tags, self.runs = [], [], []
+    self.feed(text)
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    if tag not in _VOID:
+      self.open.append(tag)
+    if dict(attrs).get('class', '').startswith('run run'):
+      self.runs.append([dict(attrs)['title'], ''])
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append(tag)
+
+  def handle_endtag(self, tag):
+    if tag not in _VOID:
+      assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if 'span' in self.open:
+      self.runs[-1][1] += data
+
+
+def test_page_has_the_numbers_and_is_well_formed():
+  text = report.render(samples.document())
+  page = _Page(text)
+  for number in ('1.79×', '1.62', '1.93', '2.30', '1.25', '1.84', '100.0%'):
+    assert number in text
+  for words in ('e2e_nlg/test', 'tiny-base', 'out/adapter', '71.25', '0.12.12'):
+    assert words in text
+  assert 'specstream evaluate --task=e2e_nlg' in text
+  assert page.tags.count('svg') == 3
+
+
+def test_page_loads_nothing_from_outside():
+  text = report.render(samples.document())
+  assert not {'script', 'link', 'img', 'iframe'} & set(_Page(text).tags)
+  loads = re.findall(r'(?:src=|href="|url\(|@import)"?([^"\s)]*)', text)
+  assert all(target.startswith('#') for target in loads)
+
+
+def test_each_call_is_one_coloured_run():
+  page = _Page(report.render(samples.document()))
+  assert page.runs == [
+    ['call 1: 1 drafts accepted, 2 tokens', ' Eagle is'],
+    ['call 2: 0 drafts accepted, 1 tokens', ' near'],
+  ]
+
+
+def test_everything_is_escaped():
+  evil = '<script>alert("x")</script>'
+  sample = {
+    'prompt': evil,
+    'text': evil,
+    'references': [evil],
+    'accept_lengths': [0],
+    'tokens': [evil, evil, evil],
+  }
+  run = samples.run(
+    task=evil, drafter=evil, device=evil, dtype=evil, samples=[sample]
+  )
+  run = samples.run(
+    **{**vars(run), 'quality': {key: {evil: 1.0} for key in run.quality}}
+  )
+  doc = report.results.Document((run,), evil, {'base': evil}, {evil: evil})
+  text = report.render(doc)
+  assert 'script' not in _Page(text).tags
+  assert '<script' not in text
+  assert '&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;' in text
+
+
+def test_fastest_run_leads_and_lossy_is_said():
+  fast = samples.run(speedup=2.9, lossy=True, equal_fraction=0.5)
+  text = report.render(samples.document(samples.run(), fast))
+  header = text[: text.index('</header>')]
+  assert 'Fastest of 2 runs' in header and '2.90×' in header
+  assert 'Lossy acceptance rule' in header
+  assert 'differ by more than 10 %' in header
+  plain = report.render(samples.document())
+  assert 'Lossy' not in plain and 'differ by more' not in plain
+
+
+def test_equal_names_are_numbered_in_plots():
+  text = report.render(samples.document(samples.run(), samples.run()))
+  assert 'streams best_first 7 #1' in text
+  assert 'streams best_first 7 #2' in text
+
+
+def test_optional_plots(tmp_path):
+  metrics = tmp_path / 'metrics.jsonl'
+  metrics.write_text(json.dumps({'step': 1, 'loss/main': 2.0}) + '\n')
+  path = tmp_path / 'report.html'
+  report.write(
+    str(path),
+    samples.document(),
+    metrics_path=str(metrics),
+    forward_cost={'float32': [(1, 2.0), (2, 3.0)]},
+  )
+  text = path.read_text(encoding='utf-8')
+  assert _Page(text).tags.count('svg') == 5
+  assert 'loss (nats per token)' in text
+  assert 'tokens in one forward pass' in text
+
+
+def test_run_without_samples_or_scores():
+  run = samples.run(
+    samples=[], quality={'autoregressive': {}, 'speculative': {}}
+  )
+  text = report.render(samples.document(run))
+  assert 'Sample outputs' not in text and '<h2>Quality' not in text
+
+
+def test_errors(tmp_path):
+  doc = samples.document()
+  empty = report.results.Document((), '', {'base': ''}, {})
+  with pytest.raises(ValueError, match='has 0 runs'):
+    report.render(empty)
+  (tmp_path / 'taken').write_text('')
+  with pytest.raises(ValueError, match='cannot write'):
+    report.write(str(tmp_path / 'taken' / 'report.html'), doc)

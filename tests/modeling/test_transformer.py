@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transformer against the numpy oracle, and its three ways to itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import tiny
+
+from specstream_jax import config
+from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.decoding import tree as tree_lib
+from specstream_jax.modeling import build
+from specstream_jax.modeling import params
+from specstream_jax.modeling import transformer
+
+VARIANTS = {
+  'fine_tuned': tiny.STREAMS,
+  'lossless': dataclasses.replace(tiny.STREAMS, mode='lossless'),
+  'anchor': dataclasses.replace(tiny.STREAMS, position='anchor'),
+  'low_rank': dataclasses.replace(
+    tiny.STREAMS, insertion='low_rank', insertion_rank=3
+  ),
+  'value_rotation': dataclasses.replace(
+    tiny.STREAMS, embedding='value_rotation', rotation_step=0.3
+  ),
+}
+HEADS = {'multi_head': (6, 6), 'grouped': (6, 2), 'multi_query': (6, 1)}
+
+
+def run_train(built, base, adapter, tokens, anchors):
+  """Jitted pass over one segment per row."""
+  batch, length = tokens.shape
+  segments = jnp.ones((batch, length), jnp.int32)
+  positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+
+  @jax.jit
+  def run(base, adapter, tokens, anchors):
+    return transformer.forward_train(
+      built.merge(base, adapter), tokens, positions, segments, anchors
+    )
+
+  return run(base, adapter, tokens, anchors)
+
+
+def tree_pass(built, *, with_streams):
+  """Jitted `forward_tree` of (base, adapter, tokens, positions, mask, cache)."""
+  return jax.jit(
+    lambda base, adapter, *args: transformer.forward_tree(
+      built.merge(base, adapter), *args, with_streams=with_streams
+    )
+  )
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_streams_match_the_oracle(name):
+  streams = VARIANTS[name]
+  built, base, adapter = tiny.model(streams=streams)
+  tokens = tiny.tokens(3, (2, 7))
+  anchors = jnp.array([[1, 4, 6], [0, 2, 5]])
+  hidden = run_train(built, base, adapter, tokens, anchors)
+  oracle = reference.Model(
+    params.flatten(base), params.flatten(adapter), tiny.CONFIG, streams, tiny.LORA
+  )
+  for row in range(2):
+    main, groups = oracle.run(tokens[row].tolist(), anchors[row].tolist())
+    np.testing.assert_allclose(hidden.main[row], main, atol=2e-5)
+    for i, anchor in enumerate(anchors[row].tolist()):
+      np.testing.assert_allclose(
+        hidden.streams[row, i], groups[anchor], atol=2e-5
+      )
+
+
+@pytest.mark.parametrize('heads', HEADS)
+@pytest.mark.parametrize('rope', ['default', 'linear', 'llama3'])
+def test_main_stream_matches_the_oracle(heads, rope):
+  num_heads, num_kv_heads = HEADS[heads]
+  scaling = config.RopeScaling(
+    rope, factor=4.0, original_max_position_embeddings=16
+  )
+  cfg = dataclasses.replace(
+    tiny.CONFIG,
+    num_heads=num_heads,
+    num_kv_heads=num_kv_heads,
+    rope_scaling=scaling,
+    rope_theta=100.0,
+    tie_word_embeddings=rope == 'linear',
+    num_layers=2,
+  )
+  built, base, _ = tiny.model(cfg, None, None)
+  tokens = tiny.tokens(5, (1, 11))
+  hidden = run_train(built, base, {}, tokens, None)
+  oracle = reference.Model(params.flatten(base), {}, cfg)
+  main, _ = oracle.run(tokens[0].tolist())
+  np.testing.assert_allclose(hidden.main[0], main, atol=2e-5)
+  logits = built.merge(base, {}).logits(hidden.main)
+  np.testing.assert_allclose(logits[0], oracle.logits(main), atol=1e-4)
+
+
+def test_main_stream_is_the_same_with_and_without_streams():
+  built, base, adapter = tiny.model()
+  tokens = tiny.tokens(7, (2, 7))
+  with_streams = run_train(built, base, adapter, tokens, jnp.array([[2], [3]]))
+  without = run_train(built, base, adapter, tokens, None)
+  np.testing.assert_array_equal(with_streams.main, without.main)
+
+
+def test_lossless_main_stream_is_the_untouched_base():
+  streams = VARIANTS['lossless']
+  built, base, adapter = tiny.model(streams=streams)
+  plain, _, _ = tiny.model(streams=None, lora=None)
+  tokens = tiny.tokens(7, (2, 7))
+  tuned = run_train(built, base, adapter, tokens, jnp.array([[2], [3]]))
+  untouched = run_train(plain, base, {}, tokens, None)
+  np.testing.assert_array_equal(tuned.main, untouched.main)
+
+
+def test_segments_do_not_see_each_other():
+  built, base, adapter = tiny.model()
+  tokens = tiny.tokens(11, (1, 9))
+  positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+  segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2]])
+  packed = jax.jit(
+    lambda b, a: transformer.forward_train(
+      built.merge(b, a), tokens, positions, segments, jnp.array([[2, 6]])
+    )
+  )(base, adapter)
+  alone = run_train(built, base, adapter, tokens[:, 4:], jnp.array([[2]]))
+  np.testing.assert_allclose(packed.main[:, 4:], alone.main, atol=1e-5)
+  np.testing.assert_allclose(
+    packed.streams[:, 1:], alone.streams, atol=1e-5
+  )
+
+
+def test_padding_changes_nothing_and_gives_no_nan():
+  built, base, adapter = tiny.model()
+  tokens = tiny.tokens(13, (1, 7))
+  positions = jnp.array([[0, 1, 2, 3, 4, 0, 0]])
+  segments = jnp.array([[1, 1, 1, 1, 1, 0, 0]])
+  padded = jax.jit(
+    lambda b, a: transformer.forward_train(
+      built.merge(b, a), tokens, positions, segments
+    )
+  )(base, adapter)
+  alone = run_train(built, base, adapter, tokens[:, :5], None)
+  np.testing.assert_allclose(padded.main[:, :5], alone.main, atol=1e-5)
+  assert np.isfinite(padded.main).all()
+
+
+def test_remat_gives_the_same_gradient():
+  built, base, adapter = tiny.model()
+  tokens, anchors = tiny.tokens(3, (1, 7)), jnp.array([[1, 5]])
+  args = (tokens, jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32), anchors)
+
+  def gradient(remat):
+    def total(adapter):
+      model = built.merge(base, adapter)
+      return transformer.forward_train(model, *args, remat=remat).streams.sum()
+
+    return params.flatten(jax.jit(jax.grad(total))(adapter))
+
+  plain, remat = gradient(False), gradient(True)
+  for path, value in plain.items():
+    np.testing.assert_allclose(remat[path], value, rtol=1e-4, atol=1e-5)
+
+
+def prefix_cache(built, base, adapter, tokens, lengths, num_slots=19):
+  """Cache after the first lengths[b] tokens of each row."""
+  batch, padded = tokens.shape
+  cache = cache_lib.init(built.cfg, batch, num_slots, 'float32')
+  causal = jnp.broadcast_to(jnp.tri(padded, dtype=bool), (batch, padded, padded))
+  positions = jnp.broadcast_to(jnp.arange(padded), tokens.shape)
+  run = tree_pass(built, with_streams=False)
+  _, cache, _ = run(base, adapter, tokens, positions, causal, cache)
+  return dataclasses.replace(cache, length=lengths)
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_tree_pass_equals_a_fresh_pass_over_each_path(name):
+  built, base, adapter = tiny.model(streams=VARIANTS[name])
+  prompts, lengths = tiny.tokens(17, (2, 5)), jnp.array([5, 3])
+  cache = prefix_cache(built, base, adapter, prompts, lengths)
+  nodes = tiny.tokens(19, (2, 5))
+  parents = jnp.array([[0, 0, 0, 1, 3], [0, 0, 1, 1, 2]])
+  depths = jnp.array([[0, 1, 1, 2, 3], [0, 1, 2, 2, 3]])
+  hidden, cache, streams = tree_pass(built, with_streams=True)(
+    base,
+    adapter,
+    nodes,
+    lengths[:, None] + depths,
+    tree_lib.ancestor_mask(parents),
+    cache,
+  )
+  for row in range(2):
+    for node in range(5):
+      path = [node]
+      while path[0]:
+        path.insert(0, int(parents[row, path[0]]))
+      text = [*prompts[row, : lengths[row]].tolist()]
+      text += [int(nodes[row, i]) for i in path]
+      fresh = run_train(
+        built, base, adapter, jnp.array([text]), jnp.array([[len(text) - 1]])
+      )
+      np.testing.assert_allclose(hidden[row, node], fresh.main[0, -1], atol=3e-5)
+      np.testing.assert_allclose(streams[row, node], fresh.streams[0, 0], atol=3e-5)
+
+
+def test_deferred_streams_equal_parallel_streams():
+  built, base, adapter = tiny.model()
+  prompts, lengths = tiny.tokens(17, (2, 5)), jnp.array([5, 3])
+  cache = prefix_cache(built, base, adapter, prompts, lengths)
+  nodes, parents = tiny.tokens(19, (2, 3)), jnp.array([[0, 0, 1], [0, 0, 0]])
+  depths = jnp.array([[0, 1, 2], [0, 1, 1]])
+  args = (nodes, lengths[:, None] + depths, tree_lib.ancestor_mask(parents))
+  weights = (base, adapter)
+  _, _, parallel = tree_pass(built, with_streams=True)(*weights, *args, cache)
+  _, after, insertion = tree_pass(built, with_streams=False)(
+    *weights, *args, cache
+  )
+  path, accept = jnp.array([[0, 1, 2], [0, 2, 0]]), jnp.array([2, 1])
+  committed = cache_lib.commit(after, path, accept)
+  leaf = jnp.array([2, 2])
+  rows = jnp.arange(2)
+  deferred = jax.jit(
+    lambda b, a, *args: transformer.forward_streams(built.merge(b, a), *args)
+  )(*weights, insertion[rows, leaf], committed.length - 1, committed)
+  np.testing.assert_allclose(deferred, parallel[rows, leaf], atol=2e-5)
+  # Invariant: what is committed is what a fresh pass over the same tokens has.
+  for row in range(2):
+    text = [*prompts[row, : lengths[row]].tolist()]
+    text += [int(nodes[row, i]) for i in path[row, : accept[row] + 1]]
+    fresh = prefix_cache(
+      built, *weights, jnp.array([text]), jnp.array([len(text)])
+    )
+    for got, want in zip(committed.keys, fresh.keys):
+      np.testing.assert_allclose(
+        got[row, :, : len(text)], want[0, :, : len(text)], atol=2e-5
+      )
+
+
+def test_bfloat16_keeps_softmax_and_logits_in_float32():
+  cfg = dataclasses.replace(tiny.CONFIG, dtype='bfloat16')
+  built, base, adapter = tiny.model(cfg)
+  wide, _, _ = tiny.model()
+  tokens = tiny.tokens(3, (1, 7))
+  low = run_train(built, base, adapter, tokens, None)
+  assert low.main.dtype == jnp.bfloat16
+  model = built.merge(base, adapter)
+  assert model.logits(low.main).dtype == jnp.float32
+  full = run_train(wide, params.cast(base, 'float32'), adapter, tokens, None)
+  error = jnp.abs(low.main.astype(jnp.float32) - full.main).max()
+  assert error < 0.2 * jnp.abs(full.main).max()
+
+
+def test_full_size_model_has_the_expected_shapes():
+  cfg = config.ModelConfig(
+    32000, 4096, 11008, 32, 32, 32, 128, dtype='bfloat16'
+  )
+  streams = config.StreamConfig(num_streams=4, num_msa_layers=8)
+  lora = config.LoraConfig(rank=0)
+  built = build.build(cfg, streams, lora)
+  assert params.count(built.base) == 6_738_415_616
+  # Extra parameters of the paper's 7B rows: gamma h + 16 h.
+  assert params.count(built.adapter) == 4 * 4096 + 16 * 4096 == 81_920
+  out = jax.eval_shape(
+    lambda b, a, t: run_train(built, b, a, t, t[:, :3]).streams,
+    built.base,
+    built.adapter,
+    jax.ShapeDtypeStruct((2, 64), jnp.int32),
+  )
+  assert out.shape == (2, 3, 4, 4096)
