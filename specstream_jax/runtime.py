@@ -43,6 +43,7 @@ class Model:
     tokenizer: `tokenizers.Tokenizer`.
     chat_template: Jinja source, or None.
     eos_ids: token ids that end a text.
+    bos_id: token id in front of every prompt, or None.
   """
 
   config: config.ModelConfig
@@ -55,6 +56,7 @@ class Model:
   tokenizer: Any
   chat_template: str | None
   eos_ids: tuple[int, ...]
+  bos_id: int | None = None
   _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
     default_factory=dict, repr=False
   )
@@ -109,6 +111,10 @@ class Model:
     """Token ids of `text`, no special tokens added."""
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+  def encode_prompt(self, text: str) -> list[int]:
+    """Token ids of a prompt: `encode`, after BOS if the model wants one."""
+    return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
+
   def decode_text(self, tokens: list[int]) -> str:
     """Text of the tokens up to the first EOS, which is left out."""
     for i, token in enumerate(tokens):
@@ -155,6 +161,7 @@ def load(
     tokenizer=loaded.tokenizer,
     chat_template=loaded.chat_template,
     eos_ids=tuple(loaded.eos_ids),
+    bos_id=loaded.bos_id,
   )
 
 

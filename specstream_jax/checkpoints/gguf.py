@@ -15,8 +15,7 @@ import numpy as np
 import tokenizers
 
 from specstream_jax import config
-from specstream_jax.checkpoints import gguf_tokenizer
-from specstream_jax.checkpoints import weights
+from specstream_jax.checkpoints import gguf_tokenizer, weights
 
 _REQUIRED = (
   'block_count',
@@ -26,7 +25,8 @@ _REQUIRED = (
   'attention.head_count',
   'attention.layer_norm_rms_epsilon',
 )
-_UNDERSTOOD = _REQUIRED + (
+_UNDERSTOOD = (
+  *_REQUIRED,
   'attention.head_count_kv',
   'attention.key_length',
   'attention.value_length',
@@ -49,8 +49,7 @@ _OTHER_PREFIXES = ('GGUF.', 'general.', 'tokenizer.', 'quantize.')
 _FREQUENCIES = 'rope_freqs.weight'
 # `rope_freqs.weight` of Llama 3.x comes without the numbers that made it.
 _LLAMA3 = tuple(
-  config.RopeScaling('llama3', factor, 1.0, 4.0, 8192)
-  for factor in (8.0, 32.0)
+  config.RopeScaling('llama3', factor, 1.0, 4.0, 8192) for factor in (8.0, 32.0)
 )
 _FIX = 'use a plain Llama-family checkpoint; others need their own model code'
 
@@ -127,7 +126,9 @@ def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
   architecture = metadata.get('general.architecture')
   if architecture != 'llama':
     return [f"general.architecture is {architecture!r}; accepted: 'llama'"]
-  lines = [f'missing llama.{k}' for k in _REQUIRED if f'llama.{k}' not in metadata]
+  lines = [
+    f'missing llama.{k}' for k in _REQUIRED if f'llama.{k}' not in metadata
+  ]
   for key, value in metadata.items():
     name = key.removeprefix('llama.')
     if key.startswith(_OTHER_PREFIXES) or name in _UNDERSTOOD + _IGNORED:
@@ -147,7 +148,9 @@ def _dimension_problems(metadata: Mapping[str, Any]) -> list[str]:
     for name in _UNDERSTOOD
     if isinstance(get(name), list)
   ]
-  if lines or get('embedding_length') is None or not get('attention.head_count'):
+  if (
+    lines or get('embedding_length') is None or not get('attention.head_count')
+  ):
     return lines
   head_dim = _head_dim(metadata)
   for name in ('rope.dimension_count', 'attention.value_length'):
@@ -177,7 +180,7 @@ def _config(path, metadata, tensors, dtype) -> config.ModelConfig:
   if 'token_embd.weight' not in tensors:
     raise ValueError(f'GGUF file {path!r} has no tensor token_embd.weight')
   cfg = config.ModelConfig(
-    vocab_size=_shape(tensors['token_embd.weight'])[0],
+    vocab_size=int(get('vocab_size', _shape(tensors['token_embd.weight'])[0])),
     hidden_size=int(get('embedding_length')),
     intermediate_size=int(get('feed_forward_length')),
     num_layers=int(get('block_count')),

@@ -5,11 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import normalizers
-from tokenizers import pre_tokenizers
-from tokenizers import processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 _PREFIX = 'tokenizer.ggml.'
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -105,7 +101,9 @@ def _merges(
     pairs = ((token[:i], token[i:]) for i in range(1, len(token)))
     known = [p for p in pairs if p[0] in ids and p[1] in ids]
     known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-    ranked += [(score, len(left), len(right), left, right) for left, right in known]
+    ranked += [
+      (score, len(left), len(right), left, right) for left, right in known
+    ]
   ranked.sort(key=lambda item: item[:3], reverse=True)
   return [item[3:] for item in ranked]
 
@@ -131,5 +129,7 @@ def _add_bos(tokenizer, metadata, *, default: bool) -> None:
     return
   bos = metadata[f'{_PREFIX}tokens'][bos_id]
   tokenizer.post_processor = processors.TemplateProcessing(
-    single=[bos, '$A'], pair=[bos, '$A', bos, '$B'], special_tokens=[(bos, bos_id)]
+    single=[bos, '$A'],
+    pair=[bos, '$A', bos, '$B'],
+    special_tokens=[(bos, bos_id)],
   )

@@ -13,11 +13,8 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 import tokenizers
 
-from specstream_jax import config
-from specstream_jax import typing
-from specstream_jax.checkpoints import files
-from specstream_jax.checkpoints import huggingface_config
-from specstream_jax.checkpoints import weights
+from specstream_jax import config, typing
+from specstream_jax.checkpoints import files, huggingface_config, weights
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -46,7 +43,9 @@ def read_config(
     ValueError: config.json is missing or asks for what is not understood.
   """
   path = os.path.join(folder, 'config.json')
-  return huggingface_config.parse(files.read_json(path), repr(path), dtype=dtype)
+  return huggingface_config.parse(
+    files.read_json(path), repr(path), dtype=dtype
+  )
 
 
 def read_params(
@@ -92,7 +91,7 @@ def _open_tensors(folder: str, stack) -> dict[str, Any]:
   tensors = {}
   for shard in shards:
     opened = stack.enter_context(_open(os.path.join(folder, shard)))
-    tensors |= {name: opened for name in opened.keys()}
+    tensors |= dict.fromkeys(opened.keys(), opened)
   return tensors
 
 
@@ -176,7 +175,11 @@ def read_eos_ids(folder: str | os.PathLike) -> tuple[int, ...]:
   """Token ids that end a text: generation_config.json, else config.json."""
   for name in ('generation_config.json', 'config.json'):
     path = os.path.join(folder, name)
-    eos = files.read_json(path).get('eos_token_id') if os.path.isfile(path) else None
+    eos = (
+      files.read_json(path).get('eos_token_id')
+      if os.path.isfile(path)
+      else None
+    )
     if eos is not None:
       return tuple(eos) if isinstance(eos, list) else (int(eos),)
   return ()

@@ -72,17 +72,18 @@ _IGNORED = frozenset(
   encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
   forced_bos_token_id forced_eos_token_id remove_invalid_values
   exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-  _attn_implementation_autoset""".split()
+  _attn_implementation_autoset""".split()  # noqa: SIM905 (a line per name)
 )
+_ROPE_TYPES = {
+  'factor': float,
+  'low_freq_factor': float,
+  'high_freq_factor': float,
+  'original_max_position_embeddings': int,
+}
 _ROPE_KEYS = {
   'default': (),
   'linear': ('factor',),
-  'llama3': (
-    'factor',
-    'low_freq_factor',
-    'high_freq_factor',
-    'original_max_position_embeddings',
-  ),
+  'llama3': tuple(_ROPE_TYPES),
 }
 
 
@@ -106,9 +107,9 @@ def parse(
       f'{source} has architectures {names!r}; accepted: one of '
       f'{", ".join(map(repr, ARCHITECTURES))}'
     )
-  raw = {**defaults, **{k: v for k, v in raw.items() if v is not None}} | {
-    k: v for k, v in raw.items() if k == 'sliding_window'
-  }
+  # A null in the file overrides a default, then counts as absent.
+  merged = {**defaults, **raw}
+  raw = {name: value for name, value in merged.items() if value is not None}
   weights.refuse(
     source,
     _problems(raw) + _rope_problems(_rope(raw)),
@@ -120,7 +121,7 @@ def parse(
 def _problems(raw: Mapping[str, Any]) -> list[str]:
   lines = [f'missing {name}' for name in _SIZES if name not in raw]
   for name, value in raw.items():
-    if name in _IGNORED or name in _UNDERSTOOD or value is None:
+    if name in _IGNORED or name in _UNDERSTOOD:
       continue
     if name == 'layer_types' and set(value) == {'full_attention'}:
       continue
@@ -162,7 +163,9 @@ def _model_config(raw: Mapping[str, Any], dtype: str) -> config.ModelConfig:
   kind = rope['rope_type']
   if kind == 'linear' and rope['factor'] == 1.0:
     kind = 'default'
-  scaling = config.RopeScaling(kind, **{k: rope[k] for k in _ROPE_KEYS[kind]})
+  scaling = config.RopeScaling(
+    kind, **{key: _ROPE_TYPES[key](rope[key]) for key in _ROPE_KEYS[kind]}
+  )
   heads = raw['num_attention_heads']
   return config.ModelConfig(
     **{ours: raw[theirs] for theirs, ours in _SIZES.items()},

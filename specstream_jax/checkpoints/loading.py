@@ -12,10 +12,7 @@ import numpy as np
 import tokenizers
 
 from specstream_jax import config
-from specstream_jax.checkpoints import fetch
-from specstream_jax.checkpoints import gguf
-from specstream_jax.checkpoints import huggingface
-from specstream_jax.checkpoints import weights
+from specstream_jax.checkpoints import fetch, gguf, huggingface, weights
 
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w.-]+')
 
@@ -62,7 +59,9 @@ class MissingTokenizer:
     raise ValueError(self._reason)
 
 
-def load_model(name: str | os.PathLike, *, dtype: str = 'float32') -> LoadedModel:
+def load_model(
+  name: str | os.PathLike, *, dtype: str = 'float32'
+) -> LoadedModel:
   """Reads configuration, weights and tokenizer.
 
   Args:

@@ -11,10 +11,7 @@ import os
 import numpy as np
 
 from specstream_jax import typing
-from specstream_jax.checkpoints import adapters
-from specstream_jax.checkpoints import huggingface
-from specstream_jax.checkpoints import loading
-from specstream_jax.checkpoints import weights
+from specstream_jax.checkpoints import adapters, huggingface, loading, weights
 from specstream_jax.modeling import lora
 
 SIDECAR = 'streams'

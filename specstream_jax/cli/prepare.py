@@ -3,9 +3,11 @@
 
 from collections.abc import Sequence
 import json
+import os
 
 from absl import flags
 
+from specstream_jax.checkpoints import loading
 from specstream_jax.data import records, registry, vocabulary
 
 FLAGS = flags.FLAGS
@@ -21,7 +23,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'tokenizer',
     None,
-    'tokenizer.json, a folder with one, or a GGUF file.',
+    'Model name, tokenizer.json, a folder with one, or a GGUF file.',
     required=True,
   )
   flags.DEFINE_string(
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     ) from error
   manifest = prepare.prepare(
     registry.get(FLAGS.task),
-    vocabulary.load(FLAGS.tokenizer, eos_token=FLAGS.eos_token),
+    vocabulary.load(_tokenizer_path(), eos_token=FLAGS.eos_token),
     FLAGS.output_dir,
     split=FLAGS.split,
     data_dir=FLAGS.data_dir,
@@ -67,3 +69,13 @@ def main(argv: Sequence[str]) -> None:
     overwrite=FLAGS.overwrite,
   )
   print(json.dumps(manifest, indent=2, ensure_ascii=False))
+
+
+def _tokenizer_path() -> str:
+  """The file or folder that --tokenizer names; a model name is resolved."""
+  name = FLAGS.tokenizer
+  if os.path.isfile(name) and not name.endswith('.gguf'):
+    return name
+  if os.path.isdir(name):
+    return name
+  return str(loading.resolve(name))

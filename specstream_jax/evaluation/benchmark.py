@@ -178,16 +178,11 @@ def summarize(
   Ratios follow the definitions of `results`; `speedup` is the ratio of total
   decode seconds, and its interval a bootstrap over batches.
   """
-  new_tokens = sum(map(len, fast.tokens))
-  counted = lambda side: sum(map(len, side.tokens)) - len(side.tokens)
   ms_per_call = {
     'autoregressive': 1e3 * _ms(plain),
     'speculative': 1e3 * _ms(fast),
   }
-  low, high = statistics.speedup_ci95(plain.seconds, fast.seconds)
-  depth = settings.tree.max_depth
-  flat = np.array([n for row in fast.accept_lengths for n in row], int)
-  per_row = [1 + np.mean(row) for row in fast.accept_lengths if row]
+  low, high = statistics.speedup_ci95(plain.seconds.T, fast.seconds.T)
   return results.RunResult(
     task=task,
     drafter='streams',
@@ -196,7 +191,7 @@ def summarize(
     dtype=model.config.dtype,
     batch=settings.batch,
     num_prompts=len(fast.tokens),
-    new_tokens=new_tokens,
+    new_tokens=sum(map(len, fast.tokens)),
     calls=int(fast.calls.sum()),
     autoregressive_calls=int(plain.calls.sum()),
     call_reduction_ratio=results.call_reduction_ratio(
@@ -211,15 +206,10 @@ def summarize(
       np.mean([a == b for a, b in zip(plain.tokens, fast.tokens)])
     ),
     tokens_per_second={
-      'autoregressive': _rate(counted(plain), plain),
-      'speculative': _rate(counted(fast), fast),
+      'autoregressive': _rate(plain),
+      'speculative': _rate(fast),
     },
-    tokens_per_call_macro=float(np.mean(per_row)) if per_row else 0.0,
-    tokens_per_call_micro=float(1 + flat.mean()) if flat.size else 0.0,
-    accept_length_histogram=np.bincount(flat, minlength=depth + 1).tolist(),
-    per_depth_acceptance=[
-      float(np.mean(flat >= d)) if flat.size else 0.0 for d in range(1, depth + 1)
-    ],
+    **_acceptance(fast.accept_lengths, settings.tree.max_depth),
     quality=quality,
     prefill_ms=1e3 * float(np.median(fast.prefill_seconds)),
     compile_seconds={
@@ -240,5 +230,22 @@ def _ms(side):
   return side.seconds.sum() / max(side.steps.sum() * len(side.seconds), 1)
 
 
-def _rate(num_tokens, side):
+def _rate(side):
+  """Tokens per decode second; the prompt pass gave the first of each row."""
+  num_tokens = sum(map(len, side.tokens)) - len(side.tokens)
   return float(num_tokens * len(side.seconds) / side.seconds.sum())
+
+
+def _acceptance(accept_lengths, max_depth):
+  """Tokens per call, macro over prompts and micro over calls; histograms."""
+  flat = np.array([n for row in accept_lengths for n in row], int)
+  per_row = [1 + np.mean(row) for row in accept_lengths if row]
+  reached = lambda d: float(np.mean(flat >= d)) if flat.size else 0.0
+  return {
+    'tokens_per_call_macro': float(np.mean(per_row)) if per_row else 0.0,
+    'tokens_per_call_micro': float(1 + flat.mean()) if flat.size else 0.0,
+    'accept_length_histogram': np.bincount(
+      flat, minlength=max_depth + 1
+    ).tolist(),
+    'per_depth_acceptance': [reached(d) for d in range(1, max_depth + 1)],
+  }

@@ -21,7 +21,8 @@ class Options:
   Attributes:
     task: name of a task.
     split: its split.
-    data_dir: folder of the task's files; None takes the rows that ship.
+    data_dir: folder of the task's files; None takes what ships (e2e_sample)
+      or downloads.
     num_prompts: the first so many; 0 takes all.
     max_new_tokens: per prompt.
     tree: draft tree; None takes the adapter's.
@@ -32,7 +33,7 @@ class Options:
     seed: of the noise when temperature > 0.
   """
 
-  task: str = 'e2e_nlg'
+  task: str = 'e2e_sample'
   split: str = 'test'
   data_dir: str | None = None
   num_prompts: int = 64
@@ -59,7 +60,7 @@ def evaluate(
   spec = registry.get(options.task)
   examples = spec.load_split(options.split, options.data_dir)
   examples = examples[: options.num_prompts or None]
-  prompts = [model.encode(e.inputs) for e in examples]
+  prompts = [model.encode_prompt(e.inputs) for e in examples]
   settings = benchmark.Settings(
     tree=options.tree or model.tree,
     decode=config.DecodeConfig(

@@ -109,6 +109,6 @@ def _encode(model, prompts):
       f'prompts is the text {prompts[:40]!r}; pass a list of texts'
     )
   return [
-    model.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    model.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
     for prompt in prompts
   ]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`specstream info PATH`: what a model, adapter or folder of records holds."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+import os
+
+from specstream_jax import config
+from specstream_jax.checkpoints import adapters, loading, weights
+from specstream_jax.data import records
+
+
+def define_flags() -> None:
+  """This command has no flags of its own."""
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a page on every path."""
+  if not argv[1:]:
+    raise ValueError(
+      'name an adapter folder, a model (known name, folder, hub id, GGUF file) '
+      'or a folder of records'
+    )
+  for path in argv[1:]:
+    print(describe(path))
+
+
+def describe(path: str) -> str:
+  """A page of text on whatever lies at `path`.
+
+  Raises:
+    ValueError: it is none of the three kinds, or is damaged.
+  """
+  if adapters.is_adapter(path):
+    rows = _adapter_rows(path)
+  elif os.path.isfile(os.path.join(path, records.MANIFEST)):
+    rows = _records_rows(path)
+  else:
+    rows = _model_rows(path)
+  return '\n'.join(f'{name + ":":18} {value}' for name, value in rows)
+
+
+def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
+  flat, cfg = adapters.load_adapter(path)
+  counts, stream = adapters.parameter_counts(flat), cfg.stream
+  yield 'adapter', path
+  yield 'base', cfg.base_model_id
+  yield 'base config', cfg.base_config_hash
+  yield 'base fingerprint', cfg.base_fingerprint
+  yield 'streams', f'{stream.num_streams} (γ), mode {stream.mode}'
+  yield 'MSA layers', f'{stream.num_msa_layers} (N_s)'
+  yield 'insertion', _fields(stream, ('insertion', 'embedding', 'position'))
+  yield 'LoRA', _lora(cfg.lora)
+  yield 'tree', _fields(cfg.tree)
+  yield (
+    'stream parameters',
+    f'{counts["streams"]:,} = {counts["embedding"]:,} embeddings (γh) + '
+    f'{counts["pruning"]:,} pruning (2·{stream.pruning_rank}·h) + '
+    f'{counts["insertion"]:,} insertion',
+  )
+  yield 'LoRA parameters', f'{counts["lora"]:,}'
+  yield 'provenance', json.dumps(cfg.provenance, ensure_ascii=False)
+
+
+def _lora(cfg: config.LoraConfig) -> str:
+  if not cfg.rank:
+    return 'none'
+  return f'rank {cfg.rank}, alpha {cfg.alpha:g}, on {", ".join(cfg.modules)}'
+
+
+def _records_rows(path: str) -> Iterator[tuple[str, object]]:
+  manifest = records.read_manifest(path)
+  yield 'records', path
+  for name in ('task', 'split', 'num_examples', 'eos_id', 'tokenizer_sha256'):
+    yield name, manifest.get(name)
+  yield 'lengths', json.dumps(manifest['lengths'])
+
+
+def _model_rows(path: str) -> Iterator[tuple[str, object]]:
+  cfg = loading.load_config(path)
+  yield 'model', path
+  yield 'parameters', f'{weights.count(cfg):,}'
+  for field in dataclasses.fields(cfg):
+    if field.name not in ('dtype', 'rope_scaling'):
+      yield field.name, getattr(cfg, field.name)
+  yield 'rope_scaling', cfg.rope_scaling.kind
+  yield 'config hash', weights.config_hash(cfg)
+
+
+def _fields(cfg, names: Sequence[str] = ()) -> str:
+  """`name value, …` of a config's fields, all of them by default."""
+  names = names or [field.name for field in dataclasses.fields(cfg)]
+  pairs = ((name, getattr(cfg, name)) for name in names)
+  return ', '.join(f'{n} {v}' for n, v in pairs if v not in ((), 0))

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters on disk, merged checkpoints, and `specstream info`."""
+
+import dataclasses
+import errno
+import json
+
+import jax.numpy as jnp
+import model_files
+import numpy as np
+import pytest
+
+from specstream_jax import config
+from specstream_jax.checkpoints import (
+  adapters,
+  files,
+  huggingface,
+  loading,
+  merged,
+)
+from specstream_jax.cli import info
+
+J, D, RANK = 3, 22, 2
+STREAM = config.StreamConfig(num_streams=J, num_msa_layers=1, pruning_rank=8)
+LORA = config.LoraConfig(rank=RANK, alpha=3.0, modules=('query',))
+QUERY = 'layers/{}/attention/query/lora_{}'
+
+
+def weights_of_adapter(seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = {
+    'streams/embedding': (J, D),
+    'pruning/down': (D, 8),
+    'pruning/up': (8, D),
+  }
+  for i in range(2):
+    shapes |= {
+      QUERY.format(i, 'a'): (D, RANK),
+      QUERY.format(i, 'b'): (RANK, 60),
+    }
+  normal = lambda shape: rng.normal(size=shape).astype('bfloat16')
+  return {p: normal(shape).astype(np.float32) for p, shape in shapes.items()}
+
+
+@pytest.fixture
+def loaded(tmp_path):
+  return loading.load_model(model_files.write_hf(tmp_path / 'base'))
+
+
+@pytest.fixture
+def cfg(loaded):
+  return adapters.AdapterConfig(
+    base_model_id=loaded.source,
+    base_config_hash=loaded.config_hash,
+    base_fingerprint=loaded.fingerprint,
+    stream=STREAM,
+    lora=LORA,
+    tree=config.TreeConfig(kind='fixed', choices=((0,), (1,), (0, 0))),
+    provenance={'task': 'e2e_nlg', 'step': 7},
+  )
+
+
+def test_round_trip(tmp_path, cfg):
+  flat = weights_of_adapter()
+  arrays = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
+  adapters.save_adapter(tmp_path / 'a', arrays, cfg)
+  names = sorted(p.name for p in (tmp_path / 'a').iterdir())
+  assert names == ['adapter.safetensors', 'adapter_config.json']
+  read, read_cfg = adapters.load_adapter(tmp_path / 'a')
+  assert read_cfg == cfg == adapters.read_config(tmp_path / 'a')
+  assert read.keys() == flat.keys()
+  for path, leaf in flat.items():
+    np.testing.assert_array_equal(read[path], leaf)
+    assert read[path].dtype == np.float32
+
+
+def test_full_disk_leaves_the_old_adapter(tmp_path, cfg, monkeypatch):
+  flat = weights_of_adapter()
+  adapters.save_adapter(tmp_path / 'a', flat, cfg)
+
+  def full(path, value):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(files, 'write_json', full)
+  with pytest.raises(
+    ValueError, match=r'No space left.*is untouched; free some'
+  ):
+    adapters.save_adapter(tmp_path / 'a', weights_of_adapter(1), cfg)
+  read, _ = adapters.load_adapter(tmp_path / 'a')
+  np.testing.assert_array_equal(read['pruning/up'], flat['pruning/up'])
+  assert len(list((tmp_path / 'a').iterdir())) == 2
+
+
+def test_another_base_is_refused(tmp_path, cfg, loaded):
+  adapters.check_base(cfg, loaded)
+  changed = loaded.params | {'final_norm/scale': np.ones(D, np.float32)}
+  other = dataclasses.replace(loaded, params=changed, source='other')
+  message = (
+    "trained on base 'base', but the base is 'other', which has the same"
+  )
+  with pytest.raises(ValueError, match=message):
+    adapters.check_base(cfg, other)
+  resized = dataclasses.replace(loaded, config_hash='0')
+  with pytest.raises(ValueError, match='other sizes or constants; load'):
+    adapters.check_base(cfg, resized)
+
+
+def test_damaged_adapters(tmp_path, cfg):
+  with pytest.raises(
+    ValueError, match='is not an adapter: it has no adapter_c'
+  ):
+    adapters.load_adapter(tmp_path)
+  folder = tmp_path / 'a'
+  adapters.save_adapter(folder, weights_of_adapter(), cfg)
+  weights_file = folder / 'adapter.safetensors'
+  weights_file.write_bytes(weights_file.read_bytes()[:-1])
+  with pytest.raises(ValueError, match='is not the file that adapter_config'):
+    adapters.load_adapter(folder)
+  weights_file.unlink()
+  with pytest.raises(ValueError, match=r'has no adapter.safetensors'):
+    adapters.load_adapter(folder)
+
+
+def test_unknown_versions_and_fields(tmp_path, cfg):
+  adapters.save_adapter(tmp_path, weights_of_adapter(), cfg)
+  path = tmp_path / 'adapter_config.json'
+  fields = json.loads(path.read_text())
+  path.write_text(json.dumps(fields | {'format_version': 99}))
+  with pytest.raises(ValueError, match='format_version 99; accepted: 1'):
+    adapters.load_adapter(tmp_path)
+  path.write_text(json.dumps(fields | {'color': 'red'}))
+  with pytest.raises(ValueError, match=r"has unknown \['color'\]"):
+    adapters.load_adapter(tmp_path)
+  path.write_text(json.dumps(fields | {'tree': {'shape': 1}}))
+  with pytest.raises(ValueError, match=r"TreeConfig does not know \['shape'\]"):
+    adapters.load_adapter(tmp_path)
+
+
+def test_weights_must_fit_the_config(tmp_path, cfg):
+  flat = weights_of_adapter()
+  flat['streams/embedding'] = np.ones((J + 1, D), np.float32)
+  flat['head/kernel'] = np.ones(2, np.float32)
+  del flat['pruning/up'], flat['pruning/down']
+  with pytest.raises(ValueError, match='do not fit its config') as error:
+    adapters.save_adapter(tmp_path, flat, cfg)
+  for text in (
+    'pruning/ is missing',
+    'head/kernel is unexpected',
+    'streams/embedding has 4 in axis 0, not 3',
+  ):
+    assert text in str(error.value)
+
+
+def test_parameter_counts_are_those_of_the_paper():
+  counts = adapters.parameter_counts(weights_of_adapter())
+  assert counts['embedding'] == J * D
+  assert counts['pruning'] == 16 * D
+  assert counts['streams'] == J * D + 16 * D
+  assert counts['lora'] == 2 * RANK * (D + 60)
+  assert counts['total'] == counts['streams'] + counts['lora']
+
+
+def test_merged_checkpoint_with_sidecar(tmp_path, cfg, loaded):
+  flat, folder = weights_of_adapter(), tmp_path / 'merged'
+  merged.export_merged(folder, loaded, flat, cfg)
+  plain = loading.load_model(folder)
+  path = 'layers/1/attention/query/kernel'
+  delta = 1.5 * flat[QUERY.format(1, 'a')] @ flat[QUERY.format(1, 'b')]
+  np.testing.assert_allclose(
+    plain.params[path], loaded.params[path] + delta, rtol=1e-5, atol=1e-5
+  )
+  streams, sidecar = adapters.load_adapter(folder / 'streams')
+  adapters.check_base(sidecar, plain)
+  assert sidecar.lora.rank == 0
+  assert sidecar.base_model_id == 'merged'
+  assert not any('lora' in name for name in streams)
+  with pytest.raises(ValueError, match='same sizes but other weights'):
+    adapters.check_base(sidecar, loaded)
+  assert not (folder / 'tokenizer.json').exists()
+  assert huggingface.read_config(folder) == loaded.config
+
+
+def test_lossless_adapter_is_not_merged(tmp_path, cfg, loaded):
+  lossless = dataclasses.replace(STREAM, mode='lossless')
+  cfg = dataclasses.replace(cfg, stream=lossless)
+  with pytest.raises(ValueError, match="mode is 'lossless'; only 'fine_tuned'"):
+    merged.export_merged(tmp_path / 'm', loaded, weights_of_adapter(), cfg)
+
+
+def test_info_on_an_adapter(tmp_path, cfg):
+  adapters.save_adapter(tmp_path / 'a', weights_of_adapter(), cfg)
+  text = info.describe(str(tmp_path / 'a'))
+  assert 'streams:           3 (γ), mode fine_tuned' in text
+  assert 'MSA layers:        1 (N_s)' in text
+  assert '418 = 66 embeddings (γh) + 352 pruning (2·8·h)' in text
+  assert 'rank 2, alpha 3, on query' in text
+  assert 'LoRA parameters:   328' in text
+  assert '"task": "e2e_nlg"' in text
+
+
+def test_info_on_a_model_and_on_nothing(tmp_path, loaded, capsys):
+  info.main(['info', str(tmp_path / 'base')])
+  text = capsys.readouterr().out
+  count = sum(leaf.size for leaf in loaded.params.values())
+  assert f'parameters:        {count:,}' in text
+  assert 'num_kv_heads:      2' in text
+  assert loaded.config_hash in text
+  with pytest.raises(ValueError, match='name an adapter folder, a model'):
+    info.main(['info'])

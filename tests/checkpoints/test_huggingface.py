@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face folders: read exactly, written so they read back, refusals."""
+
+import json
+
+import model_files
+import numpy as np
+import pytest
+
+from specstream_jax import config
+from specstream_jax.checkpoints import huggingface, huggingface_config
+
+RAW = model_files.HF_CONFIG
+CONFIG = model_files.CONFIG
+
+
+def parse(**changes):
+  return huggingface_config.parse(RAW | changes, 'config.json')
+
+
+def test_reads_config_and_weights_exactly(tmp_path):
+  folder = model_files.write_hf(tmp_path)
+  cfg = huggingface.read_config(folder)
+  assert cfg == CONFIG
+  flat = huggingface.read_params(folder, cfg)
+  for path, leaf in model_files.random_params().items():
+    np.testing.assert_array_equal(flat[path], leaf, err_msg=path)
+
+
+def test_reads_bfloat16(tmp_path):
+  tensors = model_files.hf_tensors(model_files.random_params())
+  narrow = {name: leaf.astype('bfloat16') for name, leaf in tensors.items()}
+  folder = model_files.write_hf(tmp_path, tensors=narrow)
+  flat = huggingface.read_params(folder, CONFIG)
+  wanted = narrow['lm_head.weight'].T.astype(np.float32)
+  np.testing.assert_array_equal(flat['lm_head/kernel'], wanted)
+
+
+def test_old_and_new_rope_fields_agree():
+  llama3 = {
+    'rope_type': 'llama3',
+    'factor': 8,
+    'low_freq_factor': 1,
+    'high_freq_factor': 4,
+    'original_max_position_embeddings': 8192,
+  }
+  new = dict(
+    RAW, rope_parameters=llama3 | {'rope_theta': 5e5}, dtype='bfloat16'
+  )
+  del new['rope_theta']
+  cfg = huggingface_config.parse(new, 'config.json')
+  assert cfg.rope_theta == 5e5
+  assert cfg.rope_scaling == config.RopeScaling('llama3', 8.0, 1.0, 4.0, 8192)
+  assert parse(rope_scaling=llama3, rope_theta=500000) == cfg
+  linear = parse(rope_scaling={'type': 'linear', 'factor': 2.0})
+  assert linear.rope_scaling == config.RopeScaling('linear', 2.0)
+
+
+def test_ignores_what_does_not_change_the_maths():
+  assert (
+    parse(
+      use_cache=False,
+      transformers_version='4.42.3',
+      initializer_range=0.04,
+      pretraining_tp=1,
+      rope_interleaved=False,
+      rope_scaling=None,
+      attention_bias=False,
+      torch_dtype='bfloat16',
+      is_llama_config=True,
+    )
+    == CONFIG
+  )
+
+
+def test_absent_fields_take_the_defaults_of_the_architecture():
+  raw = {k: v for k, v in RAW.items() if k not in ('head_dim', 'rms_norm_eps')}
+  raw = raw | {'hidden_size': 12, 'num_key_value_heads': None}
+  cfg = huggingface_config.parse(raw, 'config.json')
+  assert (cfg.head_dim, cfg.num_kv_heads, cfg.rms_norm_eps) == (2, 6, 1e-6)
+  assert not cfg.tie_word_embeddings
+
+
+def test_lists_every_field_that_changes_the_maths():
+  with pytest.raises(ValueError, match='refused') as error:
+    parse(
+      attention_bias=True,
+      mlp_bias=True,
+      hidden_act='gelu',
+      pretraining_tp=2,
+      logit_scale=0.5,
+      quantization_config={'bits': 4},
+      rope_scaling={'rope_type': 'yarn', 'factor': 2.0},
+    )
+  for text in (
+    'attention_bias is True; accepted: False',
+    'mlp_bias is True; accepted: False',
+    "hidden_act is 'gelu'; accepted: 'silu'",
+    'pretraining_tp is 2; accepted: 1',
+    'logit_scale = 0.5 is not understood',
+    "quantization_config = {'bits': 4} is not understood",
+    "rope_type is 'yarn'; accepted: 'default', 'linear', 'llama3'",
+  ):
+    assert text in str(error.value)
+
+
+def test_refuses_rope_fields_it_does_not_know():
+  with pytest.raises(ValueError, match='missing RoPE factor'):
+    parse(rope_scaling={'rope_type': 'linear'})
+  with pytest.raises(ValueError, match='RoPE beta_fast = 32 is not understood'):
+    parse(rope_scaling={'rope_type': 'linear', 'factor': 2.0, 'beta_fast': 32})
+
+
+def test_refuses_missing_sizes():
+  raw = {k: v for k, v in RAW.items() if k != 'vocab_size'}
+  with pytest.raises(ValueError, match='missing vocab_size'):
+    huggingface_config.parse(raw, 'config.json')
+
+
+def test_refuses_other_architectures():
+  with pytest.raises(ValueError, match=r"\['OPTForCausalLM'\]; accepted: one"):
+    parse(architectures=['OPTForCausalLM'])
+
+
+def test_mistral_only_without_sliding_window():
+  mistral = {'architectures': ['MistralForCausalLM'], 'model_type': 'mistral'}
+  assert parse(**mistral, sliding_window=None) == CONFIG
+  with pytest.raises(
+    ValueError, match='sliding_window = 4096 is not understood'
+  ):
+    parse(**mistral)
+
+
+def test_lists_every_tensor_that_does_not_belong(tmp_path):
+  tensors = model_files.hf_tensors(model_files.random_params())
+  tensors['model.layers.0.self_attn.q_proj.bias'] = np.ones(60, np.float32)
+  tensors['model.norm.weight'] = np.ones(21, np.float32)
+  tensors['model.layers.1.mlp.up_proj.weight'] = np.ones((13, 22), np.int8)
+  tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.ones(5)
+  del tensors['lm_head.weight']
+  folder = model_files.write_hf(tmp_path, tensors=tensors)
+  with pytest.raises(ValueError, match=r'missing lm_head.weight') as error:
+    huggingface.read_params(folder, CONFIG)
+  for text in (
+    'unexpected model.layers.0.self_attn.q_proj.bias',
+    'model.norm.weight has shape (21,), not (22,)',
+    'model.layers.1.mlp.up_proj.weight is I8; accepted',
+  ):
+    assert text in str(error.value)
+  assert 'inv_freq' not in str(error.value)
+
+
+def test_tied_checkpoint_may_repeat_its_embedding(tmp_path):
+  tensors = model_files.hf_tensors(model_files.random_params())
+  raw = RAW | {'tie_word_embeddings': True}
+  folder = model_files.write_hf(tmp_path, raw, tensors)
+  cfg = huggingface.read_config(folder)
+  with pytest.raises(ValueError, match=r'unexpected lm_head.weight'):
+    huggingface.read_params(folder, cfg)
+  tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+  model_files.write_hf(tmp_path, raw, tensors)
+  assert 'lm_head/kernel' not in huggingface.read_params(folder, cfg)
+
+
+def test_missing_and_damaged_files(tmp_path):
+  with pytest.raises(ValueError, match=r"config.json' does not exist"):
+    huggingface.read_config(tmp_path)
+  folder = model_files.write_hf(tmp_path)
+  path = folder / 'model.safetensors'
+  path.write_bytes(path.read_bytes()[:1000])
+  with pytest.raises(
+    ValueError, match=r'1,000 bytes\) is truncated or corrupt'
+  ):
+    huggingface.read_params(folder, CONFIG)
+  path.unlink()
+  with pytest.raises(ValueError, match=r'neither model.safetensors nor'):
+    huggingface.read_params(folder, CONFIG)
+  (folder / 'config.json').write_text('{')
+  with pytest.raises(ValueError, match=r"config.json' is not JSON"):
+    huggingface.read_config(folder)
+
+
+def test_missing_shard(tmp_path):
+  folder = model_files.write_hf(tmp_path)
+  (folder / 'model.safetensors').rename(folder / 'model-1.safetensors')
+  index = {'weight_map': {'lm_head.weight': 'model-2.safetensors'}}
+  (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+  with pytest.raises(ValueError, match=r"model-2.safetensors' is named in"):
+    huggingface.read_params(folder, CONFIG)
+
+
+def test_tokenizer_chat_template_and_eos(tmp_path):
+  folder = model_files.write_hf(tmp_path)
+  with pytest.raises(ValueError, match=r'has no tokenizer.json; save'):
+    huggingface.read_tokenizer(folder)
+  (folder / 'tokenizer.json').write_text('{}')
+  with pytest.raises(ValueError, match=r"tokenizer.json' cannot be read"):
+    huggingface.read_tokenizer(folder)
+  assert huggingface.read_chat_template(folder) is None
+  templates = [
+    {'name': 'default', 'template': 'T'},
+    {'name': 'x', 'template': 'X'},
+  ]
+  fields = json.dumps({'chat_template': templates})
+  (folder / 'tokenizer_config.json').write_text(fields)
+  assert huggingface.read_chat_template(folder) == 'T'
+  (folder / 'chat_template.jinja').write_text('file')
+  assert huggingface.read_chat_template(folder) == 'file'
+  assert huggingface.read_eos_ids(folder) == (2,)
+  (folder / 'generation_config.json').write_text('{"eos_token_id": [5, 7]}')
+  assert huggingface.read_eos_ids(folder) == (5, 7)
+
+
+@pytest.mark.parametrize('max_shard_bytes', [10**9, 3000])
+@pytest.mark.parametrize(
+  'scaling',
+  [
+    config.RopeScaling(),
+    config.RopeScaling('linear', 2.0),
+    config.RopeScaling('llama3', 8.0, 1.0, 4.0, 8192),
+  ],
+)
+def test_export_reads_back_exactly(tmp_path, max_shard_bytes, scaling):
+  cfg = config.ModelConfig(**vars(CONFIG) | {'rope_scaling': scaling})
+  flat = model_files.random_params()
+  extras = huggingface.Extras(model_files.tokenizer(), 'T', (2,))
+  for limit in (2000, max_shard_bytes):  # The second replaces the first.
+    huggingface.export(tmp_path, cfg, flat, extras, max_shard_bytes=limit)
+  assert huggingface.read_config(tmp_path) == cfg
+  read = huggingface.read_params(tmp_path, cfg)
+  for path, leaf in flat.items():
+    np.testing.assert_array_equal(read[path], leaf, err_msg=path)
+  assert huggingface.read_eos_ids(tmp_path) == (2,)
+  assert huggingface.read_chat_template(tmp_path) == 'T'
+  assert huggingface.read_tokenizer(tmp_path).encode('ab').ids == [0, 1]
+  num_shards = len(list(tmp_path.glob('*.safetensors')))
+  assert (num_shards > 1) == (max_shard_bytes == 3000)
+
+
+def test_export_refuses_weights_of_another_model(tmp_path):
+  flat = model_files.random_params()
+  del flat['lm_head/kernel']
+  with pytest.raises(ValueError, match='missing lm_head/kernel'):
+    huggingface.export(tmp_path, CONFIG, flat)
+  assert not list(tmp_path.iterdir())
+
+
+def test_reads_stories260k():
+  folder = model_files.shared('models', 'stories260k', 'hf')
+  cfg = huggingface.read_config(folder)
+  assert (cfg.num_layers, cfg.hidden_size, cfg.group_size) == (5, 64, 2)
+  assert cfg.tie_word_embeddings
+  flat = huggingface.read_params(folder, cfg)
+  assert sum(leaf.size for leaf in flat.values()) == 260032
