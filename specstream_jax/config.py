@@ -245,6 +245,11 @@ class TreeConfig:
       f'{streams.num_streams} speculative streams; use tree depth <= '
       f'{streams.num_streams} or train with num_streams >= {self.max_depth}',
     )
+    _check(
+      not self.keep_nodes or streams.pruning_rank > 0,
+      f'TreeConfig.keep_nodes is {self.keep_nodes} but the adapter has no '
+      'pruning adapter; use keep_nodes=0 or train with pruning_rank >= 1',
+    )
 
 
 @gin.configurable

@@ -97,10 +97,11 @@ class Model:
         "drafter is 'streams' but no adapter is loaded; load one with "
         "adapter=…, or use drafter='none'"
       )
+    tree.check_fits(self.stream)
     built = build.build(self.config, self.stream, self.lora)
     deferred = transformer_fns.model_fns(built)
     return decoder_lib.Decoder(
-      transformer_fns.model_fns(built, decode.schedule),
+      transformer_fns.model_fns(built, decode.schedule, tree.keep_nodes),
       streams_drafter.Streams(tree, self.stream.num_streams),
       decode,
       sampling,

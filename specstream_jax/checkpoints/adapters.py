@@ -112,8 +112,8 @@ def load_adapter(
     raise ValueError(f'adapter {folder!r} has no {WEIGHTS}; save it again')
   if files.sha256(path) != digest:
     raise ValueError(
-      f'adapter {folder!r}: {WEIGHTS} ({os.path.getsize(path):,} bytes) is not '
-      f'the file that {CONFIG} was written with; copy or save both again'
+      f'adapter {folder!r}: {WEIGHTS} ({os.path.getsize(path):,} bytes) is '
+      f'not the file that {CONFIG} was written with; copy or save both again'
     )
   try:
     tensors = safetensors_numpy.load_file(path)
@@ -146,8 +146,8 @@ def _read_config(folder: str) -> tuple[AdapterConfig, str]:
   expected = {field.name for field in dataclasses.fields(AdapterConfig)}
   if set(fields) != expected:
     raise ValueError(
-      f'adapter {folder!r}: {CONFIG} lacks {sorted(expected - set(fields))} and '
-      f'has unknown {sorted(set(fields) - expected)}; save the adapter again'
+      f'adapter {folder!r}: {CONFIG} lacks {sorted(expected - set(fields))} '
+      f'and has unknown {sorted(set(fields) - expected)}; save the adapter again'
     )
   for name, cls in _SECTIONS.items():
     fields[name] = config.from_json(cls, fields[name])
@@ -212,8 +212,8 @@ def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
     return
   raise ValueError(
     f'adapter was trained on base {cfg.base_model_id!r}, but the base is '
-    f'{loaded.source!r}, which has {difference}; load {cfg.base_model_id!r}, or '
-    'train an adapter on this base'
+    f'{loaded.source!r}, which has {difference}; load {cfg.base_model_id!r}, '
+    'or train an adapter on this base'
   )
 
 

@@ -127,7 +127,7 @@ def fetch(
       failures.append(f'\n  - {kind}: {error}')
   raise FetchError(
     f'{name} could not be fetched to {str(folder)!r}:{"".join(failures)}\n'
-    'check the connection and the configuration of pip, or pass the path of a copy'
+    "check the connection and pip's configuration, or pass the path of a copy"
   )
 
 

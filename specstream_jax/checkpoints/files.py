@@ -5,6 +5,7 @@ from collections.abc import Callable
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from typing import Any
 
@@ -55,7 +56,7 @@ def write_all(folder: str, writers: dict[str, Callable[[str], None]]) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch:
       for name, write in writers.items():
         write(os.path.join(scratch, name))
-        _sync(os.path.join(scratch, name))
+        _finish(os.path.join(scratch, name))
       for name in writers:
         os.replace(os.path.join(scratch, name), os.path.join(folder, name))
   except OSError as error:
@@ -82,10 +83,11 @@ def write_text(path: str, text: str) -> None:
     file.write(text)
 
 
-def _sync(path: str) -> None:
-  """Waits until the file is on disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+def _finish(path: str) -> None:
+  """Gives the file the mode of any new file, and waits until it is on disk."""
+  reference = f'{path}.mode'
+  with open(reference, 'wb'):
+    shutil.copymode(reference, path)  # Some writers make private files.
+  os.remove(reference)
+  with open(path, 'rb+') as file:
+    os.fsync(file.fileno())

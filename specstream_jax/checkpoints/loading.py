@@ -172,7 +172,7 @@ def _load_huggingface(path: pathlib.Path, dtype: str) -> LoadedModel:
 
 
 def _tokenizer_or_reason(read, argument) -> Any:
-  """Weights are of use without a tokenizer, so its absence waits for its use."""
+  """Weights are of use without a tokenizer: its absence waits for its use."""
   try:
     return read(argument)
   except ValueError as error:

@@ -71,7 +71,10 @@ def append(
 
 
 def commit(
-  cache: Cache, path: typing.Array, accept_length: typing.Array
+  cache: Cache,
+  path: typing.Array,
+  accept_length: typing.Array,
+  early: tuple[int, typing.Array] | None = None,
 ) -> Cache:
   """Keeps the accepted path of the tree that was appended last.
 
@@ -83,17 +86,24 @@ def commit(
     path: [B, P] int32 node indices, path[:, 0] = 0, increasing up to
       accept_length.
     accept_length: [B] int32; -1 leaves the row's length as it is.
+    early: (n, path [B, P]) if the first n layers number the nodes otherwise,
+      because nodes were pruned after them.
   """
-  if path.shape[1] == 1:
-    layers = cache.keys, cache.values  # the root lies where it belongs
-  else:
-    slots = (cache.length[:, None] + path[:, 1:])[:, None, :, None]
-    move = functools.partial(_move, slots=slots, start=cache.length + 1)
-    layers = tuple(map(move, cache.keys)), tuple(map(move, cache.values))
-  return Cache(*layers, cache.length + accept_length + 1)
+  new_length = cache.length + accept_length + 1
+  if path.shape[1] == 1:  # the root lies where it belongs
+    return Cache(cache.keys, cache.values, new_length)
+  num_early, early_path = early or (0, path)
+  paths = [early_path if i < num_early else path for i in range(len(cache.keys))]
+  move = functools.partial(_move, length=cache.length)
+  return Cache(
+    tuple(map(move, cache.keys, paths)),
+    tuple(map(move, cache.values, paths)),
+    new_length,
+  )
 
 
-def _move(layer, slots, start):
-  """Copies slots [B, 1, P - 1, 1] of a layer to slots start, start + 1, …"""
+def _move(layer, path, length):
+  """Copies slot length + path[i] to length + i, for i = 1 … P - 1."""
+  slots = (length[:, None] + path[:, 1:])[:, None, :, None]
   kept = jnp.take_along_axis(layer, slots, axis=2, mode='clip')
-  return append(layer, kept.swapaxes(1, 2), start)
+  return append(layer, kept.swapaxes(1, 2), length + 1)

@@ -12,18 +12,33 @@ from specstream_jax import config, typing
 from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
 
 
+class Pruned(NamedTuple):
+  """Which nodes of a pass went through all layers.
+
+  Attributes:
+    survivors: [B, M'] int32 increasing node indices, closed under ancestors.
+    num_early_layers: layers that ran all M nodes; their cache holds node m in
+      slot length + m, that of later layers survivor i in slot length + i.
+  """
+
+  survivors: typing.Array
+  num_early_layers: int
+
+
 class Forward(NamedTuple):
   """Result of one pass over a tree.
 
   Attributes:
-    hidden: [B, M, D], ready for `ModelFns.logits`.
+    hidden: [B, M, D], ready for `ModelFns.logits`; [B, M', D] if pruned.
     cache: node m of each row lies in slot length + m; length not advanced.
     stream_state: pytree of arrays [B, M, ...], opaque to the loop.
+    pruned: set if nodes were dropped on the way; their count is static.
   """
 
   hidden: typing.Array
   cache: cache_lib.Cache
   stream_state: Any
+  pruned: Pruned | None = None
 
 
 class ModelFns(NamedTuple):

@@ -133,9 +133,10 @@ def step(
   """One call of the model: verify, commit, emit, draft."""
   with jax.named_scope('verify_forward'):
     forward = _forward_tree(setup, params, state)
-    targets = _draw_targets(setup, params, state, forward.hidden)
+    tree = _surviving_tree(state.tree, forward)
+    targets = _draw_targets(setup, params, state, tree, forward.hidden)
   with jax.named_scope('verify'):
-    verified = verify.verify(state.tree, targets, path_length=setup.path_length)
+    verified = verify.verify(tree, targets, path_length=setup.path_length)
     # The draw at node path[i] is the token at node path[i + 1], or the bonus.
     emitted = jnp.take_along_axis(targets, verified.path, axis=1)
     kept, reason = stopping.truncate(
@@ -149,7 +150,8 @@ def step(
     kept = jnp.where(state.is_done, 0, kept)
     reason = jnp.where(state.is_done, state.finish_reason, reason)
   with jax.named_scope('commit'):
-    cache = cache_lib.commit(forward.cache, verified.path, kept - 1)
+    early = _early_path(forward, verified.path)
+    cache = cache_lib.commit(forward.cache, verified.path, kept - 1, early)
     state = dataclasses.replace(state, cache=cache)
     state = _count_call(state, kept)
     state = _emit(setup, state, emitted, kept, reason)
@@ -186,13 +188,28 @@ def _forward_tree(setup, params, state):
   )
 
 
-def _draw_targets(setup, params, state, hidden):
+def _surviving_tree(tree, forward):
+  """The tree whose nodes went through all layers."""
+  if forward.pruned is None:
+    return tree
+  return tree_lib.restrict(tree, forward.pruned.survivors)
+
+
+def _early_path(forward, path):
+  """The path as the layers before pruning number it, see `cache.commit`."""
+  if forward.pruned is None:
+    return None
+  survivors, num_early_layers = forward.pruned
+  return num_early_layers, jnp.take_along_axis(survivors, path, axis=1)
+
+
+def _draw_targets(setup, params, state, tree, hidden):
   """The token the target draws at every node, [B, M]."""
   return sampling.draw_nodes(
     setup.model.logits(params, hidden),
     state.row_keys,
     state.cache.length + 1,
-    state.tree.depths,
+    tree.depths,
     setup.sampling,
     path_length=setup.path_length,
   )

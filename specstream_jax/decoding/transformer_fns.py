@@ -20,13 +20,15 @@ from specstream_jax.modeling import transformer
 
 
 def model_fns(
-  built: build.Built, schedule: str = 'deferred'
+  built: build.Built, schedule: str = 'deferred', keep_nodes: int = 0
 ) -> interface.ModelFns:
   """Callables for one schedule; `params` is the pair (base, adapter).
 
   Args:
     built: structure of the model, with streams if a drafter wants them.
     schedule: `parallel` or `deferred`.
+    keep_nodes: nodes the pruning adapter lets into the MSA layers; 0 is all.
+      For the verifying pass, not for prompts.
   """
   is_parallel, cfg = schedule == 'parallel', built.cfg
 
@@ -36,16 +38,20 @@ def model_fns(
   def forward(
     params, tokens, positions, tree_mask, cache, *, with_streams
   ) -> interface.Forward:
-    return interface.Forward(
-      *transformer.forward_tree(
-        built.merge(*params),
-        tokens,
-        positions,
-        tree_mask,
-        cache,
-        with_streams=with_streams and is_parallel,
-      )
+    model = built.merge(*params)
+    result = transformer.forward_tree(
+      model,
+      tokens,
+      positions,
+      tree_mask,
+      cache,
+      with_streams=with_streams and is_parallel,
+      keep_nodes=keep_nodes,
     )
+    pruned = None
+    if result.survivors is not None:
+      pruned = interface.Pruned(result.survivors, model.first_msa)
+    return interface.Forward(result.main, result.cache, result.streams, pruned)
 
   def logits(params: Any, hidden: typing.Array) -> typing.Array:
     return built.merge(*params).logits(hidden)

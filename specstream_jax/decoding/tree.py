@@ -187,17 +187,31 @@ def prune(
     )
   scores = scores.at[:, 0].set(jnp.inf)
   survivors = jnp.sort(jax.lax.top_k(scores, keep)[1], axis=1)
+  is_used = jnp.take_along_axis(scores, survivors, axis=1) > -jnp.inf
+  return restrict(tree, survivors, is_used), survivors
+
+
+def restrict(
+  tree: DraftTree, survivors: typing.Array, is_used: typing.Array | None = None
+) -> DraftTree:
+  """The tree of the surviving nodes, parents renumbered.
+
+  Args:
+    tree: M nodes.
+    survivors: [B, keep] int32 increasing node indices, closed under ancestors,
+      the root first.
+    is_used: [B, keep] bool, survivors that come back unused where False.
+  """
   gather = lambda x: jnp.take_along_axis(x, survivors, axis=1)
   new_index = jax.vmap(jnp.searchsorted)(survivors, gather(tree.parents))
   tokens, depths = gather(tree.tokens), gather(tree.depths)
-  is_used = (gather(scores) > -jnp.inf) & (tokens >= 0)
-  is_used = is_used.at[:, 0].set(True)
-  pruned = DraftTree(
-    jnp.where(is_used, tokens, -1),
-    jnp.where(is_used, new_index, 0).astype(jnp.int32),
-    jnp.where(is_used, depths, 1),
+  used = tokens >= 0 if is_used is None else is_used & (tokens >= 0)
+  used = used.at[:, 0].set(True)
+  return DraftTree(
+    jnp.where(used, tokens, -1),
+    jnp.where(used, new_index, 0).astype(jnp.int32),
+    jnp.where(used, depths, 1),
   )
-  return pruned, survivors
 
 
 def tree_hits(tree: DraftTree, true_tokens: typing.Array) -> typing.Array:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from specstream_jax import config
 from specstream_jax import typing
 from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import attention
 from specstream_jax.modeling import layers
 from specstream_jax.modeling import params
@@ -197,6 +198,23 @@ def slot_mask(
   return (node < 0) | (placed & (node < num_nodes))
 
 
+class TreeHidden(NamedTuple):
+  """Result of a pass over a draft tree.
+
+  Attributes:
+    main: [B, M, D] normalised; [B, M', D] of the survivors if pruned.
+    cache: with the tree's K/V, length not advanced.
+    streams: [B, M, J, D] normalised, or the insertion-layer states [B, M, D]
+      if the pass carried no streams.
+    survivors: [B, M'] int32 node indices, or None if nothing was pruned.
+  """
+
+  main: typing.Array
+  cache: cache_lib.Cache
+  streams: typing.Array
+  survivors: typing.Array | None
+
+
 def forward_tree(
   model: Transformer,
   tokens: typing.Array,
@@ -205,7 +223,8 @@ def forward_tree(
   cache: cache_lib.Cache,
   *,
   with_streams: bool,
-) -> tuple[typing.Array, cache_lib.Cache, typing.Array]:
+  keep_nodes: int = 0,
+) -> TreeHidden:
   """One pass over a draft tree, writing node m's K/V to slot length + m.
 
   Args:
@@ -215,27 +234,56 @@ def forward_tree(
     tree_mask: [B, M, M] bool.
     cache: committed prefix; its length is not advanced.
     with_streams: run streams at every node (schedule `parallel`).
-
-  Returns:
-    Normalised main hidden states [B, M, D]; the cache; the streams' states
-    [B, M, J, D], or the insertion-layer states [B, M, D] without them.
+    keep_nodes: M', nodes that the pruning adapter lets into the MSA layers;
+      0 keeps all. Survivor i then writes slot length + i of those layers.
   """
-  num_slots, num_main = cache.keys[0].shape[2], tokens.shape[1]
+  num_slots, num_nodes = cache.num_slots, tokens.shape[1]
   mask = slot_mask(tree_mask, cache.length, num_slots)
   x = model.embed(tokens)
-  rows = _rows(model, positions, mask, num_main, start=cache.length)
+  rows = _rows(model, positions, mask, num_nodes, start=cache.length)
   x, cache = _run(model, x, rows, cache, 0, model.first_msa)
-  stream_state = x
-  if with_streams:
-    rows = _rows(
-      model, positions, mask, num_main, (positions, mask), cache.length
+  survivors = None
+  if 0 < keep_nodes < num_nodes:
+    survivors = _survivors(model, x, tokens, positions, tree_mask, keep_nodes)
+    pick = lambda y: jnp.take_along_axis(y, survivors[..., None], axis=1)
+    x, positions = pick(x), jnp.take_along_axis(positions, survivors, axis=1)
+    tree_mask = jnp.take_along_axis(
+      pick(tree_mask), survivors[:, None], axis=2
     )
+    mask, num_nodes = slot_mask(tree_mask, cache.length, num_slots), keep_nodes
+  stream_state = x
+  anchors = (positions, mask) if with_streams else None
+  rows = _rows(model, positions, mask, num_nodes, anchors, cache.length)
+  if with_streams:
     x = _append_streams(model, x, x)
   x, cache = _run(model, x, rows, cache, model.first_msa, len(model.layers))
   x = model.final_norm(x)
   if with_streams:
-    stream_state = _split_streams(model, x, num_main)
-  return x[:, :num_main], cache, stream_state
+    stream_state = _split_streams(model, x, num_nodes)
+  return TreeHidden(x[:, :num_nodes], cache, stream_state, survivors)
+
+
+def _survivors(model, x, tokens, positions, tree_mask, keep_nodes):
+  """Nodes [B, M'] of highest early-exit path probability (paper, section 3).
+
+  A node is scored by its log-probability given its parent, read off the
+  parent's state at the insertion layer through o_theta and the LM head, and
+  summed along the path.
+  """
+  log_probs = jax.nn.log_softmax(model.logits(model.early_hidden(x)), axis=-1)
+  is_parent = tree_mask & (positions[:, None] == positions[..., None] - 1)
+  parents = jnp.argmax(is_parent, axis=-1)
+  depths = positions - positions[:, :1]
+  own = jnp.take_along_axis(
+    jnp.take_along_axis(log_probs, parents[..., None], axis=1),
+    tokens[..., None],
+    axis=2,
+  )[..., 0]
+  tree = tree_lib.DraftTree(tokens, parents, depths)
+  scores = tree_lib.path_scores(
+    tree, own, max_depth=model.stream_cfg.num_streams
+  )
+  return tree_lib.prune(tree, scores, keep_nodes)[1]
 
 
 def forward_streams(

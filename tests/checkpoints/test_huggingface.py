@@ -233,6 +233,7 @@ def test_export_reads_back_exactly(tmp_path, max_shard_bytes, scaling):
   assert huggingface.read_eos_ids(tmp_path) == (2,)
   assert huggingface.read_chat_template(tmp_path) == 'T'
   assert huggingface.read_tokenizer(tmp_path).encode('ab').ids == [0, 1]
+  assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
   num_shards = len(list(tmp_path.glob('*.safetensors')))
   assert (num_shards > 1) == (max_shard_bytes == 3000)
 

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative decoding with the real transformer equals plain decoding."""
+
+import dataclasses
+import functools
+
+import hlo
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from specstream_jax import config
+from specstream_jax.decoding import decoder
+from specstream_jax.decoding import transformer_fns
+from specstream_jax.decoding.drafters import none
+from specstream_jax.decoding.drafters import streams
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
+TREES = {
+  'best_first': config.TreeConfig('best_first', 3, 3, 7),
+  'full': config.TreeConfig('full', depth=2, branching=2),
+  'chain': config.TreeConfig('chain', depth=3),
+  'fixed': config.TreeConfig('fixed', choices=((0,), (1,), (0, 0), (0, 0, 1))),
+  'pruned': config.TreeConfig('best_first', 3, 3, 11, keep_nodes=5),
+}
+DECODE = config.DecodeConfig(
+  max_new_tokens=23, prompt_bucket=8, eos_ids=(5,), stop_sequences=((7, 7),)
+)
+SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
+
+
+def make(tree=None, schedule='deferred', sampling=None, mode='fine_tuned', **cfg):
+  """A decoder on the tiny model, and its weights."""
+  stream_cfg = dataclasses.replace(tiny.STREAMS, mode=mode)
+  model_cfg = dataclasses.replace(tiny.CONFIG, **cfg)
+  built, base, adapter = tiny.model(model_cfg, stream_cfg)
+  fns = functools.partial(transformer_fns.model_fns, built)
+  drafter = streams.Streams(tree, 3) if tree else none.NoDraft()
+  keep = tree.keep_nodes if tree else 0
+  made = decoder.Decoder(
+    fns(schedule, keep),
+    drafter,
+    dataclasses.replace(DECODE, schedule=schedule),
+    sampling or config.SamplingConfig(),
+    prompt_model=fns(),
+  )
+  return made, (base, adapter)
+
+
+@functools.cache
+def plain(sampling=None, mode='fine_tuned'):
+  made, weights = make(sampling=sampling, mode=mode)
+  return made.generate(weights, PROMPTS, seed=3)
+
+
+@pytest.mark.parametrize('schedule', ['deferred', 'parallel'])
+@pytest.mark.parametrize('name', TREES)
+def test_greedy_tokens_equal_plain_decoding(name, schedule):
+  made, weights = make(TREES[name], schedule)
+  result = made.generate(weights, PROMPTS, seed=3)
+  assert result.tokens == plain().tokens
+  assert result.finish_reasons == plain().finish_reasons
+
+
+@pytest.mark.parametrize('name', ['best_first', 'pruned'])
+def test_sampled_tokens_equal_plain_decoding(name):
+  made, weights = make(TREES[name], sampling=SAMPLED)
+  result = made.generate(weights, PROMPTS, seed=3)
+  assert result.tokens == plain(SAMPLED).tokens
+  assert result.tokens != plain().tokens
+  # Drafts that use the target's noise get some tokens right.
+  assert max(max(row, default=0) for row in result.accept_lengths) > 0
+
+
+def test_lossless_tokens_equal_the_untouched_base():
+  base_cfg = tiny.CONFIG
+  built, base, _ = tiny.model(base_cfg, None, None)
+  untouched = decoder.Decoder(
+    transformer_fns.model_fns(built), none.NoDraft(), DECODE
+  ).generate((base, {}), PROMPTS, seed=3)
+  made, weights = make(TREES['best_first'], mode='lossless')
+  assert made.generate(weights, PROMPTS, seed=3).tokens == untouched.tokens
+
+
+def test_rows_do_not_depend_on_their_batch():
+  made, weights = make(TREES['best_first'], sampling=SAMPLED)
+  together = made.generate(weights, PROMPTS, seed=3).tokens
+  alone = [
+    made.generate(weights, [prompt], seed=3, row_ids=[row]).tokens[0]
+    for row, prompt in enumerate(PROMPTS)
+  ]
+  assert together == alone
+
+
+def test_committed_cache_equals_a_fresh_pass():
+  made, weights = make(TREES['pruned'])
+  state = made.advance(weights, made.start(weights, PROMPTS), 3)
+  for row, prompt in enumerate(PROMPTS):
+    num = int(state.num_tokens[row])
+    text = prompt + np.asarray(state.tokens[row, : num - 1]).tolist()
+    if not int(state.finish_reason[row]):
+      assert int(state.cache.length[row]) == len(text)
+    length = int(state.cache.length[row])
+    fresh = made.start(weights, [text[:length]]).cache
+    pairs = zip(
+      state.cache.keys + state.cache.values, fresh.keys + fresh.values
+    )
+    for got, want in pairs:
+      np.testing.assert_allclose(
+        got[row, :, :length], want[0, :, :length], atol=3e-5
+      )
+
+
+def test_one_compilation_for_new_prompts_lengths_limits_and_adapters():
+  made, (base, adapter) = make(TREES['best_first'])
+  made.generate((base, adapter), PROMPTS)
+  before = made.num_compilations
+  other = {**adapter, 'streams': {'embedding': -adapter['streams']['embedding']}}
+  made.generate((base, other), [[3, 1], [2] * 8, [9, 9]], max_new=[1, 5, 23])
+  assert made.num_compilations == before == 2
+
+
+@pytest.mark.parametrize('schedule', ['deferred', 'parallel'])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_compiled_step_copies_neither_cache_nor_weights(batch, schedule):
+  # Sizes under which no activation is as large as a cache or a kernel.
+  sizes = dict(
+    vocab_size=31,
+    hidden_size=120,
+    intermediate_size=310,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=60,
+    num_layers=3,
+  )
+  made, weights = make(TREES['best_first'], schedule, **sizes)
+  cfg = dataclasses.replace(made.setup.cfg, cache_length=2048)
+  made = decoder.Decoder(
+    made.setup.model, made.setup.drafter, cfg, prompt_model=made.setup.prompt_model
+  )
+  state = made.start(weights, PROMPTS[:batch])
+  text = made._run.lower(weights, state, jnp.int32(9)).compile().as_text()
+  cache_bytes = state.cache.keys[0].nbytes
+  kernel_bytes = 4 * 120 * 120
+  lines = hlo.copies_of_size(text, min(cache_bytes, kernel_bytes))
+  assert not lines, '\n'.join(lines)
