@@ -5,6 +5,8 @@ A checkpoint holds the adapter, the optimiser state, the step and the place in
 the data, so a resumed run continues the same batches and the same losses.
 """
 
+from collections.abc import Iterator
+import contextlib
 import os
 from typing import Any
 
@@ -16,6 +18,10 @@ from orbax.checkpoint import checkpoint_managers
 from specstream_jax.training import step as step_lib
 
 BEST_METRIC = 'tokens_per_call'
+
+
+class SaveError(OSError):
+  """A checkpoint could not be written, most often because the disk is full."""
 
 
 class Checkpoints:
@@ -32,8 +38,9 @@ class Checkpoints:
         ),
       ]
     )
+    self._folder = os.path.abspath(folder)
     self._manager = ocp.CheckpointManager(
-      os.path.abspath(folder),
+      self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies,
         best_fn=lambda metrics: metrics[BEST_METRIC],
@@ -53,19 +60,20 @@ class Checkpoints:
       state: what to save; arrays are copied off before this returns.
       data_state: JSON-able place in the data after the last batch.
       metrics: evaluation results; with them the step competes for best.
+
+    Raises:
+      SaveError: this checkpoint, or the one before it, could not be written.
     """
     number = int(state.step)
     if number in self._manager.all_steps():
       return
-    self._manager.save(
-      number,
-      args=ocp.args.Composite(
-        adapter=ocp.args.StandardSave(state.adapter),
-        optimizer=ocp.args.StandardSave(_leaves(state.opt_state)),
-        data=ocp.args.JsonSave(data_state),
-      ),
-      metrics=metrics,
+    args = ocp.args.Composite(
+      adapter=ocp.args.StandardSave(state.adapter),
+      optimizer=ocp.args.StandardSave(_leaves(state.opt_state)),
+      data=ocp.args.JsonSave(data_state),
     )
+    with self._readable_errors():
+      self._manager.save(number, args=args, metrics=metrics)
 
   def restore(
     self, like: step_lib.TrainState, number: int | None = None
@@ -103,8 +111,28 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def wait(self) -> None:
-    """Blocks until the last save is on disk."""
-    self._manager.wait_until_finished()
+    """Blocks until the last save is on disk.
+
+    Raises:
+      SaveError: it could not be written.
+    """
+    with self._readable_errors():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _readable_errors(self) -> Iterator[None]:
+    """Turns what the writing libraries raise into one readable line."""
+    try:
+      yield
+    except Exception as error:
+      whole = self._manager.latest_step()
+      kept = f'step {whole} is whole' if whole else 'there is none before it'
+      reason = str(error).split(' [', 1)[0]
+      raise SaveError(
+        f'could not write a checkpoint to {self._folder}: {reason}. The last '
+        f'checkpoint: {kept}. Free some space and start the same command '
+        'again; it resumes'
+      ) from error
 
   def close(self) -> None:
     self._manager.close()

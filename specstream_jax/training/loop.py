@@ -85,6 +85,7 @@ def train(
 
   Raises:
     DivergedError: the loss of a step is not finite; nothing is saved then.
+    checkpoints.SaveError: a checkpoint could not be written.
   """
   cfg = setup.train
   optimizer = step_lib.make_optimizer(setup.optimizer, cfg.num_steps)
@@ -99,13 +100,15 @@ def train(
   with _signals() as stop, tqdm.tqdm(
     total=cfg.num_steps, initial=start, unit='step', disable=not progress
   ) as bar:
-    for number in range(start + 1, cfg.num_steps + 1):
-      state, metrics = advance(state, setup.base, next(batches))
-      run.after_step(number, state, metrics, bar)
-      if stop:
-        run.save(state)
-        break
-    run.finish()
+    try:
+      for number in range(start + 1, cfg.num_steps + 1):
+        state, metrics = advance(state, setup.base, next(batches))
+        run.after_step(number, state, metrics, bar)
+        if stop:
+          run.save(state)
+          break
+    finally:
+      run.finish()
   return Outcome(state, bool(stop) and int(state.step) < cfg.num_steps)
 
 
@@ -160,9 +163,10 @@ class _Run:
       self._log(number, bar)
     results = None
     if self._evaluate and (number % cfg.eval_every == 0 or last):
+      started = time.perf_counter()
       results = self._evaluate(state.adapter)
       self._writer.write(number, results, 'eval')
-      self._clock = time.perf_counter()
+      self._clock += time.perf_counter() - started
     if number % cfg.save_every == 0 or results or last:
       self.save(state, results)
 

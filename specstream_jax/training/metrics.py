@@ -62,9 +62,9 @@ def forget_after(path: str, step: int) -> None:
   if not os.path.exists(path):
     return
   with open(path) as file:
-    lines = [line for line in file if _step_of(line) <= step]
+    lines = [line.rstrip('\n') for line in file if _step_of(line) <= step]
   with open(path + '.tmp', 'w') as file:
-    file.writelines(lines)
+    file.writelines(f'{line}\n' for line in lines)
   os.replace(path + '.tmp', path)
 
 

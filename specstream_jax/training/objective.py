@@ -170,7 +170,8 @@ def loss(
     a * metrics[f'loss/{name}'][0] / jnp.maximum(metrics[f'loss/{name}'][1], 1)
     for a, name in zip(coefficients, stream_names(num_streams))
   )
-  if model.stream_cfg.pruning_rank and cfg.pruning_weight:
+  prunes = cfg.pruning_weight and cfg.pruning_anchors
+  if model.stream_cfg.pruning_rank and prunes:
     subset = min(cfg.pruning_anchors, anchors.shape[1])
     extra, pruning = _pruning_loss(
       model, hidden.insertion, anchors, targets, weights, subset, cfg.chunk_size
@@ -202,18 +203,19 @@ def _pruning_loss(
 ):
   """Next-token loss of the pruning adapter; trains o_theta alone.
 
-  The subset is every (A / subset)-th anchor, and the hidden state is cut off
-  from the gradient: o_theta must read the main stream, not shape it.
+  The subset is every n-th anchor, at most `subset` of them, and the hidden
+  state is cut off from the gradient: o_theta must read the main stream, not
+  shape it.
   """
-  step = anchors.shape[1] // subset
+  step = -(-anchors.shape[1] // subset)
   anchors, targets = anchors[:, ::step], targets[:, ::step, 0]
   weights = weights[:, ::step, 0]
   picked = jnp.take_along_axis(insertion, anchors[..., None], axis=1)
   early = model.early_hidden(jax.lax.stop_gradient(picked))
   result = token_loss(model, early, targets, chunk_size)
-  total = jnp.maximum(weights.sum(), 1)
+  total = weights.sum()
   metrics = {
     'loss/pruning': ((result.nll * weights).sum(), total),
     'top1/pruning': (((result.rank < 1) * weights).sum(), total),
   }
-  return metrics['loss/pruning'][0] / total, metrics
+  return metrics['loss/pruning'][0] / jnp.maximum(total, 1), metrics

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SmolLM2-135M itself: known perplexity, equal tokens, nothing copied."""
+
+import os
+
+import hlo
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import specstream_jax as ss
+from specstream_jax import config
+from specstream_jax.checkpoints import fetch
+from specstream_jax.data import registry
+from specstream_jax.modeling import build
+from specstream_jax.modeling import transformer
+
+NAME = 'smollm2-135m-instruct'
+pytestmark = [
+  pytest.mark.smollm,
+  pytest.mark.skipif(
+    fetch.cached(NAME) is None, reason=f'run specstream fetch {NAME}'
+  ),
+]
+
+
+@pytest.fixture(scope='module')
+def model():
+  return ss.load(NAME, 'e2e_nlg')
+
+
+def prompts(num):
+  examples = registry.get('e2e_sample').load_split('test')[:num]
+  return [example.inputs for example in examples]
+
+
+def spec_bench_questions():
+  shared = os.environ.get('SPECSTREAM_SHARED', '../shared')
+  path = os.path.join(shared, 'data', 'spec_bench', 'question.jsonl')
+  if not os.path.isfile(path):
+    pytest.skip(f'{path} is not here')
+  import json
+
+  rows = [json.loads(line) for line in open(path)]
+  return [r['turns'][0] for r in rows if r['category'] == 'math_reasoning']
+
+
+@pytest.mark.slow
+def test_perplexity_of_the_gsm8k_questions():
+  """Known answer for these weights: 12.92 over the questions of Spec-Bench."""
+  plain = ss.load(NAME)
+  built = build.build(plain.config)
+
+  @jax.jit
+  def nll(base, tokens, segments):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    module = built.merge(base, {})
+    hidden = transformer.forward_train(module, tokens, positions, segments).main
+    log_probs = jax.nn.log_softmax(module.logits(hidden[:, :-1]))
+    taken = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=2)[..., 0]
+    return -(taken * (segments[:, 1:] > 0)).sum()
+
+  total = count = 0
+  for text in spec_bench_questions():
+    ids = plain.encode(text)
+    tokens = np.zeros((1, 256), np.int32)
+    tokens[0, : len(ids)] = ids
+    segments = (np.arange(256) < len(ids))[None].astype(np.int32)
+    total += float(nll(plain.base, tokens, segments))
+    count += len(ids) - 1
+  assert abs(np.exp(total / count) - 12.92) < 0.05
+
+
+def test_a_few_prompts_decode_to_the_same_tokens(model):
+  fast = ss.generate(model, prompts(4), max_new_tokens=40)
+  plain = ss.generate(model, prompts(4), max_new_tokens=40, drafter='none')
+  assert [r.tokens for r in fast] == [r.tokens for r in plain]
+  assert sum(r.calls for r in plain) > 1.5 * sum(r.calls for r in fast)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('batch', [1, 8])
+@pytest.mark.parametrize('temperature', [0.0, 0.8])
+def test_64_prompts_decode_to_the_same_tokens(model, batch, temperature):
+  run = ss.evaluate(
+    model,
+    num_prompts=64,
+    batch=batch,
+    repeats=1,
+    sampling=config.SamplingConfig(temperature=temperature),
+    progress=False,
+  )
+  assert run.num_prompts == 64
+  assert run.equal_fraction == 1.0
+  assert run.call_reduction_ratio > 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('schedule', ['deferred', 'parallel'])
+def test_compiled_step_copies_neither_cache_nor_weights(model, schedule):
+  decode = config.DecodeConfig(
+    max_new_tokens=64, schedule=schedule, cache_length=4096
+  )
+  decoder = model.decoder('streams', decode)
+  weights = model.params('streams')
+  state = decoder.start(weights, [model.encode(prompts(1)[0])])
+  text = decoder._run.lower(weights, state, jnp.int32(9)).compile().as_text()
+  smallest_kernel = 4 * 576 * 192
+  lines = hlo.copies_of_size(text, smallest_kernel)
+  # Logits of all nodes are larger than a small kernel and are no copies.
+  logits = f'{decoder.setup.drafter.size},49152'
+  streams = f'{model.stream.num_streams},49152'
+  lines = [x for x in lines if logits not in x and streams not in x]
+  assert not lines, '\n'.join(lines)
