@@ -22,6 +22,9 @@ def define_flags() -> None:
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
   flags.DEFINE_bool('remat', False, 'Recompute layers to save memory.')
+  flags.DEFINE_enum(
+    'export', 'best', ['best', 'last'], 'Checkpoint that becomes the adapter.'
+  )
   flags.DEFINE_bool(
     'dry_run', False, 'Resolve settings, estimate memory, and exit.'
   )
@@ -44,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     recipe=recipe,
     dtype=args.dtype,
     remat=args.remat,
+    export=args.export,
   )
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')

@@ -124,14 +124,15 @@ class Checkpoints:
     """Turns what the writing libraries raise into one readable line."""
     try:
       yield
-    except Exception as error:
-      whole = self._manager.latest_step()
-      kept = f'step {whole} is whole' if whole else 'there is none before it'
-      reason = str(error).split(' [', 1)[0]
+    except (OSError, ValueError) as error:
+      # tensorstore raises ValueError: 'what: where: reason [details]'.
+      text = str(error).split(' [', 1)[0].rsplit(': ', 1)[-1]
+      reason = getattr(error, 'strerror', None) or text
+      last = self._manager.latest_step()
       raise SaveError(
-        f'could not write a checkpoint to {self._folder}: {reason}. The last '
-        f'checkpoint: {kept}. Free some space and start the same command '
-        'again; it resumes'
+        f'could not write a checkpoint to {self._folder}: {reason}; '
+        + (f'step {last} is whole' if last else 'there is no earlier one')
+        + '. If the disk is full, free some space; the same command resumes'
       ) from error
 
   def close(self) -> None:

@@ -85,6 +85,7 @@ def train(
   recipe: Recipe | None = None,
   dtype: str = 'float32',
   remat: bool = False,
+  export: str = 'best',
   progress: bool = True,
 ) -> Trained:
   """Trains an adapter, resuming if `output_dir` holds checkpoints.
@@ -98,6 +99,7 @@ def train(
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     remat: recompute layers in the backward pass to save memory.
+    export: 'best' evaluation or 'last' step becomes the adapter.
     progress: show a progress bar.
 
   Raises:
@@ -144,7 +146,11 @@ def train(
   if outcome.interrupted:
     logging.warning('stopped at step %d; the same command resumes', step)
     return Trained(None, step, True)
-  folder = _export(output_dir, loaded, checkpoints, outcome.state, recipe, data_dir)
+  state = outcome.state
+  best = checkpoints.best_step() if export == 'best' else step
+  if best not in (None, step):
+    state, _ = checkpoints.restore(state, best)
+  folder = _export(output_dir, loaded, state, recipe, data_dir)
   checkpoints.close()
   return Trained(folder, step, False)
 
@@ -206,11 +212,8 @@ def _write_recipe(output_dir, recipe):
     file.write(gin.operative_config_str())
 
 
-def _export(output_dir, loaded, checkpoints, state, recipe, data_dir):
-  """The best checkpoint as adapter/, and the learning curves."""
-  best = checkpoints.best_step()
-  if best not in (None, int(state.step)):
-    state, _ = checkpoints.restore(state, best)
+def _export(output_dir, loaded, state, recipe, data_dir):
+  """The state as adapter/, and the learning curves."""
   folder = os.path.join(output_dir, 'adapter')
   manifest = records.read_manifest(data_dir)
   provenance = {

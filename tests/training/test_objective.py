@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The n-gram objective against the oracle, and its choice of anchors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import tiny
+import training_batches as tb
+
+from specstream_jax import config
+from specstream_jax.data import features
+from specstream_jax.modeling import params
+from specstream_jax.training import objective
+
+STREAMS = tiny.STREAMS.num_streams
+CFG = config.ObjectiveConfig(stream_weight=0.25, stream_decay=0.5, chunk_size=7)
+
+
+# Stream targets
+
+
+def all_positions(batch):
+  shape = batch['decoder_target_tokens'].shape
+  return jnp.broadcast_to(jnp.arange(shape[1]), shape)
+
+
+@pytest.mark.parametrize('num_streams', [1, 3, 19])
+def test_stream_targets_equal_those_of_the_data(num_streams):
+  batch = tb.pack(tb.examples())
+  targets, weights = objective.stream_targets(
+    batch, all_positions(batch), num_streams
+  )
+  expected, expected_weights = features.stream_targets(batch, num_streams)
+  np.testing.assert_array_equal(weights[..., 1:], expected_weights)
+  np.testing.assert_array_equal(
+    np.where(expected_weights > 0, targets[..., 1:], 0),
+    np.where(expected_weights > 0, expected, 0),
+  )
+  np.testing.assert_array_equal(targets[..., 0], batch['decoder_target_tokens'])
+  np.testing.assert_array_equal(weights[..., 0], batch['decoder_loss_weights'])
+
+
+def test_stream_targets_stop_at_the_end_of_their_segment():
+  rows = tb.examples()
+  batch = tb.pack(rows)
+  targets, weights = objective.stream_targets(
+    batch, all_positions(batch), STREAMS
+  )
+  for row, row_examples in enumerate(rows):
+    start = 0
+    for prompt, answer in row_examples:
+      tokens = np.concatenate([prompt, answer])
+      for t in range(len(tokens) - 1):
+        for j in range(STREAMS + 1):
+          has_target = len(prompt) <= t + 1 + j < len(tokens)
+          assert weights[row, start + t, j] == has_target
+          if has_target:
+            assert targets[row, start + t, j] == tokens[t + 1 + j]
+      start += len(tokens) - 1
+    assert not weights[row, start:].any()
+
+
+# Anchors
+
+
+def test_every_position_with_loss_is_an_anchor_when_there_is_room():
+  weights = tb.pack(tb.examples())['decoder_loss_weights']
+  anchors, scale = objective.choose_anchors(jax.random.key(3), weights, 128)
+  assert anchors.shape == weights.shape
+  placed = np.zeros_like(weights)
+  np.put_along_axis(placed, np.asarray(anchors), np.asarray(scale), axis=1)
+  np.testing.assert_array_equal(placed, weights)
+
+
+def test_anchors_are_a_uniform_unbiased_subset_without_room():
+  weights = np.zeros((3, 11), np.float32)
+  weights[0, [1, 2, 4, 5, 7, 9, 10]] = 1
+  weights[1, [0, 6]] = 1
+  keys = jax.random.split(jax.random.key(0), 4000)
+  choose = lambda key: objective.choose_anchors(key, weights, 3)
+  anchors, scale = jax.tree.map(np.asarray, jax.jit(jax.vmap(choose))(keys))
+  assert np.all(np.diff(anchors, axis=-1) > 0)
+  placed = np.zeros((len(keys), *weights.shape))
+  np.put_along_axis(placed, anchors, scale, axis=2)
+  assert np.all(placed[:, weights == 0] == 0)
+  expected = np.broadcast_to(weights.sum(1), placed.shape[:2])
+  np.testing.assert_allclose(placed.sum(2), expected, rtol=1e-6)
+  # Standard error: 7/3 * sqrt(3/7 * 4/7 / 4000) = 0.018.
+  np.testing.assert_allclose(placed.mean(0), weights, atol=0.08)
+  np.testing.assert_array_equal(placed[:, 1], [weights[1]] * len(keys))
+
+
+# Ranks
+
+
+class Identity:
+  """A model whose hidden states are its logits."""
+
+  def logits(self, hidden):
+    return hidden
+
+
+def test_nll_and_rank_by_hand():
+  logits = jnp.log(jnp.array([[1, 2, 4, 1.0], [4, 2, 1, 1.0], [2, 2, 2, 2.0]]))
+  targets = jnp.array([1, 2, 3])
+  result = objective.token_loss(Identity(), logits, targets, chunk_size=2)
+  expected = -np.log([2 / 8, 1 / 8, 1 / 4])
+  np.testing.assert_allclose(result.nll, expected, rtol=1e-6)
+  np.testing.assert_array_equal(result.rank, [1, 2, 0])
+
+
+def test_top1_and_top4_count_ranks():
+  rank = jnp.array([[[0, 3], [1, 4], [0, 9]]])
+  weights = jnp.array([[[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]]])
+  result = objective.TokenLoss(rank.astype(jnp.float32), rank)
+  metrics = objective._metrics(result, weights)
+  as_floats = {name: tuple(map(float, pair)) for name, pair in metrics.items()}
+  assert as_floats == {
+    'loss/main': (1.0, 2.0),
+    'top1/main': (1.0, 2.0),
+    'top4/main': (2.0, 2.0),
+    'loss/stream_1': (14.0, 4.0),
+    'top1/stream_1': (0.0, 4.0),
+    'top4/stream_1': (2.0, 4.0),
+  }
+
+
+# The loss
+
+
+def insertion_states(oracle, tokens):
+  """Main stream at the input of the first MSA layer, token by token."""
+  main = [oracle.p['embed/embedding'][t] for t in tokens]
+  for layer in range(tb.CONFIG.num_layers - tiny.STREAMS.num_msa_layers):
+    qkv = [oracle.qkv(layer, x, t, False) for t, x in enumerate(main)]
+    keys, values = [k for _, k, _ in qkv], [v for _, _, v in qkv]
+    main = [
+      oracle.mix(layer, x, qkv[t][0], keys[: t + 1], values[: t + 1], False)
+      for t, x in enumerate(main)
+    ]
+  return main
+
+
+def scores(logits, target):
+  """(negative log-probability, tokens that outscore the target)."""
+  return -np.log(reference.softmax(logits)[target]), sum(logits > logits[target])
+
+
+def expected_scores(oracle, prompt, answer):
+  """Scores of one example by stream name, each segment on its own."""
+  tokens = np.concatenate([prompt, answer])
+  anchors = range(len(prompt) - 1, len(tokens) - 1)
+  main, groups = oracle.run(tokens[:-1], anchors)
+  insertion = insertion_states(oracle, tokens[:-1])
+  found = {name: [] for name in (*objective.stream_names(STREAMS), 'pruning')}
+  for t in anchors:
+    found['main'].append(scores(oracle.logits(main[t]), tokens[t + 1]))
+    for j in range(1, STREAMS + 1):
+      if t + 1 + j < len(tokens):
+        logits = oracle.logits(groups[t][j - 1])
+        found[f'stream_{j}'].append(scores(logits, tokens[t + 1 + j]))
+    x = insertion[t]
+    x = x + x @ oracle.a['pruning/down'] @ oracle.a['pruning/up']
+    x = reference.norm(
+      x, oracle.p['final_norm/scale'], tb.CONFIG.rms_norm_eps
+    )
+    found['pruning'].append(scores(oracle.logits(x), tokens[t + 1]))
+  return found
+
+
+def run_loss(cfg, batch):
+  return tb.gradient_fn(cfg)(tb.model()[2], batch)
+
+
+def test_loss_equals_the_oracle():
+  rows, oracle = tb.examples(), tb.oracle()
+  (total, metrics), _ = run_loss(CFG, tb.pack(rows))
+  found = {}
+  for prompt, answer in (example for row in rows for example in row):
+    for name, pairs in expected_scores(oracle, prompt, answer).items():
+      found.setdefault(name, []).extend(pairs)
+  means = {name: np.mean([s[0] for s in found[name]]) for name in found}
+  for name, pairs in found.items():
+    summed, weight = metrics[f'loss/{name}']
+    assert float(summed / weight) == pytest.approx(means[name], abs=2e-5)
+    if name != 'pruning':
+      assert float(weight) == len(pairs)
+      for k in (1, 4):
+        hits = sum(rank < k for _, rank in pairs)
+        assert float(metrics[f'top{k}/{name}'][0]) == hits
+  expected = means['main'] + 0.1 * means['pruning']
+  for j in range(STREAMS):
+    expected += 0.25 * 0.5**j * means[f'stream_{j + 1}']
+  assert float(total) == pytest.approx(expected, abs=5e-5)
+
+
+def test_chunk_size_changes_neither_loss_nor_gradient():
+  batch = tb.pack(tb.examples())
+  whole = config.ObjectiveConfig(
+    stream_weight=0.25, stream_decay=0.5, chunk_size=1000
+  )
+  (small, _), small_gradient = run_loss(CFG, batch)
+  (large, _), large_gradient = run_loss(whole, batch)
+  assert float(small) == pytest.approx(float(large), rel=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    small_gradient,
+    large_gradient,
+  )
+
+
+def test_pruning_loss_trains_the_pruning_adapter_alone():
+  cfg = config.ObjectiveConfig(
+    main_weight=0.0, stream_weight=0.0, pruning_weight=1.0, pruning_anchors=5
+  )
+  _, gradient = run_loss(cfg, tb.pack(tb.examples()))
+  for path, leaf in params.flatten(gradient).items():
+    assert np.any(leaf) == path.startswith('pruning/'), path
+
+
+@pytest.mark.parametrize('subset', [1, 5, 16, 100])
+def test_pruning_uses_at_most_its_share_of_anchors(subset, monkeypatch):
+  cfg = config.ObjectiveConfig(pruning_anchors=subset)
+  shapes, original = [], objective.token_loss
+
+  def spy(model, hidden, targets, chunk_size):
+    shapes.append(targets.shape)
+    return original(model, hidden, targets, chunk_size)
+
+  monkeypatch.setattr(objective, 'token_loss', spy)
+  built, base, adapter = tb.model()
+  trace = lambda a, b: objective.loss(
+    built.merge(base, a), b, jax.random.key(0), cfg
+  )
+  jax.eval_shape(trace, adapter, tb.pack(tb.examples()))
+  assert shapes[0] == (3, tb.LENGTH, STREAMS + 1)
+  assert 1 <= shapes[1][1] <= min(subset, tb.LENGTH)
+
+
+def test_no_pruning_anchors_means_no_pruning_loss():
+  cfg = config.ObjectiveConfig(pruning_anchors=0)
+  built, base, adapter = tb.model()
+  trace = lambda a, b: objective.loss(
+    built.merge(base, a), b, jax.random.key(0), cfg
+  )
+  _, metrics = jax.eval_shape(trace, adapter, tb.pack(tb.examples()))
+  assert 'loss/main' in metrics and 'loss/pruning' not in metrics
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_weight():
+  batch = jax.tree.map(np.zeros_like, tb.pack(tb.examples()))
+  (total, metrics), gradient = run_loss(CFG, batch)
+  assert float(total) == 0
+  assert all(float(weight) == 0 for _, weight in metrics.values())
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
