@@ -25,6 +25,7 @@ from specstream_jax.modeling import lora
 from specstream_jax.modeling import params as params_lib
 
 DRAFTERS = ('none', 'streams')
+_LAYOUT = 'out_in'
 _SHIPPED = pathlib.Path(__file__).parent / 'adapters'
 
 
@@ -34,7 +35,8 @@ class Model:
 
   Attributes:
     config: sizes of the base model.
-    base: nested weights that decode, LoRA folded in when fine-tuned.
+    base: nested weights that decode, LoRA folded in when fine-tuned; kernels
+      lie as [out, in].
     adapter: nested stream weights; empty without an adapter.
     stream: settings of the streams, or None.
     lora: LoRA left unfolded (lossless mode), or None.
@@ -90,7 +92,7 @@ class Model:
         f'drafter is {drafter!r}; accepted: {", ".join(map(repr, DRAFTERS))}'
       )
     if drafter == 'none':
-      fns = transformer_fns.model_fns(build.build(self.config))
+      fns = transformer_fns.model_fns(build.build(self.config, layout=_LAYOUT))
       return decoder_lib.Decoder(fns, none.NoDraft(), decode, sampling)
     if self.stream is None:
       raise ValueError(
@@ -98,7 +100,7 @@ class Model:
         "adapter=…, or use drafter='none'"
       )
     tree.check_fits(self.stream)
-    built = build.build(self.config, self.stream, self.lora)
+    built = build.build(self.config, self.stream, self.lora, _LAYOUT)
     deferred = transformer_fns.model_fns(built)
     return decoder_lib.Decoder(
       transformer_fns.model_fns(built, decode.schedule, tree.keep_nodes),
@@ -153,7 +155,7 @@ def load(
       kept_lora = cfg.lora
   return Model(
     config=loaded.config,
-    base=_on_device(flat, dtype),
+    base=_on_device(params_lib.transpose_kernels(flat), dtype),
     adapter=_on_device(rest, 'float32'),
     stream=stream,
     lora=kept_lora,

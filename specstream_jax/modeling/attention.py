@@ -119,10 +119,13 @@ class Attention(nnx.Module):
     lora: config.LoraConfig | None,
     *,
     rotation_step: float = 0.0,
+    layout: str = 'in_out',
   ):
     def linear(name: str, shape: tuple[int, int]) -> layers.Linear:
       adapted = lora if lora and name in lora.modules else None
-      return layers.Linear(*shape, dtype=cfg.dtype, lora=adapted)
+      return layers.Linear(
+        *shape, dtype=cfg.dtype, lora=adapted, layout=layout
+      )
 
     width, kv_width = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
     self.query = linear('query', (cfg.hidden_size, width))

@@ -37,8 +37,15 @@ def build(
   cfg: config.ModelConfig,
   streams: config.StreamConfig | None = None,
   lora: config.LoraConfig | None = None,
+  layout: str = 'in_out',
 ) -> Built:
   """Builds the structure without allocating a weight.
+
+  Args:
+    cfg: sizes of the base model.
+    streams: settings of the streams, if any.
+    lora: LoRA settings, if any.
+    layout: of the kernels, `in_out` or `out_in`, see `layers.Linear`.
 
   Raises:
     ValueError: the model has fewer layers than there are MSA layers.
@@ -47,7 +54,9 @@ def build(
     streams.check_fits(cfg)
   if lora and not lora.rank:
     lora = None
-  abstract = nnx.eval_shape(lambda: transformer.Transformer(cfg, streams, lora))
+  abstract = nnx.eval_shape(
+    lambda: transformer.Transformer(cfg, streams, lora, layout)
+  )
   graphdef, base, adapter = nnx.split(
     abstract, params.BaseParam, params.AdapterParam
   )

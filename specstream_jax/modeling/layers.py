@@ -16,11 +16,19 @@ from specstream_jax import typing
 from specstream_jax.modeling import params
 
 
+LAYOUTS = ('in_out', 'out_in')
+
+
 class Linear(nnx.Module):
   """y = x W, plus a low-rank delta on the tokens from `lora_start` on.
 
   Fine-tuned mode adapts every token (`lora_start` 0); lossless mode only the
   stream tokens, which come after the main tokens along T.
+
+  The kernel lies as [in, out], or as [out, in] and then goes in as the left
+  operand: on CPU the product of a few rows then costs up to a third less
+  (docs/LOG.md), so that decoding uses it and training, with many rows, does
+  not.
   """
 
   def __init__(
@@ -30,8 +38,12 @@ class Linear(nnx.Module):
     *,
     dtype: str,
     lora: config.LoraConfig | None = None,
+    layout: str = 'in_out',
   ):
     shape = (in_features, out_features)
+    self.is_transposed = layout == 'out_in'
+    if self.is_transposed:
+      shape = shape[::-1]
     self.kernel = params.BaseParam(jnp.zeros(shape, dtype))
     self.lora_scale = lora.scale if lora else 0.0
     if self.lora_scale:
@@ -40,7 +52,8 @@ class Linear(nnx.Module):
 
   def __call__(self, x: typing.Array, lora_start: int = 0) -> typing.Array:
     """Maps x [B, T, in] to [B, T, out]."""
-    y = x @ self.kernel[...]
+    kernel = self.kernel[...]
+    y = project(x, kernel) if self.is_transposed else x @ kernel
     if not self.lora_scale or lora_start >= x.shape[1]:
       return y
     low = x[:, lora_start:] @ self.lora_a[...].astype(x.dtype)
@@ -48,6 +61,21 @@ class Linear(nnx.Module):
     if lora_start:
       delta = jnp.pad(delta, ((0, 0), (lora_start, 0), (0, 0)))
     return y + delta
+
+
+def project(
+  x: typing.Array, kernel: typing.Array, dtype: jnp.dtype | None = None
+) -> typing.Array:
+  """x [..., in] times a kernel [out, in], which is the left operand.
+
+  Args:
+    x: rows.
+    kernel: [out, in].
+    dtype: of accumulation and result; None is that of x.
+  """
+  contract = (((1,), (x.ndim - 1,)), ((), ()))
+  y = jax.lax.dot_general(kernel, x, contract, preferred_element_type=dtype)
+  return jnp.moveaxis(y, 0, -1)
 
 
 class RMSNorm(nnx.Module):
@@ -66,10 +94,15 @@ class RMSNorm(nnx.Module):
 class SwiGLU(nnx.Module):
   """down(silu(gate(x)) * up(x))."""
 
-  def __init__(self, cfg: config.ModelConfig, lora: config.LoraConfig | None):
+  def __init__(
+    self,
+    cfg: config.ModelConfig,
+    lora: config.LoraConfig | None,
+    layout: str = 'in_out',
+  ):
     def linear(name: str, shape: tuple[int, int]) -> Linear:
       adapted = lora if lora and name in lora.modules else None
-      return Linear(*shape, dtype=cfg.dtype, lora=adapted)
+      return Linear(*shape, dtype=cfg.dtype, lora=adapted, layout=layout)
 
     wide = (cfg.hidden_size, cfg.intermediate_size)
     self.gate = linear('gate', wide)

@@ -51,3 +51,11 @@ def count(tree: typing.Params) -> int:
 def cast(tree: typing.Params, dtype: str) -> Any:
   """Every leaf as `dtype`."""
   return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
+def transpose_kernels(flat: typing.FlatParams) -> dict[str, Any]:
+  """Kernels from [in, out] to [out, in] or back; the rest as it is."""
+  return {
+    path: leaf.T if path.endswith('kernel') else leaf
+    for path, leaf in flat.items()
+  }

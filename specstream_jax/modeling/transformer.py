@@ -38,13 +38,15 @@ class Embed(nnx.Module):
 class DecoderLayer(nnx.Module):
   """Pre-norm attention and SwiGLU, for main and stream tokens alike."""
 
-  def __init__(self, cfg, lora, rotation_step):
+  def __init__(self, cfg, lora, rotation_step, layout):
     norm = lambda: layers.RMSNorm(
       cfg.hidden_size, epsilon=cfg.rms_norm_eps, dtype=cfg.dtype
     )
     self.attention_norm, self.mlp_norm = norm(), norm()
-    self.attention = attention.Attention(cfg, lora, rotation_step=rotation_step)
-    self.mlp = layers.SwiGLU(cfg, lora)
+    self.attention = attention.Attention(
+      cfg, lora, rotation_step=rotation_step, layout=layout
+    )
+    self.mlp = layers.SwiGLU(cfg, lora, layout)
 
   def __call__(self, x, rows, cached):
     """x [B, T, D] -> x, and the layer's cache with the new main K/V."""
@@ -62,8 +64,9 @@ class Transformer(nnx.Module):
     cfg: config.ModelConfig,
     streams: config.StreamConfig | None = None,
     lora: config.LoraConfig | None = None,
+    layout: str = 'in_out',
   ):
-    self.cfg, self.stream_cfg = cfg, streams
+    self.cfg, self.stream_cfg, self.layout = cfg, streams, layout
     first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
     self.first_msa = first_msa
     rotates = streams is not None and streams.embedding == 'value_rotation'
@@ -71,7 +74,9 @@ class Transformer(nnx.Module):
     adapts_lower = streams is None or streams.mode == 'fine_tuned'
     self.embed = Embed(cfg)
     self.layers = nnx.List(
-      DecoderLayer(cfg, lora if adapts_lower or i >= first_msa else None, step)
+      DecoderLayer(
+        cfg, lora if adapts_lower or i >= first_msa else None, step, layout
+      )
       for i in range(cfg.num_layers)
     )
     self.final_norm = layers.RMSNorm(
@@ -79,7 +84,7 @@ class Transformer(nnx.Module):
     )
     if not cfg.tie_word_embeddings:
       shape = (cfg.hidden_size, cfg.vocab_size)
-      self.lm_head = layers.Linear(*shape, dtype=cfg.dtype)
+      self.lm_head = layers.Linear(*shape, dtype=cfg.dtype, layout=layout)
     if streams:
       self.streams = streams_lib.StreamInsertion(cfg.hidden_size, streams)
       if streams.pruning_rank:
@@ -92,12 +97,14 @@ class Transformer(nnx.Module):
 
   def logits(self, hidden: typing.Array) -> typing.Array:
     """Normalised hidden states [..., D] -> float32 logits [..., V]."""
-    f32 = jnp.float32
-    if self.cfg.tie_word_embeddings:
-      table = self.embed.embedding[...]
-      return jnp.einsum('...D,VD->...V', hidden, table, preferred_element_type=f32)
-    kernel = self.lm_head.kernel[...]
-    return jnp.einsum('...D,DV->...V', hidden, kernel, preferred_element_type=f32)
+    is_tied, f32 = self.cfg.tie_word_embeddings, jnp.float32
+    kernel = self.embed.embedding[...] if is_tied else self.lm_head.kernel[...]
+    if self.layout == 'out_in':
+      return layers.project(hidden, kernel, f32)
+    axes = 'VD' if is_tied else 'DV'
+    return jnp.einsum(
+      f'...D,{axes}->...V', hidden, kernel, preferred_element_type=f32
+    )
 
   def early_hidden(self, hidden: typing.Array) -> typing.Array:
     """Early-exit state for pruning: norm(o_theta(M)), ready for `logits`."""

@@ -141,6 +141,4 @@ class Checkpoints:
 
 def _leaves(opt_state: Any) -> dict[str, Any]:
   """Leaves of an optax state by position: stable under renamed classes."""
-  return {
-    f'{i:05d}': leaf for i, leaf in enumerate(jax.tree.leaves(opt_state))
-  }
+  return {f'{i:05d}': leaf for i, leaf in enumerate(jax.tree.leaves(opt_state))}

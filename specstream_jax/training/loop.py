@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import jax
 import tqdm
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 from specstream_jax.modeling import build
-from specstream_jax.training import checkpoints as checkpoints_lib
-from specstream_jax.training import metrics as metrics_lib
-from specstream_jax.training import step as step_lib
+from specstream_jax.training import (
+  checkpoints as checkpoints_lib,
+  metrics as metrics_lib,
+  step as step_lib,
+)
 
 
 class Batches(Protocol):
@@ -97,9 +98,12 @@ def train(
   advance, evaluate = _compiled(setup, optimizer, open_eval)
   run = _Run(setup, batches, checkpoints, writer, evaluate)
   start = int(state.step)
-  with _signals() as stop, tqdm.tqdm(
-    total=cfg.num_steps, initial=start, unit='step', disable=not progress
-  ) as bar:
+  with (
+    _signals() as stop,
+    tqdm.tqdm(
+      total=cfg.num_steps, initial=start, unit='step', disable=not progress
+    ) as bar,
+  ):
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         state, metrics = advance(state, setup.base, next(batches))

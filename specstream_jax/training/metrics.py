@@ -39,7 +39,9 @@ class Writer:
     if enabled:
       os.makedirs(folder, exist_ok=True)
       self.path = os.path.join(folder, 'metrics.jsonl')
-      self._board = tensorboardX.SummaryWriter(os.path.join(folder, 'tensorboard'))
+      self._board = tensorboardX.SummaryWriter(
+        os.path.join(folder, 'tensorboard')
+      )
 
   def write(self, step: int, metrics: dict[str, float], split: str) -> None:
     """One line {step, split, metrics…}; names get a prefix on TensorBoard."""

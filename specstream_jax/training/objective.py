@@ -16,8 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 from specstream_jax.modeling import transformer
 
 
@@ -191,10 +190,10 @@ def _metrics(result, weights):
   for j, name in enumerate(stream_names(weights.shape[-1] - 1)):
     weight = weights[..., j]
     total = weight.sum()
-    summed = lambda value: ((value * weight).sum(), total)
-    metrics[f'loss/{name}'] = summed(result.nll[..., j])
-    metrics[f'top1/{name}'] = summed(result.rank[..., j] < 1)
-    metrics[f'top4/{name}'] = summed(result.rank[..., j] < 4)
+    nll, rank = result.nll[..., j], result.rank[..., j]
+    values = {'loss': nll, 'top1': rank < 1, 'top4': rank < 4}
+    for kind, value in values.items():
+      metrics[f'{kind}/{name}'] = ((value * weight).sum(), total)
   return metrics
 
 

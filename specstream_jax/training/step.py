@@ -11,12 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.modeling import build
-from specstream_jax.modeling import params
-from specstream_jax.modeling import transformer
+from specstream_jax.modeling import build, transformer
 from specstream_jax.training import objective
 
 
@@ -61,9 +58,7 @@ def make_optimizer(
       ],
       [warmup],
     )
-    return optax.adamw(
-      schedule, b1=cfg.beta1, b2=cfg.beta2, weight_decay=decay
-    )
+    return optax.adamw(schedule, b1=cfg.beta1, b2=cfg.beta2, weight_decay=decay)
 
   optimizer = optax.chain(
     optax.clip_by_global_norm(cfg.clip_norm),
@@ -120,7 +115,7 @@ def train_step(
   adapter = optax.apply_updates(state.adapter, updates)
   one = jnp.ones(())
   metrics['loss/total'] = (total, one)
-  metrics['gradient_norm'] = (optax.global_norm(gradient), one)
+  metrics['gradient_norm'] = (optax.tree.norm(gradient), one)
   metrics['tokens'] = ((batch['decoder_segment_ids'] > 0).sum(), one)
   return TrainState(state.step + 1, adapter, opt_state), metrics
 
@@ -173,11 +168,9 @@ def eval_step(
 def init_state(
   adapter: typing.Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """State at step 0."""
-  adapter = params.cast(adapter, 'float32')
-  return TrainState(
-    jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter)
-  )
+  """State at step 0; the adapter is copied, because steps donate the state."""
+  adapter = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), adapter)
+  return TrainState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter))
 
 
 def hidden_rms(

@@ -255,6 +255,23 @@ def test_bfloat16_keeps_softmax_and_logits_in_float32():
   assert error < 0.2 * jnp.abs(full.main).max()
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_transposed_kernels_give_the_same_logits(tied):
+  cfg = dataclasses.replace(tiny.CONFIG, tie_word_embeddings=tied)
+  built, base, adapter = tiny.model(cfg)
+  other = build.build(cfg, tiny.STREAMS, tiny.LORA, 'out_in')
+  turned = params.unflatten(params.transpose_kernels(params.flatten(base)))
+  tokens, anchors = tiny.tokens(3, (2, 7)), jnp.array([[1], [4]])
+  want = run_train(built, base, adapter, tokens, anchors)
+  got = run_train(other, turned, adapter, tokens, anchors)
+  np.testing.assert_allclose(got.streams, want.streams, atol=2e-5)
+  np.testing.assert_allclose(
+    other.merge(turned, adapter).logits(got.main),
+    built.merge(base, adapter).logits(want.main),
+    atol=1e-4,
+  )
+
+
 def test_full_size_model_has_the_expected_shapes():
   cfg = config.ModelConfig(
     32000, 4096, 11008, 32, 32, 32, 128, dtype='bfloat16'

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The n-gram objective against the oracle, and its choice of anchors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,9 @@ from specstream_jax.modeling import params
 from specstream_jax.training import objective
 
 STREAMS = tiny.STREAMS.num_streams
-CFG = config.ObjectiveConfig(stream_weight=0.25, stream_decay=0.5, chunk_size=7)
+CFG = config.ObjectiveConfig(
+  stream_weight=0.25, stream_decay=0.5, pruning_anchors=17, chunk_size=7
+)
 
 
 # Stream targets
@@ -145,7 +149,9 @@ def insertion_states(oracle, tokens):
 
 def scores(logits, target):
   """(negative log-probability, tokens that outscore the target)."""
-  return -np.log(reference.softmax(logits)[target]), sum(logits > logits[target])
+  return -np.log(reference.softmax(logits)[target]), sum(
+    logits > logits[target]
+  )
 
 
 def expected_scores(oracle, prompt, answer):
@@ -163,9 +169,7 @@ def expected_scores(oracle, prompt, answer):
         found[f'stream_{j}'].append(scores(logits, tokens[t + 1 + j]))
     x = insertion[t]
     x = x + x @ oracle.a['pruning/down'] @ oracle.a['pruning/up']
-    x = reference.norm(
-      x, oracle.p['final_norm/scale'], tb.CONFIG.rms_norm_eps
-    )
+    x = reference.norm(x, oracle.p['final_norm/scale'], tb.CONFIG.rms_norm_eps)
     found['pruning'].append(scores(oracle.logits(x), tokens[t + 1]))
   return found
 
@@ -198,9 +202,7 @@ def test_loss_equals_the_oracle():
 
 def test_chunk_size_changes_neither_loss_nor_gradient():
   batch = tb.pack(tb.examples())
-  whole = config.ObjectiveConfig(
-    stream_weight=0.25, stream_decay=0.5, chunk_size=1000
-  )
+  whole = dataclasses.replace(CFG, chunk_size=1000)
   (small, _), small_gradient = run_loss(CFG, batch)
   (large, _), large_gradient = run_loss(whole, batch)
   assert float(small) == pytest.approx(float(large), rel=1e-6)

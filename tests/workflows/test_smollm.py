@@ -50,7 +50,7 @@ def spec_bench_questions():
 def test_perplexity_of_the_gsm8k_questions():
   """Known answer for these weights: 12.92 over the questions of Spec-Bench."""
   plain = ss.load(NAME)
-  built = build.build(plain.config)
+  built = build.build(plain.config, layout='out_in')
 
   @jax.jit
   def nll(base, tokens, segments):
