@@ -247,6 +247,7 @@ def steered_batch(logits):
   batch = tb.pack(tb.examples())
   ranked = {place: np.argsort(-x, axis=1) for place, x in logits.items()}
   plan = {(0, 2): (0, 0), (0, 8): (0, 0, 0), (1, 0): (0, 1), (1, 8): (0,)}
+  plan[0, 5] = (0,)  # A hit in the next segment, which must not count.
   for (row, t), ranks in plan.items():
     for j, rank in enumerate(ranks):
       token = ranked[row, t][j, rank]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every gin file parses and makes a recipe."""
+
+import json
+import pathlib
+
+import gin
+import pytest
+
+from specstream_jax import runtime
+from specstream_jax.cli import main
+from specstream_jax.workflows import train
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+def recipe(name, *bindings):
+  main.parse_gin([str(CONFIGS / name)], bindings)
+  return train.Recipe()
+
+
+@pytest.mark.parametrize('name', sorted(p.name for p in CONFIGS.glob('*.gin')))
+def test_gin_file_makes_a_recipe_of_its_own(name):
+  default = train.Recipe()
+  assert recipe(name) != default
+
+
+def test_shipped_adapter_has_the_recipe_of_its_gin_file():
+  folder = pathlib.Path(runtime.adapter_folder('e2e_nlg'))
+  saved = json.loads((folder / 'adapter_config.json').read_text())
+  expected = json.loads(json.dumps(recipe('e2e_smollm2.gin').to_json()))
+  assert saved['provenance']['recipe'] == expected
+
+
+def test_a_binding_on_the_command_line_wins_over_the_file():
+  assert recipe('tiny.gin', 'LoraConfig.rank = 5').lora.rank == 5
