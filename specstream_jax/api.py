@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python interface: `import specstream_jax as ss`.
 
-    model = ss.load('smollm2-135m-instruct', adapter='e2e_nlg')
-    for row in ss.generate(model, prompts):
-      print(row.text, row.tokens_per_call)
+model = ss.load('smollm2-135m-instruct', adapter='e2e_nlg')
+for row in ss.generate(model, prompts):
+  print(row.text, row.tokens_per_call)
 """
 
 from specstream_jax.config import (
@@ -12,8 +12,10 @@ from specstream_jax.config import (
   TreeConfig,
 )
 from specstream_jax.runtime import Model, load
-from specstream_jax.workflows import evaluate as _evaluate
-from specstream_jax.workflows import generate as _generate
+from specstream_jax.workflows import (
+  evaluate as _evaluate,
+  generate as _generate,
+)
 from specstream_jax.workflows.train import Recipe, Trained, train
 
 __all__ = [

@@ -44,7 +44,9 @@ class RopeScaling:
 
   def __post_init__(self):
     _one_of('RopeScaling.kind', self.kind, ('default', 'linear', 'llama3'))
-    _check(self.factor > 0, f'RopeScaling.factor is {self.factor}; it must be > 0')
+    _check(
+      self.factor > 0, f'RopeScaling.factor is {self.factor}; it must be > 0'
+    )
     _check(
       self.high_freq_factor > self.low_freq_factor,
       f'RopeScaling.high_freq_factor is {self.high_freq_factor}; it must be '
@@ -201,7 +203,9 @@ class TreeConfig:
     object.__setattr__(
       self, 'choices', tuple(tuple(path) for path in self.choices)
     )
-    _one_of('TreeConfig.kind', self.kind, ('full', 'best_first', 'fixed', 'chain'))
+    _one_of(
+      'TreeConfig.kind', self.kind, ('full', 'best_first', 'fixed', 'chain')
+    )
     _at_least('TreeConfig.depth', self.depth, 1)
     _at_least('TreeConfig.branching', self.branching, 1)
     _at_least('TreeConfig.num_nodes', self.num_nodes, 2)
@@ -211,7 +215,9 @@ class TreeConfig:
 
   def _check_choices(self) -> None:
     paths = set(self.choices)
-    _check(bool(paths), "TreeConfig.choices is empty; kind 'fixed' needs rank paths")
+    _check(
+      bool(paths), "TreeConfig.choices is empty; kind 'fixed' needs rank paths"
+    )
     _check(len(paths) == len(self.choices), 'TreeConfig.choices has duplicates')
     for path in self.choices:
       _check(
@@ -336,7 +342,9 @@ class ObjectiveConfig:
     for field in dataclasses.fields(self):
       _at_least(f'ObjectiveConfig.{field.name}', getattr(self, field.name), 0)
     _at_least('ObjectiveConfig.chunk_size', self.chunk_size, 1)
-    _at_least('ObjectiveConfig.anchors_per_sequence', self.anchors_per_sequence, 1)
+    _at_least(
+      'ObjectiveConfig.anchors_per_sequence', self.anchors_per_sequence, 1
+    )
 
   def stream_weights(self, num_streams: int) -> tuple[float, ...]:
     """a_1 … a_γ."""
@@ -436,5 +444,3 @@ def from_json(cls: type, values: dict[str, Any]) -> Any:
   if cls is ModelConfig and isinstance(values.get('rope_scaling'), dict):
     values['rope_scaling'] = RopeScaling(**values['rope_scaling'])
   return cls(**values)
-
-

@@ -12,17 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
-from specstream_jax.checkpoints import adapters
-from specstream_jax.checkpoints import loading
-from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.decoding import transformer_fns
-from specstream_jax.decoding.drafters import none
-from specstream_jax.decoding.drafters import streams as streams_drafter
-from specstream_jax.modeling import build
-from specstream_jax.modeling import lora
-from specstream_jax.modeling import params as params_lib
+from specstream_jax import config, typing
+from specstream_jax.checkpoints import adapters, loading
+from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
+from specstream_jax.decoding.drafters import none, streams as streams_drafter
+from specstream_jax.modeling import build, lora, params as params_lib
 
 DRAFTERS = ('none', 'streams')
 _LAYOUT = 'out_in'
@@ -179,7 +173,9 @@ def adapter_folder(name: str) -> str:
     return name
   if shipped.is_dir():
     return str(shipped)
-  names = sorted(p.name for p in _SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
+  names = (
+    sorted(p.name for p in _SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
+  )
   raise ValueError(
     f'adapter {name!r} is neither a folder nor one that ships; those are '
     f'{names}'

@@ -76,7 +76,9 @@ class Model:
   def qkv(self, layer, x, position, is_stream):
     """Per-head q [N, H], k [K, H], v [K, H] of one token."""
     cfg, path = self.cfg, f'layers/{layer}/attention'
-    x = norm(x, self.p[f'layers/{layer}/attention_norm/scale'], cfg.rms_norm_eps)
+    x = norm(
+      x, self.p[f'layers/{layer}/attention_norm/scale'], cfg.rms_norm_eps
+    )
     heads = lambda name: self.linear(f'{path}/{name}', x, is_stream).reshape(
       -1, cfg.head_dim
     )
@@ -95,7 +97,9 @@ class Model:
       )
       for n in range(cfg.num_heads)
     ]
-    x = x + self.linear(f'{path}/attention/out', np.concatenate(outs), is_stream)
+    x = x + self.linear(
+      f'{path}/attention/out', np.concatenate(outs), is_stream
+    )
     y = norm(x, self.p[f'{path}/mlp_norm/scale'], cfg.rms_norm_eps)
     gate = self.linear(f'{path}/mlp/gate', y, is_stream)
     up = self.linear(f'{path}/mlp/up', y, is_stream)
@@ -131,7 +135,9 @@ class Model:
     for layer in range(cfg.num_layers):
       if self.streams and layer == first_msa:
         groups = {
-          t: [self.insert(main[t], j + 1) for j in range(self.streams.num_streams)]
+          t: [
+            self.insert(main[t], j + 1) for j in range(self.streams.num_streams)
+          ]
           for t in anchors
         }
       qkv = [self.qkv(layer, x, t, False) for t, x in enumerate(main)]
@@ -160,7 +166,12 @@ class Model:
       own_values.append(self.rotate_value(v, j))
       out.append(
         self.mix(
-          layer, x, q, keys[: t + 1] + own_keys, values[: t + 1] + own_values, True
+          layer,
+          x,
+          q,
+          keys[: t + 1] + own_keys,
+          values[: t + 1] + own_values,
+          True,
         )
       )
     return out

@@ -157,9 +157,7 @@ def test_only_task_definitions_import_tensorflow():
 
 @pytest.mark.parametrize('name', [PACKAGE, f'{PACKAGE}.api'])
 def test_importing_loads_no_tensorflow(name):
-  code = (
-    f'import sys, {name}; print(sorted({TENSORFLOW!r} & set(sys.modules)))'
-  )
+  code = f'import sys, {name}; print(sorted({TENSORFLOW!r} & set(sys.modules)))'
   command = [sys.executable, '-c', code]
   result = subprocess.run(
     command, capture_output=True, text=True, check=True, cwd=ROOT

@@ -6,9 +6,7 @@ import functools
 import jax
 
 from specstream_jax import config
-from specstream_jax.modeling import build
-from specstream_jax.modeling import initialize
-from specstream_jax.modeling import params
+from specstream_jax.modeling import build, initialize, params
 
 CONFIG = config.ModelConfig(
   vocab_size=53,

@@ -3,8 +3,7 @@
 
 from absl import flags
 
-from specstream_jax import config
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 from specstream_jax.decoding import topology
 
 

@@ -19,7 +19,9 @@ def define_flags() -> None:
   flags.DEFINE_integer('num_prompts', 64, 'The first so many; 0 takes all.')
   flags.DEFINE_integer('batch', 1, 'Rows per call.')
   flags.DEFINE_integer('repeats', 2, 'Timed passes.')
-  flags.DEFINE_string('results_dir', 'results', 'Gets results.json and report.html.')
+  flags.DEFINE_string(
+    'results_dir', 'results', 'Gets results.json and report.html.'
+  )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,9 +6,7 @@ import importlib
 import os
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 import gin
 import jax
 
@@ -28,7 +26,9 @@ _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
 def usage() -> str:
   """The text of `specstream --help`."""
   width = max(map(len, COMMANDS))
-  rows = '\n'.join(f'  {name:{width}}  {what}' for name, what in COMMANDS.items())
+  rows = '\n'.join(
+    f'  {name:{width}}  {what}' for name, what in COMMANDS.items()
+  )
   return (
     'usage: specstream COMMAND [flags]\n\n'
     f'{rows}\n\n'
@@ -58,7 +58,9 @@ def split_gin(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def _literal(value: str) -> str:
   """`value` as gin reads it: a bare word becomes a string."""
   is_word = value.replace('_', '').replace('-', '').isalpha()
-  return repr(value) if is_word and value not in ('True', 'False', 'None') else value
+  return (
+    repr(value) if is_word and value not in ('True', 'False', 'None') else value
+  )
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
@@ -74,7 +76,8 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
   except (OSError, ValueError, AttributeError, SyntaxError) as error:
     raise ValueError(
       f'gin: {str(error).splitlines()[0] if str(error) else error!r}. '
-      'Configurable classes: ' + ', '.join(_configurables())
+      'Configurable classes: '
+      + ', '.join(_configurables())
       + '; a field is set as Class.field = value'
     ) from error
 

@@ -19,7 +19,9 @@ ADAPTER = 'e2e_nlg'
 
 
 def define_flags() -> None:
-  flags.DEFINE_string('results_dir', 'results', 'Gets results.json and report.html.')
+  flags.DEFINE_string(
+    'results_dir', 'results', 'Gets results.json and report.html.'
+  )
   flags.DEFINE_integer('num_prompts', 24, 'Test prompts that ship.')
   flags.DEFINE_integer('repeats', 2, 'Timed passes.')
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 import gin
 
-from specstream_jax.workflows import dry_run
-from specstream_jax.workflows import train as workflow
+from specstream_jax.workflows import dry_run, train as workflow
 
 
 def define_flags() -> None:
@@ -36,7 +35,9 @@ def main(argv: Sequence[str]) -> int:
   args = flags.FLAGS
   recipe = workflow.Recipe()
   if args.dry_run:
-    print(dry_run.describe(args.model, recipe, dtype=args.dtype, remat=args.remat))
+    print(
+      dry_run.describe(args.model, recipe, dtype=args.dtype, remat=args.remat)
+    )
     print(gin.operative_config_str())
     return 0
   trained = workflow.train(
@@ -52,5 +53,7 @@ def main(argv: Sequence[str]) -> int:
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
   else:
-    print(f'adapter written to {trained.adapter_dir} after {trained.step} steps')
+    print(
+      f'adapter written to {trained.adapter_dir} after {trained.step} steps'
+    )
   return 0

@@ -93,7 +93,9 @@ def commit(
   if path.shape[1] == 1:  # the root lies where it belongs
     return Cache(cache.keys, cache.values, new_length)
   num_early, early_path = early or (0, path)
-  paths = [early_path if i < num_early else path for i in range(len(cache.keys))]
+  paths = [
+    early_path if i < num_early else path for i in range(len(cache.keys))
+  ]
   move = functools.partial(_move, length=cache.length)
   return Cache(
     tuple(map(move, cache.keys, paths)),

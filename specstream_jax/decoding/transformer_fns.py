@@ -13,10 +13,8 @@ result is the same.
 from typing import Any
 
 from specstream_jax import typing
-from specstream_jax.decoding import cache as cache_lib
-from specstream_jax.decoding import interface
-from specstream_jax.modeling import build
-from specstream_jax.modeling import transformer
+from specstream_jax.decoding import cache as cache_lib, interface
+from specstream_jax.modeling import build, transformer
 
 
 def model_fns(

@@ -15,12 +15,9 @@ import jax
 import numpy as np
 import tqdm
 
-from specstream_jax import config
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.evaluation import results
-from specstream_jax.evaluation import statistics
-
+from specstream_jax.evaluation import results, statistics
 
 _LABELS = {'none': 'plain', 'streams': 'with streams'}
 

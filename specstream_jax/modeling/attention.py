@@ -15,8 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 from specstream_jax.decoding import cache as cache_lib
 from specstream_jax.modeling import layers
 
@@ -123,11 +122,12 @@ class Attention(nnx.Module):
   ):
     def linear(name: str, shape: tuple[int, int]) -> layers.Linear:
       adapted = lora if lora and name in lora.modules else None
-      return layers.Linear(
-        *shape, dtype=cfg.dtype, lora=adapted, layout=layout
-      )
+      return layers.Linear(*shape, dtype=cfg.dtype, lora=adapted, layout=layout)
 
-    width, kv_width = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    width, kv_width = (
+      cfg.num_heads * cfg.head_dim,
+      cfg.num_kv_heads * cfg.head_dim,
+    )
     self.query = linear('query', (cfg.hidden_size, width))
     self.key = linear('key', (cfg.hidden_size, kv_width))
     self.value = linear('value', (cfg.hidden_size, kv_width))

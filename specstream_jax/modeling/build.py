@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from specstream_jax import config
-from specstream_jax import typing
-from specstream_jax.modeling import params
-from specstream_jax.modeling import transformer
+from specstream_jax import config, typing
+from specstream_jax.modeling import params, transformer
 
 
 class Built(NamedTuple):
@@ -61,5 +59,3 @@ def build(
     abstract, params.BaseParam, params.AdapterParam
   )
   return Built(cfg, graphdef, nnx.to_pure_dict(base), nnx.to_pure_dict(adapter))
-
-

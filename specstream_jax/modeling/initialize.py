@@ -7,10 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
-from specstream_jax.modeling import build
-from specstream_jax.modeling import params
+from specstream_jax import config, typing
+from specstream_jax.modeling import build, params
 
 
 def init_base(
@@ -26,7 +24,9 @@ def init_base(
     else:
       fan_in = leaf.shape[-1] if 'embed/' in path else leaf.shape[0]
       std = scale / math.sqrt(fan_in)
-      flat[path] = (std * jax.random.normal(subkey, leaf.shape)).astype(leaf.dtype)
+      flat[path] = (std * jax.random.normal(subkey, leaf.shape)).astype(
+        leaf.dtype
+      )
   return params.unflatten(flat)
 
 

@@ -11,10 +11,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 from specstream_jax.modeling import params
-
 
 LAYOUTS = ('in_out', 'out_in')
 

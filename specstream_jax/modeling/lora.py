@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 
 
 def merge(

@@ -7,8 +7,7 @@ Axis letters: B rows, A anchors, J streams, D model width.
 from flax import nnx
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
+from specstream_jax import config, typing
 from specstream_jax.modeling import params
 
 

@@ -14,14 +14,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
-from specstream_jax import typing
-from specstream_jax.decoding import cache as cache_lib
-from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.modeling import attention
-from specstream_jax.modeling import layers
-from specstream_jax.modeling import params
-from specstream_jax.modeling import streams as streams_lib
+from specstream_jax import config, typing
+from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
+from specstream_jax.modeling import (
+  attention,
+  layers,
+  params,
+  streams as streams_lib,
+)
 
 
 class Embed(nnx.Module):
@@ -88,7 +88,9 @@ class Transformer(nnx.Module):
     if streams:
       self.streams = streams_lib.StreamInsertion(cfg.hidden_size, streams)
       if streams.pruning_rank:
-        self.pruning = streams_lib.LowRank(cfg.hidden_size, streams.pruning_rank)
+        self.pruning = streams_lib.LowRank(
+          cfg.hidden_size, streams.pruning_rank
+        )
 
   def lora_start(self, num_main: int) -> int:
     """First token LoRA acts on, `num_main` main tokens coming first."""
@@ -128,10 +130,10 @@ class TrainHidden(NamedTuple):
 def segment_mask(segment_ids: typing.Array) -> typing.Array:
   """Causal mask [B, T, T] inside segments; 0 is padding. For ids 1 1 2 0:
 
-    1 0 0 0
-    1 1 0 0
-    0 0 1 0
-    0 0 0 0
+  1 0 0 0
+  1 1 0 0
+  0 0 1 0
+  0 0 0 0
   """
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   causal = jnp.tri(segment_ids.shape[1], dtype=bool)
@@ -169,9 +171,7 @@ def forward_train(
     rows = _rows(
       model, positions, mask, num_main, (anchor_positions, pick(mask))
     )
-  x, _ = _run(
-    model, x, rows, None, model.first_msa, len(model.layers), remat
-  )
+  x, _ = _run(model, x, rows, None, model.first_msa, len(model.layers), remat)
   x = model.final_norm(x)
   streams = None
   if anchors is not None:
@@ -254,9 +254,7 @@ def forward_tree(
     survivors = _survivors(model, x, tokens, positions, tree_mask, keep_nodes)
     pick = lambda y: jnp.take_along_axis(y, survivors[..., None], axis=1)
     x, positions = pick(x), jnp.take_along_axis(positions, survivors, axis=1)
-    tree_mask = jnp.take_along_axis(
-      pick(tree_mask), survivors[:, None], axis=2
-    )
+    tree_mask = jnp.take_along_axis(pick(tree_mask), survivors[:, None], axis=2)
     mask, num_nodes = slot_mask(tree_mask, cache.length, num_slots), keep_nodes
   stream_state = x
   anchors = (positions, mask) if with_streams else None

@@ -7,8 +7,7 @@ import jax
 
 from specstream_jax import config
 from specstream_jax.checkpoints import loading
-from specstream_jax.modeling import build
-from specstream_jax.modeling import params as params_lib
+from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.workflows import train
 
 
@@ -26,7 +25,9 @@ def describe(
     'adapter, gradient, 2 moments': 4 * 4 * num_adapter,
     'activations (estimate)': activation_bytes(cfg, recipe, remat=remat),
   }
-  rows = [f'  {name:30} {value / 1e6:10.1f} MB' for name, value in parts.items()]
+  rows = [
+    f'  {name:30} {value / 1e6:10.1f} MB' for name, value in parts.items()
+  ]
   tokens = recipe.train.batch_size * recipe.data.sequence_length
   return '\n'.join(
     [
@@ -57,7 +58,9 @@ def activation_bytes(
   )
   size = 2 if cfg.dtype == 'bfloat16' else 4
   width = cfg.num_heads * cfg.head_dim + cfg.num_kv_heads * cfg.head_dim
-  per_token = size * (2 * cfg.hidden_size + 2 * width + 3 * cfg.intermediate_size)
+  per_token = size * (
+    2 * cfg.hidden_size + 2 * width + 3 * cfg.intermediate_size
+  )
   if remat:
     per_token = size * cfg.hidden_size
   msa = recipe.stream.num_msa_layers
@@ -69,5 +72,6 @@ def activation_bytes(
 
 def _bytes(tree) -> int:
   return sum(
-    math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
   )

@@ -5,13 +5,9 @@ from collections.abc import Sequence
 import dataclasses
 import os
 
-from specstream_jax import config
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 from specstream_jax.data import registry
-from specstream_jax.evaluation import benchmark
-from specstream_jax.evaluation import metrics
-from specstream_jax.evaluation import report
-from specstream_jax.evaluation import results
+from specstream_jax.evaluation import benchmark, metrics, report, results
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,7 @@
 from collections.abc import Iterator, Sequence
 import dataclasses
 
-from specstream_jax import config
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 
 
 @dataclasses.dataclass(frozen=True)

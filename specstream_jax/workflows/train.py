@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config
-from specstream_jax.checkpoints import adapters
-from specstream_jax.checkpoints import loading
-from specstream_jax.data import batches as batches_lib
-from specstream_jax.data import records
+from specstream_jax.checkpoints import adapters, loading
+from specstream_jax.data import batches as batches_lib, records
 from specstream_jax.evaluation import plots
-from specstream_jax.modeling import build
-from specstream_jax.modeling import initialize
-from specstream_jax.modeling import params as params_lib
-from specstream_jax.training import checkpoints as checkpoints_lib
-from specstream_jax.training import loop
-from specstream_jax.training import metrics as metrics_lib
-from specstream_jax.training import step as step_lib
+from specstream_jax.modeling import build, initialize, params as params_lib
+from specstream_jax.training import (
+  checkpoints as checkpoints_lib,
+  loop,
+  metrics as metrics_lib,
+  step as step_lib,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +231,5 @@ def _export(output_dir, loaded, state, recipe, data_dir):
   )
   adapters.save_adapter(folder, params_lib.flatten(state.adapter), cfg)
   with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-    file.write(
-      plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-    )
+    file.write(plots.training_curves(os.path.join(output_dir, 'metrics.jsonl')))
   return folder

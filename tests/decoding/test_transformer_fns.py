@@ -11,10 +11,8 @@ import pytest
 import tiny
 
 from specstream_jax import config
-from specstream_jax.decoding import decoder
-from specstream_jax.decoding import transformer_fns
-from specstream_jax.decoding.drafters import none
-from specstream_jax.decoding.drafters import streams
+from specstream_jax.decoding import decoder, transformer_fns
+from specstream_jax.decoding.drafters import none, streams
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 TREES = {
@@ -30,7 +28,9 @@ DECODE = config.DecodeConfig(
 SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
 
 
-def make(tree=None, schedule='deferred', sampling=None, mode='fine_tuned', **cfg):
+def make(
+  tree=None, schedule='deferred', sampling=None, mode='fine_tuned', **cfg
+):
   """A decoder on the tiny model, and its weights."""
   stream_cfg = dataclasses.replace(tiny.STREAMS, mode=mode)
   model_cfg = dataclasses.replace(tiny.CONFIG, **cfg)
@@ -116,7 +116,10 @@ def test_one_compilation_for_new_prompts_lengths_limits_and_adapters():
   made, (base, adapter) = make(TREES['best_first'])
   made.generate((base, adapter), PROMPTS)
   before = made.num_compilations
-  other = {**adapter, 'streams': {'embedding': -adapter['streams']['embedding']}}
+  other = {
+    **adapter,
+    'streams': {'embedding': -adapter['streams']['embedding']},
+  }
   made.generate((base, other), [[3, 1], [2] * 8, [9, 9]], max_new=[1, 5, 23])
   assert made.num_compilations == before == 2
 
@@ -137,7 +140,10 @@ def test_compiled_step_copies_neither_cache_nor_weights(batch, schedule):
   made, weights = make(TREES['best_first'], schedule, **sizes)
   cfg = dataclasses.replace(made.setup.cfg, cache_length=2048)
   made = decoder.Decoder(
-    made.setup.model, made.setup.drafter, cfg, prompt_model=made.setup.prompt_model
+    made.setup.model,
+    made.setup.drafter,
+    cfg,
+    prompt_model=made.setup.prompt_model,
   )
   state = made.start(weights, PROMPTS[:batch])
   text = made._run.lower(weights, state, jnp.int32(9)).compile().as_text()

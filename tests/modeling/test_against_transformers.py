@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from specstream_jax.checkpoints import loading
-from specstream_jax.modeling import build
-from specstream_jax.modeling import params
-from specstream_jax.modeling import transformer
+from specstream_jax.modeling import build, params, transformer
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')

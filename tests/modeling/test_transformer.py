@@ -11,11 +11,8 @@ import reference
 import tiny
 
 from specstream_jax import config
-from specstream_jax.decoding import cache as cache_lib
-from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.modeling import build
-from specstream_jax.modeling import params
-from specstream_jax.modeling import transformer
+from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
+from specstream_jax.modeling import build, params, transformer
 
 VARIANTS = {
   'fine_tuned': tiny.STREAMS,
@@ -63,7 +60,11 @@ def test_streams_match_the_oracle(name):
   anchors = jnp.array([[1, 4, 6], [0, 2, 5]])
   hidden = run_train(built, base, adapter, tokens, anchors)
   oracle = reference.Model(
-    params.flatten(base), params.flatten(adapter), tiny.CONFIG, streams, tiny.LORA
+    params.flatten(base),
+    params.flatten(adapter),
+    tiny.CONFIG,
+    streams,
+    tiny.LORA,
   )
   for row in range(2):
     main, groups = oracle.run(tokens[row].tolist(), anchors[row].tolist())
@@ -130,9 +131,7 @@ def test_segments_do_not_see_each_other():
   )(base, adapter)
   alone = run_train(built, base, adapter, tokens[:, 4:], jnp.array([[2]]))
   np.testing.assert_allclose(packed.main[:, 4:], alone.main, atol=1e-5)
-  np.testing.assert_allclose(
-    packed.streams[:, 1:], alone.streams, atol=1e-5
-  )
+  np.testing.assert_allclose(packed.streams[:, 1:], alone.streams, atol=1e-5)
 
 
 def test_padding_changes_nothing_and_gives_no_nan():
@@ -171,7 +170,9 @@ def prefix_cache(built, base, adapter, tokens, lengths, num_slots=19):
   """Cache after the first lengths[b] tokens of each row."""
   batch, padded = tokens.shape
   cache = cache_lib.init(built.cfg, batch, num_slots, 'float32')
-  causal = jnp.broadcast_to(jnp.tri(padded, dtype=bool), (batch, padded, padded))
+  causal = jnp.broadcast_to(
+    jnp.tri(padded, dtype=bool), (batch, padded, padded)
+  )
   positions = jnp.broadcast_to(jnp.arange(padded), tokens.shape)
   run = tree_pass(built, with_streams=False)
   _, cache, _, _ = run(base, adapter, tokens, positions, causal, cache)
@@ -204,8 +205,12 @@ def test_tree_pass_equals_a_fresh_pass_over_each_path(name):
       fresh = run_train(
         built, base, adapter, jnp.array([text]), jnp.array([[len(text) - 1]])
       )
-      np.testing.assert_allclose(hidden[row, node], fresh.main[0, -1], atol=3e-5)
-      np.testing.assert_allclose(streams[row, node], fresh.streams[0, 0], atol=3e-5)
+      np.testing.assert_allclose(
+        hidden[row, node], fresh.main[0, -1], atol=3e-5
+      )
+      np.testing.assert_allclose(
+        streams[row, node], fresh.streams[0, 0], atol=3e-5
+      )
 
 
 def test_deferred_streams_equal_parallel_streams():
@@ -216,7 +221,9 @@ def test_deferred_streams_equal_parallel_streams():
   depths = jnp.array([[0, 1, 2], [0, 1, 1]])
   args = (nodes, lengths[:, None] + depths, tree_lib.ancestor_mask(parents))
   weights = (base, adapter)
-  _, _, parallel, _ = tree_pass(built, with_streams=True)(*weights, *args, cache)
+  _, _, parallel, _ = tree_pass(built, with_streams=True)(
+    *weights, *args, cache
+  )
   _, after, insertion, _ = tree_pass(built, with_streams=False)(
     *weights, *args, cache
   )

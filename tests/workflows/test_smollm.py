@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M itself: known perplexity, equal tokens, nothing copied."""
 
+import json
 import os
+import pathlib
 
 import hlo
 import jax
@@ -13,8 +15,7 @@ import specstream_jax as ss
 from specstream_jax import config
 from specstream_jax.checkpoints import fetch
 from specstream_jax.data import registry
-from specstream_jax.modeling import build
-from specstream_jax.modeling import transformer
+from specstream_jax.modeling import build, transformer
 
 NAME = 'smollm2-135m-instruct'
 pytestmark = [
@@ -40,9 +41,7 @@ def spec_bench_questions():
   path = os.path.join(shared, 'data', 'spec_bench', 'question.jsonl')
   if not os.path.isfile(path):
     pytest.skip(f'{path} is not here')
-  import json
-
-  rows = [json.loads(line) for line in open(path)]
+  rows = map(json.loads, pathlib.Path(path).read_text().splitlines())
   return [r['turns'][0] for r in rows if r['category'] == 'math_reasoning']
 
 

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times a forward pass with LM head over 1, 2, 4, … tokens on this machine.
+
+Writes forward_cost.json and forward_cost.svg: flat where weights are read,
+rising where they are multiplied. One-token bfloat16 passes can fall on a slow
+path on a CPU; no speed-up should be quoted against that point.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+import statistics
+import time
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import runtime
+from specstream_jax.decoding import transformer_fns
+from specstream_jax.evaluation import plots, results
+from specstream_jax.modeling import build
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
+  )
+  flags.DEFINE_list('tokens', '1,2,4,8,16,32,64', 'Tokens of a pass.')
+  flags.DEFINE_list('dtypes', 'float32,bfloat16', 'Dtypes to time.')
+  flags.DEFINE_integer('context', 128, 'Tokens in the cache.', lower_bound=1)
+  flags.DEFINE_integer('repeats', 20, 'Timed passes.', lower_bound=1)
+  flags.DEFINE_string('output_dir', 'results/forward_cost', 'Folder to write.')
+
+
+def make_pass(fns):
+  """(params, tokens [1, M], cache) -> (arg max [1, M], cache), compiled."""
+
+  def forward(params, tokens, cache):
+    length = tokens.shape[1]
+    positions = cache.length[:, None] + jnp.arange(length)[None]
+    chain = jnp.tri(length, dtype=bool)[None]
+    out = fns.forward(
+      params, tokens, positions, chain, cache, with_streams=False
+    )
+    drawn = jnp.argmax(fns.logits(params, out.hidden), axis=-1)
+    return drawn, out.cache
+
+  return jax.jit(forward, donate_argnums=2)
+
+
+def median_ms(model: runtime.Model, length: int) -> float:
+  """Median time in milliseconds of a pass over `length` tokens."""
+  fns = transformer_fns.model_fns(build.build(model.config, layout='out_in'))
+  slots = FLAGS.context + max(map(int, FLAGS.tokens))
+  cache = fns.init_cache(1, slots)
+  cache = dataclasses.replace(
+    cache, length=jnp.full((1,), FLAGS.context, jnp.int32)
+  )
+  tokens = jnp.arange(length, dtype=jnp.int32)[None] % model.config.vocab_size
+  step, params = make_pass(fns), model.params('none')
+  seconds = []
+  for _ in range(2 + FLAGS.repeats):
+    start = time.perf_counter()
+    drawn, cache = jax.block_until_ready(step(params, tokens, cache))
+    seconds.append(time.perf_counter() - start)
+    tokens = drawn.astype(jnp.int32)
+  return 1e3 * statistics.median(seconds[2:])
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  curves = {}
+  for dtype in FLAGS.dtypes:
+    model = runtime.load(FLAGS.model, dtype=dtype)
+    curves[dtype] = []
+    for length in map(int, FLAGS.tokens):
+      curves[dtype].append((length, median_ms(model, length)))
+      print(f'{dtype} {length:4} tokens {curves[dtype][-1][1]:9.2f} ms')
+  document = {
+    'model': FLAGS.model,
+    'context': FLAGS.context,
+    'repeats': FLAGS.repeats,
+    'device': jax.devices()[0].device_kind,
+    'cpus': len(os.sched_getaffinity(0)),
+    'versions': results.versions(),
+    'median_ms': curves,
+  }
+  os.makedirs(FLAGS.output_dir, exist_ok=True)
+  path = os.path.join(FLAGS.output_dir, 'forward_cost')
+  with open(path + '.json', 'w') as file:
+    json.dump(document, file, indent=2)
+  with open(path + '.svg', 'w') as file:
+    file.write(plots.forward_cost(curves))
+  print(f'written: {path}.json, {path}.svg')
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)
