@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README keeps its word: its Python runs, its files and flags exist."""
+"""The README keeps its word: its Python runs, what it names exists."""
 
 import contextlib
 import io
@@ -9,16 +9,22 @@ import re
 import pytest
 
 from specstream_jax.checkpoints import fetch
+from specstream_jax.cli import main
 
 NAME = 'smollm2-135m-instruct'
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 
 
-def block(name):
-  """The fenced block after <!-- run:name -->."""
+def marked_block(name):
+  """The fenced block right after <!-- run:name -->."""
   pattern = rf'<!-- run:{name} -->\n```\w*\n(.*?)```'
   [found] = re.findall(pattern, README, re.DOTALL)
+  return found
+
+
+def python_example():
+  [found] = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
   return found
 
 
@@ -26,28 +32,33 @@ def block(name):
 @pytest.mark.skipif(
   fetch.cached(NAME) is None, reason=f'run specstream fetch {NAME}'
 )
-def test_python_example_runs():
-  output = io.StringIO()
+def test_python_example_decodes_the_same_tokens_in_fewer_calls():
+  names, output = {}, io.StringIO()
   with contextlib.redirect_stdout(output):
-    exec(compile(block('python'), 'README.md', 'exec'), {})
-  text, calls, _ = output.getvalue().strip().rsplit('\n', 2)
-  fast, plain = map(int, re.findall(r'\d+', calls))
-  assert 'Blue Spice' in text
-  assert fast < plain
+    exec(compile(python_example(), 'README.md', 'exec'), names)
+  assert names['fast'].tokens == names['plain'].tokens
+  assert 0 < names['fast'].calls < names['plain'].calls
+  assert output.getvalue().startswith(names['fast'].text)
 
 
-def test_python_example_is_short():
-  assert len(block('python').strip().splitlines()) <= 10
+def test_python_example_is_ten_lines():
+  assert len(python_example().strip().splitlines()) <= 10
 
 
 def test_commands_are_marked_for_the_fresh_clone():
-  assert 'specstream quickstart' in block('main')
-  assert block('test').strip().endswith('python -m pytest')
+  assert 'specstream quickstart' in marked_block('main')
+  assert marked_block('test').strip().endswith('python -m pytest')
 
 
-def test_links_and_named_files_exist():
+def test_what_the_readme_names_exists():
   links = re.findall(r'\]\((?!http)([^)#]+)\)', README)
-  files = re.findall(r'\b(?:configs|launch|docs)/[\w./]+\w', README)
-  assert len(links) >= 2 and len(files) >= 4
-  missing = [path for path in links + files if not (ROOT / path).exists()]
-  assert missing == []
+  files = re.findall(r'\b(?:configs|launch|docs|tests)/[\w./]+\w', README)
+  assert {'docs/step.svg', 'configs/e2e_smollm2.gin'} <= {*links, *files}
+  assert [p for p in links + files if not (ROOT / p).exists()] == []
+
+
+def test_commands_of_the_readme_are_commands():
+  blocks = re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
+  used = re.findall(r'^specstream (\w+)', '\n'.join(blocks), re.MULTILINE)
+  assert {'quickstart', 'fetch', 'prepare', 'train', 'evaluate'} <= set(used)
+  assert set(used) <= set(main.COMMANDS)
