@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen dataclasses with every size and choice; the only place that validates.
 
+Training's own are in `config_training`, and are found here too.
+
 Each dataclass is hashable, so it can be a static argument of `jax.jit`, and
 gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation runs in
 `__post_init__`, that is, after gin overrides.
@@ -11,24 +13,16 @@ from typing import Any
 
 import gin
 
+from specstream_jax import config_checks as checks
+from specstream_jax.config_training import (
+  DataConfig as DataConfig,
+  ObjectiveConfig as ObjectiveConfig,
+  OptimizerConfig as OptimizerConfig,
+  TrainConfig as TrainConfig,
+)
+
 LORA_MODULES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 DTYPES = ('float32', 'bfloat16')
-
-
-def _check(condition: bool, message: str) -> None:
-  if not condition:
-    raise ValueError(message)
-
-
-def _one_of(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
-  _check(
-    value in accepted,
-    f'{name} is {value!r}; accepted: {", ".join(map(repr, accepted))}',
-  )
-
-
-def _at_least(name: str, value: float, bound: float) -> None:
-  _check(value >= bound, f'{name} is {value}; it must be >= {bound}')
 
 
 @gin.configurable
@@ -43,11 +37,13 @@ class RopeScaling:
   original_max_position_embeddings: int = 8192
 
   def __post_init__(self):
-    _one_of('RopeScaling.kind', self.kind, ('default', 'linear', 'llama3'))
-    _check(
+    checks.one_of(
+      'RopeScaling.kind', self.kind, ('default', 'linear', 'llama3')
+    )
+    checks.check(
       self.factor > 0, f'RopeScaling.factor is {self.factor}; it must be > 0'
     )
-    _check(
+    checks.check(
       self.high_freq_factor > self.low_freq_factor,
       f'RopeScaling.high_freq_factor is {self.high_freq_factor}; it must be '
       f'greater than low_freq_factor, which is {self.low_freq_factor}',
@@ -84,14 +80,14 @@ class ModelConfig:
       'head_dim',
       'max_position_embeddings',
     ):
-      _at_least(f'ModelConfig.{name}', getattr(self, name), 1)
-    _one_of('ModelConfig.dtype', self.dtype, DTYPES)
-    _check(
+      checks.at_least(f'ModelConfig.{name}', getattr(self, name), 1)
+    checks.one_of('ModelConfig.dtype', self.dtype, DTYPES)
+    checks.check(
       self.num_heads % self.num_kv_heads == 0,
       f'ModelConfig.num_heads is {self.num_heads}, not a multiple of '
       f'num_kv_heads, which is {self.num_kv_heads}',
     )
-    _check(
+    checks.check(
       self.head_dim % 2 == 0,
       f'ModelConfig.head_dim is {self.head_dim}; RoPE needs an even number',
     )
@@ -113,9 +109,9 @@ class LoraConfig:
 
   def __post_init__(self):
     object.__setattr__(self, 'modules', tuple(self.modules))
-    _at_least('LoraConfig.rank', self.rank, 0)
+    checks.at_least('LoraConfig.rank', self.rank, 0)
     for module in self.modules:
-      _one_of('LoraConfig.modules entry', module, LORA_MODULES)
+      checks.one_of('LoraConfig.modules entry', module, LORA_MODULES)
 
   @property
   def scale(self) -> float:
@@ -155,20 +151,22 @@ class StreamConfig:
   rotation_step: float = 1e-3
 
   def __post_init__(self):
-    _at_least('StreamConfig.num_streams', self.num_streams, 1)
-    _at_least('StreamConfig.num_msa_layers', self.num_msa_layers, 1)
-    _at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
-    _at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
-    _one_of('StreamConfig.mode', self.mode, ('fine_tuned', 'lossless'))
-    _one_of('StreamConfig.insertion', self.insertion, ('identity', 'low_rank'))
-    _one_of(
+    checks.at_least('StreamConfig.num_streams', self.num_streams, 1)
+    checks.at_least('StreamConfig.num_msa_layers', self.num_msa_layers, 1)
+    checks.at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
+    checks.at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
+    checks.one_of('StreamConfig.mode', self.mode, ('fine_tuned', 'lossless'))
+    checks.one_of(
+      'StreamConfig.insertion', self.insertion, ('identity', 'low_rank')
+    )
+    checks.one_of(
       'StreamConfig.embedding', self.embedding, ('learned', 'value_rotation')
     )
-    _one_of('StreamConfig.position', self.position, ('anchor', 'future'))
+    checks.one_of('StreamConfig.position', self.position, ('anchor', 'future'))
 
   def check_fits(self, model: ModelConfig) -> None:
     """Raises ValueError if the model has fewer layers than N_s."""
-    _check(
+    checks.check(
       self.num_msa_layers <= model.num_layers,
       f'StreamConfig.num_msa_layers is {self.num_msa_layers} but the model has '
       f'{model.num_layers} layers; use num_msa_layers <= {model.num_layers}',
@@ -203,28 +201,30 @@ class TreeConfig:
     object.__setattr__(
       self, 'choices', tuple(tuple(path) for path in self.choices)
     )
-    _one_of(
+    checks.one_of(
       'TreeConfig.kind', self.kind, ('full', 'best_first', 'fixed', 'chain')
     )
-    _at_least('TreeConfig.depth', self.depth, 1)
-    _at_least('TreeConfig.branching', self.branching, 1)
-    _at_least('TreeConfig.num_nodes', self.num_nodes, 2)
-    _at_least('TreeConfig.keep_nodes', self.keep_nodes, 0)
+    checks.at_least('TreeConfig.depth', self.depth, 1)
+    checks.at_least('TreeConfig.branching', self.branching, 1)
+    checks.at_least('TreeConfig.num_nodes', self.num_nodes, 2)
+    checks.at_least('TreeConfig.keep_nodes', self.keep_nodes, 0)
     if self.kind == 'fixed':
       self._check_choices()
 
   def _check_choices(self) -> None:
     paths = set(self.choices)
-    _check(
+    checks.check(
       bool(paths), "TreeConfig.choices is empty; kind 'fixed' needs rank paths"
     )
-    _check(len(paths) == len(self.choices), 'TreeConfig.choices has duplicates')
+    checks.check(
+      len(paths) == len(self.choices), 'TreeConfig.choices has duplicates'
+    )
     for path in self.choices:
-      _check(
+      checks.check(
         bool(path) and all(isinstance(r, int) and r >= 0 for r in path),
         f'TreeConfig.choices entry {path!r} is not a path of ranks >= 0',
       )
-      _check(
+      checks.check(
         len(path) == 1 or path[:-1] in paths,
         f'TreeConfig.choices has {path!r} but not its parent {path[:-1]!r}',
       )
@@ -245,13 +245,13 @@ class TreeConfig:
 
   def check_fits(self, streams: StreamConfig) -> None:
     """Raises ValueError if the tree is deeper than there are streams."""
-    _check(
+    checks.check(
       self.max_depth <= streams.num_streams,
       f'draft tree has depth {self.max_depth} but the adapter has '
       f'{streams.num_streams} speculative streams; use tree depth <= '
       f'{streams.num_streams} or train with num_streams >= {self.max_depth}',
     )
-    _check(
+    checks.check(
       not self.keep_nodes or streams.pruning_rank > 0,
       f'TreeConfig.keep_nodes is {self.keep_nodes} but the adapter has no '
       'pruning adapter; use keep_nodes=0 or train with pruning_rank >= 1',
@@ -268,9 +268,9 @@ class SamplingConfig:
   top_p: float = 1.0
 
   def __post_init__(self):
-    _at_least('SamplingConfig.temperature', self.temperature, 0.0)
-    _at_least('SamplingConfig.top_k', self.top_k, 0)
-    _check(
+    checks.at_least('SamplingConfig.temperature', self.temperature, 0.0)
+    checks.at_least('SamplingConfig.top_k', self.top_k, 0)
+    checks.check(
       0.0 < self.top_p <= 1.0,
       f'SamplingConfig.top_p is {self.top_p}; accepted: 0 < top_p <= 1',
     )
@@ -303,124 +303,16 @@ class DecodeConfig:
     object.__setattr__(
       self, 'stop_sequences', tuple(tuple(s) for s in self.stop_sequences)
     )
-    _at_least('DecodeConfig.max_new_tokens', self.max_new_tokens, 1)
-    _at_least('DecodeConfig.cache_length', self.cache_length, 0)
-    _at_least('DecodeConfig.prompt_bucket', self.prompt_bucket, 1)
-    _one_of('DecodeConfig.schedule', self.schedule, ('parallel', 'deferred'))
-    _check(
+    checks.at_least('DecodeConfig.max_new_tokens', self.max_new_tokens, 1)
+    checks.at_least('DecodeConfig.cache_length', self.cache_length, 0)
+    checks.at_least('DecodeConfig.prompt_bucket', self.prompt_bucket, 1)
+    checks.one_of(
+      'DecodeConfig.schedule', self.schedule, ('parallel', 'deferred')
+    )
+    checks.check(
       all(self.stop_sequences),
       'DecodeConfig.stop_sequences has an empty sequence; remove it',
     )
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-  """Weights of the n-gram objective (paper, eq. 5) and its chunking.
-
-  Attributes:
-    main_weight: a_0.
-    stream_weight: a_j, the same for every stream.
-    stream_decay: a_j = stream_weight * stream_decay**(j - 1).
-    pruning_weight: weight of the pruning adapter's next-token loss.
-    pruning_anchors: anchors per row the pruning adapter is trained on; its
-      loss goes through the LM head, so a subset keeps it cheap.
-    anchors_per_sequence: positions per row that carry loss, hence streams;
-      rows with more are sampled.
-    chunk_size: rows of the LM head product computed at once.
-  """
-
-  main_weight: float = 1.0
-  stream_weight: float = 0.25
-  stream_decay: float = 1.0
-  pruning_weight: float = 0.1
-  pruning_anchors: int = 16
-  anchors_per_sequence: int = 128
-  chunk_size: int = 512
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      _at_least(f'ObjectiveConfig.{field.name}', getattr(self, field.name), 0)
-    _at_least('ObjectiveConfig.chunk_size', self.chunk_size, 1)
-    _at_least(
-      'ObjectiveConfig.anchors_per_sequence', self.anchors_per_sequence, 1
-    )
-
-  def stream_weights(self, num_streams: int) -> tuple[float, ...]:
-    """a_1 … a_γ."""
-    return tuple(
-      self.stream_weight * self.stream_decay**j for j in range(num_streams)
-    )
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """AdamW with linear warm-up and linear decay to zero.
-
-  Attributes:
-    learning_rate: peak rate of every adapter weight but P_j.
-    embedding_learning_rate: peak rate of the stream embeddings P_j.
-  """
-
-  learning_rate: float = 1e-3
-  embedding_learning_rate: float = 0.05
-  warmup_steps: int = 20
-  weight_decay: float = 0.0
-  beta1: float = 0.9
-  beta2: float = 0.99
-  clip_norm: float = 1.0
-  accumulation_steps: int = 1
-
-  def __post_init__(self):
-    for name in ('learning_rate', 'embedding_learning_rate', 'weight_decay'):
-      _at_least(f'OptimizerConfig.{name}', getattr(self, name), 0.0)
-    _at_least('OptimizerConfig.warmup_steps', self.warmup_steps, 0)
-    _at_least('OptimizerConfig.accumulation_steps', self.accumulation_steps, 1)
-    _check(
-      self.clip_norm > 0,
-      f'OptimizerConfig.clip_norm is {self.clip_norm}; it must be > 0',
-    )
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """Length of a run and how often it logs, evaluates and saves."""
-
-  num_steps: int = 1000
-  batch_size: int = 8
-  seed: int = 0
-  log_every: int = 10
-  eval_every: int = 200
-  eval_batches: int = 8
-  save_every: int = 100
-  keep_checkpoints: int = 2
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      bound = 0 if field.name == 'seed' else 1
-      _at_least(f'TrainConfig.{field.name}', getattr(self, field.name), bound)
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """How token records become batches.
-
-  Attributes:
-    sequence_length: T of a training row.
-    packed: several examples to a row.
-    eval_batch_size: B of evaluation batches, one example to a row.
-  """
-
-  sequence_length: int = 256
-  packed: bool = True
-  eval_batch_size: int = 8
-
-  def __post_init__(self):
-    _at_least('DataConfig.sequence_length', self.sequence_length, 2)
-    _at_least('DataConfig.eval_batch_size', self.eval_batch_size, 1)
 
 
 def to_json(cfg: Any) -> dict[str, Any]:
@@ -436,7 +328,7 @@ def from_json(cls: type, values: dict[str, Any]) -> Any:
   """
   names = {field.name for field in dataclasses.fields(cls)}
   unknown = sorted(set(values) - names)
-  _check(
+  checks.check(
     not unknown,
     f'{cls.__name__} does not know {unknown}; accepted: {sorted(names)}',
   )

@@ -14,6 +14,8 @@ PACKAGE = 'specstream_jax'
 # The longest prefix of a module's name decides.
 LEVELS = {
   'config': 0,
+  'config_checks': 0,
+  'config_training': 0,
   'typing': 0,
   'partitioning': 0,
   'sampling': 1,

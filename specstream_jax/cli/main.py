@@ -83,7 +83,11 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
 
 
 def _configurables() -> list[str]:
-  modules = ('specstream_jax.config', 'specstream_jax.partitioning')
+  modules = (
+    'specstream_jax.config',
+    'specstream_jax.config_training',
+    'specstream_jax.partitioning',
+  )
   names = []
   for module in modules:
     for name, value in vars(importlib.import_module(module)).items():

@@ -106,31 +106,11 @@ def train(
   """
   recipe = recipe or Recipe()
   loaded = loading.load_model(base, dtype=dtype)
-  built = build.build(loaded.config, recipe.stream, recipe.lora)
-  weights = params_lib.unflatten(
-    {path: jnp.asarray(leaf, dtype) for path, leaf in loaded.params.items()}
-  )
-  batches = _open_training(data_dir, recipe)
   _check_tokenizer(loaded, data_dir)
-  adapter = _fresh_adapter(built, weights, batches, recipe)
+  batches = _open_training(data_dir, recipe)
+  setup = _setup(loaded, batches, recipe, remat)
   _write_recipe(output_dir, recipe)
-  setup = loop.Setup(
-    built=built,
-    base=weights,
-    adapter=adapter,
-    train=recipe.train,
-    objective=recipe.objective,
-    optimizer=recipe.optimizer,
-    tree=recipe.tree,
-    remat=remat,
-  )
-  checkpoints = checkpoints_lib.Checkpoints(
-    os.path.join(output_dir, 'checkpoints'), recipe.train.keep_checkpoints
-  )
-  metrics_lib.forget_after(
-    os.path.join(output_dir, 'metrics.jsonl'), checkpoints.latest_step() or 0
-  )
-  writer = metrics_lib.Writer(output_dir, enabled=jax.process_index() == 0)
+  checkpoints, writer = _outputs(output_dir, recipe)
   outcome = loop.train(
     setup,
     batches,
@@ -151,6 +131,39 @@ def train(
   folder = _export(output_dir, loaded, state, recipe, data_dir)
   checkpoints.close()
   return Trained(folder, step, False)
+
+
+def _setup(loaded, batches, recipe, remat):
+  """Structure, weights and fresh adapter of a run."""
+  built = build.build(loaded.config, recipe.stream, recipe.lora)
+  weights = params_lib.unflatten(
+    {
+      path: jnp.asarray(leaf, loaded.config.dtype)
+      for path, leaf in loaded.params.items()
+    }
+  )
+  return loop.Setup(
+    built=built,
+    base=weights,
+    adapter=_fresh_adapter(built, weights, batches, recipe),
+    train=recipe.train,
+    objective=recipe.objective,
+    optimizer=recipe.optimizer,
+    tree=recipe.tree,
+    remat=remat,
+  )
+
+
+def _outputs(output_dir, recipe):
+  """Checkpoints and metrics writer; metrics past the last save are dropped."""
+  checkpoints = checkpoints_lib.Checkpoints(
+    os.path.join(output_dir, 'checkpoints'), recipe.train.keep_checkpoints
+  )
+  metrics_lib.forget_after(
+    os.path.join(output_dir, 'metrics.jsonl'), checkpoints.latest_step() or 0
+  )
+  writer = metrics_lib.Writer(output_dir, enabled=jax.process_index() == 0)
+  return checkpoints, writer
 
 
 def _open_training(data_dir, recipe):

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and choices of training; see `config` for the others."""
+
+import dataclasses
+
+import gin
+
+from specstream_jax import config_checks as checks
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """Weights of the n-gram objective (paper, eq. 5) and its chunking.
+
+  Attributes:
+    main_weight: a_0.
+    stream_weight: a_j, the same for every stream.
+    stream_decay: a_j = stream_weight * stream_decay**(j - 1).
+    pruning_weight: weight of the pruning adapter's next-token loss.
+    pruning_anchors: anchors per row the pruning adapter is trained on; its
+      loss goes through the LM head, so a subset keeps it cheap.
+    anchors_per_sequence: positions per row that carry loss, hence streams;
+      rows with more are sampled.
+    chunk_size: rows of the LM head product computed at once.
+  """
+
+  main_weight: float = 1.0
+  stream_weight: float = 0.25
+  stream_decay: float = 1.0
+  pruning_weight: float = 0.1
+  pruning_anchors: int = 16
+  anchors_per_sequence: int = 128
+  chunk_size: int = 512
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      checks.at_least(
+        f'ObjectiveConfig.{field.name}', getattr(self, field.name), 0
+      )
+    checks.at_least('ObjectiveConfig.chunk_size', self.chunk_size, 1)
+    checks.at_least(
+      'ObjectiveConfig.anchors_per_sequence', self.anchors_per_sequence, 1
+    )
+
+  def stream_weights(self, num_streams: int) -> tuple[float, ...]:
+    """a_1 … a_γ."""
+    return tuple(
+      self.stream_weight * self.stream_decay**j for j in range(num_streams)
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW with linear warm-up and linear decay to zero.
+
+  Attributes:
+    learning_rate: peak rate of every adapter weight but P_j.
+    embedding_learning_rate: peak rate of the stream embeddings P_j.
+  """
+
+  learning_rate: float = 1e-3
+  embedding_learning_rate: float = 0.05
+  warmup_steps: int = 20
+  weight_decay: float = 0.0
+  beta1: float = 0.9
+  beta2: float = 0.99
+  clip_norm: float = 1.0
+  accumulation_steps: int = 1
+
+  def __post_init__(self):
+    for name in ('learning_rate', 'embedding_learning_rate', 'weight_decay'):
+      checks.at_least(f'OptimizerConfig.{name}', getattr(self, name), 0.0)
+    checks.at_least('OptimizerConfig.warmup_steps', self.warmup_steps, 0)
+    checks.at_least(
+      'OptimizerConfig.accumulation_steps', self.accumulation_steps, 1
+    )
+    checks.check(
+      self.clip_norm > 0,
+      f'OptimizerConfig.clip_norm is {self.clip_norm}; it must be > 0',
+    )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Length of a run and how often it logs, evaluates and saves."""
+
+  num_steps: int = 1000
+  batch_size: int = 8
+  seed: int = 0
+  log_every: int = 10
+  eval_every: int = 200
+  eval_batches: int = 8
+  save_every: int = 100
+  keep_checkpoints: int = 2
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      bound = 0 if field.name == 'seed' else 1
+      checks.at_least(
+        f'TrainConfig.{field.name}', getattr(self, field.name), bound
+      )
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """How token records become batches.
+
+  Attributes:
+    sequence_length: T of a training row.
+    packed: several examples to a row.
+    eval_batch_size: B of evaluation batches, one example to a row.
+  """
+
+  sequence_length: int = 256
+  packed: bool = True
+  eval_batch_size: int = 8
+
+  def __post_init__(self):
+    checks.at_least('DataConfig.sequence_length', self.sequence_length, 2)
+    checks.at_least('DataConfig.eval_batch_size', self.eval_batch_size, 1)
