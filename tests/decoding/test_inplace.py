@@ -75,7 +75,10 @@ def _compiled(batch, nodes, plant=None):
 
 @pytest.mark.parametrize('batch', [1, 3])
 @pytest.mark.parametrize('nodes', [1, NODES])
-def test_nothing_of_the_caches_size_is_moved(batch, nodes):
+def test_nothing_of_the_caches_size_is_moved(batch, nodes, request):
+  if jax.__version_info__ < (0, 11) and (batch, nodes) == (1, 1):
+    # XLA of jax 0.10 rewrites one-row products and copies what they read.
+    request.applymarker(pytest.mark.xfail(strict=True))
   compiled, layer_bytes = _compiled(batch, nodes)
   assert hlo.copies_of_size(compiled.as_text(), layer_bytes // 2) == []
   aliased = compiled.memory_analysis().alias_size_in_bytes
