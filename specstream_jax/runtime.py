@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import assembly, config, config_drafting, typing
 from specstream_jax.checkpoints import adapters, loading
-from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
-from specstream_jax.decoding.drafters import none, streams as streams_drafter
-from specstream_jax.modeling import build, lora, params as params_lib
+from specstream_jax.decoding import (
+  decoder as decoder_lib,
+  transformer_fns,
+  verifiers,
+)
+from specstream_jax.modeling import lora, params as params_lib
 
-DRAFTERS = ('none', 'streams')
-_LAYOUT = 'out_in'
+DRAFTERS = config_drafting.DRAFTERS
 _SHIPPED = pathlib.Path(__file__).parent / 'adapters'
 
 
@@ -40,6 +42,7 @@ class Model:
     chat_template: Jinja source, or None.
     eos_ids: token ids that end a text.
     bos_id: token id in front of every prompt, or None.
+    layout: of the kernels, see `layers.Linear`.
   """
 
   config: config.ModelConfig
@@ -53,55 +56,57 @@ class Model:
   chat_template: str | None
   eos_ids: tuple[int, ...]
   bos_id: int | None = None
+  layout: str = 'out_in'
   _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
     default_factory=dict, repr=False
   )
+  _params: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
   def decoder(
     self,
-    drafter: str,
+    drafter: str | config_drafting.DrafterConfig,
     decode: config.DecodeConfig,
     sampling: config.SamplingConfig = config.SamplingConfig(),
     tree: config.TreeConfig | None = None,
   ) -> decoder_lib.Decoder:
     """The compiled decoder for these settings; made once.
 
+    Args:
+      drafter: a name of `DRAFTERS` with its defaults, or all its settings.
+      decode: sizes and stop conditions.
+      sampling: how a token is drawn.
+      tree: used where the drafter's settings name none.
+
     Raises:
-      ValueError: unknown drafter, streams without an adapter, or a tree that
-        is deeper than there are streams.
+      ValueError: unknown drafter, or one that does not fit the model.
     """
-    tree = tree or self.tree
-    key = (drafter, decode, sampling, tree if drafter == 'streams' else None)
+    drafter = _settings(drafter, tree)
+    key = (drafter, decode, sampling)
     if key not in self._decoders:
-      self._decoders[key] = self._make_decoder(drafter, decode, sampling, tree)
+      self._decoders[key] = self._make_decoder(drafter, decode, sampling)
     return self._decoders[key]
 
-  def params(self, drafter: str) -> tuple[Any, Any]:
+  def params(
+    self, drafter: str | config_drafting.DrafterConfig
+  ) -> transformer_fns.Params:
     """What the decoder of `drafter` takes as weights."""
-    return self.base, self.adapter if drafter == 'streams' else {}
+    drafter = _settings(drafter)
+    key = (drafter.name, drafter.path, drafter.ngram_table)
+    if key not in self._params:
+      made = assembly.assemble(self, drafter, config.DecodeConfig())
+      self._params[key] = made.params
+    return self._params[key]
 
-  def _make_decoder(self, drafter, decode, sampling, tree):
-    if drafter not in DRAFTERS:
-      raise ValueError(
-        f'drafter is {drafter!r}; accepted: {", ".join(map(repr, DRAFTERS))}'
-      )
-    if drafter == 'none':
-      fns = transformer_fns.model_fns(build.build(self.config, layout=_LAYOUT))
-      return decoder_lib.Decoder(fns, none.NoDraft(), decode, sampling)
-    if self.stream is None:
-      raise ValueError(
-        "drafter is 'streams' but no adapter is loaded; load one with "
-        "adapter=…, or use drafter='none'"
-      )
-    tree.check_fits(self.stream)
-    built = build.build(self.config, self.stream, self.lora, _LAYOUT)
-    deferred = transformer_fns.model_fns(built)
+  def _make_decoder(self, drafter, decode, sampling):
+    made = assembly.assemble(self, drafter, decode)
+    self._params[drafter.name, drafter.path, drafter.ngram_table] = made.params
     return decoder_lib.Decoder(
-      transformer_fns.model_fns(built, decode.schedule, tree.keep_nodes),
-      streams_drafter.Streams(tree, self.stream.num_streams),
+      made.model,
+      made.drafter,
       decode,
       sampling,
-      prompt_model=deferred,
+      prompt_model=made.prompt_model,
+      verifier=verifiers.make(drafter),
     )
 
   def encode(self, text: str) -> list[int]:
@@ -119,6 +124,15 @@ class Model:
         tokens = tokens[:i]
         break
     return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _settings(drafter, tree=None):
+  """All settings of a drafter given by name or by settings."""
+  if isinstance(drafter, str):
+    drafter = config_drafting.DrafterConfig(drafter)
+  if drafter.tree is None and drafter.name != 'none':
+    drafter = dataclasses.replace(drafter, tree=tree)
+  return drafter
 
 
 def load(

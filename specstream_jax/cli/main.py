@@ -70,6 +70,7 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     ValueError: a file is missing, or a name is unknown; lists what exists.
   """
   importlib.import_module('specstream_jax.config')
+  importlib.import_module('specstream_jax.config_drafting')
   importlib.import_module('specstream_jax.partitioning')
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings))
@@ -86,6 +87,7 @@ def _configurables() -> list[str]:
   modules = (
     'specstream_jax.config',
     'specstream_jax.config_training',
+    'specstream_jax.config_drafting',
     'specstream_jax.partitioning',
   )
   names = []

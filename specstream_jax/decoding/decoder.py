@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import config, sampling
-from specstream_jax.decoding import interface, loop, stopping
+from specstream_jax.decoding import interface, loop, stopping, verify
 
 _GREEDY = config.SamplingConfig()
 _NO_LIMIT = np.iinfo(np.int32).max
@@ -66,9 +66,10 @@ class Decoder:
     sampling_cfg: config.SamplingConfig = _GREEDY,
     *,
     prompt_model: interface.ModelFns | None = None,
+    verifier: interface.Verifier = verify.walk,
   ):
     self.setup = interface.Setup(
-      model, prompt_model or model, drafter, cfg, sampling_cfg
+      model, prompt_model or model, drafter, cfg, sampling_cfg, verifier
     )
     self.num_compilations = 0
     self._prefill = jax.jit(

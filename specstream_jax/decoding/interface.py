@@ -9,7 +9,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from specstream_jax import config, typing
-from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
+from specstream_jax.decoding import (
+  cache as cache_lib,
+  tree as tree_lib,
+  verify,
+)
 
 
 class Pruned(NamedTuple):
@@ -73,6 +77,10 @@ class DraftContext(NamedTuple):
     tokens: [B, max_new] int32 output so far.
     num_tokens: [B] int32 valid entries of `tokens`.
     row_keys: [B] keys of the position-keyed noise.
+    last_tree: the tree just verified, pruned nodes left out; None after the
+      prompt pass.
+    draws: [B, M'] int32 token the target drew at each node of `last_tree`;
+      None after the prompt pass, or if the verifier draws no such tokens.
   """
 
   root: typing.Array
@@ -83,6 +91,8 @@ class DraftContext(NamedTuple):
   tokens: typing.Array
   num_tokens: typing.Array
   row_keys: typing.Array
+  last_tree: tree_lib.DraftTree | None = None
+  draws: typing.Array | None = None
 
 
 class Drafter(Protocol):
@@ -109,6 +119,29 @@ class Drafter(Protocol):
     """The next tree, rooted at `context.root`, and the new own state."""
 
 
+class Verification(NamedTuple):
+  """What a verifier decides on: one tree, and what the target says of it.
+
+  Attributes:
+    tree: all M nodes that were drafted.
+    survivors: [B, M'] int32 nodes that went through all layers, or None for
+      all of them; the others have no logits.
+    logits: [B, M', V] float32 of the surviving nodes.
+    row_keys: [B] keys of the row's noise.
+    root_positions: [B] int32, position of the token to draw at the root.
+  """
+
+  tree: tree_lib.DraftTree
+  survivors: typing.Array | None
+  logits: typing.Array
+  row_keys: typing.Array
+  root_positions: typing.Array
+
+
+# (verification, sampling config, path_length P) -> Verified.
+Verifier = Callable[[Verification, config.SamplingConfig, int], verify.Verified]
+
+
 class Setup(NamedTuple):
   """The static half of a decoder; everything else is arrays.
 
@@ -119,6 +152,7 @@ class Setup(NamedTuple):
     drafter: proposes trees.
     cfg: sizes and stop conditions.
     sampling: how a token is drawn.
+    verifier: decides which drafts to accept.
   """
 
   model: ModelFns
@@ -126,6 +160,7 @@ class Setup(NamedTuple):
   drafter: Drafter
   cfg: config.DecodeConfig
   sampling: config.SamplingConfig
+  verifier: Verifier
 
   @property
   def path_length(self) -> int:

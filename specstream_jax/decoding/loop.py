@@ -133,12 +133,11 @@ def step(
   """One call of the model: verify, commit, emit, draft."""
   with jax.named_scope('verify_forward'):
     forward = _forward_tree(setup, params, state)
-    tree = _surviving_tree(state.tree, forward)
-    targets = _draw_targets(setup, params, state, tree, forward.hidden)
+    verification = _verification(setup, params, state, forward)
   with jax.named_scope('verify'):
-    verified = verify.verify(tree, targets, path_length=setup.path_length)
-    # The draw at node path[i] is the token at node path[i + 1], or the bonus.
-    emitted = jnp.take_along_axis(targets, verified.path, axis=1)
+    verified = setup.verifier(verification, setup.sampling, setup.path_length)
+    tree = verify.surviving_tree(verification)
+    emitted = verify.emitted(tree, verified)
     kept, reason = stopping.truncate(
       setup.cfg,
       state.tokens,
@@ -156,7 +155,9 @@ def step(
     state = _count_call(state, kept)
     state = _emit(setup, state, emitted, kept, reason)
   with jax.named_scope('draft'):
-    return _draft(setup, params, state, forward, verified.leaf, verified.bonus)
+    seen = {'last_tree': tree, 'draws': verified.draws}
+    leaf, root = verified.leaf, verified.bonus
+    return _draft(setup, params, state, forward, leaf, root, **seen)
 
 
 def run(
@@ -188,13 +189,6 @@ def _forward_tree(setup, params, state):
   )
 
 
-def _surviving_tree(tree, forward):
-  """The tree whose nodes went through all layers."""
-  if forward.pruned is None:
-    return tree
-  return tree_lib.restrict(tree, forward.pruned.survivors)
-
-
 def _early_path(forward, path):
   """The path as the layers before pruning number it, see `cache.commit`."""
   if forward.pruned is None:
@@ -203,15 +197,14 @@ def _early_path(forward, path):
   return num_early_layers, jnp.take_along_axis(survivors, path, axis=1)
 
 
-def _draw_targets(setup, params, state, tree, hidden):
-  """The token the target draws at every node, [B, M]."""
-  return sampling.draw_nodes(
-    setup.model.logits(params, hidden),
+def _verification(setup, params, state, forward):
+  """The tree with the target's logits at the nodes that have them."""
+  return interface.Verification(
+    state.tree,
+    None if forward.pruned is None else forward.pruned.survivors,
+    setup.model.logits(params, forward.hidden),
     state.row_keys,
     state.cache.length + 1,
-    tree.depths,
-    setup.sampling,
-    path_length=setup.path_length,
   )
 
 
@@ -249,7 +242,9 @@ def _emit(setup, state, emitted, kept, reason):
   )
 
 
-def _draft(setup, params, state, forward, leaf, root):
+def _draft(
+  setup, params, state, forward, leaf, root, last_tree=None, draws=None
+):
   """The tree to verify next, from the leaf [B] of the last pass."""
   context = interface.DraftContext(
     root=root,
@@ -260,6 +255,8 @@ def _draft(setup, params, state, forward, leaf, root):
     tokens=state.tokens,
     num_tokens=state.num_tokens,
     row_keys=state.row_keys,
+    last_tree=last_tree,
+    draws=draws,
   )
   tree, drafter_state = setup.drafter.propose(
     setup, params, context, state.drafter_state

@@ -10,17 +10,31 @@ for the accepted leaf only, since no other node's streams are ever read; the
 result is the same.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from specstream_jax import typing
 from specstream_jax.decoding import cache as cache_lib, interface
 from specstream_jax.modeling import build, transformer
 
 
+class Params(NamedTuple):
+  """Weights of a decoder, as one pytree.
+
+  Attributes:
+    base: nested dict of the model that verifies.
+    adapter: its streams; empty without.
+    drafter: whatever the drafter brought, () for nothing.
+  """
+
+  base: Any
+  adapter: Any = {}
+  drafter: Any = ()
+
+
 def model_fns(
   built: build.Built, schedule: str = 'deferred', keep_nodes: int = 0
 ) -> interface.ModelFns:
-  """Callables for one schedule; `params` is the pair (base, adapter).
+  """Callables for one schedule; `params` is a `Params`.
 
   Args:
     built: structure of the model, with streams if a drafter wants them.
@@ -36,7 +50,7 @@ def model_fns(
   def forward(
     params, tokens, positions, tree_mask, cache, *, with_streams
   ) -> interface.Forward:
-    model = built.merge(*params)
+    model = built.merge(params.base, params.adapter)
     result = transformer.forward_tree(
       model,
       tokens,
@@ -52,10 +66,10 @@ def model_fns(
     return interface.Forward(result.main, result.cache, result.streams, pruned)
 
   def logits(params: Any, hidden: typing.Array) -> typing.Array:
-    return built.merge(*params).logits(hidden)
+    return built.merge(params.base, params.adapter).logits(hidden)
 
   def stream_logits(params, stream_state, cache, positions) -> typing.Array:
-    model = built.merge(*params)
+    model = built.merge(params.base, params.adapter)
     if not is_parallel:
       stream_state = transformer.forward_streams(
         model, stream_state, positions, cache

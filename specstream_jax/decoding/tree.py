@@ -18,6 +18,20 @@ from specstream_jax.decoding import topology
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class DraftLaw:
+  """What the drafts of a tree were drawn from.
+
+  Attributes:
+    log_probs: [B, Q, V] float32, -inf where a token cannot be drawn.
+    index: [B, M] int32, which of the Q laws the children of a node follow.
+  """
+
+  log_probs: typing.Array
+  index: typing.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DraftTree:
   """A tree per row; parents precede children, node 0 is the root.
 
@@ -27,11 +41,14 @@ class DraftTree:
     tokens: [B, M] int32; -1 marks an unused node, which no draw can match.
     parents: [B, M] int32; the root is its own parent.
     depths: [B, M] int32; the root has depth 0, unused nodes depth 1.
+    law: of drafts that were drawn at random, siblings in the order of their
+      draws; None for drafts that were chosen.
   """
 
   tokens: typing.Array
   parents: typing.Array
   depths: typing.Array
+  law: DraftLaw | None = None
 
 
 def root_only(root: typing.Array) -> DraftTree:
@@ -194,7 +211,7 @@ def prune(
 def restrict(
   tree: DraftTree, survivors: typing.Array, is_used: typing.Array | None = None
 ) -> DraftTree:
-  """The tree of the surviving nodes, parents renumbered.
+  """The tree of the surviving nodes, parents renumbered; without its law.
 
   Args:
     tree: M nodes.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from specstream_jax import typing
+from specstream_jax import sampling, typing
 from specstream_jax.decoding import tree as tree_lib
 
 
@@ -24,12 +24,24 @@ class Verified(NamedTuple):
     accept_length: [B] int32 accepted draft tokens, bonus excluded.
     leaf: [B] int32 node index of the last accepted token (0: the root).
     bonus: [B] int32 token drawn at the leaf, the next root.
+    draws: [B, M] int32 token the target drew at each node, from rules that
+      draw before they compare.
   """
 
   path: typing.Array
   accept_length: typing.Array
   leaf: typing.Array
   bonus: typing.Array
+  draws: typing.Array | None = None
+
+
+def emitted(tree: tree_lib.DraftTree, verified: Verified) -> typing.Array:
+  """Tokens int32 [B, P] of a call: the accepted ones, then the bonus."""
+  accepted = jnp.take_along_axis(tree.tokens, verified.path, axis=1)
+  accepted = jnp.roll(accepted, -1, axis=1)  # path[0] is the old root
+  index = jnp.arange(accepted.shape[1])[None]
+  is_accepted = index < verified.accept_length[:, None]
+  return jnp.where(is_accepted, accepted, verified.bonus[:, None])
 
 
 def verify(
@@ -57,5 +69,36 @@ def verify(
     accept_length += is_found
     path.append(leaf)
   return Verified(
-    jnp.stack(path, axis=1), accept_length, leaf, target_tokens[rows, leaf]
+    jnp.stack(path, axis=1),
+    accept_length,
+    leaf,
+    target_tokens[rows, leaf],
+    target_tokens,
   )
+
+
+def walk(verification, cfg, path_length: int) -> Verified:
+  """The default rule: draw with position-keyed noise, then `verify`.
+
+  Args:
+    verification: an `interface.Verification`.
+    cfg: how the target draws.
+    path_length: P.
+  """
+  tree = surviving_tree(verification)
+  draws = sampling.draw_nodes(
+    verification.logits,
+    verification.row_keys,
+    verification.root_positions,
+    tree.depths,
+    cfg,
+    path_length=path_length,
+  )
+  return verify(tree, draws, path_length=path_length)
+
+
+def surviving_tree(verification) -> tree_lib.DraftTree:
+  """The tree whose nodes have logits."""
+  if verification.survivors is None:
+    return verification.tree
+  return tree_lib.restrict(verification.tree, verification.survivors)

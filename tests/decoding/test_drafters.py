@@ -7,7 +7,7 @@ import pytest
 import table_lm
 
 from specstream_jax import config, sampling
-from specstream_jax.decoding import interface
+from specstream_jax.decoding import interface, verify
 from specstream_jax.decoding.drafters import none, streams
 
 ROOT, LEAF_POSITIONS = jnp.array([5, 3]), jnp.array([7, 11])
@@ -19,7 +19,7 @@ LOGITS = jnp.asarray(
 def _propose(drafter, sampling_cfg):
   model = table_lm.MODEL._replace(stream_logits=lambda *args: LOGITS)
   cfg = config.DecodeConfig()
-  setup = interface.Setup(model, model, drafter, cfg, sampling_cfg)
+  setup = interface.Setup(model, model, drafter, cfg, sampling_cfg, verify.walk)
   context = interface.DraftContext(
     root=ROOT,
     hidden=None,

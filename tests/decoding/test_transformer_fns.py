@@ -46,7 +46,7 @@ def make(
     sampling or config.SamplingConfig(),
     prompt_model=fns(),
   )
-  return made, (base, adapter)
+  return made, transformer_fns.Params(base, adapter)
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def test_lossless_tokens_equal_the_untouched_base():
   built, base, _ = tiny.model(base_cfg, None, None)
   untouched = decoder.Decoder(
     transformer_fns.model_fns(built), none.NoDraft(), DECODE
-  ).generate((base, {}), PROMPTS, seed=3)
+  ).generate(transformer_fns.Params(base), PROMPTS, seed=3)
   made, weights = make(TREES['best_first'], mode='lossless')
   assert made.generate(weights, PROMPTS, seed=3).tokens == untouched.tokens
 
@@ -114,14 +114,13 @@ def test_committed_cache_equals_a_fresh_pass():
 
 
 def test_one_compilation_for_new_prompts_lengths_limits_and_adapters():
-  made, (base, adapter) = make(TREES['best_first'])
-  made.generate((base, adapter), PROMPTS)
+  made, weights = make(TREES['best_first'])
+  made.generate(weights, PROMPTS)
   before = made.num_compilations
-  other = {
-    **adapter,
-    'streams': {'embedding': -adapter['streams']['embedding']},
-  }
-  made.generate((base, other), [[3, 1], [2] * 8, [9, 9]], max_new=[1, 5, 23])
+  embedding = weights.adapter['streams']['embedding']
+  other = {**weights.adapter, 'streams': {'embedding': -embedding}}
+  weights = weights._replace(adapter=other)
+  made.generate(weights, [[3, 1], [2] * 8, [9, 9]], max_new=[1, 5, 23])
   assert made.num_compilations == before == 2
 
 

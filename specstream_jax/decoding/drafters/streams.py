@@ -6,7 +6,7 @@ Axis letters: B rows, J streams, V vocabulary.
 
 import jax.numpy as jnp
 
-from specstream_jax import config, sampling
+from specstream_jax import config, config_drafting, sampling
 from specstream_jax.decoding import tree as tree_lib
 
 
@@ -20,10 +20,16 @@ class Streams:
 
   with_streams = True
 
-  def __init__(self, cfg: config.TreeConfig, num_streams: int):
+  def __init__(
+    self,
+    cfg: config.TreeConfig,
+    num_streams: int,
+    options: config_drafting.DrafterConfig = config_drafting.DrafterConfig(),
+  ):
     """Raises ValueError if the tree is deeper than there are streams."""
     cfg.check_fits(config.StreamConfig(num_streams=num_streams))
     self.cfg = cfg
+    self.options = options
     self.size = cfg.size
     self.max_depth = cfg.max_depth
 

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain decoding."""
+
+from specstream_jax import assembly
+from specstream_jax.decoding import transformer_fns
+from specstream_jax.decoding.drafters import none
+from specstream_jax.modeling import build
+
+
+def assemble(model, cfg, decode) -> assembly.Assembled:
+  """The base model with LoRA folded in, and no drafts."""
+  del cfg, decode
+  return assembly.Assembled(
+    transformer_fns.model_fns(build.build(model.config, layout=model.layout)),
+    none.NoDraft(),
+    transformer_fns.Params(model.base),
+  )

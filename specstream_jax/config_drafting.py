@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which drafter decodes, and how its drafts are made and verified."""
+
+import ast
+import dataclasses
+from typing import Any
+
+import gin
+
+from specstream_jax import config, config_checks as checks
+
+DRAFTERS = (
+  'none',
+  'streams',
+  'draft_model',
+  'medusa',
+  'prompt_lookup',
+  'lookahead',
+)
+DRAFTING = ('top_k', 'gumbel_top_k', 'beam', 'independent')
+VERIFIERS = ('walk', 'recursive_rejection', 'multi_step', 'typical')
+# Rules whose output does not follow the target's law.
+LOSSY_VERIFIERS = ('typical',)
+# The law that each way of drafting needs its verifier to know.
+_PAIRS = {
+  'gumbel_top_k': ('walk', 'recursive_rejection', 'typical'),
+  'beam': ('walk', 'recursive_rejection', 'typical'),
+  'independent': ('walk', 'multi_step', 'typical'),
+  'top_k': ('walk', 'typical'),
+}
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+  """One rival: a drafter, its tree, its verifier.
+
+  Attributes:
+    name: one of `DRAFTERS`; `none` is autoregressive decoding.
+    tree: draft tree; None takes the drafter's own default.
+    path: folder of the drafter's weights (`draft_model`, `medusa`).
+    drafting: how nodes are picked: `top_k` (deterministic), `gumbel_top_k`
+      (siblings drawn without replacement, level by level), `beam` (stochastic
+      beam search), `independent` (siblings drawn with replacement).
+    verifier: `walk` (position-keyed, the default), `recursive_rejection` (for
+      siblings without replacement), `multi_step` (for independent siblings),
+      `typical` (lossy).
+    couple_noise: at temperature > 0, `top_k` drafts use the target's
+      position-keyed noise.
+    ngram: longest n-gram to look up, or n of lookahead.
+    window: columns of the lookahead branch.
+    pool_size: n-grams that lookahead keeps per row.
+    num_guesses: n-grams verified per call (lookahead, prompt look-up).
+    ngram_table: file of an n-gram table that re-weights stream trees.
+    ngram_weight: its weight; 0 leaves stream scores as they are.
+    typical_epsilon: hard threshold of typical acceptance.
+    typical_delta: factor of its entropy-dependent threshold.
+  """
+
+  name: str = 'streams'
+  tree: config.TreeConfig | None = None
+  path: str = ''
+  drafting: str = 'top_k'
+  verifier: str = 'walk'
+  couple_noise: bool = True
+  ngram: int = 3
+  window: int = 4
+  pool_size: int = 64
+  num_guesses: int = 2
+  ngram_table: str = ''
+  ngram_weight: float = 0.5
+  typical_epsilon: float = 0.1
+  typical_delta: float = 0.3
+
+  def __post_init__(self):
+    checks.one_of('DrafterConfig.name', self.name, DRAFTERS)
+    checks.one_of('DrafterConfig.drafting', self.drafting, DRAFTING)
+    accepted = _PAIRS[self.drafting]
+    checks.check(
+      self.verifier in accepted,
+      f'DrafterConfig.verifier is {self.verifier!r}; drafting '
+      f'{self.drafting!r} can be verified by {", ".join(accepted)}',
+    )
+    for name in ('window', 'pool_size', 'num_guesses'):
+      checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 1)
+    checks.at_least('DrafterConfig.ngram', self.ngram, 2)
+
+  @property
+  def is_lossy(self) -> bool:
+    """Whether the output may follow another law than the target's."""
+    return self.verifier in LOSSY_VERIFIERS
+
+
+def parse(text: str) -> DrafterConfig:
+  """A drafter from text such as `streams:num_nodes=8,depth=3`.
+
+  Names before `=` are fields of DrafterConfig or TreeConfig; naming one of the
+  latter gives the drafter a tree of its own, `kind` among them.
+
+  Raises:
+    ValueError: a name is unknown, or a value out of range.
+  """
+  name, _, settings = text.partition(':')
+  own = {f.name for f in dataclasses.fields(DrafterConfig)} - {'name', 'tree'}
+  of_tree = {f.name for f in dataclasses.fields(config.TreeConfig)}
+  values, tree = {'name': name}, {}
+  for setting in filter(None, settings.split(',')):
+    key, equals, value = setting.partition('=')
+    checks.check(
+      bool(equals) and key in own | of_tree,
+      f'drafter {text!r}: {setting!r} is no setting; accepted: name=value with '
+      f'a name of {sorted(own | of_tree)}',
+    )
+    (values if key in own else tree)[key] = _value(value)
+  if tree:
+    values['tree'] = config.TreeConfig(**tree)
+  return DrafterConfig(**values)
+
+
+def _value(text: str) -> Any:
+  """A number, bool or word."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
