@@ -26,6 +26,18 @@ def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
 
 
+def top_k(
+  scores: typing.Array, k: int
+) -> tuple[typing.Array, typing.Array]:
+  """`jax.lax.top_k`, kept whole: (values, int32 indices), both [..., k].
+
+  Without the barrier XLA moves a slice of the result into the selection, no
+  longer recognises it, and sorts all of V instead (14 ms for 4 x 49152 on two
+  CPU cores, against 0.3).
+  """
+  return jax.lax.optimization_barrier(jax.lax.top_k(scores, k))
+
+
 def process_logits(
   logits: typing.Array, cfg: config.SamplingConfig
 ) -> typing.Array:
@@ -47,7 +59,7 @@ def process_logits(
   if not cfg.top_k and cfg.top_p == 1.0:
     return logits
   vocab_size = logits.shape[-1]
-  top, _ = jax.lax.top_k(logits, min(cfg.top_k or vocab_size, vocab_size))
+  top, _ = top_k(logits, min(cfg.top_k or vocab_size, vocab_size))
   probs = jax.nn.softmax(top, axis=-1)
   before = jnp.cumsum(probs, axis=-1) - probs
   in_nucleus = (before < cfg.top_p).at[..., 0].set(True)

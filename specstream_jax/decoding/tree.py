@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import config, sampling, typing
 from specstream_jax.decoding import topology
 
 
@@ -101,7 +101,7 @@ def from_stream_logits(
   if cfg.kind == 'best_first':
     return _best_first(logits, root, cfg)
   parents, depths, ranks = topology.arrays(cfg)
-  _, top = jax.lax.top_k(logits, topology.width(cfg))
+  _, top = sampling.top_k(logits, topology.width(cfg))
   drafts = top[:, depths[1:] - 1, ranks[1:]]
   tokens = jnp.concatenate([root[:, None], drafts], axis=1).astype(jnp.int32)
   spread = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), tokens.shape)
@@ -124,7 +124,7 @@ def _best_first(logits, root, cfg):
   child never outscores its parent, so each chosen node's ancestors are chosen.
   """
   batch, num_drafts = logits.shape[0], cfg.num_nodes - 1
-  log_probs, tokens = jax.lax.top_k(
+  log_probs, tokens = sampling.top_k(
     jnp.minimum(jax.nn.log_softmax(logits, axis=-1), 0.0), cfg.branching
   )
   scores, levels = jnp.zeros((batch, 1)), []
