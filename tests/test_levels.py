@@ -27,7 +27,7 @@ LEVELS = {
   'decoding.topology': 1,
   'decoding.interface': 1,
   'decoding.verify': 1,
-  'decoding.verifiers': 1,
+  'decoding.verifiers': 2,
   'decoding.stopping': 1,
   'training': 3,
   'checkpoints': 3,
@@ -51,7 +51,7 @@ FORBIDDEN = (
 )
 TRAINING_MAY_USE_OF_DECODING = {'decoding.tree'}
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'seqio', 'tensorflow_text'}
-MAY_USE_TENSORFLOW = {'data.tasks', 'data.prepare'}
+MAY_USE_TENSORFLOW = {'data.tasks', 'data.prepare', 'data.tfds_source'}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 

@@ -110,6 +110,12 @@ _TASKS = {
       multi_reference_splits=('dev', 'test'),
     ),
     TaskSpec(
+      'e2e_cleaned',
+      sources.read_e2e_cleaned,
+      prompts.E2E,
+      multi_reference_splits=('dev', 'test'),
+    ),
+    TaskSpec(
       'e2e_sample',
       sources.read_e2e_sample,
       prompts.E2E,

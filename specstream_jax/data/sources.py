@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the rows of each task come from: files, shipped rows, or a download."""
 
+import importlib
 import os
 import urllib.error
 import urllib.request
@@ -62,6 +63,25 @@ def read_e2e(
     names = (f'{split}.csv', _E2E_ORIGINAL[split])
     path = readers.find_file(data_dir, names)
   return readers.read_csv(path, skip_bad_rows=skip_bad_rows)
+
+
+def read_e2e_cleaned(
+  split: str, data_dir: str | None, skip_bad_rows: bool
+) -> readers.Rows:
+  """Cleaned E2E rows (Dusek et al. 2019) from TensorFlow Datasets.
+
+  Raises:
+    ValueError: TensorFlow Datasets is not installed, or cannot bring the data.
+  """
+  del skip_bad_rows  # TFDS has parsed them
+  try:
+    module = importlib.import_module('specstream_jax.data.tfds_source')
+  except ImportError as error:
+    raise ValueError(
+      f"task 'e2e_cleaned' needs {error.name}; pip install "
+      "'specstream-jax[data]', or use --task=e2e_nlg"
+    ) from error
+  return module.read_e2e_cleaned(split, data_dir)
 
 
 def read_e2e_sample(

@@ -200,9 +200,9 @@ def _check_finite(number, metrics):
   norm = float(metrics['gradient_norm'][0])
   if not (math.isfinite(total) and math.isfinite(norm)):
     raise DivergedError(
-      f'step {number}: loss is {total}, gradient norm is {norm}; the last '
-      'checkpoint is whole. Lower the learning rates, or resume with another '
-      'seed'
+      f'step {number}: loss is {total}, gradient norm is {norm}; '
+      'checkpoints of earlier steps, if any, are whole. Lower the learning '
+      'rates, or resume with another seed'
     )
 
 
@@ -210,7 +210,12 @@ def _check_finite(number, metrics):
 def _signals():
   """A list that is non-empty once SIGTERM or SIGINT has arrived."""
   received: list[int] = []
-  handle = lambda number, _: received.append(number)
+
+  def handle(number, _):
+    if received and number == signal.SIGINT:
+      raise KeyboardInterrupt  # The second Ctrl-C does not wait for the step.
+    received.append(number)
+
   try:
     old = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
   except ValueError:  # Not the main thread: signals go elsewhere.

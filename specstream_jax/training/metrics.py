@@ -34,13 +34,14 @@ class Means:
 class Writer:
   """JSONL and TensorBoard files under a run's folder; appends on resume."""
 
-  def __init__(self, folder: str, *, enabled: bool = True):
+  def __init__(self, folder: str, *, enabled: bool = True, first_step: int = 0):
+    """TensorBoard forgets earlier runs' events from `first_step` on."""
     self._enabled = enabled
     if enabled:
       os.makedirs(folder, exist_ok=True)
       self.path = os.path.join(folder, 'metrics.jsonl')
       self._board = tensorboardX.SummaryWriter(
-        os.path.join(folder, 'tensorboard')
+        os.path.join(folder, 'tensorboard'), purge_step=first_step
       )
 
   def write(self, step: int, metrics: dict[str, float], split: str) -> None:

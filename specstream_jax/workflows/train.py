@@ -159,10 +159,11 @@ def _outputs(output_dir, recipe):
   checkpoints = checkpoints_lib.Checkpoints(
     os.path.join(output_dir, 'checkpoints'), recipe.train.keep_checkpoints
   )
-  metrics_lib.forget_after(
-    os.path.join(output_dir, 'metrics.jsonl'), checkpoints.latest_step() or 0
+  step = checkpoints.latest_step() or 0
+  metrics_lib.forget_after(os.path.join(output_dir, 'metrics.jsonl'), step)
+  writer = metrics_lib.Writer(
+    output_dir, enabled=jax.process_index() == 0, first_step=step + 1
   )
-  writer = metrics_lib.Writer(output_dir, enabled=jax.process_index() == 0)
   return checkpoints, writer
 
 
