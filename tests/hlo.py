@@ -138,3 +138,9 @@ def _result_moves(fused, result, min_bytes):
       return True
     pending += [fused[n] for n in instruction.operands if n in fused]
   return False
+
+
+def dims(line: str) -> list[int]:
+  """Sizes in the shape of an instruction's result."""
+  shape = re.search(r'= \(?\w+\[([\d,]*)\]', line)
+  return [int(n) for n in shape.group(1).split(',') if n]

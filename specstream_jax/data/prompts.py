@@ -35,9 +35,19 @@ def e2e_inputs(mr: str) -> str:
   return f'{mr}\nDescription:'
 
 
-def e2e_targets(ref: str) -> str:
-  """The answer to an E2E prompt; its space separates it from the colon."""
-  return f' {ref}'
+def dialogsum_inputs(dialogue: str) -> str:
+  """The prompt of a dialogue to summarise."""
+  return f'{dialogue}\nSummary:'
+
+
+def sql_inputs(source: str) -> str:
+  """The prompt of a CREATE TABLE text and, below it, a question."""
+  return f'{source}\nSQL:'
+
+
+def spaced(text: str) -> str:
+  """The answer after a colon, parted from it by a space."""
+  return f' {text}'
 
 
 def verbatim(text: str) -> str:
@@ -72,5 +82,7 @@ def parse_mr(mr: str) -> dict[str, str]:
   return attributes
 
 
-E2E = Template(inputs=e2e_inputs, targets=e2e_targets)
+E2E = Template(inputs=e2e_inputs, targets=spaced)
+DIALOGSUM = Template(inputs=dialogsum_inputs, targets=spaced)
+SQL = Template(inputs=sql_inputs, targets=spaced)
 VERBATIM = Template(inputs=verbatim, targets=verbatim)

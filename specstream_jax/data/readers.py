@@ -5,7 +5,7 @@ A malformed row is an error that names file, line and what is wrong, or, on
 request, is skipped and counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import csv
 import dataclasses
 import gzip
@@ -155,14 +155,19 @@ def _pick(row: dict[str, object], names: tuple[str, ...]) -> str | None:
   return next((name for name in names if name in row), None)
 
 
-def _json_pair(line: str) -> tuple[str, str] | str:
-  """The (source, answer) of a JSON line, or what is wrong with it."""
+def _json_object(line: str) -> dict[str, object] | str:
+  """The JSON object of a line, or what is wrong with it."""
   try:
     row = json.loads(line)
   except json.JSONDecodeError as error:
     return f'not JSON: {error.msg} at column {error.colno}'
   if not isinstance(row, dict):
     return f'is a JSON {type(row).__name__}, not an object'
+  return row
+
+
+def _json_pair(row: dict[str, object]) -> tuple[str, str] | str:
+  """The (source, answer) of a JSON object, or what is wrong with it."""
   names = _pick(row, _SOURCE_KEYS), _pick(row, _ANSWER_KEYS)
   for name, accepted in zip(names, (_SOURCE_KEYS, _ANSWER_KEYS), strict=True):
     if name is None:
@@ -171,10 +176,31 @@ def _json_pair(line: str) -> tuple[str, str] | str:
   return _text_problem(texts) or tuple(texts.values())
 
 
-def read_jsonl(path: str, *, skip_bad_rows: bool = False) -> Rows:
+def sql_pair(row: dict[str, object]) -> tuple[str, str] | str:
+  """(tables and question, query) of a sql-create-context row, or a problem."""
+  names = ('context', 'question', 'answer')
+  missing = [name for name in names if name not in row]
+  if missing:
+    return f'has no {", ".join(missing)}, only {sorted(row)}'
+  texts = {name: row[name] for name in names}
+  problem = _text_problem(texts)
+  return problem or (f'{row["context"]}\n{row["question"]}', row['answer'])
+
+
+def read_jsonl(
+  path: str,
+  *,
+  skip_bad_rows: bool = False,
+  pair: Callable[[dict[str, object]], tuple[str, str] | str] = _json_pair,
+) -> Rows:
   """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
 
   `inputs` and `targets` are accepted as names too.
+
+  Args:
+    path: plain or .gz file.
+    skip_bad_rows: count malformed rows and leave them out.
+    pair: JSON object -> (source, answer), or what is wrong with it.
 
   Raises:
     ValueError: a malformed row (file, line, problem).
@@ -184,11 +210,12 @@ def read_jsonl(path: str, *, skip_bad_rows: bool = False) -> Rows:
     for number, line in enumerate(file, start=1):
       if not line.strip():
         continue
-      pair = _json_pair(line)
-      if isinstance(pair, str):
-        collector.bad(number, pair)
+      row = _json_object(line)
+      texts = row if isinstance(row, str) else pair(row)
+      if isinstance(texts, str):
+        collector.bad(number, texts)
       else:
-        collector.add(*pair)
+        collector.add(*texts)
   return collector.rows()
 
 

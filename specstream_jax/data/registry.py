@@ -123,6 +123,13 @@ _TASKS = {
       multi_reference_splits=('test',),
     ),
     TaskSpec('jsonl', sources.read_jsonl, prompts.VERBATIM),
+    TaskSpec(
+      'dialogsum',
+      sources.read_dialogsum,
+      prompts.DIALOGSUM,
+      multi_reference_splits=('test',),
+    ),
+    TaskSpec('sql_create_context', sources.read_sql, prompts.SQL),
   )
 }
 

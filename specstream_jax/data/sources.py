@@ -102,3 +102,39 @@ def read_jsonl(
     )
   path = readers.find_file(data_dir, (f'{split}.jsonl',))
   return readers.read_jsonl(path, skip_bad_rows=skip_bad_rows)
+
+
+def read_dialogsum(
+  split: str, data_dir: str | None, skip_bad_rows: bool
+) -> readers.Rows:
+  """DialogSum CSV files (`id,dialogue,summary,topic`) of a folder."""
+  name = {'dev': 'validation'}.get(split, split)
+  data_dir = _needed(data_dir, 'dialogsum', f'dialogsum_{name}.csv')
+  path = readers.find_file(
+    data_dir, (f'dialogsum_{name}.csv', f'{name}.csv', f'{split}.csv')
+  )
+  return readers.read_csv(
+    path,
+    source_column='dialogue',
+    answer_column='summary',
+    skip_bad_rows=skip_bad_rows,
+  )
+
+
+def read_sql(
+  split: str, data_dir: str | None, skip_bad_rows: bool
+) -> readers.Rows:
+  """sql-create-context lines (`question, context, answer`) of a folder."""
+  data_dir = _needed(data_dir, 'sql_create_context', f'{split}.jsonl')
+  path = readers.find_file(
+    data_dir, (f'{split}.jsonl', f'wikisql_{split}.jsonl')
+  )
+  return readers.read_jsonl(
+    path, skip_bad_rows=skip_bad_rows, pair=readers.sql_pair
+  )
+
+
+def _needed(data_dir: str | None, task: str, name: str) -> str:
+  if data_dir is None:
+    raise ValueError(f'task {task!r} needs --data_dir, a folder with {name}')
+  return data_dir

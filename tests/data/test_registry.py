@@ -66,7 +66,9 @@ def test_jsonl_task_counts_skipped_rows(tmp_path):
 
 
 def test_unknown_names_list_the_known_ones():
-  with pytest.raises(ValueError, match='accepted: e2e_cleaned, e2e_nlg, e2e_'):
+  with pytest.raises(
+    ValueError, match='accepted: dialogsum, e2e_cleaned, e2e_nlg'
+  ):
     registry.get('e2e')
   with pytest.raises(ValueError, match='accepted: train, dev, test'):
     registry.get('e2e_nlg').load('validation')
