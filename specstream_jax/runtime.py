@@ -19,7 +19,7 @@ from specstream_jax.decoding import (
   transformer_fns,
   verifiers,
 )
-from specstream_jax.modeling import lora, params as params_lib
+from specstream_jax.modeling import initialize, lora, params as params_lib
 
 DRAFTERS = config_drafting.DRAFTERS
 _SHIPPED = pathlib.Path(__file__).parent / 'adapters'
@@ -173,6 +173,25 @@ def load(
     chat_template=loaded.chat_template,
     eos_ids=tuple(loaded.eos_ids),
     bos_id=loaded.bos_id,
+  )
+
+
+def with_random_streams(
+  model: Model, stream: config.StreamConfig = config.StreamConfig()
+) -> Model:
+  """The model with streams of random weights: right in cost, not in drafts."""
+  lora_cfg = config.LoraConfig(rank=0)
+  flat = initialize.init_adapter(
+    jax.random.key(0), model.config, stream, lora_cfg, hidden_rms=1.0
+  )
+  return dataclasses.replace(
+    model,
+    adapter=jax.tree.map(jnp.asarray, flat),
+    stream=stream,
+    tree=config.TreeConfig(depth=min(4, stream.num_streams)),
+    source=model.source | {'adapter': 'random streams'},
+    _decoders={},
+    _params={},
   )
 
 

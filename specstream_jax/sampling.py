@@ -16,6 +16,9 @@ import jax.numpy as jnp
 
 from specstream_jax import config, typing
 
+# Beyond any position: no token of a row is drawn with these.
+DRAFT_NOISE, ACCEPT_NOISE = 2**32 - 1, 2**32 - 2
+
 
 def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:
   """One key [B] per row, from the seed and the row's own id.
@@ -26,9 +29,7 @@ def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
 
 
-def top_k(
-  scores: typing.Array, k: int
-) -> tuple[typing.Array, typing.Array]:
+def top_k(scores: typing.Array, k: int) -> tuple[typing.Array, typing.Array]:
   """`jax.lax.top_k`, kept whole: (values, int32 indices), both [..., k].
 
   Without the barrier XLA moves a slice of the result into the selection, no
@@ -138,3 +139,32 @@ def draw_nodes(
     noise = gumbel(keys, positions, logits.shape[-1])
     scores += jnp.take_along_axis(noise, depths[..., None], axis=1)
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
+
+def call_keys(
+  keys: typing.Array, root_positions: typing.Array, purpose: int
+) -> typing.Array:
+  """Keys [B] of one call of each row, for `DRAFT_NOISE` or `ACCEPT_NOISE`.
+
+  They are independent of the target's position-keyed noise and of each other.
+  The position is the root's, which no two calls of a row share: drafts of the
+  same token by two calls are independent, whatever the first call revealed.
+
+  Args:
+    keys: [B] row keys.
+    root_positions: [B] int32, position of the token to draw at the root.
+    purpose: what the noise is for.
+  """
+
+  def fold(key, position):
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), position)
+
+  return jax.vmap(fold)(keys, root_positions)
+
+
+def law(logits: typing.Array, cfg: config.SamplingConfig) -> typing.Array:
+  """Probabilities float32 [..., V] of the token that `draw` draws."""
+  scores = process_logits(logits, cfg)
+  if cfg.temperature:
+    return jax.nn.softmax(scores, axis=-1)
+  return jax.nn.one_hot(jnp.argmax(scores, axis=-1), logits.shape[-1])

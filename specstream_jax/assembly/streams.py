@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speculative streams of the loaded adapter."""
+"""Speculative streams of the loaded adapter, and perhaps an n-gram table."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tokenizers
 
 from specstream_jax import assembly
-from specstream_jax.decoding import transformer_fns
+from specstream_jax.data import ngram_table, records
+from specstream_jax.decoding import ngrams, transformer_fns
 from specstream_jax.decoding.drafters import streams
 from specstream_jax.modeling import build
 
@@ -11,7 +20,8 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
   """The model with its streams.
 
   Raises:
-    ValueError: no adapter is loaded, or the tree is deeper than its streams.
+    ValueError: no adapter is loaded, the tree is deeper than its streams, or
+      the n-gram table does not fit.
   """
   if model.stream is None:
     raise ValueError(
@@ -24,6 +34,28 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
   return assembly.Assembled(
     transformer_fns.model_fns(built, decode.schedule, tree.keep_nodes),
     streams.Streams(tree, model.stream.num_streams, cfg),
-    transformer_fns.Params(model.base, model.adapter),
+    transformer_fns.Params(model.base, model.adapter, _table(model, cfg)),
     prompt_model=transformer_fns.model_fns(built),
   )
+
+
+def _table(model, cfg) -> Any:
+  """The n-gram table on device; () without."""
+  if not cfg.ngram_table:
+    return ()
+  path = pathlib.Path(cfg.ngram_table)
+  written = path.stat().st_mtime_ns if path.is_file() else 0
+  table, metadata = _load(cfg.ngram_table, written)
+  if isinstance(model.tokenizer, tokenizers.Tokenizer):
+    ngram_table.check_tokenizer(
+      cfg.ngram_table, metadata, records.tokenizer_hash(model.tokenizer)
+    )
+  return table
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: str, written: int) -> tuple[ngrams.NgramTable, dict[str, Any]]:
+  """Table on device and metadata; once for all decoders."""
+  del written  # A table that was written anew is read anew.
+  table, metadata = ngram_table.load(path)
+  return jax.tree.map(jnp.asarray, table), metadata

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`specstream info PATH`: what a model, adapter or folder of records holds."""
+"""`specstream info PATH`: what a model, an adapter, heads or records hold."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -7,7 +7,7 @@ import json
 import os
 
 from specstream_jax import config
-from specstream_jax.checkpoints import adapters, loading, weights
+from specstream_jax.checkpoints import adapters, loading, medusa, weights
 from specstream_jax.data import records
 
 
@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> None:
   """Prints a page on every path."""
   if not argv[1:]:
     raise ValueError(
-      'name an adapter folder, a model (known name, folder, hub id, GGUF file) '
-      'or a folder of records'
+      'name an adapter folder, a folder of Medusa heads, a model (known name, '
+      'folder, hub id, GGUF file) or a folder of records'
     )
   for path in argv[1:]:
     print(describe(path))
@@ -30,10 +30,12 @@ def describe(path: str) -> str:
   """A page of text on whatever lies at `path`.
 
   Raises:
-    ValueError: it is none of the three kinds, or is damaged.
+    ValueError: it is none of these kinds, or is damaged.
   """
   if adapters.is_adapter(path):
     rows = _adapter_rows(path)
+  elif medusa.is_medusa(path):
+    rows = _medusa_rows(path)
   elif os.path.isfile(os.path.join(path, records.MANIFEST)):
     rows = _records_rows(path)
   else:
@@ -67,6 +69,30 @@ def _lora(cfg: config.LoraConfig) -> str:
   if not cfg.rank:
     return 'none'
   return f'rank {cfg.rank}, alpha {cfg.alpha:g}, on {", ".join(cfg.modules)}'
+
+
+def _medusa_rows(path: str) -> Iterator[tuple[str, object]]:
+  flat, cfg = medusa.load_heads(path)
+  num_heads, (width, vocab_size) = cfg.num_heads, medusa.sizes(flat)
+  total = sum(leaf.size for leaf in flat.values())
+  yield 'Medusa heads', path
+  yield 'base', cfg.base_model_id
+  yield 'adapter', cfg.adapter or 'none'
+  yield 'base config', cfg.base_config_hash
+  yield 'base fingerprints', ', '.join(cfg.base_fingerprints)
+  yield 'heads', f'{num_heads} (γ)'
+  yield 'tree', _fields(cfg.tree)
+  yield (
+    'head parameters',
+    f'{total:,} = γ(h² + hV) + γh biases, γ = {num_heads}, h = {width}, '
+    f'V = {vocab_size:,}',
+  )
+  streams = num_heads * width + 16 * width
+  yield (
+    'as streams',
+    f'{streams:,} = γh + 16h, {total / streams:,.0f} times fewer',
+  )
+  yield 'provenance', json.dumps(cfg.provenance, ensure_ascii=False)
 
 
 def _records_rows(path: str) -> Iterator[tuple[str, object]]:

@@ -16,8 +16,11 @@ COMMANDS = {
   'info': 'print what a model, an adapter or a folder of records holds',
   'prepare': 'run a task once and write token records for training',
   'train': 'train speculative streams and LoRA on token records',
+  'train_medusa': 'train Medusa heads on token records, to compare with',
   'generate': 'complete prompts',
   'evaluate': 'compare speculative with plain decoding on a task',
+  'bench': 'compare drafters on tasks: one table, one report',
+  'check': 'prove that drafts change nothing: tokens, laws, logits, weights',
 }
 
 _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')

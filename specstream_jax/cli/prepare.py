@@ -8,7 +8,7 @@ import os
 from absl import flags
 
 from specstream_jax.checkpoints import loading
-from specstream_jax.data import records, registry, vocabulary
+from specstream_jax.data import ngram_table, records, registry, vocabulary
 
 FLAGS = flags.FLAGS
 
@@ -44,6 +44,12 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool('skip_bad_rows', False, 'Count malformed rows, go on.')
   flags.DEFINE_bool('overwrite', False, 'Replace an existing folder.')
+  flags.DEFINE_string(
+    'ngram_table',
+    None,
+    'File to write with the n-grams of the answers, for '
+    'streams:ngram_table=FILE; replaced if it exists.',
+  )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,6 +75,10 @@ def main(argv: Sequence[str]) -> None:
     overwrite=FLAGS.overwrite,
   )
   print(json.dumps(manifest, indent=2, ensure_ascii=False))
+  if FLAGS.ngram_table:
+    table, metadata = ngram_table.build(FLAGS.output_dir)
+    ngram_table.save(FLAGS.ngram_table, table, metadata)
+    print(json.dumps(metadata, indent=2, ensure_ascii=False))
 
 
 def _tokenizer_path() -> str:

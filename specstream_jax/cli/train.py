@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains speculative streams (and LoRA) on the records of `prepare`.
 
+With --draft_model_layers=4 it distils a draft model of four layers instead, for
+--drafter=draft_model:path=FOLDER; any records do, best are the target's own
+texts as JSONL, prepared with `specstream prepare --task=jsonl`.
+
 Running the same command again resumes from the last checkpoint.
 """
 
@@ -9,7 +13,11 @@ from collections.abc import Sequence
 from absl import flags
 import gin
 
-from specstream_jax.workflows import dry_run, train as workflow
+from specstream_jax.workflows import (
+  distill_drafter,
+  dry_run,
+  train as workflow,
+)
 
 
 def define_flags() -> None:
@@ -27,12 +35,29 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'dry_run', False, 'Resolve settings, estimate memory, and exit.'
   )
+  flags.DEFINE_integer(
+    'draft_model_layers',
+    0,
+    'Distil a draft model of so many layers instead of training streams; its '
+    'target is --model with --adapter.',
+    lower_bound=0,
+  )
+  flags.DEFINE_string(
+    'adapter', '', 'Adapter of the target to distil; empty is the bare model.'
+  )
   flags.mark_flags_as_required(['data_dir', 'output_dir'])
 
 
 def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
+  if args.draft_model_layers:
+    return _distill(args)
+  if args.adapter:
+    raise ValueError(
+      f'--adapter={args.adapter} names the target of a draft model; add '
+      '--draft_model_layers=4, or leave it out'
+    )
   recipe = workflow.Recipe()
   if args.dry_run:
     print(
@@ -55,5 +80,32 @@ def main(argv: Sequence[str]) -> int:
   else:
     print(
       f'adapter written to {trained.adapter_dir} after {trained.step} steps'
+    )
+  return 0
+
+
+def _distill(args) -> int:
+  recipe = distill_drafter.Recipe(num_layers=args.draft_model_layers)
+  if args.dry_run:
+    print(distill_drafter.describe(args.model, recipe, dtype=args.dtype))
+    print(gin.operative_config_str())
+    return 0
+  distilled = distill_drafter.distill_drafter(
+    args.model,
+    args.data_dir,
+    args.output_dir,
+    adapter=args.adapter or None,
+    eval_data_dir=args.eval_data_dir,
+    recipe=recipe,
+    dtype=args.dtype,
+    remat=args.remat,
+    export=args.export,
+  )
+  if distilled.interrupted:
+    print(f'stopped at step {distilled.step}; run the same command to resume')
+  else:
+    print(
+      f'draft model written to {distilled.folder} after {distilled.step} steps; '
+      f'decode with --drafter=draft_model:path={distilled.folder}'
     )
   return 0

@@ -7,6 +7,7 @@ shape of the tree is an array like any other and may change every step.
 Axis letters: B rows, M tree nodes including the root, J streams, V vocabulary.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import jax
@@ -81,8 +82,17 @@ def ancestor_mask(parents: typing.Array) -> typing.Array:
   return mask
 
 
+# (grandparents [B, W], parents [B, W], candidates [B, k]) -> float32 [B, W, k].
+EdgeScores = Callable[[typing.Array, typing.Array, typing.Array], typing.Array]
+
+
 def from_stream_logits(
-  logits: typing.Array, root: typing.Array, cfg: config.TreeConfig
+  logits: typing.Array,
+  root: typing.Array,
+  cfg: config.TreeConfig,
+  *,
+  edge_scores: EdgeScores | None = None,
+  before_root: typing.Array | None = None,
 ) -> DraftTree:
   """The draft tree that the streams of one leaf propose.
 
@@ -90,6 +100,9 @@ def from_stream_logits(
     logits: [B, J, V]; stream j (from 0) proposes the nodes of depth j + 1.
     root: [B] int32 last emitted token.
     cfg: kind and sizes of the tree.
+    edge_scores: added to the log-probabilities of a `best_first` tree, at most
+      0 each; by the tokens of grandparent, parent and node.
+    before_root: [B] int32 token before the root, for `edge_scores`.
 
   Raises:
     ValueError: the tree is deeper than there are streams, or wider than the
@@ -99,7 +112,7 @@ def from_stream_logits(
   _check_width(cfg, logits.shape[-1])
   logits = logits[:, : cfg.max_depth].astype(jnp.float32)
   if cfg.kind == 'best_first':
-    return _best_first(logits, root, cfg)
+    return _best_first(logits, root, cfg, edge_scores, before_root)
   parents, depths, ranks = topology.arrays(cfg)
   _, top = sampling.top_k(logits, topology.width(cfg))
   drafts = top[:, depths[1:] - 1, ranks[1:]]
@@ -117,7 +130,7 @@ def _check_width(cfg, vocab_size):
     )
 
 
-def _best_first(logits, root, cfg):
+def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
   """The M - 1 nodes of highest joint probability; closed under ancestors.
 
   Level by level the best M - 1 nodes, then the best M - 1 of all levels: a
@@ -129,13 +142,21 @@ def _best_first(logits, root, cfg):
   )
   scores, levels = jnp.zeros((batch, 1)), []
   first_parent, num_candidates = 0, 1  # of all candidates, the root being 0
+  above = None if before_root is None else before_root[:, None]
+  own = root[:, None]
   for depth in range(1, cfg.max_depth + 1):
     joint = scores[:, :, None] + log_probs[:, depth - 1, None]  # [B, W, k]
+    if edge_scores is not None:
+      edges = edge_scores(above, own, tokens[:, depth - 1])
+      # Never above 0, so that no child outscores its parent.
+      joint += jnp.minimum(edges, 0.0)
     joint = joint.reshape(batch, -1)
     scores, best = jax.lax.top_k(joint, min(num_drafts, joint.shape[1]))
     rank = best % cfg.branching
     token = jnp.take_along_axis(tokens[:, depth - 1], rank, axis=1)
     parent = first_parent + best // cfg.branching
+    above = jnp.take_along_axis(own, best // cfg.branching, axis=1)
+    own = token
     levels.append((scores, token, parent, jnp.full_like(token, depth)))
     first_parent = num_candidates
     num_candidates += scores.shape[1]

@@ -10,6 +10,7 @@ Axis letters: B rows, P path length.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -58,6 +59,7 @@ class Side:
     prefill_seconds: per pass and batch.
     steps: [num_batches] model calls of each batch: its slowest row's.
     compile_seconds: first batch minus a warm one.
+    batch_of: batch of each prompt, where it matters.
   """
 
   tokens: list[list[int]]
@@ -67,6 +69,7 @@ class Side:
   prefill_seconds: np.ndarray
   steps: np.ndarray
   compile_seconds: float
+  batch_of: tuple[int, ...] = ()
 
 
 def compare(
@@ -161,44 +164,37 @@ def _side(runs, batches, num_prompts, cold_seconds):
 
 
 def summarize(
-  model: runtime.Model,
-  plain: Side,
-  fast: Side,
-  settings: Settings,
-  *,
-  task: str,
-  quality: dict[str, dict[str, float]],
-  samples: list[dict],
+  plain: Side, fast: Side, *, max_depth: int, **facts: Any
 ) -> results.RunResult:
   """The comparison as one row of results.
 
   Ratios follow the definitions of `results`; `speedup` is the ratio of total
-  decode seconds, and its interval a bootstrap over batches.
+  decode seconds, and the intervals a bootstrap over batches and prompts.
+
+  Args:
+    plain: the autoregressive side.
+    fast: the speculative side, on the same prompts.
+    max_depth: deepest draft.
+    **facts: the fields of RunResult that name what was measured.
   """
   ms_per_call = {
     'autoregressive': 1e3 * _ms(plain),
     'speculative': 1e3 * _ms(fast),
   }
-  low, high = statistics.speedup_ci95(plain.seconds.T, fast.seconds.T)
+  plain_calls, calls = int(plain.calls.sum()), int(fast.calls.sum())
   return results.RunResult(
-    task=task,
-    drafter='streams',
-    tree=config.to_json(settings.tree) | {'size': settings.tree.size},
-    schedule=settings.decode.schedule,
-    dtype=model.config.dtype,
-    batch=settings.batch,
     num_prompts=len(fast.tokens),
     new_tokens=sum(map(len, fast.tokens)),
-    calls=int(fast.calls.sum()),
-    autoregressive_calls=int(plain.calls.sum()),
-    call_reduction_ratio=results.call_reduction_ratio(
-      int(plain.calls.sum()), int(fast.calls.sum())
-    ),
+    calls=calls,
+    autoregressive_calls=plain_calls,
+    call_reduction_ratio=results.call_reduction_ratio(plain_calls, calls),
+    call_reduction_ci95=_call_reduction_ci95(plain.calls, fast.calls),
     step_cost_ratio=results.step_cost_ratio(
       ms_per_call['speculative'], ms_per_call['autoregressive']
     ),
     speedup=float(plain.seconds.sum() / fast.seconds.sum()),
-    speedup_ci95=[float(low), float(high)],
+    speedup_ci95=list(statistics.speedup_ci95(plain.seconds.T, fast.seconds.T)),
+    speedup_with_prefill=float(_total(plain) / _total(fast)),
     equal_fraction=float(
       np.mean([a == b for a, b in zip(plain.tokens, fast.tokens)])
     ),
@@ -206,8 +202,7 @@ def summarize(
       'autoregressive': _rate(plain),
       'speculative': _rate(fast),
     },
-    **_acceptance(fast.accept_lengths, settings.tree.max_depth),
-    quality=quality,
+    **_acceptance(fast, max_depth),
     prefill_ms=1e3 * float(np.median(fast.prefill_seconds)),
     compile_seconds={
       'autoregressive': plain.compile_seconds,
@@ -216,10 +211,21 @@ def summarize(
     ms_per_call=ms_per_call,
     device=jax.devices()[0].device_kind,
     versions=results.versions(),
-    repeats=settings.repeats,
-    lossy=False,
-    samples=samples,
+    repeats=len(fast.seconds),
+    **facts,
   )
+
+
+def _call_reduction_ci95(plain_calls, calls):
+  """Bootstrap over the prompts that needed a call on both sides."""
+  both = (plain_calls > 0) & (calls > 0)
+  if not both.any():
+    return [0.0, 0.0]
+  return list(statistics.ratio_of_sums_ci(plain_calls[both], calls[both]))
+
+
+def _total(side):
+  return side.seconds.sum() + side.prefill_seconds.sum()
 
 
 def _ms(side):
@@ -233,16 +239,37 @@ def _rate(side):
   return float(num_tokens * len(side.seconds) / side.seconds.sum())
 
 
-def _acceptance(accept_lengths, max_depth):
+def _acceptance(side, max_depth):
   """Tokens per call, macro over prompts and micro over calls; histograms."""
-  flat = np.array([n for row in accept_lengths for n in row], int)
-  per_row = [1 + np.mean(row) for row in accept_lengths if row]
+  flat = np.array([n for row in side.accept_lengths for n in row], int)
+  rates = tokens_per_call(side.tokens, side.calls)
   reached = lambda d: float(np.mean(flat >= d)) if flat.size else 0.0
+  micro = 1 + flat.mean() if flat.size else rates['micro']
+  per_row = [1 + np.mean(row) for row in side.accept_lengths if row]
   return {
-    'tokens_per_call_macro': float(np.mean(per_row)) if per_row else 0.0,
-    'tokens_per_call_micro': float(1 + flat.mean()) if flat.size else 0.0,
+    'tokens_per_call_macro': float(
+      np.mean(per_row) if per_row else rates['macro']
+    ),
+    'tokens_per_call_micro': float(micro),
     'accept_length_histogram': np.bincount(
       flat, minlength=max_depth + 1
     ).tolist(),
     'per_depth_acceptance': [reached(d) for d in range(1, max_depth + 1)],
+  }
+
+
+def tokens_per_call(
+  tokens: Sequence[Sequence[int]], calls: Sequence[int]
+) -> dict[str, float]:
+  """Emitted tokens per call: 'micro' over calls, 'macro' over prompts.
+
+  The first token of each row comes from the prompt pass and is left out.
+  """
+  pairs = [(len(row) - 1, n) for row, n in zip(tokens, calls) if n]
+  if not pairs:
+    return {'micro': 0.0, 'macro': 0.0}
+  emitted, made = np.array(pairs, float).T
+  return {
+    'micro': float(emitted.sum() / made.sum()),
+    'macro': float(np.mean(emitted / made)),
   }

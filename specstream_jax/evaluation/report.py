@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import html
 from typing import Any
 
-from specstream_jax.evaluation import plots, report_style, results, table
+from specstream_jax.evaluation import (
+  bench_plots,
+  plots,
+  report_style,
+  results,
+  table,
+)
 
 format_table = table.format_table
 
@@ -219,6 +225,26 @@ def _plots(runs, metrics_path, forward_cost) -> str:
       'Cost of one model call, with and without drafts.',
     ),
   ]
+  if len(runs) > 1:
+    figures += [
+      _figure(
+        bench_plots.speedup_and_calls(runs),
+        'Wall clock and model calls against plain decoding, 95 % intervals.',
+        'wide',
+      ),
+      _figure(
+        bench_plots.cost_against_nodes(runs),
+        'Cost of a call against the nodes it verifies.',
+      ),
+      _figure(
+        bench_plots.predicted_against_measured(runs),
+        'On the line, CR / step cost predicts the measured speed-up.',
+      ),
+    ]
+  if any(run.by_category for run in runs):
+    picture = bench_plots.tokens_per_call_by_category(runs)
+    caption = 'Tokens per model call in each category.'
+    figures.append(_figure(picture, caption, 'wide'))
   if forward_cost:
     caption = 'Time of one forward pass by the number of tokens in it.'
     figures.append(_figure(plots.forward_cost(forward_cost), caption))

@@ -18,7 +18,7 @@ from typing import Any
 
 from specstream_jax.evaluation import schema
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,16 @@ class RunResult:
     lossy: whether the acceptance rule changes the law of the output.
     samples: {prompt, text, references, accept_lengths, tokens}; tokens are
       strings, and the first one comes from the prompt pass.
+    call_reduction_ci95: bootstrap interval of CR over prompts.
+    speedup_with_prefill: the same ratio with the prompt passes in it.
+    temperature: 0 is greedy.
+    name: short name of the row; empty makes one of drafter and tree.
+    settings: everything that defines the drafter.
+    extra_parameters: weights beside the model's own (LoRA is folded in).
+    by_category: category -> tokens per call, micro.
+    num_truncated: prompts that lost their beginning.
+    synthetic: acceptance was drawn, not earned; times only.
+    external: another program's loop.
   """
 
   task: str
@@ -90,6 +100,18 @@ class RunResult:
   repeats: int
   lossy: bool
   samples: list[dict[str, Any]]
+  call_reduction_ci95: list[float] = dataclasses.field(
+    default_factory=lambda: [0.0, 0.0]
+  )
+  speedup_with_prefill: float = 0.0
+  temperature: float = 0.0
+  name: str = ''
+  settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+  extra_parameters: int = 0
+  by_category: dict[str, float] = dataclasses.field(default_factory=dict)
+  num_truncated: int = 0
+  synthetic: bool = False
+  external: bool = False
 
   @property
   def predicted_speedup(self) -> float:
@@ -110,6 +132,8 @@ class RunResult:
   @property
   def label(self) -> str:
     """Short name for tables and plots."""
+    if self.name:
+      return self.name
     kind = self.tree.get('kind', 'tree')
     size = self.tree.get('size', self.tree.get('num_nodes', ''))
     return f'{self.drafter} {kind} {size}'.strip()

@@ -192,7 +192,8 @@ def slot_mask(
     1 1 1 0 1
 
   Args:
-    tree_mask: [B, M, M] bool, self and ancestors.
+    tree_mask: [B, M, M] bool, self and ancestors; with more columns than rows,
+      the rows are the last nodes.
     length: [B] int32.
     num_slots: S.
   """
@@ -234,20 +235,25 @@ def forward_tree(
 ) -> TreeHidden:
   """One pass over a draft tree, writing node m's K/V to slot length + m.
 
+  The pass may grow a tree: the M nodes then come after others, whose K/V lie
+  in the slots from length on.
+
   Args:
     model: merged module.
     tokens: [B, M] int32.
     positions: [B, M] int32.
-    tree_mask: [B, M, M] bool.
+    tree_mask: [B, M, M] bool; [B, M, L + M] after L earlier nodes.
     cache: committed prefix; its length is not advanced.
     with_streams: run streams at every node (schedule `parallel`).
     keep_nodes: M', nodes that the pruning adapter lets into the MSA layers;
-      0 keeps all. Survivor i then writes slot length + i of those layers.
+      0 keeps all. Survivor i then writes slot length + i of those layers. Only
+      for a tree that is whole.
   """
   num_slots, num_nodes = cache.num_slots, tokens.shape[1]
   mask = slot_mask(tree_mask, cache.length, num_slots)
   x = model.embed(tokens)
-  rows = _rows(model, positions, mask, num_nodes, start=cache.length)
+  start = cache.length + tree_mask.shape[-1] - num_nodes
+  rows = _rows(model, positions, mask, num_nodes, start=start)
   x, cache = _run(model, x, rows, cache, 0, model.first_msa)
   survivors = None
   if 0 < keep_nodes < num_nodes:
@@ -258,7 +264,7 @@ def forward_tree(
     mask, num_nodes = slot_mask(tree_mask, cache.length, num_slots), keep_nodes
   stream_state = x
   anchors = (positions, mask) if with_streams else None
-  rows = _rows(model, positions, mask, num_nodes, anchors, cache.length)
+  rows = _rows(model, positions, mask, num_nodes, anchors, start)
   if with_streams:
     x = _append_streams(model, x, x)
   x, cache = _run(model, x, rows, cache, model.first_msa, len(model.layers))

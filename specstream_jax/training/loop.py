@@ -51,6 +51,7 @@ class Setup:
     optimizer: rates.
     tree: draft tree whose tokens per call evaluation measures.
     remat: recompute layers in the backward pass.
+    steps: what is trained and measured, see `stream_steps`.
   """
 
   built: build.Built
@@ -61,6 +62,7 @@ class Setup:
   optimizer: config.OptimizerConfig
   tree: config.TreeConfig
   remat: bool = False
+  steps: Callable[..., tuple[Callable, Callable]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,27 +118,31 @@ def train(
   return Outcome(state, bool(stop) and int(state.step) < cfg.num_steps)
 
 
+def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
+  """Steps of streams and LoRA, not compiled yet.
+
+  Returns:
+    (state, base, batch) -> (state, metrics), and (adapter, base, batch) ->
+    metrics with `tokens_per_call`.
+  """
+  advance = functools.partial(
+    step_lib.train_step,
+    built=setup.built,
+    optimizer=optimizer,
+    cfg=setup.objective,
+    seed=setup.train.seed,
+    remat=setup.remat,
+  )
+  measure = functools.partial(
+    step_lib.eval_step, built=setup.built, cfg=setup.objective, tree=setup.tree
+  )
+  return advance, measure
+
+
 def _compiled(setup, optimizer, open_eval):
   """jitted train step (state donated) and the evaluation as one callable."""
-  advance = jax.jit(
-    functools.partial(
-      step_lib.train_step,
-      built=setup.built,
-      optimizer=optimizer,
-      cfg=setup.objective,
-      seed=setup.train.seed,
-      remat=setup.remat,
-    ),
-    donate_argnums=0,
-  )
-  measure = jax.jit(
-    functools.partial(
-      step_lib.eval_step,
-      built=setup.built,
-      cfg=setup.objective,
-      tree=setup.tree,
-    )
-  )
+  advance, measure = (setup.steps or stream_steps)(setup, optimizer)
+  advance, measure = jax.jit(advance, donate_argnums=0), jax.jit(measure)
 
   def evaluate(adapter: typing.Params) -> dict[str, float]:
     means = metrics_lib.Means()
@@ -187,8 +193,10 @@ class _Run:
     self._clock = now
     self._writer.write(number, means, 'train')
     top1 = [v for k, v in means.items() if k.startswith('top1/stream')]
+    main = means.get('top1/main')
     bar.set_postfix_str(
-      f'loss {means["loss/main"]:.3f}, top-1 {means["top1/main"]:.2f} | '
+      f'loss {means.get("loss/main", means["loss/total"]):.3f}, top-1 '
+      + (f'{main:.2f} | ' if main is not None else '')
       + ' '.join(f'{v:.2f}' for v in top1)
       + f', {means["tokens_per_second"]:.0f} tokens/s'
     )

@@ -4,6 +4,7 @@
 Only adapter weights are differentiated; the base goes in and never comes out.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -77,9 +78,8 @@ def make_optimizer(
 
 def _labels(adapter: typing.Params) -> Any:
   """'embedding' for P_j, 'other' for the rest, in the adapter's structure."""
-  label = lambda path, _: (
-    'embedding' if path[-1].key == 'embedding' else 'other'
-  )
+  is_stream = lambda path: [e.key for e in path] == ['streams', 'embedding']
+  label = lambda path, _: 'embedding' if is_stream(path) else 'other'
   return jax.tree_util.tree_map_with_path(label, adapter)
 
 
@@ -100,14 +100,26 @@ def train_step(
     The new state and metrics as (sum, weight) pairs, with `loss/total` and
     `gradient_norm` among them.
   """
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-  def loss(adapter):
+  def loss(adapter, key):
     model = built.merge(base, adapter)
     return objective.loss(model, batch, key, cfg, remat=remat)
 
+  return gradient_step(state, loss, batch, optimizer=optimizer, seed=seed)
+
+
+def gradient_step(
+  state: TrainState,
+  loss: Callable[..., Any],
+  batch: dict[str, typing.Array],
+  *,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
+  """One step down `loss(adapter, key) -> (scalar, metrics)`; see `train_step`."""
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
   (total, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-    state.adapter
+    state.adapter, key
   )
   updates, opt_state = optimizer.update(
     gradient, state.opt_state, state.adapter
@@ -153,16 +165,35 @@ def eval_step(
   )
   per_row = lambda y: jax.lax.map(model.logits, y)
   logits = per_row(hidden.streams)  # [B, A, J, V]
+  metrics['tokens_per_call'] = tokens_per_call(
+    logits, targets, weights, scale, tree
+  )
+  return metrics
+
+
+def tokens_per_call(
+  logits: typing.Array,
+  targets: typing.Array,
+  weights: typing.Array,
+  scale: typing.Array,
+  tree: config.TreeConfig,
+) -> tuple[typing.Array, typing.Array]:
+  """(sum, weight) of tokens per call at the anchors, if targets come true.
+
+  Args:
+    logits: [B, A, J, V].
+    targets: int32 [B, A, J + 1], see `objective.stream_targets`.
+    weights: float32 [B, A, J + 1].
+    scale: float32 [B, A], 0 for filler.
+    tree: the draft tree.
+  """
   truth = jnp.where(weights > 0, targets, -1)
   rows = lambda y: y.reshape(-1, *y.shape[2:])
-  tree_batch = tree_lib.from_stream_logits(
-    rows(logits), rows(truth)[:, 0], tree
-  )
-  accepted = tree_lib.tree_hits(tree_batch, rows(truth)[:, 1:])
+  trees = tree_lib.from_stream_logits(rows(logits), rows(truth)[:, 0], tree)
+  accepted = tree_lib.tree_hits(trees, rows(truth)[:, 1:])
   weight = (scale > 0).reshape(-1)
   total = weight.sum().astype(jnp.float32)
-  metrics['tokens_per_call'] = (((1 + accepted) * weight).sum(), total)
-  return metrics
+  return ((1 + accepted) * weight).sum(), total
 
 
 def init_state(

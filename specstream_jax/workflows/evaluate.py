@@ -78,11 +78,17 @@ def evaluate(
   }
   samples = _samples(model, examples, fast, settings.num_samples)
   return benchmark.summarize(
-    model,
     plain,
     fast,
-    settings,
+    max_depth=settings.tree.max_depth,
     task=f'{options.task}/{options.split}',
+    drafter='streams',
+    tree=config.to_json(settings.tree) | {'size': settings.tree.size},
+    schedule=options.schedule,
+    dtype=model.config.dtype,
+    batch=options.batch,
+    temperature=options.sampling.temperature,
+    lossy=False,
     quality=quality,
     samples=samples,
   )

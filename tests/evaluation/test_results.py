@@ -83,8 +83,8 @@ _BROKEN = [
   ),
   (
     'version',
-    'results.schema_version is 2; accepted: 1',
-    lambda d: d.update(schema_version=2),
+    'results.schema_version is 1; accepted: 2',
+    lambda d: d.update(schema_version=1),
   ),
   (
     'no base',

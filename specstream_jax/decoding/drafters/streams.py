@@ -7,7 +7,7 @@ Axis letters: B rows, J streams, V vocabulary.
 import jax.numpy as jnp
 
 from specstream_jax import config, config_drafting, sampling
-from specstream_jax.decoding import tree as tree_lib
+from specstream_jax.decoding import ngrams, random_trees, tree as tree_lib
 
 
 class Streams:
@@ -16,6 +16,9 @@ class Streams:
   When tokens are drawn rather than taken greedily, stream logits are perturbed
   with the noise that the target will use at the same position (Gumbel
   coupling), which raises the accept length and cannot change the output.
+  `options.couple_noise=False` ranks the drafts by their logits alone, and
+  `options.drafting` may draw them at random, see `random_trees`. With
+  `options.ngram_table`, the table is `params.drafter`, see `ngrams`.
   """
 
   with_streams = True
@@ -26,27 +29,67 @@ class Streams:
     num_streams: int,
     options: config_drafting.DrafterConfig = config_drafting.DrafterConfig(),
   ):
-    """Raises ValueError if the tree is deeper than there are streams."""
+    """Raises ValueError if the tree does not fit the streams or the drafting.
+
+    Args:
+      cfg: the tree.
+      num_streams: J.
+      options: how drafts are picked, and for which verifier.
+    """
     cfg.check_fits(config.StreamConfig(num_streams=num_streams))
+    if options.drafting != 'top_k':
+      random_trees.check(options.drafting, cfg, options.verifier)
+    ngrams.check(options, cfg)
     self.cfg = cfg
     self.options = options
     self.size = cfg.size
     self.max_depth = cfg.max_depth
 
   def init(self, params, prompts, prompt_lengths):
-    """No state."""
-    del params, prompts, prompt_lengths
-    return ()
+    """No state, or the last token of each prompt for the n-gram table."""
+    del params
+    if not ngrams.is_used(self.options):
+      return ()
+    return ngrams.last_of(prompts, prompt_lengths)
 
   def propose(self, setup, params, context, state):
     """The tree of the leaf's streams."""
     logits = setup.model.stream_logits(
       params, context.stream_state, context.cache, context.leaf_positions
     )[:, : self.max_depth]
+    if self.options.drafting == 'top_k':
+      scores = self._scores(setup, logits, context)
+      return self._best(params, scores, context, state), state
+    keys = sampling.call_keys(
+      context.row_keys, context.leaf_positions + 2, sampling.DRAFT_NOISE
+    )
+    drafts = random_trees.draw(
+      logits,
+      context.root,
+      keys,
+      self.cfg,
+      setup.sampling,
+      self.options.drafting,
+    )
+    return drafts, state
+
+  def _scores(self, setup, logits, context):
+    """What the streams' tokens are ranked by, [B, J, V]."""
+    if not self.options.couple_noise:
+      return sampling.process_logits(logits, setup.sampling)
     # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
     ahead = 2 + jnp.arange(self.max_depth)[None]
     positions = context.leaf_positions[:, None] + ahead
-    scores = sampling.perturb(
-      logits, context.row_keys, positions, setup.sampling
+    return sampling.perturb(logits, context.row_keys, positions, setup.sampling)
+
+  def _best(self, params, scores, context, state):
+    """The tree of the streams' best tokens."""
+    if not ngrams.is_used(self.options):
+      return tree_lib.from_stream_logits(scores, context.root, self.cfg)
+    return tree_lib.from_stream_logits(
+      scores,
+      context.root,
+      self.cfg,
+      edge_scores=ngrams.edge_scores(params.drafter, self.options.ngram_weight),
+      before_root=ngrams.before_root(context, state),
     )
-    return tree_lib.from_stream_logits(scores, context.root, self.cfg), state

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lookahead decoding: nothing to load but the model."""
+
+from specstream_jax import assembly
+from specstream_jax.decoding import transformer_fns
+from specstream_jax.decoding.drafters import lookahead
+from specstream_jax.modeling import build
+
+
+def assemble(model, cfg, decode) -> assembly.Assembled:
+  """The model without streams, LoRA folded in, and the drafter.
+
+  Raises:
+    ValueError: the drafter cannot draft or be verified this way.
+  """
+  del decode
+  return assembly.Assembled(
+    transformer_fns.model_fns(build.build(model.config, layout=model.layout)),
+    lookahead.Lookahead(cfg),
+    transformer_fns.Params(model.base),
+  )

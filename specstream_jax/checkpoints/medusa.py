@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Medusa heads on disk, and the model they were trained on.
+
+`medusa.safetensors` holds the weights, `medusa_config.json` everything else.
+Axis letters: J heads, D model width, V vocabulary.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from specstream_jax import config, config_checks as checks, typing
+from specstream_jax.checkpoints import files, weights
+
+FORMAT_VERSION = 1
+WEIGHTS = 'medusa.safetensors'
+CONFIG = 'medusa_config.json'
+DTYPES = ('bfloat16', 'float16', 'float32')
+
+
+@dataclasses.dataclass(frozen=True)
+class MedusaConfig:
+  """What the heads are and which model they belong to.
+
+  Attributes:
+    base_model_id: name of the base, for people.
+    base_config_hash: `weights.config_hash` of the base.
+    base_fingerprints: `weights.fingerprint` of the model that decodes, the
+      base with the adapter's LoRA folded in: one for each dtype it may be
+      loaded in, as folding rounds.
+    adapter: name of that adapter, for people; empty without.
+    num_heads: J.
+    choices: rank paths of the calibrated tree; empty if none was made.
+    provenance: how they were trained, JSON types.
+    format_version: of the two files.
+  """
+
+  base_model_id: str
+  base_config_hash: str
+  base_fingerprints: tuple[str, ...]
+  adapter: str
+  num_heads: int
+  choices: tuple[tuple[int, ...], ...] = ()
+  provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+  format_version: int = FORMAT_VERSION
+
+  def __post_init__(self):
+    checks.at_least('MedusaConfig.num_heads', self.num_heads, 1)
+    choices = tuple(tuple(path) for path in self.choices)
+    object.__setattr__(self, 'choices', choices)
+    fingerprints = tuple(self.base_fingerprints)
+    object.__setattr__(self, 'base_fingerprints', fingerprints)
+
+  @property
+  def tree(self) -> config.TreeConfig:
+    """The calibrated tree, else a best-first tree of the default size."""
+    if self.choices:
+      return config.TreeConfig('fixed', choices=self.choices)
+    return config.TreeConfig(depth=min(self.num_heads, 4))
+
+
+def is_medusa(folder: str | os.PathLike) -> bool:
+  """True if the folder holds Medusa heads."""
+  return os.path.isfile(os.path.join(folder, CONFIG))
+
+
+def save_heads(
+  folder: str | os.PathLike,
+  flat: typing.FlatParams,
+  cfg: MedusaConfig,
+  *,
+  dtype: str = 'bfloat16',
+) -> None:
+  """Writes heads; if that fails, those that were there stay whole.
+
+  Args:
+    folder: made if it is not there.
+    flat: weights by path.
+    cfg: goes to medusa_config.json.
+    dtype: on disk, one of `DTYPES`.
+
+  Raises:
+    ValueError: weights that do not fit `cfg`, an unknown dtype, a full disk.
+  """
+  checks.one_of('dtype', dtype, DTYPES)
+  _check_tensors(os.fspath(folder), flat, cfg)
+  tensors = {
+    path: np.ascontiguousarray(leaf, dtype=jnp.dtype(dtype))
+    for path, leaf in sorted(flat.items())
+  }
+  content = safetensors_numpy.save(tensors)
+  digest = files.sha256_of(content)
+  fields = dataclasses.asdict(cfg) | {'weights_sha256': digest}
+  files.write_all(
+    os.fspath(folder),
+    {
+      WEIGHTS: functools.partial(files.write_bytes, content=content),
+      CONFIG: functools.partial(files.write_json, value=fields),
+    },
+  )
+
+
+def load_heads(
+  folder: str | os.PathLike,
+) -> tuple[dict[str, np.ndarray], MedusaConfig]:
+  """Reads heads.
+
+  Returns:
+    (weights by flat path in the dtype on disk, their config).
+
+  Raises:
+    ValueError: a file is missing, damaged, of another version or does not fit
+      the other.
+  """
+  folder = os.fspath(folder)
+  cfg, digest = _read_config(folder)
+  path = os.path.join(folder, WEIGHTS)
+  if not os.path.isfile(path) or files.sha256(path) != digest:
+    raise ValueError(
+      f'Medusa heads {folder!r}: {WEIGHTS} is missing or not the file that '
+      f'{CONFIG} was written with; copy or save both again'
+    )
+  try:
+    tensors = safetensors_numpy.load_file(path)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'Medusa heads {folder!r}: {WEIGHTS}: {error}') from error
+  _check_tensors(folder, tensors, cfg)
+  return tensors, cfg
+
+
+def read_config(folder: str | os.PathLike) -> MedusaConfig:
+  """The config of heads, without their weights."""
+  return _read_config(os.fspath(folder))[0]
+
+
+def _read_config(folder: str) -> tuple[MedusaConfig, str]:
+  """The config and the sha256 of the weights it belongs to."""
+  if not is_medusa(folder):
+    raise ValueError(
+      f'{folder!r} holds no Medusa heads: it has no {CONFIG}; train some with '
+      '`specstream train_medusa`'
+    )
+  fields = files.read_json(os.path.join(folder, CONFIG))
+  version = fields.get('format_version')
+  if version != FORMAT_VERSION:
+    raise ValueError(
+      f'Medusa heads {folder!r} have format_version {version!r}; accepted: '
+      f'{FORMAT_VERSION}; use the release that wrote them'
+    )
+  digest = fields.pop('weights_sha256', None)
+  expected = {field.name for field in dataclasses.fields(MedusaConfig)}
+  if set(fields) != expected:
+    raise ValueError(
+      f'Medusa heads {folder!r}: {CONFIG} lacks '
+      f'{sorted(expected - set(fields))} and has unknown '
+      f'{sorted(set(fields) - expected)}; save them again'
+    )
+  return MedusaConfig(**fields), digest
+
+
+def _check_tensors(
+  folder: str, tensors: Mapping[str, Any], cfg: MedusaConfig
+) -> None:
+  """Raises ValueError if the weights are not what the config says."""
+  found = {path: tuple(leaf.shape) for path, leaf in tensors.items()}
+  width, vocab_size = sizes(tensors)
+  shapes = {
+    'kernel': (width, width),
+    'bias': (width,),
+    'projection': (vocab_size, width),
+  }
+  expected = {
+    f'heads/{j}/{name}': shape
+    for j in range(cfg.num_heads)
+    for name, shape in shapes.items()
+  }
+  lines = weights.problems(expected, found)
+  if lines:
+    raise ValueError(
+      f'Medusa heads {folder!r}: weights do not fit the config: '
+      f'{"; ".join(lines)}; save them again'
+    )
+
+
+def sizes(tensors: Mapping[str, Any]) -> tuple[int, int]:
+  """(D, V) of heads; (0, 0) if the first has no projection."""
+  first = tensors.get('heads/0/projection')
+  return (0, 0) if first is None else (first.shape[1], first.shape[0])
+
+
+def check_base(
+  cfg: MedusaConfig, base: typing.Params, model: config.ModelConfig
+) -> None:
+  """Raises ValueError unless the heads were trained on this model.
+
+  Args:
+    cfg: of the heads.
+    base: flat weights of the model that decodes, kernels as [in, out].
+    model: its sizes.
+  """
+  if cfg.base_config_hash != weights.config_hash(model):
+    difference = 'other sizes or constants'
+  elif weights.fingerprint(base) not in cfg.base_fingerprints:
+    difference = 'the same sizes but other weights'
+  else:
+    return
+  trained_on = repr(cfg.base_model_id)
+  if cfg.adapter:
+    trained_on += f' with adapter {cfg.adapter!r}'
+  raise ValueError(
+    f'Medusa heads were trained on {trained_on}, but the model has '
+    f'{difference}; load {trained_on}, or train heads on this model'
+  )

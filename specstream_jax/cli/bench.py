@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares drafters on tasks: one process, interleaved, same token counter.
+
+  specstream bench --drafters=streams:num_nodes=8,depth=4;prompt_lookup \\
+    --tasks=e2e_sample/test,spec_bench@DIR --results_dir=results/bench
+
+Drafters are parted by semicolons or by repeating the flag; each is a name and
+settings. Ctrl-C keeps what was measured; the same command with --resume goes on.
+"""
+
+from collections.abc import Sequence
+import sys
+
+from absl import flags
+
+from specstream_jax import runtime
+from specstream_jax.evaluation import external, table
+from specstream_jax.workflows import bench as workflow
+
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
+  )
+  flags.DEFINE_string('adapter', 'e2e_nlg', 'Folder, or one that ships.')
+  flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+  )
+  flags.DEFINE_multi_string(
+    'drafters',
+    ['streams'],
+    'NAME or NAME:setting=value,…; `none` is always measured.',
+  )
+  flags.DEFINE_list(
+    'tasks', ['e2e_sample/test'], 'name/split@DIR; split and @DIR may be left.'
+  )
+  flags.DEFINE_list('temperatures', ['0'], '0 is greedy.')
+  flags.DEFINE_list('batch_sizes', ['1'], 'Rows per call.')
+  flags.DEFINE_integer('num_prompts', 64, 'Per task, spread; 0 takes all.')
+  flags.DEFINE_integer('max_new_tokens', 64, 'Most new tokens per prompt.')
+  flags.DEFINE_integer(
+    'max_prompt_tokens', 1024, 'Longer prompts lose their beginning.'
+  )
+  flags.DEFINE_integer('repeats', 1, 'Timed passes.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
+  flags.DEFINE_enum(
+    'schedule', 'deferred', ['deferred', 'parallel'], 'When streams run.'
+  )
+  flags.DEFINE_list(
+    'external', [], f'References to run as well: {", ".join(external.NAMES)}.'
+  )
+  flags.DEFINE_float(
+    'synthetic_acceptance',
+    0.0,
+    'Chance that a draft is accepted, instead of verifying; 0 verifies.',
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  flags.DEFINE_bool('resume', False, 'Go on with the journal that is there.')
+  flags.DEFINE_string(
+    'results_dir',
+    'results/bench',
+    'Gets journal.jsonl, results.json, table.md, report.html, answers/.',
+  )
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  args = flags.FLAGS
+  model = load_model(args)
+  drafters = tuple(
+    text.strip() for group in args.drafters for text in group.split(';')
+  )
+  options = workflow.Options(
+    drafters=tuple(filter(None, drafters)),
+    tasks=tuple(args.tasks),
+    temperatures=tuple(map(float, args.temperatures)),
+    batch_sizes=tuple(map(int, args.batch_sizes)),
+    num_prompts=args.num_prompts,
+    max_new_tokens=args.max_new_tokens,
+    max_prompt_tokens=args.max_prompt_tokens,
+    repeats=args.repeats,
+    seed=args.seed,
+    schedule=args.schedule,
+    external=tuple(args.external),
+    synthetic_acceptance=args.synthetic_acceptance,
+    resume=args.resume,
+  )
+  runs = workflow.bench(
+    model, options, args.results_dir, command=' '.join(sys.argv)
+  )
+  print(table.format_table(runs))
+  print(f'report: {args.results_dir}/report.html')
+  return 0
+
+
+def load_model(args) -> runtime.Model:
+  """The model; streams of random weights where acceptance is synthetic."""
+  model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
+  if args.synthetic_acceptance and model.stream is None:
+    model = runtime.with_random_streams(model)
+  return model

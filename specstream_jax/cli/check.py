@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proves, or disproves, that decoding with drafts changes nothing here.
+
+One line per property: tokens equal plain decoding in float32 for each drafter
+and tree, the law of each verifier by enumeration, main logits with streams on
+and off, base weights before and after, and where bfloat16 parts the ways. The
+exit status is 1 when a property fails.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from specstream_jax import runtime
+from specstream_jax.workflows import check as workflow
+
+_TREES = (
+  'streams:kind=chain,depth=3',
+  'streams:num_nodes=4,depth=3,branching=2',
+  'streams:num_nodes=16,depth=4,branching=4',
+  'streams:kind=full,depth=2,branching=3',
+  'prompt_lookup',
+  'lookahead',
+)
+
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
+  )
+  flags.DEFINE_string('adapter', 'e2e_nlg', 'Folder, or one that ships.')
+  flags.DEFINE_multi_string(
+    'drafters',
+    None,
+    'NAME:setting=value,…, parted by semicolons or repeated; default: '
+    + '; '.join(_TREES),
+  )
+  flags.DEFINE_string(
+    'task', 'e2e_sample/test', 'name/split@DIR; split and @DIR may be left.'
+  )
+  flags.DEFINE_integer('num_prompts', 16, 'Evenly spread; 0 takes all.')
+  flags.DEFINE_integer('max_new_tokens', 64, 'Most new tokens per prompt.')
+  flags.DEFINE_list('temperatures', ['0', '0.8'], 'Held equal at each.')
+  flags.DEFINE_integer('batch', 4, 'Rows per call.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Of the noise.')
+  flags.DEFINE_bool('bfloat16', False, 'Report divergence in bfloat16 too.')
+  flags.DEFINE_bool('laws', True, 'Enumerate the laws of the verifiers.')
+  flags.DEFINE_string('output', 'results/check.json', 'JSON file to write.')
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  args = flags.FLAGS
+  load = lambda dtype: runtime.load(
+    args.model, args.adapter or None, dtype=dtype
+  )
+  options = workflow.Options(
+    drafters=_drafters(args),
+    task=args.task,
+    num_prompts=args.num_prompts,
+    max_new_tokens=args.max_new_tokens,
+    temperatures=tuple(map(float, args.temperatures)),
+    batch=args.batch,
+    seed=args.seed,
+    laws=args.laws,
+  )
+  low = load('bfloat16') if args.bfloat16 else None
+  properties = []
+  for found in workflow.check(load('float32'), options, low):
+    properties.append(found)
+    print(found.line(), flush=True)
+  workflow.write(args.output, properties)
+  failed = sum(p.passed is False for p in properties)
+  print(f'{len(properties)} properties, {failed} failed; {args.output}')
+  return 1 if failed else 0
+
+
+def _drafters(args) -> tuple[str, ...]:
+  """Those asked for; else those that need no weights of their own."""
+  if args.drafters is None:
+    wants_streams = bool(args.adapter)
+    return tuple(
+      t for t in _TREES if wants_streams or not t.startswith('streams')
+    )
+  texts = (text for group in args.drafters for text in group.split(';'))
+  return tuple(filter(None, map(str.strip, texts)))

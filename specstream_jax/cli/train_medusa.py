@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains Medusa heads on the records of `prepare`; the model stays frozen.
+
+Running the same command again resumes from the last checkpoint.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from specstream_jax.checkpoints import medusa
+from specstream_jax.workflows import train_medusa as workflow
+
+
+def define_flags() -> None:
+  flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
+  flags.DEFINE_string(
+    'adapter', None, 'Adapter whose fine-tuned model the heads are for.'
+  )
+  flags.DEFINE_string('data_dir', None, 'Token records to train on.')
+  flags.DEFINE_string(
+    'eval_data_dir', None, 'Token records to evaluate and choose the tree on.'
+  )
+  flags.DEFINE_string('output_dir', None, 'Folder of the run.')
+  flags.DEFINE_integer('num_heads', 4, 'Heads, the deepest draft token.')
+  flags.DEFINE_float('head_decay', 0.8, 'Loss weight of head j: decay**j.')
+  flags.DEFINE_integer(
+    'calibration_batches', 16, 'Evaluation batches to choose the tree on.'
+  )
+  flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of the frozen model.'
+  )
+  flags.DEFINE_enum(
+    'save_dtype', 'bfloat16', medusa.DTYPES, 'Of the heads on disk.'
+  )
+  flags.DEFINE_enum(
+    'export', 'best', ['best', 'last'], 'Checkpoint that becomes the heads.'
+  )
+  flags.mark_flags_as_required(['data_dir', 'output_dir'])
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  args = flags.FLAGS
+  trained = workflow.train(
+    args.model,
+    args.data_dir,
+    args.output_dir,
+    adapter=args.adapter,
+    eval_data_dir=args.eval_data_dir,
+    recipe=workflow.Recipe(
+      num_heads=args.num_heads,
+      head_decay=args.head_decay,
+      calibration_batches=args.calibration_batches,
+    ),
+    dtype=args.dtype,
+    save_dtype=args.save_dtype,
+    export=args.export,
+  )
+  if trained.interrupted:
+    print(f'stopped at step {trained.step}; run the same command to resume')
+  else:
+    print(f'heads written to {trained.heads_dir} after {trained.step} steps')
+  return 0

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the n-gram table of `decoding.ngrams` from token records.
+
+Bigrams and trigrams that end in an answer token are counted; those that begin
+in the prompt are among them. P(c | context) = (count - 0.5) / count(context):
+absolute discounting, without which a context seen once would be certain.
+
+The file is safetensors: `checks` [H, E] uint32, `probs` [H, E] float16, and
+what it was made of in the metadata.
+"""
+
+from collections.abc import Iterable
+import json
+import os
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from specstream_jax.data import records
+from specstream_jax.decoding import ngrams
+
+FORMAT = 'specstream n-gram table 1'
+MAX_ENTRIES = 2**19
+_DISCOUNT = 0.5
+_LOAD = 0.5  # entries per place; buckets rarely overflow below that
+
+Ngrams = tuple[np.ndarray, np.ndarray]  # [N, 3] int32, [N] counts
+
+
+def build(
+  path: str, *, max_entries: int = MAX_ENTRIES
+) -> tuple[ngrams.NgramTable, dict[str, Any]]:
+  """Table and metadata of a folder of records.
+
+  Args:
+    path: written by `specstream prepare`.
+    max_entries: if there are more n-grams, the rarest are left out.
+
+  Raises:
+    ValueError: no records there, or none with an answer.
+  """
+  manifest = records.read_manifest(path)
+  source = grain.ArrayRecordDataSource(
+    [os.path.join(path, name) for name in manifest['files']]
+  )
+  pairs = (records.decode(source[i]) for i in range(len(source)))
+  table, metadata = from_pairs(pairs, max_entries=max_entries)
+  kept = ('task', 'split', 'tokenizer_sha256', 'num_examples')
+  return table, {name: manifest.get(name) for name in kept} | metadata
+
+
+def from_pairs(
+  pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+  *,
+  max_entries: int = MAX_ENTRIES,
+) -> tuple[ngrams.NgramTable, dict[str, Any]]:
+  """Table (numpy) and its sizes, from (prompt ids, answer ids)."""
+  trigrams = _trigrams(pairs)
+  bigrams = trigrams.copy()
+  bigrams[:, 0] = ngrams.NOTHING
+  # Where a text begins there is no grandparent, and the bigram says it all.
+  trigrams = trigrams[trigrams[:, 0] != ngrams.NOTHING]
+  parts = [_probabilities(part) for part in (bigrams, trigrams) if len(part)]
+  if not parts:
+    raise ValueError(
+      'the records hold no answer with a token before it, so there are no '
+      'n-grams to count; prepare records of a task with prompts and answers'
+    )
+  keys, probs, counts = (np.concatenate(x) for x in zip(*parts, strict=True))
+  order = np.argsort(-counts, kind='stable')[:max_entries]
+  table, num_placed = _place(keys[order], probs[order])
+  metadata = {
+    'num_bigrams': len(parts[0][0]),
+    'num_trigrams': len(keys) - len(parts[0][0]),
+    'num_entries': num_placed,
+    'max_entries': max_entries,
+  }
+  return table, metadata
+
+
+def _trigrams(pairs):
+  """(grandparent, parent, token) of every answer token, int32 [N, 3]."""
+  found = [np.zeros((0, 3), np.int32)]
+  for inputs, targets in pairs:
+    before = np.append([ngrams.NOTHING] * 2, inputs)[-2:]
+    text = np.append(before, targets).astype(np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(text, 3)
+    found.append(windows[windows[:, 1] != ngrams.NOTHING])
+  return np.concatenate(found)
+
+
+def _probabilities(grams):
+  """Distinct n-grams [N, 3], P(last | first two) [N] and counts [N]."""
+  keys, counts = np.unique(grams, axis=0, return_counts=True)
+  _, context, totals = _contexts(keys, counts)
+  return keys, (counts - _DISCOUNT) / totals[context], counts
+
+
+def _contexts(keys, counts):
+  """Distinct contexts, the one of each n-gram, and their counts."""
+  contexts, index = np.unique(keys[:, :2], axis=0, return_inverse=True)
+  index = index.reshape(-1)
+  return contexts, index, np.bincount(index, weights=counts)
+
+
+def _place(keys, probs):
+  """The table of n-grams, most frequent first, and how many it could take."""
+  size = ngrams.BUCKET_SIZE
+  num_buckets = 1 << max(int(len(keys) / _LOAD / size) - 1, 0).bit_length()
+  hashed, check = ngrams.hashes(*keys.T)
+  bucket = (hashed & np.uint32(num_buckets - 1)).astype(np.int64)
+  order = np.argsort(bucket, kind='stable')
+  bucket = bucket[order]
+  rank = np.arange(len(order)) - np.searchsorted(bucket, bucket)
+  fits = rank < size  # of an overfull bucket, the rarest are left out
+  at, order = (bucket[fits], rank[fits]), order[fits]
+  checks = np.full((num_buckets, size), ngrams.EMPTY, np.uint32)
+  values = np.zeros((num_buckets, size), np.float16)
+  checks[at], values[at] = check[order], probs[order]
+  return ngrams.NgramTable(checks, values), len(order)
+
+
+def save(path: str, table: ngrams.NgramTable, metadata: dict[str, Any]) -> None:
+  """Writes the file; it appears only when complete."""
+  text = {name: json.dumps(value) for name, value in metadata.items()}
+  tensors = {
+    'checks': np.asarray(table.checks),
+    'probs': np.asarray(table.probs),
+  }
+  content = safetensors_numpy.save(tensors, text | {'format': FORMAT})
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  scratch = f'{path}.{os.getpid()}.tmp'
+  try:
+    with open(scratch, 'wb') as file:
+      file.write(content)
+    os.replace(scratch, path)
+  finally:
+    if os.path.exists(scratch):
+      os.remove(scratch)
+
+
+def load(path: str) -> tuple[ngrams.NgramTable, dict[str, Any]]:
+  """Table (numpy) and metadata of a file.
+
+  Raises:
+    ValueError: no such file, or not one of `save`.
+  """
+  fix = 'write one with `specstream prepare --ngram_table=FILE`'
+  if not os.path.isfile(path):
+    raise ValueError(f'n-gram table {path!r} is no file; {fix}')
+  try:
+    with safetensors.safe_open(path, 'numpy') as file:
+      text = dict(file.metadata() or {})
+      names = file.keys()
+      tensors = {name: file.get_tensor(name) for name in names}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'n-gram table {path!r}: {error}; {fix}') from error
+  written = text.pop('format', None)
+  if written != FORMAT or set(tensors) != {'checks', 'probs'}:
+    raise ValueError(
+      f'n-gram table {path!r} has format {written!r} and arrays '
+      f'{sorted(tensors)}; accepted: {FORMAT!r} with checks, probs; {fix}'
+    )
+  metadata = {name: json.loads(value) for name, value in text.items()}
+  return ngrams.NgramTable(**tensors), metadata
+
+
+def check_tokenizer(
+  path: str, metadata: dict[str, Any], tokenizer_sha256: str
+) -> None:
+  """Raises ValueError if the table counts tokens of another tokenizer."""
+  written = metadata.get('tokenizer_sha256')
+  if written != tokenizer_sha256:
+    raise ValueError(
+      f'n-gram table {path!r} was made with tokenizer {str(written)[:12]}… but '
+      f'the model has {tokenizer_sha256[:12]}…; make one from records of the '
+      "model's tokenizer"
+    )

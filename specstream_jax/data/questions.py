@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a benchmark asks: Spec-Bench questions, or the prompts of a task."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+from typing import Any
+
+from specstream_jax.data import readers, registry
+
+SPEC_BENCH = 'spec_bench'
+_FILE = 'question.jsonl'
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """One item of a benchmark.
+
+  Attributes:
+    question_id: unique within its task.
+    category: what it is reported under.
+    turns: what the user says, in order; a plain prompt is one turn.
+    references: answers to score against; none for Spec-Bench.
+    is_chat: whether turns go through the model's chat template.
+  """
+
+  question_id: int
+  category: str
+  turns: tuple[str, ...]
+  references: tuple[str, ...] = ()
+  is_chat: bool = False
+
+
+def load(
+  task: str, split: str, data_dir: str | None, num_questions: int = 0
+) -> list[Question]:
+  """Questions of a task, evenly spread over its rows if only some are asked.
+
+  Args:
+    task: `spec_bench`, or a name of the task table.
+    split: split of a task; Spec-Bench has one only.
+    data_dir: folder of its files; for Spec-Bench the one of question.jsonl.
+    num_questions: how many; 0 takes all.
+
+  Raises:
+    ValueError: unknown task or split, no file, or a malformed row.
+  """
+  if task == SPEC_BENCH:
+    questions = read_spec_bench(data_dir)
+  else:
+    examples = registry.get(task).load_split(split, data_dir)
+    questions = [
+      Question(i, task, (example.inputs,), tuple(example.references))
+      for i, example in enumerate(examples)
+    ]
+  return _spread(questions, num_questions)
+
+
+def read_spec_bench(data_dir: str | None) -> list[Question]:
+  """The rows {question_id, category, turns} of question.jsonl in a folder.
+
+  Raises:
+    ValueError: no such file, or a malformed row (file, line, problem).
+  """
+  if data_dir is None:
+    raise ValueError(
+      f'task {SPEC_BENCH!r} needs --data_dir, the folder of Spec-Bench’s {_FILE}'
+    )
+  path = readers.find_file(data_dir, (_FILE,))
+  questions = []
+  with open(path, encoding='utf-8') as file:
+    for number, line in enumerate(file, start=1):
+      if line.strip():
+        questions.append(_question(line, f'{os.path.abspath(path)}:{number}'))
+  if not questions:
+    raise ValueError(f'{path} has no questions')
+  return questions
+
+
+def _question(line: str, place: str) -> Question:
+  try:
+    row = json.loads(line)
+    turns = tuple(row['turns'])
+    question = Question(
+      int(row['question_id']), str(row['category']), turns, is_chat=True
+    )
+  except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'{place}: {error!r}; expected {{"question_id": 1, "category": "math", '
+      '"turns": ["…"]}'
+    ) from error
+  if not turns or not all(isinstance(t, str) and t.strip() for t in turns):
+    raise ValueError(f'{place}: turns is {turns!r}; expected texts')
+  return question
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+  """`count` of the items at even distances, in order; all for 0."""
+  if not 0 < count < len(items):
+    return list(items)
+  return [items[i * len(items) // count] for i in range(count)]

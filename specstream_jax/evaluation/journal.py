@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The raw measurements of a benchmark, one JSON line each, as they come.
+
+Tables and plots are derived from it; a run that was stopped goes on after its
+last whole line.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+from typing import Any
+
+Key = tuple[Any, ...]
+
+
+class Journal:
+  """Measurements under keys; what is there is not measured again."""
+
+  def __init__(self, path: str, header: Mapping[str, Any], *, resume: bool):
+    """Opens or starts the file.
+
+    Args:
+      path: JSONL file; its folder is made.
+      header: what must agree for measurements to belong together.
+      resume: keep what an earlier run with the same header wrote.
+
+    Raises:
+      ValueError: it cannot be written, or an earlier run had another header.
+    """
+    self._path, self._entries = path, {}
+    lines = _whole_lines(path) if resume else []
+    if lines and lines[0] != json.loads(json.dumps(header)):
+      raise ValueError(
+        f'{path} was written with other settings: {_difference(lines[0], header)}'
+        '; give another --results_dir, or run without --resume to start anew'
+      )
+    self._entries = {_key(line): line for line in lines[1:]}
+    text = [json.dumps(line) for line in lines or [header]]
+    try:
+      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+      with open(path + '.tmp', 'w', encoding='utf-8') as file:
+        file.writelines(f'{line}\n' for line in text)
+      os.replace(path + '.tmp', path)
+    except OSError as error:
+      raise ValueError(
+        f'cannot write {path}: {error.strerror}; give a folder that can be '
+        'created and written'
+      ) from error
+
+  def __contains__(self, key: Key) -> bool:
+    return key in self._entries
+
+  def __getitem__(self, key: Key) -> Mapping[str, Any]:
+    return self._entries[key]
+
+  def __len__(self) -> int:
+    return len(self._entries)
+
+  def add(self, key: Key, values: Mapping[str, Any]) -> None:
+    """Appends one measurement; it is on disk when this returns."""
+    line = {'key': list(key), **values}
+    with open(self._path, 'a', encoding='utf-8') as file:
+      file.write(json.dumps(line) + '\n')
+      file.flush()
+      os.fsync(file.fileno())
+    self._entries[key] = line
+
+
+def _key(line: Mapping[str, Any]) -> Key:
+  return tuple(line['key'])
+
+
+def _whole_lines(path: str) -> list[dict[str, Any]]:
+  """The lines up to the first that a stop cut short."""
+  if not os.path.isfile(path):
+    return []
+  lines = []
+  with open(path, encoding='utf-8') as file:
+    for text in file:
+      try:
+        lines.append(json.loads(text))
+      except json.JSONDecodeError:
+        break
+  return lines
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+  names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
+  return ', '.join(
+    f'{name} {str(old.get(name))[:80]!r} -> {str(new.get(name))[:80]!r}'
+    for name in names
+  )

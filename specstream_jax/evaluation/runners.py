@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rivals of a benchmark behind one call: prompts in, counted tokens out."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+
+from specstream_jax import config, config_drafting, runtime
+from specstream_jax.decoding import decoder as decoder_lib
+
+
+class Runner(Protocol):
+  """One row of the table.
+
+  Attributes:
+    label: name in tables.
+    settings: JSON of everything that defines it.
+    max_depth: deepest draft, 0 without drafts.
+    extra_parameters: weights it adds to the model.
+    is_lossy: its output may follow another law than the model's.
+    is_external: another program's loop.
+  """
+
+  label: str
+  settings: dict[str, Any]
+  max_depth: int
+  extra_parameters: int
+  is_lossy: bool
+  is_external: bool
+
+  def generate(
+    self,
+    prompts: Sequence[Sequence[int]],
+    row_ids: Sequence[int],
+    *,
+    bucket: int,
+    temperature: float,
+    seed: int,
+  ) -> decoder_lib.DecodeResult:
+    """Decodes a batch of prompts of at most `bucket` tokens."""
+
+
+class OwnRunner:
+  """A drafter in our decode loop."""
+
+  is_external = False
+
+  def __init__(
+    self,
+    model: runtime.Model,
+    drafter: config_drafting.DrafterConfig,
+    label: str,
+    decode: config.DecodeConfig,
+  ):
+    """Raises ValueError if the drafter does not fit the model."""
+    self._model, self._drafter, self._decode = model, drafter, decode
+    self.label = label
+    self.settings = config.to_json(drafter)
+    self.is_lossy = drafter.is_lossy
+    made = model.decoder(drafter, decode).setup.drafter
+    self.max_depth, self.size = made.max_depth, made.size
+    params = model.params(drafter)
+    extra = (params.adapter, params.drafter)
+    self.extra_parameters = sum(
+      leaf.size for leaf in jax.tree.leaves(extra) if hasattr(leaf, 'size')
+    )
+
+  def generate(self, prompts, row_ids, *, bucket, temperature, seed):
+    """See `Runner`."""
+    decode = dataclasses.replace(self._decode, prompt_bucket=bucket)
+    sampling = config.SamplingConfig(temperature=temperature)
+    decoder = self._model.decoder(self._drafter, decode, sampling)
+    return decoder.generate(
+      self._model.params(self._drafter), prompts, seed=seed, row_ids=row_ids
+    )

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every rival on every task: one table, one report, one journal."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import os
+import subprocess
+from typing import Any
+
+import numpy as np
+
+from specstream_jax import config, config_drafting, runtime
+from specstream_jax.data import questions as questions_lib
+from specstream_jax.evaluation import (
+  bench as bench_lib,
+  bench_table,
+  benchmark,
+  external,
+  journal as journal_lib,
+  metrics,
+  report,
+  results,
+  runners as runners_lib,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to measure.
+
+  Attributes:
+    drafters: settings as `config_drafting.parse` reads them; the baseline
+      `none` is always measured.
+    tasks: names, each with an optional split and folder: `name[/split][@DIR]`.
+    temperatures: 0 is greedy.
+    batch_sizes: rows per call.
+    num_prompts: per task, evenly spread; 0 takes all.
+    max_new_tokens: per prompt.
+    max_prompt_tokens: longer prompts lose their beginning.
+    repeats: timed passes.
+    seed: of the noise.
+    schedule: of streams.
+    external: names of `external.NAMES`.
+    synthetic_acceptance: chance that a draft is accepted; 0 verifies.
+    resume: go on with the journal that is there.
+  """
+
+  drafters: tuple[str, ...] = ('streams',)
+  tasks: tuple[str, ...] = ('e2e_sample/test',)
+  temperatures: tuple[float, ...] = (0.0,)
+  batch_sizes: tuple[int, ...] = (1,)
+  num_prompts: int = 64
+  max_new_tokens: int = 64
+  max_prompt_tokens: int = 1024
+  repeats: int = 1
+  seed: int = 0
+  schedule: str = 'deferred'
+  external: tuple[str, ...] = ()
+  synthetic_acceptance: float = 0.0
+  resume: bool = False
+
+
+def bench(
+  model: runtime.Model,
+  options: Options,
+  folder: str,
+  *,
+  command: str,
+  progress: bool = True,
+) -> list[results.RunResult]:
+  """Measures, and writes journal, results, tables and report to `folder`.
+
+  An interrupt writes what there is so far and is raised again.
+
+  Raises:
+    ValueError: unknown drafter, task or setting, or a folder that cannot be
+      written.
+  """
+  plan = make_plan(options)
+  runners = make_runners(model, options)
+  header = {
+    'options': dataclasses.asdict(options) | {'resume': None},
+    'source': model.source,
+    'weights': _fingerprint(model),
+  }
+  journal = journal_lib.Journal(
+    os.path.join(folder, 'journal.jsonl'), header, resume=options.resume
+  )
+  made = bench_lib.Bench(model, plan, runners, journal)
+  try:
+    made.run(progress=progress)
+  finally:
+    runs = summarize(model, plan, runners, made, options)
+    if runs:
+      _write(folder, runs, made, plan, runners, model, command)
+  return runs
+
+
+def make_plan(options: Options) -> bench_lib.Plan:
+  """Questions and grid of the options; see `bench` for errors."""
+  questions, names = {}, []
+  for text in options.tasks:
+    rest, _, data_dir = text.partition('@')
+    name, _, split = rest.partition('/')
+    questions[rest] = questions_lib.load(
+      name, split or 'test', data_dir or None, options.num_prompts
+    )
+    names.append(rest)
+  cells = tuple(
+    bench_lib.Cell(task, temperature, batch)
+    for task in names
+    for temperature in options.temperatures
+    for batch in options.batch_sizes
+  )
+  return bench_lib.Plan(
+    questions, cells, options.repeats, options.seed, options.max_prompt_tokens
+  )
+
+
+def make_runners(
+  model: runtime.Model, options: Options
+) -> list[runners_lib.Runner]:
+  """The baseline, then every rival; see `bench` for errors."""
+  decode = config.DecodeConfig(
+    max_new_tokens=options.max_new_tokens,
+    schedule=options.schedule,
+    eos_ids=model.eos_ids,
+  )
+  rivals = [text for text in options.drafters if text != bench_lib.BASELINE]
+  runners = []
+  for text in (bench_lib.BASELINE, *rivals):
+    drafter = config_drafting.parse(text)
+    if options.synthetic_acceptance and text != bench_lib.BASELINE:
+      drafter = dataclasses.replace(
+        drafter, synthetic_acceptance=options.synthetic_acceptance
+      )
+    runners.append(runners_lib.OwnRunner(model, drafter, text, decode))
+  if options.external:
+    threads = len(os.sched_getaffinity(0))
+    target = external.load_target(model, threads)
+    runners += [_external(target, n, decode, rivals) for n in options.external]
+  return runners
+
+
+def _external(target, name, decode, drafters):
+  assistant = None
+  if name == 'hf_assisted':
+    paths = [config_drafting.parse(text).path for text in drafters]
+    folder = next((path for path in paths if path), '')
+    if not folder:
+      raise ValueError(
+        'hf_assisted needs a draft model; name one, e.g. '
+        '--drafters=draft_model:path=FOLDER'
+      )
+    assistant = external.load_folder(folder)
+  return external.TransformersRunner(target, name, decode, assistant)
+
+
+def summarize(model, plan, runners, made, options) -> list[results.RunResult]:
+  """One result per cell and rival that has measurements."""
+  runs = []
+  for cell in plan.cells:
+    plain = made.collect(cell, bench_lib.BASELINE)
+    for runner in made.runners(cell)[1:] if plain else ():
+      rows, fast = made.collect(cell, runner.label)
+      if fast.calls.sum() and plain[1].calls.sum():
+        runs.append(
+          _summary(model, cell, runner, rows, plain[1], fast, options)
+        )
+  return runs
+
+
+def _summary(model, cell, runner, rows, plain, fast, options):
+  texts = lambda side: [model.decode_text(t).strip() for t in side.tokens]
+  references = [list(row.question.references) for row in rows]
+  score = lambda side: (
+    metrics.rouge(references, texts(side))
+    | metrics.bleu(references, texts(side))
+    if all(references)
+    else {}
+  )
+  tree = runner.settings.get('tree') or {}
+  return benchmark.summarize(
+    plain,
+    fast,
+    max_depth=runner.max_depth,
+    task=cell.task,
+    drafter=runner.settings['name'],
+    name=runner.label,
+    settings=runner.settings,
+    tree=tree | {'size': getattr(runner, 'size', 0)},
+    schedule=options.schedule,
+    dtype=model.config.dtype,
+    batch=cell.batch,
+    temperature=cell.temperature,
+    lossy=runner.is_lossy,
+    external=runner.is_external,
+    synthetic=bool(options.synthetic_acceptance) and not runner.is_external,
+    extra_parameters=runner.extra_parameters,
+    by_category=_by_category(rows, fast),
+    num_truncated=sum(row.is_truncated for row in rows),
+    quality={'autoregressive': score(plain), 'speculative': score(fast)},
+    samples=_samples(model, rows, fast),
+  )
+
+
+def _by_category(rows, side) -> dict[str, float]:
+  categories = np.array([row.question.category for row in rows])
+  found = {}
+  for name in sorted(set(categories)):
+    where = np.flatnonzero(categories == name)
+    tokens = [side.tokens[i] for i in where]
+    rates = benchmark.tokens_per_call(tokens, side.calls[where])
+    found[str(name)] = rates['micro']
+  return found
+
+
+def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:
+  """The first texts, token by token, for the report."""
+  return [
+    {
+      'prompt': row.question.turns[row.turn],
+      'text': model.decode_text(side.tokens[i]).strip(),
+      'references': list(row.question.references),
+      'accept_lengths': side.accept_lengths[i],
+      'tokens': [
+        model.tokenizer.decode([token], skip_special_tokens=False)
+        for token in side.tokens[i]
+      ],
+    }
+    for i, row in enumerate(rows[:count])
+    if side.accept_lengths[i]
+  ]
+
+
+def _write(folder, runs, made, plan, runners, model, command):
+  """results.json, table.md, report.html and answers/*.jsonl."""
+  source = model.source | {'revision': _revision(), 'sha': _fingerprint(model)}
+  document = results.document(runs, command=command, source=source)
+  results.write(folder, document)
+  results.write_text(
+    os.path.join(folder, 'table.md'), bench_table.markdown(document)
+  )
+  report.write(os.path.join(folder, 'report.html'), document)
+  for cell in plan.cells:
+    for runner in made.runners(cell):
+      found = made.collect(cell, runner.label)
+      if found:
+        name = f'{cell.task}-T{cell.temperature:g}-b{cell.batch}-{runner.label}'
+        safe = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)
+        results.write_spec_bench(
+          os.path.join(folder, 'answers', f'{safe}.jsonl'),
+          _answers(model, *found),
+        )
+
+
+def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
+  """Spec-Bench records: all turns of a question together, in order."""
+  turns: dict[int, list[int]] = {}
+  for i, row in enumerate(rows):
+    turns.setdefault(row.index, []).append(i)
+  # A batch is timed as a whole; each of its rows gets an equal part.
+  whole = (side.seconds + side.prefill_seconds).mean(axis=0)
+  share = (whole / np.bincount(side.batch_of))[list(side.batch_of)]
+  return [
+    results.spec_bench_record(
+      rows[places[0]].question.question_id,
+      rows[places[0]].question.category,
+      [model.decode_text(side.tokens[i]) for i in places],
+      [len(side.tokens[i]) for i in places],
+      [share[i] for i in places],
+      [n for i in places for n in side.accept_lengths[i]],
+    )
+    for _, places in sorted(turns.items())
+  ]
+
+
+def _revision() -> str:
+  """Commit of the source tree this package lies in, or 'unknown'."""
+  try:
+    done = subprocess.run(
+      ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
+  return done.stdout.strip()
+
+
+def _fingerprint(model: runtime.Model) -> str:
+  """A hash of weights that decode: norms and a corner of the embedding."""
+  digest = hashlib.sha256()
+  digest.update(np.asarray(model.base['final_norm']['scale']).tobytes())
+  digest.update(np.asarray(model.base['embed']['embedding'][:64]).tobytes())
+  return digest.hexdigest()[:16]

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model and token records to Medusa heads on disk, with their tree."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import itertools
+import os
+from typing import Any
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import config, config_checks as checks, runtime, typing
+from specstream_jax.checkpoints import (
+  adapters,
+  loading,
+  medusa as checkpoint,
+  weights as weights_lib,
+)
+from specstream_jax.data import records
+from specstream_jax.decoding.drafters import medusa as drafter
+from specstream_jax.evaluation import plots
+from specstream_jax.modeling import build, lora, medusa, params as params_lib
+from specstream_jax.training import loop, medusa as training
+from specstream_jax.workflows import train as streams
+
+HEADS = 'medusa'
+NUM_RANKS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """Every setting of a run.
+
+  Attributes:
+    num_heads: γ, also the depth that the tree may have.
+    head_decay: head j (from 0) weighs head_decay**j in the loss.
+    calibration_batches: evaluation batches the static tree is chosen on.
+    objective: anchors and chunking; its weights are not used.
+    optimizer: rates; that of stream embeddings is not used.
+    train: length and cadence.
+    data: how records become batches.
+    tree: whose tokens per call evaluation measures; the calibrated tree has as
+      many nodes.
+  """
+
+  num_heads: int = 4
+  head_decay: float = 0.8
+  calibration_batches: int = 16
+  objective: config.ObjectiveConfig = dataclasses.field(
+    default_factory=lambda: config.ObjectiveConfig()
+  )
+  optimizer: config.OptimizerConfig = dataclasses.field(
+    default_factory=lambda: config.OptimizerConfig()
+  )
+  train: config.TrainConfig = dataclasses.field(
+    default_factory=lambda: config.TrainConfig()
+  )
+  data: config.DataConfig = dataclasses.field(
+    default_factory=lambda: config.DataConfig()
+  )
+  tree: config.TreeConfig = dataclasses.field(
+    default_factory=lambda: config.TreeConfig()
+  )
+
+  def __post_init__(self):
+    checks.at_least('num_heads', self.num_heads, 1)
+    checks.at_least('head_decay', self.head_decay, 0.0)
+    checks.at_least('calibration_batches', self.calibration_batches, 1)
+    drafter.check_tree(self.tree, self.num_heads)
+
+  @property
+  def weighted(self) -> config.ObjectiveConfig:
+    """The objective with a_j = head_decay**j."""
+    return dataclasses.replace(
+      self.objective, stream_weight=1.0, stream_decay=self.head_decay
+    )
+
+  def to_json(self) -> dict[str, Any]:
+    """Nested dict of JSON types."""
+    return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """Where the heads lie, or None if a signal stopped the run before its end.
+
+  Attributes:
+    heads_dir: the best checkpoint as heads.
+    step: optimiser steps done.
+    interrupted: a signal stopped the run; calling again resumes it.
+  """
+
+  heads_dir: str | None
+  step: int
+  interrupted: bool
+
+
+def train(
+  base: str,
+  data_dir: str,
+  output_dir: str,
+  *,
+  adapter: str | None = None,
+  eval_data_dir: str | None = None,
+  recipe: Recipe | None = None,
+  dtype: str = 'float32',
+  save_dtype: str = 'bfloat16',
+  export: str = 'best',
+  progress: bool = True,
+) -> Trained:
+  """Trains heads, resuming if `output_dir` holds checkpoints.
+
+  Args:
+    base: model name, folder, hub id or GGUF file.
+    data_dir: token records of the training split (`specstream prepare`).
+    output_dir: gets checkpoints/, metrics.jsonl, tensorboard/, medusa/,
+      curves.svg, recipe.json and operative_config.gin.
+    adapter: whose fine-tuned model the heads are for; None is the base.
+    eval_data_dir: token records for evaluation and for choosing the tree; None
+      skips both.
+    recipe: settings; default from gin.
+    dtype: of the model's weights and activations; heads train in float32.
+    save_dtype: of the heads on disk, see `checkpoints.medusa.DTYPES`.
+    export: 'best' evaluation or 'last' step becomes the heads.
+    progress: show a progress bar.
+
+  Raises:
+    ValueError: records of another tokenizer, or settings that do not fit.
+    training.loop.DivergedError: the loss became NaN or infinite.
+  """
+  recipe = recipe or Recipe()
+  checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
+  loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
+  streams._check_tokenizer(loaded, data_dir)
+  setup, heads = _setup(loaded, recipe)
+  open_eval = streams._eval_opener(eval_data_dir, recipe)
+  streams._write_recipe(output_dir, recipe)
+  checkpoints, writer = streams._outputs(output_dir, recipe)
+  progress = progress and jax.process_index() == 0
+  batches = streams._open_training(data_dir, recipe)
+  outcome = loop.train(
+    setup, batches, open_eval, checkpoints, writer, progress=progress
+  )
+  writer.close()
+  state, step = outcome.state, int(outcome.state.step)
+  if outcome.interrupted:
+    logging.warning('stopped at step %d; the same command resumes', step)
+    return Trained(None, step, True)
+  best = checkpoints.best_step() if export == 'best' else step
+  if best not in (None, step):
+    state, _ = checkpoints.restore(state, best)
+  checkpoints.close()
+  cfg.provenance.update(_provenance(state, data_dir, recipe))
+  if open_eval:
+    cfg = _calibrated(cfg, setup, heads, state.adapter, open_eval, recipe)
+  folder = _export(output_dir, state.adapter, cfg, save_dtype)
+  return Trained(folder, step, False)
+
+
+def _main_model(base, adapter, dtype, num_heads):
+  """The model that the heads read, in `dtype`, and what says which it is."""
+  loaded = loading.load_model(base)
+  flats = {d: _cast(loaded.params, d) for d in config.DTYPES}
+  if adapter is not None:
+    extra, adapter_cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
+    adapters.check_base(adapter_cfg, loaded)
+    if adapter_cfg.stream.mode == 'fine_tuned':
+      fold = lambda flat: lora.merge(flat, extra, adapter_cfg.lora)[0]
+      flats = {d: fold(flat) for d, flat in flats.items()}
+  fingerprints = {weights_lib.fingerprint(flat) for flat in flats.values()}
+  cfg = checkpoint.MedusaConfig(
+    base_model_id=str(loaded.source),
+    base_config_hash=loaded.config_hash,
+    base_fingerprints=tuple(sorted(fingerprints)),
+    adapter=adapter or '',
+    num_heads=num_heads,
+  )
+  sizes = dataclasses.replace(loaded.config, dtype=dtype)
+  return dataclasses.replace(loaded, config=sizes, params=flats[dtype]), cfg
+
+
+def _cast(flat: typing.FlatParams, dtype: str) -> dict[str, Any]:
+  return {k: leaf.astype(jnp.dtype(dtype)) for k, leaf in flat.items()}
+
+
+def _setup(loaded: loading.LoadedModel, recipe: Recipe):
+  """The run, and the structure of its heads."""
+  built = build.build(loaded.config)
+  heads = medusa.build(loaded.config, recipe.num_heads)
+  base = params_lib.unflatten(
+    {path: jnp.asarray(leaf) for path, leaf in loaded.params.items()}
+  )
+  setup = loop.Setup(
+    built=built,
+    base=base,
+    adapter=medusa.init(heads, base),
+    train=recipe.train,
+    objective=recipe.weighted,
+    optimizer=recipe.optimizer,
+    tree=recipe.tree,
+    steps=functools.partial(training.steps, heads),
+  )
+  return setup, heads
+
+
+def _calibrated(cfg, setup, heads, weights, open_eval, recipe):
+  """The config with the tree that suits these weights."""
+  accuracies = calibrate(setup, heads, weights, open_eval, recipe)
+  cfg.provenance['rank_accuracies'] = accuracies.round(5).tolist()
+  choices = drafter.best_choices(accuracies, recipe.tree.size)
+  return dataclasses.replace(cfg, choices=choices)
+
+
+def calibrate(
+  setup: loop.Setup,
+  heads: medusa.Built,
+  weights: typing.Params,
+  open_eval: Callable[[], Any],
+  recipe: Recipe,
+) -> Any:
+  """How often each head's token of each rank is the true one, [J, K].
+
+  Paper: against what the model itself generates (section 2.3.3). Here: against
+  the answers of the records, which the model was tuned to.
+  """
+  num_ranks = min(NUM_RANKS, setup.built.cfg.vocab_size)
+  count = jax.jit(
+    functools.partial(
+      training.rank_counts,
+      built=setup.built,
+      heads=heads,
+      cfg=setup.objective,
+      num_ranks=num_ranks,
+    )
+  )
+  hits = totals = 0.0
+  for batch in itertools.islice(open_eval(), recipe.calibration_batches):
+    more, seen = jax.device_get(count(weights, setup.base, batch)['accuracy'])
+    hits, totals = hits + more, totals + seen
+  return hits / totals.clip(min=1)
+
+
+def _provenance(state, data_dir, recipe):
+  manifest = records.read_manifest(data_dir)
+  return {
+    'step': int(state.step),
+    'task': manifest.get('task'),
+    'num_examples': manifest['num_examples'],
+    'recipe': recipe.to_json(),
+  }
+
+
+def _export(output_dir, weights, cfg, dtype):
+  """The heads as medusa/, and the learning curves."""
+  folder = os.path.join(output_dir, HEADS)
+  checkpoint.save_heads(folder, params_lib.flatten(weights), cfg, dtype=dtype)
+  with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
+    file.write(plots.training_curves(os.path.join(output_dir, 'metrics.jsonl')))
+  return folder

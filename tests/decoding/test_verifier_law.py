@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Same law: production verifiers by enumeration, then through the whole loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+import table_lm
+
+from specstream_jax import config, config_drafting, sampling
+from specstream_jax.decoding import (
+  decoder as decoder_lib,
+  enumerate_law,
+  interface,
+  random_trees,
+  tree as tree_lib,
+  verifiers,
+)
+from specstream_jax.decoding.drafters import streams
+
+FULL = config.TreeConfig('full', depth=2, branching=2)
+WARM = config.SamplingConfig(temperature=0.8)
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_rules_are_exact_and_the_planted_bias_is_found(seed):
+  checks = enumerate_law.run_checks(seed)
+  assert len(checks) == 8
+  for check in checks:
+    assert check.has_passed, check
+    assert check.is_exact == (check.total_variation < enumerate_law.LIMIT)
+
+
+CHOICES = ((0,), (2,), (1,), (0, 0), (0, 2), (1, 0))  # skips ranks
+SHAPES = {
+  'fixed': (config.TreeConfig('fixed', choices=CHOICES), WARM),
+  # Too few tokens are left for three siblings.
+  'truncated': (
+    config.TreeConfig('full', depth=1, branching=3, keep_nodes=2),
+    config.SamplingConfig(temperature=1.0, top_k=3, top_p=0.7),
+  ),
+  'chain': (config.TreeConfig('chain', depth=2, keep_nodes=2), WARM),
+}
+
+
+@pytest.mark.parametrize('name', SHAPES)
+@pytest.mark.parametrize('rule', ['recursive_rejection', 'multi_step'])
+def test_other_shapes_and_truncated_laws(rule, name):
+  cfg, sampling_cfg = SHAPES[name]
+  problem = enumerate_law.random_problem(3, vocab_size=4, depth=cfg.max_depth)
+  distance = enumerate_law.distance(rule, problem, cfg, sampling_cfg)
+  assert distance < enumerate_law.LIMIT
+
+
+def _pruned(problem, drawn_by=None):
+  """All trees of `FULL` and what is verified of them, 4 nodes kept."""
+  draws, _ = enumerate_law.RULES['recursive_rejection']
+  cases = enumerate_law.enumerate_trees(problem, FULL, WARM, draws, drawn_by)
+  return cases, enumerate_law.verification_of(problem, cases, keep_nodes=4)
+
+
+def _distance(problem, cases, verification):
+  _, reject = enumerate_law.RULES['recursive_rejection']
+  law = enumerate_law.rejection_law(problem, cases, verification, WARM, reject)
+  target = enumerate_law.target_law(problem, WARM)
+  return enumerate_law.total_variation(law, target)
+
+
+def test_nodes_that_share_draws_must_not_be_pruned():
+  problem = enumerate_law.random_problem(1, vocab_size=3, depth=2)
+  shared = random_trees.sources(FULL)
+  assert len(shared.number) == 2  # one for each depth
+  assert _distance(problem, *_pruned(problem, shared)) > 1e-3
+
+
+def test_pruned_children_must_take_their_test():
+  """Leaving them out, as if they had not been drawn, is biased."""
+  problem = enumerate_law.random_problem(1, vocab_size=3, depth=2)
+  kept = config.TreeConfig('full', depth=2, branching=2, keep_nodes=4)
+  cases, verification = _pruned(problem, random_trees.sources(kept))
+  assert _distance(problem, cases, verification) < enumerate_law.LIMIT
+  tree, survivors = verification.tree, verification.survivors
+  law = tree_lib.DraftLaw(
+    tree.law.log_probs, np.take_along_axis(tree.law.index, survivors, axis=1)
+  )
+  small = tree_lib.restrict(tree, survivors)
+  small = tree_lib.DraftTree(small.tokens, small.parents, small.depths, law)
+  forgotten = verification._replace(tree=small, survivors=None)
+  assert _distance(problem, cases, forgotten) > 1e-3
+
+
+VOCAB_SIZE, MAX_NEW, NUM_ROWS = 4, 4, 8192
+PROMPT = [2, 1, 3]
+PARAMS = table_lm.make_params(3, quality=0.6, vocab_size=VOCAB_SIZE, scale=1.2)
+LAW = config.SamplingConfig(temperature=0.9, top_k=3)
+BEAM = config.TreeConfig('best_first', depth=3, num_nodes=8)
+SMALL = config.TreeConfig('full', depth=3, branching=2)
+
+
+def _pruning_model(keep_nodes):
+  """The table model; what the target likes least survives."""
+
+  def forward(params, tokens, positions, tree_mask, cache, *, with_streams):
+    full = table_lm.forward(
+      params, tokens, positions, tree_mask, cache, with_streams=with_streams
+    )
+    if tokens.shape[1] <= keep_nodes:
+      return full
+    seen = tree_mask.sum(axis=-1)
+    depths = seen - 1
+    is_ancestor = tree_mask & (seen[:, None] == depths[..., None])
+    parents = jnp.argmax(is_ancestor, axis=-1)
+    logits = -table_lm.logits(params, full.hidden)
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    own = jax.nn.log_softmax(logits, axis=-1)[rows, parents, tokens]
+    tree = tree_lib.DraftTree(tokens, parents, depths)
+    scores = tree_lib.path_scores(tree, own, max_depth=SMALL.depth)
+    survivors = tree_lib.prune(tree, scores, keep_nodes)[1]
+    pick = lambda x: jnp.take_along_axis(x, survivors, axis=1)
+    return interface.Forward(
+      pick(full.hidden[..., 0])[..., None],
+      full.cache,
+      {'token': pick(full.stream_state['token'])},
+      interface.Pruned(survivors, num_early_layers=1),
+    )
+
+  return table_lm.MODEL._replace(forward=forward)
+
+
+class _ChosenAsDrawn(streams.Streams):
+  """Planted bias: the best tokens, with the law as if they had been drawn."""
+
+  def propose(self, setup, params, context, state):
+    greedy = setup._replace(sampling=config.SamplingConfig())
+    return super().propose(greedy, params, context, state)
+
+
+RULES = {
+  'recursive': ('gumbel_top_k', 'recursive_rejection', SMALL, 0),
+  'recursive pruned': ('gumbel_top_k', 'recursive_rejection', SMALL, 6),
+  'beam': ('beam', 'recursive_rejection', BEAM, 0),
+  'multi-step pruned': ('independent', 'multi_step', SMALL, 6),
+  'planted bias': ('gumbel_top_k', 'recursive_rejection', SMALL, 0),
+}
+
+
+def _make_decoder(name):
+  drafting, verifier, tree, keep = RULES[name]
+  options = config_drafting.DrafterConfig(drafting=drafting, verifier=verifier)
+  make = _ChosenAsDrawn if name == 'planted bias' else streams.Streams
+  if keep:
+    tree = config.TreeConfig(
+      'full', depth=tree.depth, branching=tree.branching, keep_nodes=keep
+    )
+  return decoder_lib.Decoder(
+    _pruning_model(keep) if keep else table_lm.MODEL,
+    make(tree, table_lm.NUM_STREAMS, options),
+    config.DecodeConfig(max_new_tokens=MAX_NEW, prompt_bucket=len(PROMPT)),
+    LAW,
+    verifier=verifiers.make(options),
+  )
+
+
+@functools.cache
+def _expected():
+  """Law [V ** MAX_NEW] of the output, from the table's definition."""
+  law, texts = np.ones(1), [[]]
+  for _ in range(MAX_NEW):
+    logits = [table_lm.next_logits(PARAMS, PROMPT + text) for text in texts]
+    probs = np.array(sampling.law(jnp.array(logits), LAW), np.float64)
+    law = (law[:, None] * probs).reshape(-1)
+    texts = [[*text, token] for text in texts for token in range(VOCAB_SIZE)]
+  return law
+
+
+def _p_value(counts, probs):
+  """Of a chi-square test; outcomes that are too rare share a cell."""
+  expected = probs * counts.sum()
+  assert not counts[expected == 0].any()
+  is_rare = expected < 5
+  pool = lambda x: np.append(x[~is_rare], x[is_rare].sum())
+  counts, expected = pool(counts), pool(expected)
+  statistic = ((counts - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+  return scipy.stats.chi2.sf(statistic, len(counts) - 1)
+
+
+def _p_value_of(name):
+  result = _make_decoder(name).generate(
+    PARAMS, [PROMPT] * NUM_ROWS, seed=11, row_ids=range(NUM_ROWS)
+  )
+  digits = VOCAB_SIZE ** np.arange(MAX_NEW)[::-1]
+  codes = np.array(result.tokens) @ digits
+  counts = np.bincount(codes, minlength=VOCAB_SIZE**MAX_NEW)
+  assert 0.3 < result.tokens_per_call() - 1 < 2.5
+  return _p_value(counts, _expected())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(set(RULES) - {'planted bias'}))
+def test_output_follows_the_target_law(name):
+  assert _p_value_of(name) > 1e-3
+
+
+@pytest.mark.slow
+def test_the_planted_bias_shows_in_the_output():
+  assert _p_value_of('planted bias') < 1e-9

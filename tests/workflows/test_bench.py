@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark on a tiny model: grid, journal, resume, outputs."""
+
+import json
+import os
+
+import jsonschema
+import numpy as np
+import pytest
+import tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from specstream_jax import config, runtime
+from specstream_jax.data import chat, questions
+from specstream_jax.evaluation import journal as journal_lib, schema
+from specstream_jax.modeling import params
+from specstream_jax.workflows import bench
+
+TEMPLATE = (
+  '{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}'
+  '{% if add_generation_prompt %}<assistant>{% endif %}'
+)
+QUESTIONS = [
+  {'question_id': 7, 'category': 'writing', 'turns': ['hi', 'and you']},
+  {'question_id': 8, 'category': 'math', 'turns': ['one and two']},
+  {'question_id': 9, 'category': 'math', 'turns': ['a ' * 50]},
+]
+
+
+@pytest.fixture(scope='module')
+def model():
+  cfg = config.ModelConfig(
+    vocab_size=257,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    tie_word_embeddings=True,
+  )
+  _, base, _ = tiny.model(cfg, None, None)
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  vocabulary = {'<eos>': 0} | {c: i + 1 for i, c in enumerate(alphabet)}
+  tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  flat = params.transpose_kernels(params.flatten(base))
+  plain = runtime.Model(
+    config=cfg,
+    base=params.unflatten({k: np.asarray(v) for k, v in flat.items()}),
+    adapter={},
+    stream=None,
+    lora=None,
+    tree=config.TreeConfig(),
+    source={'base': 'tiny'},
+    tokenizer=tokenizer,
+    chat_template=TEMPLATE,
+    eos_ids=(0,),
+  )
+  stream = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=0)
+  return runtime.with_random_streams(plain, stream)
+
+
+@pytest.fixture
+def options(tmp_path):
+  with open(tmp_path / 'question.jsonl', 'w') as file:
+    file.writelines(json.dumps(row) + '\n' for row in QUESTIONS)
+  return bench.Options(
+    drafters=('streams:num_nodes=3,depth=2,branching=2',),
+    tasks=(f'spec_bench@{tmp_path}',),
+    num_prompts=0,
+    max_new_tokens=6,
+    max_prompt_tokens=64,
+  )
+
+
+def run(model, options, folder):
+  return bench.bench(
+    model, options, str(folder), command='test', progress=False
+  )
+
+
+def test_bench_writes_table_report_answers_and_journal(
+  model, options, tmp_path
+):
+  out = tmp_path / 'out'
+  (result,) = run(model, options, out)
+  assert result.equal_fraction == 1.0 and not result.lossy
+  assert result.num_prompts == 4  # three questions, one with two turns
+  assert result.num_truncated == 1
+  assert set(result.by_category) == {'writing', 'math'}
+  assert result.extra_parameters == 2 * 16
+  with open(out / 'results.json') as file:
+    document = json.load(file)
+  jsonschema.validate(document, schema.load())
+  assert 'step cost' in (out / 'table.md').read_text()
+  assert '<svg' in (out / 'report.html').read_text()
+  answers = sorted(os.listdir(out / 'answers'))
+  assert len(answers) == 2
+  text = (out / 'answers' / answers[0]).read_text()
+  rows = [json.loads(line) for line in text.splitlines()]
+  assert [r['question_id'] for r in rows] == [7, 8, 9]
+  assert len(rows[0]['choices'][0]['turns']) == 2
+  choice = rows[1]['choices'][0]
+  assert choice['new_tokens'] == [1 + sum(choice['accept_lengths'])]
+
+
+def test_interrupted_bench_keeps_what_it_has_and_resumes(
+  model, options, tmp_path, monkeypatch
+):
+  out, seen = tmp_path / 'out', []
+  add = journal_lib.Journal.add
+
+  def add_then_stop(self, key, values):
+    add(self, key, values)
+    seen.append(key)
+    if len(seen) == 3:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(journal_lib.Journal, 'add', add_then_stop)
+  with pytest.raises(KeyboardInterrupt):
+    run(model, options, out)
+  assert (out / 'results.json').is_file()
+  # A stop in the middle of a line.
+  with open(out / 'journal.jsonl', 'a') as file:
+    file.write('{"key": ["cut')
+  with pytest.raises(KeyboardInterrupt):
+    seen[:] = seen[:2]
+    run(model, bench.dataclasses.replace(options, resume=True), out)
+  monkeypatch.setattr(journal_lib.Journal, 'add', add)
+  resumed = bench.dataclasses.replace(options, resume=True)
+  (result,) = run(model, resumed, out)
+  assert result.num_prompts == 4 and result.equal_fraction == 1.0
+  lines = (out / 'journal.jsonl').read_text().splitlines()
+  keys = [tuple(json.loads(line)['key']) for line in lines[1:]]
+  assert len(keys) == len(set(keys)) == 8
+
+
+def test_resume_with_other_settings_is_refused(model, options, tmp_path):
+  out = tmp_path / 'out'
+  run(model, options, out)
+  other = bench.dataclasses.replace(options, max_new_tokens=5, resume=True)
+  with pytest.raises(ValueError, match='written with other settings: options'):
+    run(model, other, out)
+
+
+def test_folder_that_cannot_be_written(model, options, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match=r'cannot write .*give a folder'):
+    run(model, options, tmp_path / 'file' / 'out')
+
+
+def test_synthetic_acceptance_is_labelled_and_near_its_rate(
+  model, options, tmp_path
+):
+  changed = bench.dataclasses.replace(
+    options,
+    drafters=('streams:kind=chain,depth=2',),
+    synthetic_acceptance=0.8,
+    max_new_tokens=60,
+  )
+  (result,) = run(model, changed, tmp_path / 'out')
+  assert result.synthetic and result.lossy
+  # Chains of two: 1 + 0.8 + 0.64 tokens per call, less where rows end.
+  assert 2.1 < result.tokens_per_call_micro < 2.7
+  assert 'synthetic' in (tmp_path / 'out' / 'table.md').read_text()
+
+
+def test_grid_of_temperatures_and_batches(model, options, tmp_path):
+  grid = bench.dataclasses.replace(
+    options, temperatures=(0.0, 0.7), batch_sizes=(1, 2), repeats=2
+  )
+  runs = run(model, grid, tmp_path / 'out')
+  assert [(r.temperature, r.batch) for r in runs] == [
+    (0.0, 1),
+    (0.0, 2),
+    (0.7, 1),
+    (0.7, 2),
+  ]
+  assert all(r.equal_fraction == 1.0 and r.num_prompts == 4 for r in runs)
+  # The same rows draw the same tokens in any batch.
+  assert runs[2].new_tokens == runs[3].new_tokens
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'drafters': ('medua',)}, 'DrafterConfig.name is .medua.; accepted'),
+    ({'drafters': ('streams:depht=2',)}, 'depht=2.* is no setting; accepted'),
+    ({'tasks': ('e2e',)}, "task 'e2e' is not known"),
+    ({'tasks': ('spec_bench',)}, 'needs --data_dir'),
+    ({'drafters': ('draft_model',)}, 'draft_model'),
+  ],
+)
+def test_mistakes_are_named(model, options, tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    run(model, bench.dataclasses.replace(options, **changes), tmp_path / 'out')
+
+
+def test_malformed_question_names_file_and_line(tmp_path):
+  (tmp_path / 'question.jsonl').write_text('{"question_id": 1}\n')
+  with pytest.raises(ValueError, match=r'question.jsonl:1: KeyError'):
+    questions.load('spec_bench', '', str(tmp_path))
+
+
+def test_later_turns_carry_the_conversation():
+  messages = chat.conversation(('hi', 'why'), ('hello',))
+  text = chat.render(TEMPLATE, messages)
+  assert text == '<user>hi<assistant>hello<user>why<assistant>'
+  with pytest.raises(ValueError, match='no chat template'):
+    chat.render(None, messages)
+  with pytest.raises(ValueError, match='chat template: no system'):
+    chat.render("{{ raise_exception('no system') }}", messages)
