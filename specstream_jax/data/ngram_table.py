@@ -87,7 +87,7 @@ def _trigrams(pairs):
   for inputs, targets in pairs:
     before = np.append([ngrams.NOTHING] * 2, inputs)[-2:]
     text = np.append(before, targets).astype(np.int32)
-    windows = np.lib.stride_tricks.sliding_window_view(text, 3)
+    windows = np.stack([text[:-2], text[1:-1], text[2:]], axis=1)
     found.append(windows[windows[:, 1] != ngrams.NOTHING])
   return np.concatenate(found)
 

@@ -35,7 +35,7 @@ def speedup_and_calls(runs: Runs) -> svg.Svg:
   return svg.draw(
     paint,
     title='Speed-up and call reduction',
-    size=(8, 1.4 + 0.35 * len(runs)),
+    size=(7 + _label_width(runs), 1.4 + 0.35 * len(runs)),
     grid=(1, 2),
   )
 
@@ -60,7 +60,10 @@ def tokens_per_call_by_category(runs: Runs) -> svg.Svg:
   return svg.draw(
     paint,
     title='Tokens per call by category',
-    size=(3 + 0.6 * len(categories), 1.8 + 0.35 * len(runs)),
+    size=(
+      2 + 0.6 * len(categories) + _label_width(runs),
+      2.4 + 0.35 * len(runs),
+    ),
   )
 
 
@@ -77,8 +80,11 @@ def cost_against_nodes(runs: Runs) -> svg.Svg:
       ylabel='step cost (plain calls)',
       ylim=(0, None),
     )
+    _legend_beside(ax, len(own))
 
-  return svg.draw(paint, title='Step cost against nodes', size=(5, 3.4))
+  return svg.draw(
+    paint, title='Step cost against nodes', size=(4.5 + _label_width(own), 3.4)
+  )
 
 
 def predicted_against_measured(runs: Runs) -> svg.Svg:
@@ -95,9 +101,12 @@ def predicted_against_measured(runs: Runs) -> svg.Svg:
       xlabel='CR / step cost', ylabel='measured speed-up', xlim=(0, top),
       ylim=(0, top),
     )  # fmt: skip
+    _legend_beside(ax, len(runs))
 
   return svg.draw(
-    paint, title='Predicted against measured speed-up', size=(5, 4)
+    paint,
+    title='Predicted against measured speed-up',
+    size=(5 + _label_width(runs), 4),
   )
 
 
@@ -115,8 +124,17 @@ def names(runs: Runs) -> list[str]:
   ]
 
 
+def _label_width(runs):
+  """Inches that the longest name takes."""
+  return 0.08 * max(map(len, names(runs)), default=0)
+
+
 def _point(ax, x, y, i, label):
-  ax.plot(x, y, marker='o', color=svg.COLOURS[i % len(svg.COLOURS)])
-  ax.annotate(
-    label, (x, y), textcoords='offset points', xytext=(6, 4), fontsize=8
-  )
+  marker = 'os^Dv'[i // len(svg.COLOURS) % 5]
+  colour = svg.COLOURS[i % len(svg.COLOURS)]
+  ax.plot(x, y, marker=marker, linestyle='', color=colour, label=label)
+
+
+def _legend_beside(ax, count):
+  if count:
+    ax.legend(loc='upper left', bbox_to_anchor=(1.02, 1), fontsize=8)

@@ -253,7 +253,7 @@ def make_decoder(how, weight):
   return decoder_lib.Decoder(table_lm.MODEL, drafter, CFG, SAMPLING[how])
 
 
-def run(how, weight, seed, drafter, factors=None):
+def run(how, weight, seed, drafter):
   rng = np.random.default_rng(seed)
   prompts = [rng.integers(0, 13, n).tolist() for n in (11, 5, 1)]
   params = table_lm.make_params(seed, quality=0.4)
@@ -265,21 +265,24 @@ def run(how, weight, seed, drafter, factors=None):
   )
 
 
-@pytest.mark.parametrize('how', SAMPLING)
-def test_tokens_stay_and_calls_fall(how):
+@pytest.mark.parametrize(
+  ('how', 'weights'), [('greedy', (0.0, 1.0)), ('sampled', (0.5,))]
+)
+def test_tokens_stay_and_calls_fall(how, weights):
   """The table is of the very texts that are decoded."""
-  calls, seeds = {0.0: 0, 1.0: 0}, range(8)
-  for seed in seeds:
+  calls = collections.Counter()
+  for seed in range(6):
     plain = run(how, None, seed, ())
     rows = [(row[:1], row[1:]) for row in plain.tokens if len(row) > 1]
     table = on_device(padded(ngram_table.from_pairs(rows)[0]))
-    for weight in calls:
+    for weight in weights:
       result = run(how, weight, seed, table)
       assert result.tokens == plain.tokens
       assert result.finish_reasons == plain.finish_reasons
       calls[weight] += int(result.calls.sum())
-  assert calls[1.0] < 0.9 * calls[0.0]
-  assert make_decoder(how, 1.0).num_compilations == 2
+  if how == 'greedy':
+    assert calls[1.0] < 0.9 * calls[0.0]
+  assert make_decoder(how, weights[-1]).num_compilations == 2
 
 
 def padded(table):
