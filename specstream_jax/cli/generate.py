@@ -6,6 +6,7 @@ import sys
 
 from absl import flags
 
+from specstream_jax import config_drafting
 from specstream_jax.cli import decoding_flags
 from specstream_jax.workflows import generate as workflow
 
@@ -14,8 +15,11 @@ def define_flags() -> None:
   decoding_flags.define()
   flags.DEFINE_multi_string('prompt', [], 'A prompt; may be repeated.')
   flags.DEFINE_string('prompt_file', None, 'One prompt a line; - is stdin.')
-  flags.DEFINE_enum(
-    'drafter', None, ['streams', 'none'], "'none' is plain decoding."
+  flags.DEFINE_string(
+    'drafter',
+    None,
+    "NAME or NAME:setting=value,…; 'none' is plain decoding, default 'streams' "
+    'if there is an adapter.',
   )
   flags.DEFINE_multi_string('stop', [], 'Text that ends a completion.')
   flags.DEFINE_bool('stream', False, 'Print tokens as they are accepted.')
@@ -28,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
   model = decoding_flags.load_model()
   options = workflow.Options(
     max_new_tokens=args.max_new_tokens,
-    drafter=args.drafter,
+    drafter=args.drafter and config_drafting.parse(args.drafter),
     tree=decoding_flags.tree(model.tree),
     schedule=args.schedule,
     sampling=decoding_flags.sampling(),

@@ -131,9 +131,9 @@ def distill_drafter(
   """
   recipe = recipe or Recipe()
   loaded = _load_target(base, adapter, dtype)
-  train_workflow._check_tokenizer(loaded, data_dir)
+  train_workflow.check_tokenizer(loaded, data_dir)
   draft_cfg, setup = _setup(loaded, recipe, remat)
-  batches = CountedBatches(train_workflow._open_training(data_dir, recipe))
+  batches = CountedBatches(train_workflow.open_training(data_dir, recipe))
   outcome, checkpoints = _train(
     setup, batches, eval_data_dir, output_dir, recipe, progress
   )
@@ -161,12 +161,12 @@ def distill_drafter(
 
 def _train(setup, batches, data_dir, output_dir, recipe, progress):
   """Runs the loop in `output_dir`; the outcome and the open checkpoints."""
-  train_workflow._write_recipe(output_dir, recipe)
-  checkpoints, writer = train_workflow._outputs(output_dir, recipe)
+  train_workflow.write_recipe(output_dir, recipe)
+  checkpoints, writer = train_workflow.open_outputs(output_dir, recipe)
   outcome = loop.train(
     setup,
     batches,
-    train_workflow._eval_opener(data_dir, recipe),
+    train_workflow.eval_opener(data_dir, recipe),
     checkpoints,
     writer,
     progress=progress and jax.process_index() == 0,

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 import dataclasses
 
-from specstream_jax import config, runtime
+from specstream_jax import config, config_drafting, runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Options:
 
   Attributes:
     max_new_tokens: most new tokens per prompt.
-    drafter: 'streams', 'none' for plain decoding, or None for streams if there
-      is an adapter.
+    drafter: a name, or all settings; 'none' is plain decoding, None takes
+      streams if there is an adapter.
     tree: draft tree; None takes the adapter's.
     schedule: 'deferred' or 'parallel'.
     sampling: temperature, top-k, top-p.
@@ -48,7 +48,7 @@ class Options:
   """
 
   max_new_tokens: int = 64
-  drafter: str | None = None
+  drafter: str | config_drafting.DrafterConfig | None = None
   tree: config.TreeConfig | None = None
   schedule: str = 'deferred'
   sampling: config.SamplingConfig = config.SamplingConfig()

@@ -106,15 +106,15 @@ def train(
   """
   recipe = recipe or Recipe()
   loaded = loading.load_model(base, dtype=dtype)
-  _check_tokenizer(loaded, data_dir)
-  batches = _open_training(data_dir, recipe)
+  check_tokenizer(loaded, data_dir)
+  batches = open_training(data_dir, recipe)
   setup = _setup(loaded, batches, recipe, remat)
-  _write_recipe(output_dir, recipe)
-  checkpoints, writer = _outputs(output_dir, recipe)
+  write_recipe(output_dir, recipe)
+  checkpoints, writer = open_outputs(output_dir, recipe)
   outcome = loop.train(
     setup,
     batches,
-    _eval_opener(eval_data_dir, recipe),
+    eval_opener(eval_data_dir, recipe),
     checkpoints,
     writer,
     progress=progress and jax.process_index() == 0,
@@ -154,7 +154,9 @@ def _setup(loaded, batches, recipe, remat):
   )
 
 
-def _outputs(output_dir, recipe):
+def open_outputs(
+  output_dir: str, recipe: Any
+) -> tuple[checkpoints_lib.Checkpoints, metrics_lib.Writer]:
   """Checkpoints and metrics writer; metrics past the last save are dropped."""
   checkpoints = checkpoints_lib.Checkpoints(
     os.path.join(output_dir, 'checkpoints'), recipe.train.keep_checkpoints
@@ -167,7 +169,8 @@ def _outputs(output_dir, recipe):
   return checkpoints, writer
 
 
-def _open_training(data_dir, recipe):
+def open_training(data_dir: str, recipe: Any) -> loop.Batches:
+  """Training batches of this process, from `recipe.train` and `.data`."""
   return batches_lib.open_batches(
     data_dir,
     batch_size=recipe.train.batch_size,
@@ -179,13 +182,14 @@ def _open_training(data_dir, recipe):
   )
 
 
-def _check_tokenizer(loaded, data_dir):
+def check_tokenizer(loaded: loading.LoadedModel, data_dir: str) -> None:
+  """Raises ValueError if the records were made with another tokenizer."""
   records.check_tokenizer(
     records.read_manifest(data_dir), records.tokenizer_hash(loaded.tokenizer)
   )
 
 
-def _eval_opener(data_dir, recipe) -> Callable[[], Any] | None:
+def eval_opener(data_dir: str | None, recipe: Any) -> Callable[[], Any] | None:
   """Opens the evaluation records anew, one example to a row, file order."""
   if data_dir is None:
     return None
@@ -216,7 +220,8 @@ def _fresh_adapter(built, weights, batches, recipe):
   )
 
 
-def _write_recipe(output_dir, recipe):
+def write_recipe(output_dir: str, recipe: Any) -> None:
+  """Writes recipe.json and operative_config.gin."""
   os.makedirs(output_dir, exist_ok=True)
   with open(os.path.join(output_dir, 'recipe.json'), 'w') as file:
     json.dump(recipe.to_json(), file, indent=2)

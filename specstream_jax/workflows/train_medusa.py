@@ -134,13 +134,13 @@ def train(
   recipe = recipe or Recipe()
   checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
-  streams._check_tokenizer(loaded, data_dir)
+  streams.check_tokenizer(loaded, data_dir)
   setup, heads = _setup(loaded, recipe)
-  open_eval = streams._eval_opener(eval_data_dir, recipe)
-  streams._write_recipe(output_dir, recipe)
-  checkpoints, writer = streams._outputs(output_dir, recipe)
+  open_eval = streams.eval_opener(eval_data_dir, recipe)
+  streams.write_recipe(output_dir, recipe)
+  checkpoints, writer = streams.open_outputs(output_dir, recipe)
   progress = progress and jax.process_index() == 0
-  batches = streams._open_training(data_dir, recipe)
+  batches = streams.open_training(data_dir, recipe)
   outcome = loop.train(
     setup, batches, open_eval, checkpoints, writer, progress=progress
   )

@@ -19,24 +19,21 @@ from specstream_jax.data import records
 from specstream_jax.training import loop
 
 SCRIPT = pathlib.Path(train_process.__file__)
-# jax 0.10 on CPU adds up in another order from one process to the next.
-EXACT = jax.__version_info__ >= (0, 11)
-
-
-def _close(a, b):
-  np.testing.assert_allclose(a, b, rtol=0, atol=0.02)
+# XLA on CPU adds up in another order from one process to the next: always on
+# jax 0.10, and on 0.12 sometimes, when other programs of the process or of the
+# machine keep its threads busy.
+IS_STEADY = jax.__version_info__ >= (0, 11)
+WEIGHTS_ATOL = 1e-4 if IS_STEADY else 0.02
+LOSS_RTOL = 1e-5 if IS_STEADY else 1e-3
 
 
 def assert_same_lines(found, expected):
-  """Equal metrics lines; to rounding where the device is not deterministic."""
-  if EXACT:
-    assert found == expected
-    return
+  """The same metrics lines, losses to rounding."""
   place = lambda line: (line['step'], line['split'])
   assert [place(line) for line in found] == [place(line) for line in expected]
   for a, b in zip(found, expected, strict=True):
     for name in (name for name in b if name.startswith('loss/')):
-      np.testing.assert_allclose(a[name], b[name], rtol=1e-3)
+      np.testing.assert_allclose(a[name], b[name], rtol=LOSS_RTOL)
 
 
 NUM_STEPS = train_process.TRAIN.num_steps
@@ -138,8 +135,11 @@ def steps_on_disk(folder):
 
 def assert_same_weights(state, other):
   assert int(state.step) == int(other.step)
-  same = np.testing.assert_array_equal if EXACT else _close
-  jax.tree.map(same, state.adapter, other.adapter)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=WEIGHTS_ATOL),
+    state.adapter,
+    other.adapter,
+  )
 
 
 # An uninterrupted run
