@@ -5,21 +5,13 @@ import json
 import os
 
 import jsonschema
-import numpy as np
 import pytest
-import tiny
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+import tiny_runtime
 
-from specstream_jax import config, runtime
 from specstream_jax.data import chat, questions
 from specstream_jax.evaluation import journal as journal_lib, schema
-from specstream_jax.modeling import params
 from specstream_jax.workflows import bench
 
-TEMPLATE = (
-  '{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}'
-  '{% if add_generation_prompt %}<assistant>{% endif %}'
-)
 QUESTIONS = [
   {'question_id': 7, 'category': 'writing', 'turns': ['hi', 'and you']},
   {'question_id': 8, 'category': 'math', 'turns': ['one and two']},
@@ -29,37 +21,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope='module')
 def model():
-  cfg = config.ModelConfig(
-    vocab_size=257,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    tie_word_embeddings=True,
-  )
-  _, base, _ = tiny.model(cfg, None, None)
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  vocabulary = {'<eos>': 0} | {c: i + 1 for i, c in enumerate(alphabet)}
-  tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  flat = params.transpose_kernels(params.flatten(base))
-  plain = runtime.Model(
-    config=cfg,
-    base=params.unflatten({k: np.asarray(v) for k, v in flat.items()}),
-    adapter={},
-    stream=None,
-    lora=None,
-    tree=config.TreeConfig(),
-    source={'base': 'tiny'},
-    tokenizer=tokenizer,
-    chat_template=TEMPLATE,
-    eos_ids=(0,),
-  )
-  stream = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=0)
-  return runtime.with_random_streams(plain, stream)
+  return tiny_runtime.model()
 
 
 @pytest.fixture
@@ -206,7 +168,7 @@ def test_malformed_question_names_file_and_line(tmp_path):
 
 def test_later_turns_carry_the_conversation():
   messages = chat.conversation(('hi', 'why'), ('hello',))
-  text = chat.render(TEMPLATE, messages)
+  text = chat.render(tiny_runtime.TEMPLATE, messages)
   assert text == '<user>hi<assistant>hello<user>why<assistant>'
   with pytest.raises(ValueError, match='no chat template'):
     chat.render(None, messages)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`specstream check` passes what is lossless, and fails what is not."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+import tiny_runtime
+
+from specstream_jax.decoding import verify
+from specstream_jax.workflows import check
+
+OPTIONS = check.Options(
+  drafters=('streams:num_nodes=3,depth=2,branching=2', 'prompt_lookup'),
+  num_prompts=3,
+  max_new_tokens=8,
+  batch=2,
+  laws=False,
+)
+
+
+@pytest.fixture
+def model():
+  return tiny_runtime.model()
+
+
+def run(model, options=OPTIONS, **kwargs):
+  return {found.name: found for found in check.check(model, options, **kwargs)}
+
+
+def test_lossless_decoding_passes_every_property(model):
+  found = run(model)
+  assert all(p.passed for p in found.values())
+  assert sum(name.startswith('tokens of') for name in found) == 4
+  assert 'main logits with streams on and off' in found
+  assert 'base weights before and after' in found
+
+
+def test_a_verifier_that_accepts_too_much_fails(model, monkeypatch):
+  honest = verify.verify
+
+  def careless(tree, target_tokens, *, path_length):
+    """Takes the first child, whatever the target drew at the root."""
+    wanted = tree.tokens[:, 1]
+    return honest(
+      tree, target_tokens.at[:, 0].set(wanted), path_length=path_length
+    )
+
+  monkeypatch.setattr(verify, 'verify', careless)
+  found = run(model, dataclasses.replace(OPTIONS, temperatures=(0.0,)))
+  name = f'tokens of {OPTIONS.drafters[0]} at temperature 0'
+  assert found[name].passed is False
+  assert found[name].line().startswith('FAIL')
+
+
+def test_changed_weights_fail(model, monkeypatch):
+  decode = check._decode
+
+  def decode_and_spoil(model, *args):
+    tokens = decode(model, *args)
+    model.base = jax.tree.map(lambda leaf: leaf * 2, model.base)
+    return tokens
+
+  monkeypatch.setattr(check, '_decode', decode_and_spoil)
+  found = run(model, dataclasses.replace(OPTIONS, temperatures=(0.0,)))
+  assert found['base weights before and after'].passed is False
+
+
+def test_lossy_rules_are_reported_and_cannot_pass(model):
+  lossy = 'streams:kind=chain,depth=2,verifier=typical'
+  options = dataclasses.replace(OPTIONS, drafters=(lossy,), temperatures=(0.8,))
+  (found,) = [p for n, p in run(model, options).items() if 'typical' in n]
+  assert found.passed is None and '(lossy)' in found.detail
+
+
+def test_only_float32_is_held_equal(model):
+  cfg = dataclasses.replace(model.config, dtype='bfloat16')
+  with pytest.raises(ValueError, match=r'bfloat16; .* float32'):
+    run(dataclasses.replace(model, config=cfg))
+
+
+def test_json_beside_the_lines(model, tmp_path):
+  properties = [
+    check.Property('a', True, 'fine'),
+    check.Property('b', None, 'seen'),
+    check.Property('c', False, 'wrong', {'rows': 3}),
+  ]
+  check.write(tmp_path / 'check.json', properties)
+  document = json.loads((tmp_path / 'check.json').read_text())
+  assert document['passed'] is False
+  assert document['properties'][2]['values'] == {'rows': 3}
