@@ -7,20 +7,18 @@ Axis letters: J streams (γ), D model width (h in the paper).
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 import os
 from typing import Any
 
 import numpy as np
-import safetensors
-from safetensors import numpy as safetensors_numpy
 
 from specstream_jax import config, typing
-from specstream_jax.checkpoints import files, loading
+from specstream_jax.checkpoints import loading, pair
 
 FORMAT_VERSION = 1
 WEIGHTS = 'adapter.safetensors'
 CONFIG = 'adapter_config.json'
+KIND = pair.Kind('adapter', WEIGHTS, CONFIG, FORMAT_VERSION, 'specstream train')
 _SECTIONS = {
   'stream': config.StreamConfig,
   'lora': config.LoraConfig,
@@ -55,7 +53,7 @@ class AdapterConfig:
 
 def is_adapter(folder: str | os.PathLike) -> bool:
   """True if the folder holds an adapter."""
-  return os.path.isfile(os.path.join(folder, CONFIG))
+  return KIND.is_in(folder)
 
 
 def save_adapter(
@@ -81,16 +79,7 @@ def save_adapter(
     for path, leaf in sorted(flat.items())
   }
   _check_tensors(os.fspath(folder), tensors, cfg)
-  content = safetensors_numpy.save(tensors)
-  digest = files.sha256_of(content)
-  fields = dataclasses.asdict(cfg) | {'weights_sha256': digest}
-  files.write_all(
-    os.fspath(folder),
-    {
-      WEIGHTS: functools.partial(files.write_bytes, content=content),
-      CONFIG: functools.partial(files.write_json, value=fields),
-    },
-  )
+  pair.write(folder, KIND, tensors, dataclasses.asdict(cfg))
 
 
 def load_adapter(
@@ -107,18 +96,7 @@ def load_adapter(
   """
   folder = os.fspath(folder)
   cfg, digest = _read_config(folder)
-  path = os.path.join(folder, WEIGHTS)
-  if not os.path.isfile(path):
-    raise ValueError(f'adapter {folder!r} has no {WEIGHTS}; save it again')
-  if files.sha256(path) != digest:
-    raise ValueError(
-      f'adapter {folder!r}: {WEIGHTS} ({os.path.getsize(path):,} bytes) is '
-      f'not the file that {CONFIG} was written with; copy or save both again'
-    )
-  try:
-    tensors = safetensors_numpy.load_file(path)
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'adapter {folder!r}: {WEIGHTS}: {error}') from error
+  tensors = pair.read_tensors(folder, KIND, digest)
   _check_tensors(folder, tensors, cfg)
   return {p: leaf.astype(np.float32) for p, leaf in tensors.items()}, cfg
 
@@ -130,25 +108,8 @@ def read_config(folder: str | os.PathLike) -> AdapterConfig:
 
 def _read_config(folder: str) -> tuple[AdapterConfig, str]:
   """The config and the sha256 of the weights it belongs to."""
-  if not is_adapter(folder):
-    raise ValueError(
-      f'{folder!r} is not an adapter: it has no {CONFIG}; train one with '
-      '`specstream train`'
-    )
-  fields = files.read_json(os.path.join(folder, CONFIG))
-  version = fields.get('format_version')
-  if version != FORMAT_VERSION:
-    raise ValueError(
-      f'adapter {folder!r} has format_version {version!r}; accepted: '
-      f'{FORMAT_VERSION}; use the release that wrote it'
-    )
-  digest = fields.pop('weights_sha256', None)
   expected = {field.name for field in dataclasses.fields(AdapterConfig)}
-  if set(fields) != expected:
-    raise ValueError(
-      f'adapter {folder!r}: {CONFIG} lacks {sorted(expected - set(fields))} '
-      f'and has unknown {sorted(set(fields) - expected)}; save the adapter again'
-    )
+  fields, digest = pair.read_fields(folder, KIND, expected)
   for name, cls in _SECTIONS.items():
     fields[name] = config.from_json(cls, fields[name])
   return AdapterConfig(**fields), digest

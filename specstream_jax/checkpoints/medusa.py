@@ -7,21 +7,21 @@ Axis letters: J heads, D model width, V vocabulary.
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 import os
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors import numpy as safetensors_numpy
 
 from specstream_jax import config, config_checks as checks, typing
-from specstream_jax.checkpoints import files, weights
+from specstream_jax.checkpoints import pair, weights
 
 FORMAT_VERSION = 1
 WEIGHTS = 'medusa.safetensors'
 CONFIG = 'medusa_config.json'
+KIND = pair.Kind(
+  'Medusa heads', WEIGHTS, CONFIG, FORMAT_VERSION, 'specstream train_medusa'
+)
 DTYPES = ('bfloat16', 'float16', 'float32')
 
 
@@ -68,7 +68,7 @@ class MedusaConfig:
 
 def is_medusa(folder: str | os.PathLike) -> bool:
   """True if the folder holds Medusa heads."""
-  return os.path.isfile(os.path.join(folder, CONFIG))
+  return KIND.is_in(folder)
 
 
 def save_heads(
@@ -95,16 +95,7 @@ def save_heads(
     path: np.ascontiguousarray(leaf, dtype=jnp.dtype(dtype))
     for path, leaf in sorted(flat.items())
   }
-  content = safetensors_numpy.save(tensors)
-  digest = files.sha256_of(content)
-  fields = dataclasses.asdict(cfg) | {'weights_sha256': digest}
-  files.write_all(
-    os.fspath(folder),
-    {
-      WEIGHTS: functools.partial(files.write_bytes, content=content),
-      CONFIG: functools.partial(files.write_json, value=fields),
-    },
-  )
+  pair.write(folder, KIND, tensors, dataclasses.asdict(cfg))
 
 
 def load_heads(
@@ -121,16 +112,7 @@ def load_heads(
   """
   folder = os.fspath(folder)
   cfg, digest = _read_config(folder)
-  path = os.path.join(folder, WEIGHTS)
-  if not os.path.isfile(path) or files.sha256(path) != digest:
-    raise ValueError(
-      f'Medusa heads {folder!r}: {WEIGHTS} is missing or not the file that '
-      f'{CONFIG} was written with; copy or save both again'
-    )
-  try:
-    tensors = safetensors_numpy.load_file(path)
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'Medusa heads {folder!r}: {WEIGHTS}: {error}') from error
+  tensors = pair.read_tensors(folder, KIND, digest)
   _check_tensors(folder, tensors, cfg)
   return tensors, cfg
 
@@ -142,26 +124,8 @@ def read_config(folder: str | os.PathLike) -> MedusaConfig:
 
 def _read_config(folder: str) -> tuple[MedusaConfig, str]:
   """The config and the sha256 of the weights it belongs to."""
-  if not is_medusa(folder):
-    raise ValueError(
-      f'{folder!r} holds no Medusa heads: it has no {CONFIG}; train some with '
-      '`specstream train_medusa`'
-    )
-  fields = files.read_json(os.path.join(folder, CONFIG))
-  version = fields.get('format_version')
-  if version != FORMAT_VERSION:
-    raise ValueError(
-      f'Medusa heads {folder!r} have format_version {version!r}; accepted: '
-      f'{FORMAT_VERSION}; use the release that wrote them'
-    )
-  digest = fields.pop('weights_sha256', None)
   expected = {field.name for field in dataclasses.fields(MedusaConfig)}
-  if set(fields) != expected:
-    raise ValueError(
-      f'Medusa heads {folder!r}: {CONFIG} lacks '
-      f'{sorted(expected - set(fields))} and has unknown '
-      f'{sorted(set(fields) - expected)}; save them again'
-    )
+  fields, digest = pair.read_fields(folder, KIND, expected)
   return MedusaConfig(**fields), digest
 
 

@@ -106,9 +106,7 @@ def test_another_base_is_refused(tmp_path, cfg, loaded):
 
 
 def test_damaged_adapters(tmp_path, cfg):
-  with pytest.raises(
-    ValueError, match='is not an adapter: it has no adapter_c'
-  ):
+  with pytest.raises(ValueError, match='holds no adapter: it has no adapter_c'):
     adapters.load_adapter(tmp_path)
   folder = tmp_path / 'a'
   adapters.save_adapter(folder, weights_of_adapter(), cfg)
@@ -205,5 +203,5 @@ def test_info_on_a_model_and_on_nothing(tmp_path, loaded, capsys):
   assert f'parameters:        {count:,}' in text
   assert 'num_kv_heads:      2' in text
   assert loaded.config_hash in text
-  with pytest.raises(ValueError, match='name an adapter folder, a model'):
+  with pytest.raises(ValueError, match='name an adapter folder, a folder of Med'):
     info.main(['info'])

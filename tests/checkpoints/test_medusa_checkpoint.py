@@ -103,13 +103,13 @@ def test_damage_is_found(tmp_path):
   path = tmp_path / medusa.WEIGHTS
   content = path.read_bytes()
   path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-  with pytest.raises(ValueError, match='is missing or not the file'):
+  with pytest.raises(ValueError, match='is not the file that medusa_config'):
     medusa.load_heads(tmp_path)
   path.write_bytes(content)
   fields = json.loads((tmp_path / medusa.CONFIG).read_text())
   for name, change in (
     ('and has unknown', {'x': 1}),
-    ('have format_version 9', {'format_version': 9}),
+    (': format_version 9', {'format_version': 9}),
   ):
     text = json.dumps(fields | change)
     (tmp_path / medusa.CONFIG).write_text(text)

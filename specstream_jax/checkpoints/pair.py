@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A safetensors file and the JSON that tells what it is, bound by a hash.
+
+Adapters and Medusa heads lie on disk this way.
+"""
+
+from collections.abc import Mapping
+import functools
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from specstream_jax.checkpoints import files
+
+_DIGEST = 'weights_sha256'
+
+
+class Kind(NamedTuple):
+  """What such a pair is called.
+
+  Attributes:
+    noun: of what it holds, in the singular.
+    weights: name of the safetensors file.
+    config: name of the JSON file.
+    version: format version that is read and written.
+    command: what makes one.
+  """
+
+  noun: str
+  weights: str
+  config: str
+  version: int
+  command: str
+
+  def is_in(self, folder: str | os.PathLike) -> bool:
+    """True if the folder holds one."""
+    return os.path.isfile(os.path.join(folder, self.config))
+
+
+def write(
+  folder: str | os.PathLike,
+  kind: Kind,
+  tensors: Mapping[str, np.ndarray],
+  fields: Mapping[str, Any],
+) -> None:
+  """Writes both files; if that fails, those that were there stay whole.
+
+  Raises:
+    ValueError: the disk is full, or the folder cannot be written.
+  """
+  content = safetensors_numpy.save(dict(tensors))
+  fields = {**fields, _DIGEST: files.sha256_of(content)}
+  files.write_all(
+    os.fspath(folder),
+    {
+      kind.weights: functools.partial(files.write_bytes, content=content),
+      kind.config: functools.partial(files.write_json, value=fields),
+    },
+  )
+
+
+def read_fields(
+  folder: str, kind: Kind, expected: set[str]
+) -> tuple[dict[str, Any], str]:
+  """The JSON fields, and the sha256 of the weights they belong to.
+
+  Raises:
+    ValueError: no such file, another version, or missing or unknown fields.
+  """
+  if not kind.is_in(folder):
+    raise ValueError(
+      f'{folder!r} holds no {kind.noun}: it has no {kind.config}; make one with '
+      f'`{kind.command}`'
+    )
+  fields = files.read_json(os.path.join(folder, kind.config))
+  version = fields.get('format_version')
+  if version != kind.version:
+    raise ValueError(
+      f'{kind.noun} {folder!r}: format_version {version!r}; accepted: '
+      f'{kind.version}; use the release that wrote it'
+    )
+  digest = fields.pop(_DIGEST, None)
+  if set(fields) != expected:
+    raise ValueError(
+      f'{kind.noun} {folder!r}: {kind.config} lacks '
+      f'{sorted(expected - set(fields))} and has unknown '
+      f'{sorted(set(fields) - expected)}; save it again'
+    )
+  return fields, digest
+
+
+def read_tensors(folder: str, kind: Kind, digest: str) -> dict[str, np.ndarray]:
+  """The weights by flat path.
+
+  Raises:
+    ValueError: the file is missing, damaged, or not the one of this digest.
+  """
+  path = os.path.join(folder, kind.weights)
+  if not os.path.isfile(path):
+    raise ValueError(
+      f'{kind.noun} {folder!r} has no {kind.weights}; save it again'
+    )
+  if files.sha256(path) != digest:
+    raise ValueError(
+      f'{kind.noun} {folder!r}: {kind.weights} ({os.path.getsize(path):,} bytes)'
+      f' is not the file that {kind.config} was written with; copy or save both '
+      'again'
+    )
+  try:
+    return safetensors_numpy.load_file(path)
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f'{kind.noun} {folder!r}: {kind.weights}: {error}'
+    ) from error
