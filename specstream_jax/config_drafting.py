@@ -87,6 +87,11 @@ class DrafterConfig:
     for name in ('window', 'pool_size', 'num_guesses'):
       checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 1)
     checks.at_least('DrafterConfig.ngram', self.ngram, 2)
+    checks.check(
+      not self.ngram_table or self.name == 'streams',
+      f'DrafterConfig.ngram_table is set for {self.name!r}; only the trees of '
+      "'streams' are re-weighted, leave it out",
+    )
 
   @property
   def is_lossy(self) -> bool:

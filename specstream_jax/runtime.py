@@ -6,11 +6,13 @@ decoder pays for it. A lossless adapter keeps the base as it is.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specstream_jax import assembly, config, config_drafting, typing
 from specstream_jax.checkpoints import adapters, loading
@@ -219,3 +221,11 @@ def _on_device(flat: typing.FlatParams, dtype: str) -> dict[Any, Any]:
   """Nested arrays on the default device."""
   arrays = {path: jnp.asarray(leaf, dtype) for path, leaf in flat.items()}
   return jax.block_until_ready(params_lib.unflatten(arrays))
+
+
+def fingerprint(model: Model) -> str:
+  """A hash of weights that decode: norms and a corner of the embedding."""
+  digest = hashlib.sha256()
+  digest.update(np.asarray(model.base['final_norm']['scale']).tobytes())
+  digest.update(np.asarray(model.base['embed']['embedding'][:64]).tobytes())
+  return digest.hexdigest()[:16]

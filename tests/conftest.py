@@ -2,21 +2,24 @@
 """Settings of every test: CPU, and little time in the compiler."""
 
 import os
-import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-# Tiny models spend their time in LLVM; unoptimised code halves a run. The slow
-# tests decode with a real model, which wants the opposite.
-if 'slow' not in sys.argv:
-  os.environ.setdefault(
-    'XLA_FLAGS',
-    '--xla_backend_optimization_level=0'
-    ' --xla_llvm_disable_expensive_passes=true',
-  )
 
 import jax
 import pytest
+
+
+def pytest_configure(config):
+  # Tiny models spend their time in LLVM; unoptimised code halves a run. The
+  # slow tests decode with a real model, which wants the opposite. XLA reads
+  # this with its first computation.
+  if config.option.markexpr == 'not slow':
+    os.environ.setdefault(
+      'XLA_FLAGS',
+      '--xla_backend_optimization_level=0'
+      ' --xla_llvm_disable_expensive_passes=true',
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ COMMANDS = {
   'prepare': 'run a task once and write token records for training',
   'train': 'train speculative streams and LoRA on token records',
   'train_medusa': 'train Medusa heads on token records, to compare with',
+  'distill': "write the model's own answers as training data",
   'generate': 'complete prompts',
   'evaluate': 'compare speculative with plain decoding on a task',
   'bench': 'compare drafters on tasks: one table, one report',

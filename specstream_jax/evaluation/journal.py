@@ -27,13 +27,8 @@ class Journal:
     Raises:
       ValueError: it cannot be written, or an earlier run had another header.
     """
-    self._path, self._entries = path, {}
-    lines = _whole_lines(path) if resume else []
-    if lines and lines[0] != json.loads(json.dumps(header)):
-      raise ValueError(
-        f'{path} was written with other settings: {_difference(lines[0], header)}'
-        '; give another --results_dir, or run without --resume to start anew'
-      )
+    self._path = path
+    lines = _whole_lines(path, header) if resume else []
     self._entries = {_key(line): line for line in lines[1:]}
     text = [json.dumps(line) for line in lines or [header]]
     try:
@@ -66,11 +61,20 @@ class Journal:
     self._entries[key] = line
 
 
+def read(path: str, header: Mapping[str, Any]) -> dict[Key, Mapping[str, Any]]:
+  """The measurements in a file; none if there is no file.
+
+  Raises:
+    ValueError: it was written with another header.
+  """
+  return {_key(line): line for line in _whole_lines(path, header)[1:]}
+
+
 def _key(line: Mapping[str, Any]) -> Key:
   return tuple(line['key'])
 
 
-def _whole_lines(path: str) -> list[dict[str, Any]]:
+def _whole_lines(path: str, header: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The lines up to the first that a stop cut short."""
   if not os.path.isfile(path):
     return []
@@ -81,6 +85,11 @@ def _whole_lines(path: str) -> list[dict[str, Any]]:
         lines.append(json.loads(text))
       except json.JSONDecodeError:
         break
+  if lines and lines[0] != json.loads(json.dumps(header)):
+    raise ValueError(
+      f'{path} was written with other settings: {_difference(lines[0], header)}'
+      '; give another folder, or start anew without what is there'
+    )
   return lines
 
 

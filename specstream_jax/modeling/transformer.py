@@ -92,10 +92,14 @@ class Transformer(nnx.Module):
           cfg.hidden_size, streams.pruning_rank
         )
 
+  @property
+  def is_lossless(self) -> bool:
+    """Whether the main stream is the base model's own."""
+    return bool(self.stream_cfg) and self.stream_cfg.mode == 'lossless'
+
   def lora_start(self, num_main: int) -> int:
     """First token LoRA acts on, `num_main` main tokens coming first."""
-    lossless = self.stream_cfg and self.stream_cfg.mode == 'lossless'
-    return num_main if lossless else 0
+    return num_main if self.is_lossless else 0
 
   def logits(self, hidden: typing.Array) -> typing.Array:
     """Normalised hidden states [..., D] -> float32 logits [..., V]."""
@@ -151,6 +155,9 @@ def forward_train(
 ) -> TrainHidden:
   """Whole-sequence pass, with streams at the anchors.
 
+  In lossless mode the main stream depends on no adapter weight: it runs by
+  itself, without gradient, and the streams follow against its K/V.
+
   Args:
     model: merged module.
     tokens: [B, T] int32.
@@ -166,17 +173,36 @@ def forward_train(
   insertion = x
   if anchors is not None:
     pick = lambda y: jnp.take_along_axis(y, anchors[..., None], axis=1)
-    x = _append_streams(model, x, pick(x))
     anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
-    rows = _rows(
-      model, positions, mask, num_main, (anchor_positions, pick(mask))
-    )
+    carries = (anchor_positions, pick(mask))
+    if model.is_lossless:
+      return _streams_after_main(model, x, rows, carries, pick(x), remat)
+    x = _append_streams(model, x, pick(x))
+    rows = _rows(model, positions, mask, num_main, carries)
   x, _ = _run(model, x, rows, None, model.first_msa, len(model.layers), remat)
   x = model.final_norm(x)
   streams = None
   if anchors is not None:
     streams = _split_streams(model, x, num_main)
   return TrainHidden(x[:, :num_main], streams, insertion)
+
+
+def _streams_after_main(model, insertion, rows, carries, anchored, remat):
+  """The MSA layers of `forward_train` in lossless mode."""
+  batch, num_main = insertion.shape[:2]
+  span = model.first_msa, len(model.layers)
+  cache = cache_lib.init(model.cfg, batch, num_main, insertion.dtype)
+  x, cache = _run(
+    model, insertion, rows._replace(start=cache.length), cache, *span
+  )
+  x, cache, anchored = jax.lax.stop_gradient((x, cache, anchored))
+  nothing = anchored[:, :0]
+  positions, mask = carries
+  rows = _rows(model, positions[:, :0], mask[:, :0], 0, carries)
+  streams = _append_streams(model, nothing, anchored)
+  streams, _ = _run(model, streams, rows, cache, *span, remat)
+  streams = _split_streams(model, model.final_norm(streams), 0)
+  return TrainHidden(model.final_norm(x), streams, insertion)
 
 
 def slot_mask(
@@ -360,8 +386,8 @@ def _run(model, x, rows, cache, first, last, remat=False):
     layer = model.layers[i]
     if remat:
       graphdef, state = nnx.split(layer)
-      call = lambda s, y, g=graphdef: nnx.merge(g, s)(y, rows, None)[0]
-      x = jax.checkpoint(call)(state, x)
+      call = lambda s, y, c, g=graphdef: nnx.merge(g, s)(y, rows, c)[0]
+      x = jax.checkpoint(call)(state, x, cached)
       continue
     x, cached = layer(x, rows, cached)
     if cache:

@@ -161,8 +161,9 @@ def loss(
     remat=remat,
   )
   main = jnp.take_along_axis(hidden.main, anchors[..., None], axis=1)
-  stacked = jnp.concatenate([main[:, :, None], hidden.streams], axis=2)
-  result = token_loss(model, stacked, targets, cfg.chunk_size)
+  result = _losses(
+    model, main[:, :, None], hidden.streams, targets, cfg.chunk_size
+  )
   metrics = _metrics(result, weights)
   coefficients = (cfg.main_weight, *cfg.stream_weights(num_streams))
   total = sum(
@@ -182,6 +183,22 @@ def loss(
 def stream_names(num_streams: int) -> list[str]:
   """['main', 'stream_1', …]."""
   return ['main', *(f'stream_{j + 1}' for j in range(num_streams))]
+
+
+def _losses(model, main, streams, targets, chunk_size):
+  """TokenLoss [B, A, J + 1]; a frozen main stream only goes forward."""
+  if not model.is_lossless:
+    stacked = jnp.concatenate([main, streams], axis=2)
+    return token_loss(model, stacked, targets, chunk_size)
+  main, streams = (
+    token_loss(model, hidden, target, chunk_size)
+    for hidden, target in (
+      (main, targets[..., :1]),
+      (streams, targets[..., 1:]),
+    )
+  )
+  join = lambda a, b: jnp.concatenate([a, b], axis=-1)
+  return jax.tree.map(join, jax.lax.stop_gradient(main), streams)
 
 
 def _metrics(result, weights):

@@ -3,7 +3,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 import os
 import subprocess
 from typing import Any
@@ -82,7 +81,7 @@ def bench(
   header = {
     'options': dataclasses.asdict(options) | {'resume': None},
     'source': model.source,
-    'weights': _fingerprint(model),
+    'weights': runtime.fingerprint(model),
   }
   journal = journal_lib.Journal(
     os.path.join(folder, 'journal.jsonl'), header, resume=options.resume
@@ -236,7 +235,10 @@ def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:
 
 def _write(folder, runs, made, plan, runners, model, command):
   """results.json, table.md, report.html and answers/*.jsonl."""
-  source = model.source | {'revision': _revision(), 'sha': _fingerprint(model)}
+  source = model.source | {
+    'revision': _revision(),
+    'sha': runtime.fingerprint(model),
+  }
   document = results.document(runs, command=command, source=source)
   results.write(folder, document)
   results.write_text(
@@ -288,11 +290,3 @@ def _revision() -> str:
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
   return done.stdout.strip()
-
-
-def _fingerprint(model: runtime.Model) -> str:
-  """A hash of weights that decode: norms and a corner of the embedding."""
-  digest = hashlib.sha256()
-  digest.update(np.asarray(model.base['final_norm']['scale']).tobytes())
-  digest.update(np.asarray(model.base['embed']['embedding'][:64]).tobytes())
-  return digest.hexdigest()[:16]

@@ -203,5 +203,7 @@ def test_info_on_a_model_and_on_nothing(tmp_path, loaded, capsys):
   assert f'parameters:        {count:,}' in text
   assert 'num_kv_heads:      2' in text
   assert loaded.config_hash in text
-  with pytest.raises(ValueError, match='name an adapter folder, a folder of Med'):
+  with pytest.raises(
+    ValueError, match='name an adapter folder, a folder of Med'
+  ):
     info.main(['info'])

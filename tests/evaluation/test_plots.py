@@ -5,9 +5,10 @@ import json
 import re
 from xml.etree import ElementTree
 
+import evaluation_samples
 import pytest
 
-from specstream_jax.evaluation import plots, svg
+from specstream_jax.evaluation import bench_plots, plots, svg
 
 
 def _texts(picture):
@@ -17,7 +18,7 @@ def _texts(picture):
   assert root.get('role') == 'img' and root.get('aria-label')
   assert svg.INK not in picture
   targets = re.findall(r'(?:url\(|href=")([^")]+)', picture)
-  assert all(target.startswith('#') for target in targets)
+  assert all(target.startswith(('#', 'data:')) for target in targets)
   return [''.join(node.itertext()) for node in root.iter() if _is_text(node)]
 
 
@@ -131,3 +132,28 @@ def test_pictures_repeat_and_keep_their_ids_apart():
   ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (first, other)]
   assert not ids[0] & ids[1]
   assert first._repr_svg_() == first
+
+
+@pytest.mark.parametrize('label', ['streams', 'streams:num_nodes=8,' * 4])
+@pytest.mark.parametrize('count', [1, 13])
+@pytest.mark.filterwarnings('error')
+def test_rivals_side_by_side_leave_room_for_long_names(label, count):
+  runs = [
+    evaluation_samples.run(
+      name=label,
+      temperature=0.1 * i,
+      batch=i + 1,
+      tree={'size': 4 + i},
+      by_category={f'category {c}': 2.0 + c for c in range(count)},
+    )
+    for i in range(count)
+  ]
+  for draw in (
+    bench_plots.speedup_and_calls,
+    bench_plots.tokens_per_call_by_category,
+    bench_plots.cost_against_nodes,
+    bench_plots.predicted_against_measured,
+  ):
+    assert any(
+      bench_plots.names(runs)[-1] in text for text in _texts(draw(runs))
+    )

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the model's own answers as training data for lossless streams.
+
+  specstream distill --task=e2e_nlg --split=train --data_dir=DIR \\
+    --output_dir=distilled
+  specstream prepare --task=jsonl --split=train --data_dir=distilled …
+
+A stopped run goes on with the same command. Several machines share a run with
+--shard=0/4 … --shard=3/4 and one --output_dir; the last to end merges.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from specstream_jax import runtime
+from specstream_jax.workflows import distill as workflow
+
+
+def define_flags() -> None:
+  flags.DEFINE_string(
+    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
+  )
+  flags.DEFINE_string(
+    'adapter', '', 'Folder, or one that ships; empty answers as the base.'
+  )
+  flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+  )
+  flags.DEFINE_string('task', None, 'Task whose prompts are answered.')
+  flags.DEFINE_string(
+    'prompts', None, 'JSONL of {"prompt": …} instead of a task.'
+  )
+  flags.DEFINE_string(
+    'split', 'train', 'Split of the task, and name of the file.'
+  )
+  flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
+  flags.DEFINE_integer(
+    'num_prompts', 0, 'The first so many; 0 takes all.', lower_bound=0
+  )
+  flags.DEFINE_bool('chat', False, 'Prompts are turns of a user in a chat.')
+  flags.DEFINE_string('drafter', 'none', "'streams' where there is an adapter.")
+  flags.DEFINE_integer('max_new_tokens', 128, 'Most tokens of an answer.')
+  flags.DEFINE_integer(
+    'max_prompt_tokens', 1024, 'Longer prompts are left out.'
+  )
+  flags.DEFINE_integer('batch_size', 8, 'Rows per call.')
+  flags.DEFINE_float('temperature', 0.0, '0 is greedy.')
+  flags.DEFINE_float('top_p', 1.0, '1 is off.')
+  flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
+  flags.DEFINE_string('shard', '0/1', 'This run of how many, from 0/N.')
+  flags.DEFINE_string('output_dir', 'distilled', 'Gets SPLIT.jsonl.')
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  args = flags.FLAGS
+  prompts = _prompts(args)
+  shard, num_shards = _shard(args.shard)
+  model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
+  options = workflow.Options(
+    max_new_tokens=args.max_new_tokens,
+    max_prompt_tokens=args.max_prompt_tokens,
+    batch_size=args.batch_size,
+    temperature=args.temperature,
+    top_p=args.top_p,
+    seed=args.seed,
+    is_chat=args.chat,
+    drafter=args.drafter,
+    shard=shard,
+    num_shards=num_shards,
+  )
+  done = workflow.distill(
+    model, prompts, args.output_dir, options, split=args.split
+  )
+  print(
+    f'{done.num_rows} answers, {done.num_decoded} decoded now, '
+    f'{done.num_unfinished} cut at {args.max_new_tokens} tokens, '
+    f'{done.num_too_long} prompts too long'
+  )
+  if done.path:
+    print(f'{done.path} is whole')
+  else:
+    print(f'{done.missing} rows are still missing from other shards')
+  return 0
+
+
+def _prompts(args) -> list[str]:
+  if bool(args.task) == bool(args.prompts):
+    raise ValueError('pass either --task=NAME or --prompts=FILE')
+  prompts = (
+    workflow.read_prompts(args.prompts)
+    if args.prompts
+    else workflow.task_prompts(args.task, args.split, args.data_dir)
+  )
+  return prompts[: args.num_prompts or None]
+
+
+def _shard(text: str) -> tuple[int, int]:
+  """(1, 4) from '1/4'."""
+  number, slash, count = text.partition('/')
+  if not (slash and number.isdecimal() and count.isdecimal() and int(count)):
+    raise ValueError(
+      f'--shard={text}; write --shard=1/4 for the second of four'
+    )
+  return int(number), int(count)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-distillation: the model's own answers as training data.
+
+Lossless streams learn what the untouched model would say, so their targets
+are its answers, not a data set's. Every answer is on disk once it is decoded;
+a stopped run goes on where it was, and shards of one run meet in one file.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import tqdm
+
+from specstream_jax import config, runtime
+from specstream_jax.data import chat, readers, records, registry
+from specstream_jax.evaluation import journal as journal_lib, results
+
+_BUCKET = 64
+_NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to answer, and how.
+
+  Attributes:
+    max_new_tokens: most tokens of an answer; a longer one is cut and marked
+      as not finished.
+    max_prompt_tokens: longer prompts are left out and counted.
+    batch_size: rows per call.
+    temperature: 0 is greedy.
+    top_p: nucleus, 1 is off.
+    seed: of the noise; the answer to a row does not depend on its batch.
+    is_chat: prompts go through the model's chat template as a user's turn.
+    drafter: 'streams' decodes faster, 'none' needs no adapter; the same
+      answers.
+    shard: this shard's number.
+    num_shards: how many runs share the rows.
+  """
+
+  max_new_tokens: int = 128
+  max_prompt_tokens: int = 1024
+  batch_size: int = 8
+  temperature: float = 0.0
+  top_p: float = 1.0
+  seed: int = 0
+  is_chat: bool = False
+  drafter: str = 'none'
+  shard: int = 0
+  num_shards: int = 1
+
+  def __post_init__(self):
+    for name in ('max_new_tokens', 'max_prompt_tokens', 'batch_size'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} is {getattr(self, name)}; at least 1')
+    if not 0 <= self.shard < self.num_shards:
+      raise ValueError(
+        f'shard is {self.shard} of {self.num_shards}; accepted: 0 to '
+        f'{self.num_shards - 1}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What a run came to.
+
+  Attributes:
+    path: the merged file; empty while other shards lack rows.
+    num_rows: answers of this shard.
+    num_decoded: those that this run decoded.
+    num_unfinished: answers cut at `max_new_tokens`.
+    num_too_long: prompts left out.
+    missing: rows that other shards still owe.
+  """
+
+  path: str
+  num_rows: int
+  num_decoded: int
+  num_unfinished: int
+  num_too_long: int
+  missing: int
+
+
+def read_prompts(path: str) -> list[str]:
+  """Prompts of JSONL rows `{"prompt": …}`; other fields are ignored.
+
+  Raises:
+    ValueError: no such file or row, or a malformed one (file, line, problem).
+  """
+
+  def pair(row: dict[str, object]) -> tuple[str, str] | str:
+    text = row.get('prompt', row.get('inputs'))
+    if isinstance(text, str) and text.strip():
+      return text, ''
+    return 'has no text under "prompt" or "inputs"'
+
+  if not os.path.isfile(path):
+    raise ValueError(f'{path}: no such file')
+  return [source for source, _ in readers.read_jsonl(path, pair=pair).pairs]
+
+
+def task_prompts(task: str, split: str, data_dir: str | None) -> list[str]:
+  """The prompts of a task's split."""
+  examples = registry.get(task).load_split(split, data_dir)
+  return [example.inputs for example in examples]
+
+
+def distill(
+  model: runtime.Model,
+  prompts: Sequence[str],
+  folder: str,
+  options: Options = Options(),
+  *,
+  split: str = 'train',
+  progress: bool = True,
+) -> Summary:
+  """Answers every prompt; writes `folder`/`split`.jsonl and its provenance.
+
+  Args:
+    model: what answers.
+    prompts: texts, in an order that is the same in every shard and run.
+    folder: of the files; `split`.shard-I-of-N.jsonl grow as answers come.
+    options: see `Options`.
+    split: name of the file, which `--task=jsonl` then reads.
+    progress: show a progress bar with the time left.
+
+  Raises:
+    ValueError: nothing to answer, a folder of other settings, or one that
+      cannot be written.
+  """
+  rows, num_too_long = _rows(model, prompts, options)
+  header = _provenance(model, prompts, options)
+  own = rows[options.shard :: options.num_shards]
+  journal = journal_lib.Journal(
+    _shard_path(folder, split, options.shard, options.num_shards),
+    header,
+    resume=True,
+  )
+  todo = [row for row in own if (row.index,) not in journal]
+  _answer(model, todo, options, journal, progress, len(own))
+  missing, found = _collect(folder, split, header, options.num_shards, rows)
+  path = ''
+  if not missing:
+    path = _merge(folder, split, header, rows, found, num_too_long)
+  unfinished = sum(not journal[(row.index,)]['finished'] for row in own)
+  return Summary(
+    path, len(own), len(todo), unfinished, num_too_long, len(missing)
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  index: int
+  prompt: str
+  tokens: tuple[int, ...]
+
+
+def _rows(model, prompts, options):
+  """Rows short enough, and how many were not."""
+  rows = []
+  for index, prompt in enumerate(prompts):
+    if options.is_chat:
+      prompt = chat.render(
+        model.chat_template,
+        [{'role': 'user', 'content': prompt}],
+        bos_token='',
+        eos_token='',
+      )
+    tokens = tuple(model.encode_prompt(prompt))
+    if len(tokens) <= options.max_prompt_tokens:
+      rows.append(_Row(index, prompt, tokens))
+  if not rows:
+    raise ValueError(
+      f'none of {len(prompts)} prompts has at most '
+      f'{options.max_prompt_tokens} tokens; raise --max_prompt_tokens'
+    )
+  return rows, len(prompts) - len(rows)
+
+
+def _answer(model, rows, options, journal, progress, total):
+  """Decodes rows in batches of like length; every answer goes to disk."""
+  buckets: dict[int, list[_Row]] = {}
+  for row in rows:
+    bucket = -(-len(row.tokens) // _BUCKET) * _BUCKET
+    buckets.setdefault(bucket, []).append(row)
+  sampling = config.SamplingConfig(options.temperature, top_p=options.top_p)
+  bar = tqdm.tqdm(
+    total=total, initial=total - len(rows), unit='row', disable=not progress
+  )
+  with bar:
+    for bucket, waiting in sorted(buckets.items()):
+      decode = config.DecodeConfig(
+        max_new_tokens=options.max_new_tokens,
+        prompt_bucket=bucket,
+        eos_ids=model.eos_ids,
+      )
+      decoder = model.decoder(options.drafter, decode, sampling)
+      for start in range(0, len(waiting), options.batch_size):
+        part = waiting[start : start + options.batch_size]
+        # One shape per bucket: a short batch repeats its first row.
+        full = part + part[:1] * (options.batch_size - len(part))
+        result = decoder.generate(
+          model.params(options.drafter),
+          [list(row.tokens) for row in full],
+          seed=options.seed,
+          row_ids=[row.index for row in full],
+        )
+        for row, tokens, reason in zip(
+          part, result.tokens, result.finish_reasons
+        ):
+          journal.add(
+            (row.index,),
+            {
+              'prompt': row.prompt,
+              'completion': model.decode_text(tokens),
+              'num_tokens': len(tokens),
+              'finished': reason == 'eos',
+            },
+          )
+        bar.update(len(part))
+
+
+def _provenance(model, prompts, options) -> dict[str, Any]:
+  """What the answers depend on; shards and resumed runs must agree on it."""
+  settings = dataclasses.asdict(options)
+  # Same answers whatever these are.
+  for name in ('batch_size', 'shard', 'drafter'):
+    del settings[name]
+  digest = hashlib.sha256()
+  for prompt in prompts:
+    digest.update(prompt.encode() + b'\0')
+  return {
+    'source': model.source,
+    'base_sha256': runtime.fingerprint(model),
+    'tokenizer_sha256': records.tokenizer_hash(model.tokenizer),
+    'prompts_sha256': digest.hexdigest(),
+    'num_prompts': len(prompts),
+    'dtype': model.config.dtype,
+    'options': settings,
+  }
+
+
+def _shard_path(folder, split, shard, num_shards):
+  name = f'{split}.shard-{shard:05d}-of-{num_shards:05d}.jsonl'
+  return os.path.join(folder, name)
+
+
+def _collect(folder, split, header, num_shards, rows):
+  """Rows that no shard has yet, and the answers that there are."""
+  found = {}
+  for shard in range(num_shards):
+    path = _shard_path(folder, split, shard, num_shards)
+    found |= journal_lib.read(path, header)
+  return [row for row in rows if (row.index,) not in found], found
+
+
+def _merge(folder, split, header, rows, found, num_too_long):
+  """Writes the whole split in the order of the prompts, then provenance."""
+  answers = [found[(row.index,)] for row in rows]
+  kept = [line for line in answers if _is_text(line['completion'])]
+  lines = [
+    {
+      'prompt': line['prompt'],
+      'completion': line['completion'].rstrip(_NO_CHARACTER),
+      'finished': line['finished'],
+    }
+    for line in kept
+  ]
+  path = os.path.join(folder, f'{split}.jsonl')
+  results.write_text(path, ''.join(json.dumps(x) + '\n' for x in lines))
+  counts = {
+    'num_rows': len(kept),
+    'num_tokens': sum(line['num_tokens'] for line in kept),
+    'num_unfinished': sum(not line['finished'] for line in kept),
+    'num_empty_or_garbled_answers': len(answers) - len(kept),
+    'num_prompts_too_long': num_too_long,
+  }
+  results.write_text(
+    os.path.join(folder, f'{split}.provenance.json'),
+    json.dumps(header | counts | {'versions': results.versions()}, indent=2)
+    + '\n',
+  )
+  return path
+
+
+def _is_text(answer):
+  """Whether it can be trained on; a cut may leave half a character behind."""
+  answer = answer.rstrip(_NO_CHARACTER)
+  return bool(answer.strip()) and _NO_CHARACTER not in answer
