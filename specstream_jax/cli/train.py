@@ -22,7 +22,11 @@ from specstream_jax.workflows import (
 
 def define_flags() -> None:
   flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
-  flags.DEFINE_string('data_dir', None, 'Token records to train on.')
+  flags.DEFINE_string(
+    'data_dir',
+    None,
+    'Token records to train on; FOLDER=RATE,FOLDER=RATE mixes several.',
+  )
   flags.DEFINE_string('eval_data_dir', None, 'Token records to evaluate on.')
   flags.DEFINE_string('output_dir', None, 'Folder of the run.')
   flags.DEFINE_enum(

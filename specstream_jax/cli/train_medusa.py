@@ -17,7 +17,11 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'adapter', None, 'Adapter whose fine-tuned model the heads are for.'
   )
-  flags.DEFINE_string('data_dir', None, 'Token records to train on.')
+  flags.DEFINE_string(
+    'data_dir',
+    None,
+    'Token records to train on; FOLDER=RATE,FOLDER=RATE mixes several.',
+  )
   flags.DEFINE_string(
     'eval_data_dir', None, 'Token records to evaluate and choose the tree on.'
   )

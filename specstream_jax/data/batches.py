@@ -14,7 +14,7 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
-from specstream_jax.data import features, records
+from specstream_jax.data import features, mixtures, records
 
 _PACKING_BINS = 64
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
@@ -164,7 +164,8 @@ def open_batches(
   """Batches of the records in `path`.
 
   Args:
-    path: folder written by `specstream prepare`.
+    path: folder written by `specstream prepare`, or a mixture of several, see
+      `mixtures.parse`.
     batch_size: B, rows per batch of this process.
     sequence_length: T.
     packed: several examples to a row.
@@ -183,17 +184,29 @@ def open_batches(
   """
   if batch_size < 1:
     raise ValueError(f'batch_size is {batch_size}; it must be >= 1')
-  manifest = records.read_manifest(path)
-  if tokenizer_sha256 is not None:
-    records.check_tokenizer(manifest, tokenizer_sha256)
-  _check_process(manifest, process_index, process_count, packed, repeat)
-  _check_length(manifest, sequence_length)
+  parts = mixtures.parse(path)
+  if len(parts) > 1 and not repeat:
+    raise ValueError(
+      f'{path!r} is a mixture, which has no end; one pass reads one folder'
+    )
   share = slice(process_index, None, process_count)
-  examples = _examples(path, manifest, share, seed, repeat)
+  datasets, sizes = [], []
+  for part in parts:
+    manifest = records.read_manifest(part.path)
+    if tokenizer_sha256 is not None:
+      records.check_tokenizer(manifest, tokenizer_sha256)
+    _check_process(manifest, process_index, process_count, packed, repeat)
+    _check_length(manifest, sequence_length)
+    datasets.append(_examples(part.path, manifest, share, seed, repeat))
+    sizes.append(manifest['num_examples'])
+  examples = datasets[0]
+  if len(parts) > 1:
+    rates = [part.rate for part in parts]
+    examples = grain.MapDataset.mix(datasets, weights=rates)
   rows = _rows(examples, sequence_length, packed, seed or 0)
   stack = functools.partial(features.stack, batch_size=batch_size)
   settings = {
-    'num_examples': manifest['num_examples'],
+    'num_examples': sizes[0] if len(parts) == 1 else sizes,
     'batch_size': batch_size,
     'sequence_length': sequence_length,
     'packed': packed,
@@ -202,4 +215,6 @@ def open_batches(
     'process_count': process_count,
     'repeat': repeat,
   }
+  if len(parts) > 1:
+    settings['rates'] = rates
   return Batches(rows.batch(batch_size, batch_fn=stack), settings)

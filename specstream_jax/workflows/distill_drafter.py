@@ -26,7 +26,7 @@ from specstream_jax.checkpoints import (
   loading,
   weights as weights_lib,
 )
-from specstream_jax.data import records
+from specstream_jax.data import mixtures
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
 from specstream_jax.training import distill, loop
@@ -150,7 +150,7 @@ def distill_drafter(
     'target_fingerprint': loaded.fingerprint,
     'step': int(state.step),
     'tokens_seen': place['num_tokens'],
-    'task': records.read_manifest(data_dir).get('task'),
+    **mixtures.describe(mixtures.manifests(data_dir)),
     'recipe': recipe.to_json(),
   }
   folder = os.path.join(output_dir, FOLDER)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from specstream_jax import config
 from specstream_jax.checkpoints import adapters, loading
-from specstream_jax.data import batches as batches_lib, records
+from specstream_jax.data import batches as batches_lib, mixtures, records
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, initialize, params as params_lib
 from specstream_jax.training import (
@@ -90,7 +90,8 @@ def train(
 
   Args:
     base: model name, folder, hub id or GGUF file.
-    data_dir: token records of the training split (`specstream prepare`).
+    data_dir: token records of the training split (`specstream prepare`), or
+      a mixture, see `mixtures.parse`.
     output_dir: gets checkpoints/, metrics.jsonl, tensorboard/, adapter/,
       curves.svg, recipe.json and operative_config.gin.
     eval_data_dir: token records for evaluation; None skips it.
@@ -184,9 +185,9 @@ def open_training(data_dir: str, recipe: Any) -> loop.Batches:
 
 def check_tokenizer(loaded: loading.LoadedModel, data_dir: str) -> None:
   """Raises ValueError if the records were made with another tokenizer."""
-  records.check_tokenizer(
-    records.read_manifest(data_dir), records.tokenizer_hash(loaded.tokenizer)
-  )
+  expected = records.tokenizer_hash(loaded.tokenizer)
+  for manifest in mixtures.manifests(data_dir):
+    records.check_tokenizer(manifest, expected)
 
 
 def eval_opener(data_dir: str | None, recipe: Any) -> Callable[[], Any] | None:
@@ -232,11 +233,9 @@ def write_recipe(output_dir: str, recipe: Any) -> None:
 def _export(output_dir, loaded, state, recipe, data_dir):
   """The state as adapter/, and the learning curves."""
   folder = os.path.join(output_dir, 'adapter')
-  manifest = records.read_manifest(data_dir)
   provenance = {
     'step': int(state.step),
-    'task': manifest.get('task'),
-    'num_examples': manifest['num_examples'],
+    **mixtures.describe(mixtures.manifests(data_dir)),
     'recipe': recipe.to_json(),
   }
   cfg = adapters.AdapterConfig(

@@ -19,7 +19,7 @@ from specstream_jax.checkpoints import (
   medusa as checkpoint,
   weights as weights_lib,
 )
-from specstream_jax.data import records
+from specstream_jax.data import mixtures
 from specstream_jax.decoding.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
@@ -244,11 +244,9 @@ def calibrate(
 
 
 def _provenance(state, data_dir, recipe):
-  manifest = records.read_manifest(data_dir)
   return {
     'step': int(state.step),
-    'task': manifest.get('task'),
-    'num_examples': manifest['num_examples'],
+    **mixtures.describe(mixtures.manifests(data_dir)),
     'recipe': recipe.to_json(),
   }
 

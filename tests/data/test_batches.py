@@ -10,7 +10,7 @@ import data_testing
 import numpy as np
 import pytest
 
-from specstream_jax.data import batches, features
+from specstream_jax.data import batches, features, records
 
 
 @pytest.fixture(name='path', scope='module')
@@ -152,6 +152,63 @@ def test_repeating_shares_cover_an_epoch(path):
 def test_bad_arguments(path, options, message):
   with pytest.raises(ValueError, match=message):
     _open(path, **options)
+
+
+@pytest.fixture(name='other', scope='module')
+def _other(tmp_path_factory):
+  """Records of 11 examples, the first prompt id from 5000 on."""
+  path = tmp_path_factory.mktemp('records') / 'other'
+  examples = data_testing.make_examples(11, seed=1)
+  for prompt, _ in examples:
+    prompt[0] += 4000
+  metadata = {'task': 'others', 'split': 'train', 'tokenizer_sha256': 'abc'}
+  records.write(examples, str(path), metadata=metadata)
+  return str(path)
+
+
+def _sources(batch):
+  """Whether each segment of a batch is of the other records."""
+  return [segment[0][0] >= 5000 for segment in _segments(batch)]
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_mixture_draws_at_its_rates(path, other, packed):
+  mixed = _open(f'{path}=3,{other}=1', packed=packed)
+  drawn = [of for _ in range(60) for of in _sources(next(mixed))]
+  assert abs(np.mean(drawn) - 0.25) < 0.06
+  firsts = collections.Counter()
+  mixed = _open(f'{path}=3,{other}=1', packed=False)
+  for _ in range(15):  # 45 rows, 11 of them others: one epoch of those
+    firsts.update(s[0][0] for s in _segments(next(mixed)) if s[0][0] >= 5000)
+  assert len(firsts) == 11 and set(firsts.values()) == {1}
+
+
+def test_mixture_resumes(path, other):
+  mixed = _open(f'{path}=3,{other}=1')
+  next(mixed)
+  state = mixed.get_state()
+  expected = next(mixed)
+  again = _open(f'{path}=3,{other}=1')
+  again.set_state(state)
+  _assert_equal(next(again), expected)
+  with pytest.raises(ValueError, match='taken with rates='):
+    _open(f'{path}=2,{other}=1').set_state(state)
+
+
+@pytest.mark.parametrize(
+  ('mixture', 'options', 'message'),
+  [
+    ('a=1,b=0', {}, "'b=0' has no rate above 0"),
+    ('a=1,b=-2', {}, "'b=-2' has no rate above 0"),
+    ('a=1,b', {}, "'b' has no rate above 0"),
+    ('a=x', {}, "'a=x' has no rate above 0"),
+    ('a=1,a=2', {}, 'more than once'),
+    ('a=1,b=2', {'repeat': False}, 'a mixture, which has no end'),
+  ],
+)
+def test_bad_mixtures(mixture, options, message):
+  with pytest.raises(ValueError, match=message):
+    _open(mixture, **options)
 
 
 def test_loads_no_tensorflow():

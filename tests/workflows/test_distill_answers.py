@@ -164,7 +164,7 @@ def test_mistakes_are_named(model, tmp_path, changes, message):
   'values', [{'batch_size': 0}, {'shard': 2, 'num_shards': 2}]
 )
 def test_bad_options(values):
-  with pytest.raises(ValueError, match='shard|batch_size'):
+  with pytest.raises(ValueError, match=r'(shard|batch_size) is'):
     distill.Options(**values)
 
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several folders of records drawn from at given rates.
+
+`records/e2e=2,records/sql=1` takes two examples of E2E for each of SQL, for as
+long as training goes on; a small folder starts its next epoch sooner.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+from specstream_jax.data import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A folder of records and how often it is drawn from, relative to others."""
+
+  path: str
+  rate: float = 1.0
+
+
+def parse(text: str) -> tuple[Part, ...]:
+  """The parts of `FOLDER` or `FOLDER=RATE,FOLDER=RATE,…`.
+
+  Raises:
+    ValueError: a rate that is not a number above 0, or a folder named twice.
+  """
+  if '=' not in text and ',' not in text:
+    return (Part(text),)
+  parts = tuple(_part(piece.strip(), text) for piece in text.split(','))
+  paths = [part.path for part in parts]
+  twice = sorted({path for path in paths if paths.count(path) > 1})
+  if twice:
+    raise ValueError(f'mixture {text!r} names {twice} more than once')
+  return parts
+
+
+def _part(piece: str, text: str) -> Part:
+  path, equals, rate = piece.rpartition('=')
+  try:
+    value = float(rate) if equals and path else math.nan
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise ValueError(
+      f'mixture {text!r}: {piece!r} has no rate above 0; write '
+      'FOLDER=RATE,FOLDER=RATE and leave out what is not wanted'
+    )
+  return Part(path, value)
+
+
+def manifests(text: str) -> list[dict[str, Any]]:
+  """The manifest of every part."""
+  return [records.read_manifest(part.path) for part in parse(text)]
+
+
+def describe(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Task names and number of examples of several manifests, for provenance."""
+  return {
+    'task': '+'.join(str(manifest.get('task')) for manifest in found),
+    'num_examples': sum(manifest['num_examples'] for manifest in found),
+  }
