@@ -33,6 +33,7 @@ class TaskSpec:
     splits: names `read` accepts.
     multi_reference_splits: splits in which rows of equal source are one
       example with several references.
+    metrics: names in `evaluation.metrics.METRICS` that score its answers.
   """
 
   name: str
@@ -40,6 +41,7 @@ class TaskSpec:
   template: prompts.Template
   splits: tuple[str, ...] = SPLITS
   multi_reference_splits: tuple[str, ...] = ()
+  metrics: tuple[str, ...] = ('rouge', 'bleu')
 
   def load(
     self,
@@ -129,7 +131,12 @@ _TASKS = {
       prompts.DIALOGSUM,
       multi_reference_splits=('test',),
     ),
-    TaskSpec('sql_create_context', sources.read_sql, prompts.SQL),
+    TaskSpec(
+      'sql_create_context',
+      sources.read_sql,
+      prompts.SQL,
+      metrics=('sql_match',),
+    ),
   )
 }
 

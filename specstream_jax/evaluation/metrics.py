@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import functools
 import re
 
+from specstream_jax.evaluation import sql
+
 Metric = Callable[[Sequence[Sequence[str]], Sequence[str]], dict[str, float]]
 
 _ROUGE_TYPES = ('rouge1', 'rougeLsum')
@@ -105,6 +107,7 @@ METRICS: dict[str, Metric] = {
   'rouge': rouge,
   'bleu': bleu,
   'exact_match': exact_match,
+  'sql_match': sql.sql_match,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from specstream_jax import config, config_drafting, runtime
-from specstream_jax.data import questions as questions_lib
+from specstream_jax.data import questions as questions_lib, registry
 from specstream_jax.evaluation import (
   bench as bench_lib,
   bench_table,
@@ -173,12 +173,12 @@ def summarize(model, plan, runners, made, options) -> list[results.RunResult]:
 def _summary(model, cell, runner, rows, plain, fast, options):
   texts = lambda side: [model.decode_text(t).strip() for t in side.tokens]
   references = [list(row.question.references) for row in rows]
-  score = lambda side: (
-    metrics.rouge(references, texts(side))
-    | metrics.bleu(references, texts(side))
-    if all(references)
-    else {}
+  if not all(references):
+    references = []
+  names = (
+    registry.get(cell.task.partition('/')[0]).metrics if references else ()
   )
+  score = lambda side: metrics.compute(names, references, texts(side))
   tree = runner.settings.get('tree') or {}
   return benchmark.summarize(
     plain,

@@ -73,8 +73,8 @@ def evaluate(
   plain, fast = benchmark.compare(model, prompts, settings, progress=progress)
   references = [list(e.references) for e in examples]
   quality = {
-    'autoregressive': _score(model, references, plain.tokens),
-    'speculative': _score(model, references, fast.tokens),
+    'autoregressive': _score(model, spec.metrics, references, plain.tokens),
+    'speculative': _score(model, spec.metrics, references, fast.tokens),
   }
   samples = _samples(model, examples, fast, settings.num_samples)
   return benchmark.summarize(
@@ -113,9 +113,9 @@ def write(
   return path
 
 
-def _score(model, references, tokens):
+def _score(model, names, references, tokens):
   texts = [model.decode_text(row).strip() for row in tokens]
-  return metrics.rouge(references, texts) | metrics.bleu(references, texts)
+  return metrics.compute(names, references, texts)
 
 
 def _samples(model, examples, side, num_samples):
