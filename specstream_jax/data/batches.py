@@ -106,6 +106,23 @@ def _examples(
   return examples.repeat() if repeat else examples
 
 
+def _parts(path: str, repeat: bool) -> tuple[mixtures.Part, ...]:
+  parts = mixtures.parse(path)
+  if len(parts) > 1 and not repeat:
+    raise ValueError(
+      f'{path!r} is a mixture, which has no end; one pass reads one folder'
+    )
+  return parts
+
+
+def _mixed(
+  datasets: list[grain.MapDataset], parts: tuple[mixtures.Part, ...]
+) -> grain.MapDataset:
+  if len(parts) == 1:
+    return datasets[0]
+  return grain.MapDataset.mix(datasets, weights=[part.rate for part in parts])
+
+
 def _rows(
   examples: grain.MapDataset, sequence_length: int, packed: bool, seed: int
 ) -> grain.IterDataset:
@@ -139,7 +156,11 @@ def _check_process(manifest, process_index, process_count, packed, repeat):
     )
 
 
-def _check_length(manifest, sequence_length):
+def _manifest(path, tokenizer_sha256, sequence_length):
+  """The manifest of a folder whose tokenizer and longest example fit."""
+  manifest = records.read_manifest(path)
+  if tokenizer_sha256 is not None:
+    records.check_tokenizer(manifest, tokenizer_sha256)
   needed = manifest['lengths']['total']['max'] - 1
   if sequence_length < needed:
     raise ValueError(
@@ -147,6 +168,7 @@ def _check_length(manifest, sequence_length):
       f'{sequence_length}; use sequence_length >= {needed} or prepare the '
       f'records with max_length={sequence_length + 1}'
     )
+  return manifest
 
 
 def open_batches(
@@ -184,29 +206,19 @@ def open_batches(
   """
   if batch_size < 1:
     raise ValueError(f'batch_size is {batch_size}; it must be >= 1')
-  parts = mixtures.parse(path)
-  if len(parts) > 1 and not repeat:
-    raise ValueError(
-      f'{path!r} is a mixture, which has no end; one pass reads one folder'
-    )
+  parts = _parts(path, repeat)
   share = slice(process_index, None, process_count)
   datasets, sizes = [], []
   for part in parts:
-    manifest = records.read_manifest(part.path)
-    if tokenizer_sha256 is not None:
-      records.check_tokenizer(manifest, tokenizer_sha256)
+    manifest = _manifest(part.path, tokenizer_sha256, sequence_length)
     _check_process(manifest, process_index, process_count, packed, repeat)
-    _check_length(manifest, sequence_length)
     datasets.append(_examples(part.path, manifest, share, seed, repeat))
     sizes.append(manifest['num_examples'])
-  examples = datasets[0]
-  if len(parts) > 1:
-    rates = [part.rate for part in parts]
-    examples = grain.MapDataset.mix(datasets, weights=rates)
+  examples = _mixed(datasets, parts)
   rows = _rows(examples, sequence_length, packed, seed or 0)
   stack = functools.partial(features.stack, batch_size=batch_size)
   settings = {
-    'num_examples': sizes[0] if len(parts) == 1 else sizes,
+    'num_examples': sizes if len(sizes) > 1 else sizes[0],
     'batch_size': batch_size,
     'sequence_length': sequence_length,
     'packed': packed,
@@ -216,5 +228,5 @@ def open_batches(
     'repeat': repeat,
   }
   if len(parts) > 1:
-    settings['rates'] = rates
+    settings['rates'] = [part.rate for part in parts]
   return Batches(rows.batch(batch_size, batch_fn=stack), settings)

@@ -132,9 +132,9 @@ def check(
   if not options.ngram_table:
     return
   checks.check(
-    options.name == 'streams' and options.drafting == 'top_k',
-    f'drafter {options.name!r} with drafting {options.drafting!r} cannot use '
-    "an n-gram table; leave ngram_table out, or use 'streams' with 'top_k'",
+    options.drafting == 'top_k',
+    f'drafting {options.drafting!r} cannot use an n-gram table; leave '
+    "ngram_table out, or draft 'top_k'",
   )
   checks.check(
     tree.kind == 'best_first',

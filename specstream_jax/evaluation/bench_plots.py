@@ -125,11 +125,8 @@ def names(runs: Runs) -> list[str]:
 
 
 def _label_width(runs):
-  """Inches that the longest name takes, in the size of tick labels."""
-  from matplotlib import textpath
-
-  paths = (textpath.TextPath((0, 0), name, size=10) for name in names(runs))
-  return max((path.get_extents().width / 72 for path in paths), default=0)
+  """Inches that the longest name takes."""
+  return svg.text_width(names(runs))
 
 
 def _point(ax, x, y, i, label):

@@ -5,7 +5,7 @@ Every function returns `svg.Svg`: a string for files and pages, a picture as
 the last line of a notebook cell.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import json
 import os
 from typing import Any
@@ -47,7 +47,7 @@ def acceptance_by_depth(shares: Mapping[str, Sequence[float]]) -> svg.Svg:
       ylim=(0, 105),
       xticks=range(1, deepest + 1),
     )
-    _legend(ax, len(shares))
+    _legend(ax, shares)
 
   return svg.draw(paint, title='Acceptance by depth', size=(5, 3.2))
 
@@ -73,7 +73,7 @@ def tokens_per_call(histograms: Mapping[str, Sequence[int]]) -> svg.Svg:
       ylabel='calls (%)',
       xticks=range(1, longest + 1),
     )
-    _legend(ax, len(histograms))
+    _legend(ax, histograms)
 
   return svg.draw(paint, title='Tokens per call', size=(5, 3.2))
 
@@ -99,10 +99,13 @@ def time_per_call(milliseconds: Mapping[str, tuple[float, float]]) -> svg.Svg:
     ax.grid(visible=False, axis='y')
     ax.invert_yaxis()
     ax.margins(x=0.15)
-    _legend(ax, 2)
+    _legend(ax, [name for name, _ in sides])
 
-  height = 1.8 + 0.7 * len(milliseconds)
-  return svg.draw(paint, title='Time per call', size=(5, height))
+  size = (
+    max(5, 3.5 + svg.text_width(milliseconds)),
+    1.8 + 0.7 * len(milliseconds),
+  )
+  return svg.draw(paint, title='Time per call', size=size)
 
 
 def forward_cost(
@@ -127,7 +130,7 @@ def forward_cost(
     ax.minorticks_off()
     ax.set(xlabel='tokens in one forward pass', ylabel='time (ms)')
     ax.set_ylim(bottom=0)
-    _legend(ax, len(curves))
+    _legend(ax, curves)
 
   return svg.draw(paint, title='Cost of a forward pass', size=(5, 3.2))
 
@@ -228,7 +231,7 @@ def _paint_curves(ax: Any, metric: str, curves: Curves) -> None:
       )
   hint = ' (thin: training batches; dots: evaluation)' if is_mixed else ''
   ax.set(xlabel='step' + hint, ylabel=_PANELS[metric])
-  _legend(ax, len(curves))
+  _legend(ax, curves)
 
 
 def _line(i: int) -> dict[str, Any]:
@@ -240,9 +243,19 @@ def _colour(i: int) -> str:
   return svg.COLOURS[i % len(svg.COLOURS)]
 
 
-def _legend(ax: Any, num_entries: int) -> None:
-  """Above the axes, where it hides nothing; none for a single entry."""
-  if num_entries > 1:
-    ax.legend(
-      loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3, fontsize='small'
-    )
+def _legend(ax: Any, labels: Iterable[str]) -> None:
+  """Above the axes, where it hides nothing; none for a single entry.
+
+  The figure grows where the labels need more room than it has.
+  """
+  labels, fig = list(labels), ax.figure
+  if len(labels) < 2:
+    return
+  entry = 0.6 + svg.text_width(labels, points=8.3)
+  fig.set_figwidth(max(fig.get_figwidth(), entry + 1))
+  columns = int(np.clip((fig.get_figwidth() - 1) / entry, 1, 3))
+  rows = -(-len(labels) // columns)
+  fig.set_figheight(fig.get_figheight() + 0.2 * (rows - 1))
+  ax.legend(
+    loc='lower center', bbox_to_anchor=(0.5, 1), ncols=columns, fontsize='small'
+  )

@@ -5,7 +5,7 @@ Text and axes are drawn in a stand-in colour that becomes `currentColor`, so
 the page decides; alone, a picture falls back to a grey that both can show.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import io
 import re
 from typing import Any
@@ -74,6 +74,14 @@ def draw(
     buffer = io.StringIO()
     fig.savefig(buffer, format='svg', transparent=True, metadata=_NO_METADATA)
   return _embeddable(buffer.getvalue(), title)
+
+
+def text_width(texts: Iterable[str], points: float = 10) -> float:
+  """Inches that the longest of the texts takes; 0 without texts."""
+  from matplotlib import textpath
+
+  paths = (textpath.TextPath((0, 0), text, size=points) for text in texts)
+  return max((path.get_extents().width / 72 for path in paths), default=0.0)
 
 
 def _embeddable(text: str, title: str) -> Svg:

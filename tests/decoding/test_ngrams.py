@@ -369,10 +369,8 @@ def test_what_does_not_fit_is_refused(written, tmp_path):
     assemble(written, tree=config.TreeConfig('chain', depth=2))
   with pytest.raises(ValueError, match='ngram_weight is -1; it must be >= 0'):
     assemble(written, ngram_weight=-1)
-  with pytest.raises(ValueError, match=r"'medusa' .* cannot use an n-gram"):
-    streams.Streams(
-      TREE, 3, config_drafting.DrafterConfig('medusa', ngram_table=written)
-    )
+  with pytest.raises(ValueError, match=r"is set for 'medusa'; only the trees"):
+    config_drafting.DrafterConfig('medusa', ngram_table=written)
   with pytest.raises(ValueError, match='no n-grams to count'):
     ngram_table.from_pairs([([1, 2], [])])
 

@@ -148,6 +148,11 @@ def test_rivals_side_by_side_leave_room_for_long_names(label, count):
     )
     for i in range(count)
   ]
+  labelled = {f'{run.label} {i}': run for i, run in enumerate(runs)}
+  of = lambda name: {k: getattr(r, name) for k, r in labelled.items()}
+  plots.acceptance_by_depth(of('per_depth_acceptance'))
+  plots.tokens_per_call(of('accept_length_histogram'))
+  plots.time_per_call(dict.fromkeys(labelled, (1.0, 2.0)))
   for draw in (
     bench_plots.speedup_and_calls,
     bench_plots.tokens_per_call_by_category,
