@@ -134,6 +134,8 @@ class StreamConfig:
       stream j by j·rotation_step and has no parameters (paper, appendix B).
     position: RoPE position of stream j at t: `anchor` = t, `future` = t + j.
     pruning_rank: rank of the pruning adapter o_θ; 0 leaves it out.
+    coupling_rank: rank of the map from a draft token's parent to a correction
+      of its logits (ours, not in the paper); 0 leaves it out.
     embedding_init_scale: standard deviation of P_j relative to the RMS of the
       main stream's hidden state at insertion.
     rotation_step: ε of value rotation, in radians.
@@ -147,6 +149,7 @@ class StreamConfig:
   embedding: str = 'learned'
   position: str = 'future'
   pruning_rank: int = 8
+  coupling_rank: int = 0
   embedding_init_scale: float = 0.5
   rotation_step: float = 1e-3
 
@@ -155,6 +158,7 @@ class StreamConfig:
     checks.at_least('StreamConfig.num_msa_layers', self.num_msa_layers, 1)
     checks.at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
     checks.at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
+    checks.at_least('StreamConfig.coupling_rank', self.coupling_rank, 0)
     checks.one_of('StreamConfig.mode', self.mode, ('fine_tuned', 'lossless'))
     checks.one_of(
       'StreamConfig.insertion', self.insertion, ('identity', 'low_rank')

@@ -47,6 +47,8 @@ class DrafterConfig:
       `typical` (lossy).
     couple_noise: at temperature > 0, `top_k` drafts use the target's
       position-keyed noise.
+    coupling: an adapter's coupling, if it has one, ranks the nodes of
+      `best_first` trees by their parents.
     ngram: longest n-gram to look up, or n of lookahead.
     window: columns of the lookahead branch.
     pool_size: n-grams that lookahead keeps per row.
@@ -65,6 +67,7 @@ class DrafterConfig:
   drafting: str = 'top_k'
   verifier: str = 'walk'
   couple_noise: bool = True
+  coupling: bool = True
   ngram: int = 3
   window: int = 4
   pool_size: int = 64

@@ -22,6 +22,8 @@ class ObjectiveConfig:
       loss goes through the LM head, so a subset keeps it cheap.
     anchors_per_sequence: positions per row that carry loss, hence streams;
       rows with more are sampled.
+    coupling_weight: of the loss of stream states that know their token's
+      parent, with the a_j of the streams; see `modeling.streams.Coupling`.
     chunk_size: rows of the LM head product computed at once.
   """
 
@@ -30,6 +32,7 @@ class ObjectiveConfig:
   stream_decay: float = 1.0
   pruning_weight: float = 0.1
   pruning_anchors: int = 16
+  coupling_weight: float = 1.0
   anchors_per_sequence: int = 128
   chunk_size: int = 512
 
@@ -58,6 +61,8 @@ class OptimizerConfig:
   Attributes:
     learning_rate: peak rate of every adapter weight but P_j.
     embedding_learning_rate: peak rate of the stream embeddings P_j.
+    trainable: regular expression of the paths of adapter weights to train,
+      such as `coupling/`; the others stay as they are. Empty trains all.
   """
 
   learning_rate: float = 1e-3
@@ -68,6 +73,7 @@ class OptimizerConfig:
   beta2: float = 0.99
   clip_norm: float = 1.0
   accumulation_steps: int = 1
+  trainable: str = ''
 
   def __post_init__(self):
     for name in ('learning_rate', 'embedding_learning_rate', 'weight_decay'):

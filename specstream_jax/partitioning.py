@@ -39,8 +39,8 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'mlp/down/lora_b', ('lora', 'embed')),
   (r'norm/scale', ('norm',)),
   (r'streams/embedding', ('stream', 'embed')),
-  (r'(insertion|pruning)/down', ('embed', 'lora')),
-  (r'(insertion|pruning)/up', ('lora', 'embed')),
+  (r'(insertion|pruning|coupling)/down', ('embed', 'lora')),
+  (r'(insertion|pruning|coupling)/up', ('lora', 'embed')),
 )
 
 

@@ -124,6 +124,7 @@ def _check_tensors(
     'streams/embedding': cfg.stream.embedding == 'learned',
     'streams/insertion/': cfg.stream.insertion == 'low_rank',
     'pruning/': cfg.stream.pruning_rank > 0,
+    'coupling/': cfg.stream.coupling_rank > 0,
     'layers/': cfg.lora.rank > 0,
   }
   for prefix, is_wanted in wanted.items():
@@ -149,6 +150,8 @@ def _size_problems(tensors, cfg: AdapterConfig) -> list[str]:
       axis, size = 0, cfg.stream.num_streams
     elif path == 'pruning/down':
       size = cfg.stream.pruning_rank
+    elif path == 'coupling/down':
+      size = cfg.stream.coupling_rank
     elif path == 'streams/insertion/down':
       size = cfg.stream.insertion_rank
     elif path.endswith('/lora_a'):
@@ -182,13 +185,14 @@ def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
   """Parameters of an adapter by part.
 
   Returns:
-    `embedding` (γh), `pruning` (16h at rank 8), `insertion`, their sum
-    `streams`, `lora`, and `total`.
+    `embedding` (γh), `pruning` (16h at rank 8), `insertion`, `coupling`, their
+    sum `streams`, `lora`, and `total`.
   """
   parts = {
     'embedding': 'streams/embedding',
     'pruning': 'pruning/',
     'insertion': 'streams/insertion/',
+    'coupling': 'coupling/',
     'lora': 'layers/',
   }
   counts = {
@@ -196,6 +200,6 @@ def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
     for name, prefix in parts.items()
   }
   counts['streams'] = sum(
-    counts[n] for n in ('embedding', 'pruning', 'insertion')
+    counts[n] for n in ('embedding', 'pruning', 'insertion', 'coupling')
   )
   return counts | {'total': counts['streams'] + counts['lora']}

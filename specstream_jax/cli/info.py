@@ -59,7 +59,8 @@ def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
     'stream parameters',
     f'{counts["streams"]:,} = {counts["embedding"]:,} embeddings (γh) + '
     f'{counts["pruning"]:,} pruning (2·{stream.pruning_rank}·h) + '
-    f'{counts["insertion"]:,} insertion',
+    f'{counts["insertion"]:,} insertion'
+    + (f' + {counts["coupling"]:,} coupling' if counts['coupling'] else ''),
   )
   yield 'LoRA parameters', f'{counts["lora"]:,}'
   yield 'provenance', json.dumps(cfg.provenance, ensure_ascii=False)

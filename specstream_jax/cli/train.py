@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 import gin
 
+from specstream_jax import runtime
 from specstream_jax.workflows import (
   distill_drafter,
   dry_run,
@@ -28,6 +29,12 @@ def define_flags() -> None:
     'Token records to train on; FOLDER=RATE,FOLDER=RATE mixes several.',
   )
   flags.DEFINE_string('eval_data_dir', None, 'Token records to evaluate on.')
+  flags.DEFINE_string(
+    'init_adapter',
+    None,
+    'Adapter to start from, a folder or one that ships; its stream and LoRA '
+    'settings hold. --gin.OptimizerConfig.trainable=coupling/ trains a part.',
+  )
   flags.DEFINE_string('output_dir', None, 'Folder of the run.')
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
@@ -74,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
     args.data_dir,
     args.output_dir,
     eval_data_dir=args.eval_data_dir,
+    init_adapter=args.init_adapter
+    and runtime.adapter_folder(args.init_adapter),
     recipe=recipe,
     dtype=args.dtype,
     remat=args.remat,

@@ -57,12 +57,16 @@ class ModelFns(NamedTuple):
     stream_logits: (params, stream_state of one node [B, ...], cache,
       positions [B] of that node) -> float32 [B, J, V]; stream j (from 0)
       predicts position + 2 + j. The cache is committed up to that node.
+    coupling_logits: (params, parents [B, W], candidates [B, k]) -> float32
+      [B, W, k] that parents add to the stream logits of candidates; None
+      without such weights.
   """
 
   init_cache: Callable[[int, int], cache_lib.Cache]
   forward: Callable[..., Forward]
   logits: Callable[[Any, typing.Array], typing.Array]
   stream_logits: Callable[..., typing.Array]
+  coupling_logits: Callable[..., typing.Array] | None = None
 
 
 class DraftContext(NamedTuple):

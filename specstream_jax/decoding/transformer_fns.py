@@ -76,4 +76,15 @@ def model_fns(
       )
     return model.logits(stream_state)
 
-  return interface.ModelFns(init_cache, forward, logits, stream_logits)
+  def coupling_logits(params, parents, candidates) -> typing.Array:
+    model = built.merge(params.base, params.adapter)
+    return model.coupling_logits(parents, candidates)
+
+  is_coupled = 'coupling' in built.adapter
+  return interface.ModelFns(
+    init_cache,
+    forward,
+    logits,
+    stream_logits,
+    coupling_logits if is_coupled else None,
+  )

@@ -82,8 +82,9 @@ def ancestor_mask(parents: typing.Array) -> typing.Array:
   return mask
 
 
-# (grandparents [B, W], parents [B, W], candidates [B, k]) -> float32 [B, W, k].
-EdgeScores = Callable[[typing.Array, typing.Array, typing.Array], typing.Array]
+# (grandparents [B, W], parents [B, W], candidates [B, k], their
+# log-probabilities [B, k]) -> float32 [B, W, k].
+EdgeScores = Callable[..., typing.Array]
 
 
 def from_stream_logits(
@@ -100,8 +101,9 @@ def from_stream_logits(
     logits: [B, J, V]; stream j (from 0) proposes the nodes of depth j + 1.
     root: [B] int32 last emitted token.
     cfg: kind and sizes of the tree.
-    edge_scores: added to the log-probabilities of a `best_first` tree, at most
-      0 each; by the tokens of grandparent, parent and node.
+    edge_scores: added to the log-probabilities of a `best_first` tree; of the
+      tokens of grandparents and parents [B, W], candidates [B, k] and their
+      log-probabilities [B, k]; [B, W, k].
     before_root: [B] int32 token before the root, for `edge_scores`.
 
   Raises:
@@ -145,12 +147,13 @@ def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
   above = None if before_root is None else before_root[:, None]
   own = root[:, None]
   for depth in range(1, cfg.max_depth + 1):
-    joint = scores[:, :, None] + log_probs[:, depth - 1, None]  # [B, W, k]
+    edges = log_probs[:, depth - 1, None]  # [B, W or 1, k]
     if edge_scores is not None:
-      edges = edge_scores(above, own, tokens[:, depth - 1])
+      candidates = tokens[:, depth - 1], log_probs[:, depth - 1]
+      edges += edge_scores(above, own, *candidates)
       # Never above 0, so that no child outscores its parent.
-      joint += jnp.minimum(edges, 0.0)
-    joint = joint.reshape(batch, -1)
+      edges = jnp.minimum(edges, 0.0)
+    joint = (scores[:, :, None] + edges).reshape(batch, -1)
     scores, best = jax.lax.top_k(joint, min(num_drafts, joint.shape[1]))
     rank = best % cfg.branching
     token = jnp.take_along_axis(tokens[:, depth - 1], rank, axis=1)
@@ -175,6 +178,29 @@ def _select(scores, tokens, parents, depths, root, num_drafts):
   tokens = pad(tokens, -1).at[:, 0].set(root)
   whole = DraftTree(tokens, pad(parents, 0), pad(depths, 1))
   return prune(whole, scores, num_drafts + 1)[0]
+
+
+def coupled_edges(
+  coupling_logits: Callable[[typing.Array, typing.Array], typing.Array],
+) -> EdgeScores:
+  """Edge scores that share out the candidates' mass anew, parent by parent.
+
+  log P(c | p) = log_softmax over the candidates of (log P_stream(c) + C(p, c))
+  + log of the mass that the stream gives them together; the score is what that
+  adds to log P_stream(c).
+
+  Args:
+    coupling_logits: (parents [B, W], candidates [B, k]) -> C [B, W, k].
+  """
+
+  def score(grandparents, parents, candidates, log_probs):
+    del grandparents
+    own = log_probs[:, None]
+    coupled = own + coupling_logits(parents, candidates)
+    mass = jax.nn.logsumexp(own, axis=-1, keepdims=True)
+    return jax.nn.log_softmax(coupled, axis=-1) + mass - own
+
+  return score
 
 
 def path_scores(

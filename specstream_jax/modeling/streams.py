@@ -5,6 +5,7 @@ Axis letters: B rows, A anchors, J streams, D model width.
 """
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, typing
@@ -21,6 +22,27 @@ class LowRank(nnx.Module):
   def __call__(self, x: typing.Array) -> typing.Array:
     low = x @ self.down[...].astype(x.dtype)
     return x + low @ self.up[...].astype(x.dtype)
+
+
+class Coupling(nnx.Module):
+  """What a draft token's parent adds to the stream state that ranks it.
+
+  A stream predicts its token whatever the token before it turns out to be. In
+  a tree that token is known: the parent. up(down(e / rms(e))), with e the
+  parent's embedding, is added to the normalised stream state in front of the
+  LM head; zero while `up` is. Ours, beyond the paper.
+  """
+
+  def __init__(self, features: int, rank: int):
+    self.down = params.AdapterParam(jnp.zeros((features, rank)))
+    self.up = params.AdapterParam(jnp.zeros((rank, features)))
+
+  def __call__(self, embedding: typing.Array) -> typing.Array:
+    """Parent embeddings [..., D] -> float32 corrections [..., D]."""
+    embedding = embedding.astype(jnp.float32)
+    square = jnp.mean(embedding**2, axis=-1, keepdims=True)
+    unit = embedding * jax.lax.rsqrt(square + 1e-12)
+    return (unit @ self.down[...]) @ self.up[...]
 
 
 class StreamInsertion(nnx.Module):

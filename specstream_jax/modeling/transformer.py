@@ -19,6 +19,7 @@ from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
 from specstream_jax.modeling import (
   attention,
   layers,
+  masks,
   params,
   streams as streams_lib,
 )
@@ -91,6 +92,10 @@ class Transformer(nnx.Module):
         self.pruning = streams_lib.LowRank(
           cfg.hidden_size, streams.pruning_rank
         )
+      if streams.coupling_rank:
+        self.coupling = streams_lib.Coupling(
+          cfg.hidden_size, streams.coupling_rank
+        )
 
   @property
   def is_lossless(self) -> bool:
@@ -112,6 +117,33 @@ class Transformer(nnx.Module):
       f'...D,{axes}->...V', hidden, kernel, preferred_element_type=f32
     )
 
+  def coupled(
+    self, hidden: typing.Array, parents: typing.Array
+  ) -> typing.Array:
+    """Stream states [..., D] that know their token's parent [...]."""
+    correction = self.coupling(self.embed(parents))
+    return hidden + correction.astype(hidden.dtype)
+
+  def coupling_logits(
+    self, parents: typing.Array, candidates: typing.Array
+  ) -> typing.Array:
+    """What parents [B, W] add to the logits of candidates [B, k], [B, W, k].
+
+    Only the candidates' rows of the LM head are read.
+    """
+    correction = self.coupling(self.embed(parents))
+    rows = self._head_rows(candidates).astype(jnp.float32)
+    return jnp.einsum('BWD,BkD->BWk', correction, rows)
+
+  def _head_rows(self, tokens):
+    """Rows [..., D] of the LM head that give the logits of `tokens`."""
+    if self.cfg.tie_word_embeddings:
+      return self.embed(tokens)
+    kernel = self.lm_head.kernel[...]
+    axis = 0 if self.layout == 'out_in' else 1
+    rows = jnp.take(kernel, tokens, axis=axis, mode='clip')
+    return rows if axis == 0 else jnp.moveaxis(rows, 0, -1)
+
   def early_hidden(self, hidden: typing.Array) -> typing.Array:
     """Early-exit state for pruning: norm(o_theta(M)), ready for `logits`."""
     return self.final_norm(self.pruning(hidden))
@@ -129,19 +161,6 @@ class TrainHidden(NamedTuple):
   main: typing.Array
   streams: typing.Array | None
   insertion: typing.Array
-
-
-def segment_mask(segment_ids: typing.Array) -> typing.Array:
-  """Causal mask [B, T, T] inside segments; 0 is padding. For ids 1 1 2 0:
-
-  1 0 0 0
-  1 1 0 0
-  0 0 1 0
-  0 0 0 0
-  """
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
-  causal = jnp.tri(segment_ids.shape[1], dtype=bool)
-  return same & causal & (segment_ids > 0)[:, :, None]
 
 
 def forward_train(
@@ -166,7 +185,7 @@ def forward_train(
     anchors: [B, A] int32 indices into T that carry streams; None for none.
     remat: recompute each layer in the backward pass.
   """
-  mask, num_main = segment_mask(segment_ids), tokens.shape[1]
+  mask, num_main = masks.segment_mask(segment_ids), tokens.shape[1]
   x = model.embed(tokens)
   rows = _rows(model, positions, mask, num_main)
   x, _ = _run(model, x, rows, None, 0, model.first_msa, remat)
@@ -203,33 +222,6 @@ def _streams_after_main(model, insertion, rows, carries, anchored, remat):
   streams, _ = _run(model, streams, rows, cache, *span, remat)
   streams = _split_streams(model, model.final_norm(streams), 0)
   return TrainHidden(model.final_norm(x), streams, insertion)
-
-
-def slot_mask(
-  tree_mask: typing.Array, length: typing.Array, num_slots: int
-) -> typing.Array:
-  """Which cache slots each node sees, [B, M, S].
-
-  Slots below `length` are the prefix; slot length + m holds node m. For
-  length 2, S = 5 and a root with two children:
-
-    1 1 1 0 0
-    1 1 1 1 0
-    1 1 1 0 1
-
-  Args:
-    tree_mask: [B, M, M] bool, self and ancestors; with more columns than rows,
-      the rows are the last nodes.
-    length: [B] int32.
-    num_slots: S.
-  """
-  num_nodes = tree_mask.shape[-1]
-  slots = jnp.arange(num_slots)[None]
-  node = (slots - length[:, None])[:, None]  # [B, 1, S]
-  placed = jnp.take_along_axis(
-    tree_mask, jnp.clip(node, 0, num_nodes - 1), axis=2
-  )
-  return (node < 0) | (placed & (node < num_nodes))
 
 
 class TreeHidden(NamedTuple):
@@ -276,7 +268,7 @@ def forward_tree(
       for a tree that is whole.
   """
   num_slots, num_nodes = cache.num_slots, tokens.shape[1]
-  mask = slot_mask(tree_mask, cache.length, num_slots)
+  mask = masks.slot_mask(tree_mask, cache.length, num_slots)
   x = model.embed(tokens)
   start = cache.length + tree_mask.shape[-1] - num_nodes
   rows = _rows(model, positions, mask, num_nodes, start=start)
@@ -287,7 +279,10 @@ def forward_tree(
     pick = lambda y: jnp.take_along_axis(y, survivors[..., None], axis=1)
     x, positions = pick(x), jnp.take_along_axis(positions, survivors, axis=1)
     tree_mask = jnp.take_along_axis(pick(tree_mask), survivors[:, None], axis=2)
-    mask, num_nodes = slot_mask(tree_mask, cache.length, num_slots), keep_nodes
+    mask, num_nodes = (
+      masks.slot_mask(tree_mask, cache.length, num_slots),
+      keep_nodes,
+    )
   stream_state = x
   anchors = (positions, mask) if with_streams else None
   rows = _rows(model, positions, mask, num_nodes, anchors, start)

@@ -132,6 +132,7 @@ def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
     cfg=setup.objective,
     seed=setup.train.seed,
     remat=setup.remat,
+    trainable=setup.optimizer.trainable,
   )
   measure = functools.partial(
     step_lib.eval_step, built=setup.built, cfg=setup.objective, tree=setup.tree

@@ -144,7 +144,7 @@ def loss(
   Returns:
     The scalar loss (float32, mean over targets per stream, then weighted) and
     metrics as (sum, weight) pairs: loss/x, top1/x, top4/x for x in main,
-    stream_1 …, pruning.
+    stream_1 …, pruning, coupled_1 ….
   """
   num_streams = model.stream_cfg.num_streams
   anchors, scale = choose_anchors(
@@ -170,6 +170,11 @@ def loss(
     a * metrics[f'loss/{name}'][0] / jnp.maximum(metrics[f'loss/{name}'][1], 1)
     for a, name in zip(coefficients, stream_names(num_streams))
   )
+  if model.stream_cfg.coupling_rank and cfg.coupling_weight:
+    extra, coupling = _coupling_loss(
+      model, hidden.streams, targets, weights, coefficients, cfg.chunk_size
+    )
+    total, metrics = total + cfg.coupling_weight * extra, metrics | coupling
   prunes = cfg.pruning_weight and cfg.pruning_anchors
   if model.stream_cfg.pruning_rank and prunes:
     subset = min(cfg.pruning_anchors, anchors.shape[1])
@@ -212,6 +217,25 @@ def _metrics(result, weights):
     for kind, value in values.items():
       metrics[f'{kind}/{name}'] = ((value * weight).sum(), total)
   return metrics
+
+
+def _coupling_loss(model, streams, targets, weights, coefficients, chunk_size):
+  """Loss of streams that are told the token before theirs; trains C alone.
+
+  The parent is the target of the stream before, as it is in every node that a
+  verifier can accept. The stream states are cut off from the gradient: by
+  themselves they must go on to predict the marginal, which picks candidates.
+  """
+  hidden = model.coupled(jax.lax.stop_gradient(streams), targets[..., :-1])
+  result = token_loss(model, hidden, targets[..., 1:], chunk_size)
+  found = _metrics(result, weights[..., 1:])
+  total, metrics = 0.0, {}
+  for j, name in enumerate(stream_names(weights.shape[-1] - 2), start=1):
+    for kind in ('loss', 'top1'):
+      metrics[f'{kind}/coupled_{j}'] = found[f'{kind}/{name}']
+    value, weight = metrics[f'loss/coupled_{j}']
+    total += coefficients[j] * value / jnp.maximum(weight, 1)
+  return total, metrics
 
 
 def _pruning_loss(

@@ -6,6 +6,7 @@ Only adapter weights are differentiated; the base goes in and never comes out.
 
 from collections.abc import Callable
 import functools
+import re
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import optax
 
 from specstream_jax import config, typing
 from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.modeling import build, transformer
+from specstream_jax.modeling import build, params as params_lib, transformer
 from specstream_jax.training import objective
 
 
@@ -67,8 +68,9 @@ def make_optimizer(
       {
         'embedding': adamw(cfg.embedding_learning_rate, 0.0),
         'other': adamw(cfg.learning_rate, cfg.weight_decay),
+        'frozen': optax.set_to_zero(),
       },
-      _labels,
+      functools.partial(_labels, trainable=cfg.trainable),
     ),
   )
   if cfg.accumulation_steps > 1:
@@ -76,10 +78,15 @@ def make_optimizer(
   return optimizer
 
 
-def _labels(adapter: typing.Params) -> Any:
-  """'embedding' for P_j, 'other' for the rest, in the adapter's structure."""
-  is_stream = lambda path: [e.key for e in path] == ['streams', 'embedding']
-  label = lambda path, _: 'embedding' if is_stream(path) else 'other'
+def _labels(adapter: typing.Params, trainable: str) -> Any:
+  """'embedding' for P_j, 'frozen' or 'other', in the adapter's structure."""
+
+  def label(keys, _):
+    path = '/'.join(str(entry.key) for entry in keys)
+    if not is_trainable(path, trainable):
+      return 'frozen'
+    return 'embedding' if path == 'streams/embedding' else 'other'
+
   return jax.tree_util.tree_map_with_path(label, adapter)
 
 
@@ -93,6 +100,7 @@ def train_step(
   cfg: config.ObjectiveConfig,
   seed: int,
   remat: bool = False,
+  trainable: str = '',
 ) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
   """One gradient step; keys derive from (seed, step), so a resume repeats it.
 
@@ -102,10 +110,27 @@ def train_step(
   """
 
   def loss(adapter, key):
-    model = built.merge(base, adapter)
+    model = built.merge(base, freeze(adapter, trainable))
     return objective.loss(model, batch, key, cfg, remat=remat)
 
   return gradient_step(state, loss, batch, optimizer=optimizer, seed=seed)
+
+
+def is_trainable(path: str, trainable: str) -> bool:
+  """Whether `OptimizerConfig.trainable` lets the weight at `path` move."""
+  return not trainable or re.search(trainable, path) is not None
+
+
+def freeze(adapter: typing.Params, trainable: str) -> typing.Params:
+  """The adapter, without gradient where `trainable` does not match."""
+  return params_lib.unflatten(
+    {
+      path: leaf
+      if is_trainable(path, trainable)
+      else jax.lax.stop_gradient(leaf)
+      for path, leaf in params_lib.flatten(adapter).items()
+    }
+  )
 
 
 def gradient_step(
@@ -165,8 +190,11 @@ def eval_step(
   )
   per_row = lambda y: jax.lax.map(model.logits, y)
   logits = per_row(hidden.streams)  # [B, A, J, V]
+  edges = None
+  if model.stream_cfg.coupling_rank and tree.kind == 'best_first':
+    edges = tree_lib.coupled_edges(model.coupling_logits)
   metrics['tokens_per_call'] = tokens_per_call(
-    logits, targets, weights, scale, tree
+    logits, targets, weights, scale, tree, edges
   )
   return metrics
 
@@ -177,6 +205,7 @@ def tokens_per_call(
   weights: typing.Array,
   scale: typing.Array,
   tree: config.TreeConfig,
+  edge_scores: tree_lib.EdgeScores | None = None,
 ) -> tuple[typing.Array, typing.Array]:
   """(sum, weight) of tokens per call at the anchors, if targets come true.
 
@@ -186,10 +215,14 @@ def tokens_per_call(
     weights: float32 [B, A, J + 1].
     scale: float32 [B, A], 0 for filler.
     tree: the draft tree.
+    edge_scores: of `tree_lib.from_stream_logits`.
   """
   truth = jnp.where(weights > 0, targets, -1)
   rows = lambda y: y.reshape(-1, *y.shape[2:])
-  trees = tree_lib.from_stream_logits(rows(logits), rows(truth)[:, 0], tree)
+  roots = rows(truth)[:, 0]
+  trees = tree_lib.from_stream_logits(
+    rows(logits), roots, tree, edge_scores=edge_scores, before_root=roots
+  )
   accepted = tree_lib.tree_hits(trees, rows(truth)[:, 1:])
   weight = (scale > 0).reshape(-1)
   total = weight.sum().astype(jnp.float32)

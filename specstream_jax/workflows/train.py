@@ -80,6 +80,7 @@ def train(
   output_dir: str,
   *,
   eval_data_dir: str | None = None,
+  init_adapter: str | None = None,
   recipe: Recipe | None = None,
   dtype: str = 'float32',
   remat: bool = False,
@@ -95,6 +96,8 @@ def train(
     output_dir: gets checkpoints/, metrics.jsonl, tensorboard/, adapter/,
       curves.svg, recipe.json and operative_config.gin.
     eval_data_dir: token records for evaluation; None skips it.
+    init_adapter: folder of an adapter to start from, whose stream and LoRA
+      settings hold, but for `coupling_rank`.
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     remat: recompute layers in the backward pass to save memory.
@@ -107,9 +110,12 @@ def train(
   """
   recipe = recipe or Recipe()
   loaded = loading.load_model(base, dtype=dtype)
+  initial = {}
+  if init_adapter:
+    initial, recipe = _initial(init_adapter, loaded, recipe)
   check_tokenizer(loaded, data_dir)
   batches = open_training(data_dir, recipe)
-  setup = _setup(loaded, batches, recipe, remat)
+  setup = _setup(loaded, batches, recipe, remat, initial)
   write_recipe(output_dir, recipe)
   checkpoints, writer = open_outputs(output_dir, recipe)
   outcome = loop.train(
@@ -134,9 +140,19 @@ def train(
   return Trained(folder, step, False)
 
 
-def _setup(loaded, batches, recipe, remat):
+def _initial(folder, loaded, recipe):
+  """Weights of an adapter on this base, and the recipe with its settings."""
+  flat, cfg = adapters.load_adapter(folder)
+  adapters.check_base(cfg, loaded)
+  rank = recipe.stream.coupling_rank or cfg.stream.coupling_rank
+  stream = dataclasses.replace(cfg.stream, coupling_rank=rank)
+  return flat, dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
+
+
+def _setup(loaded, batches, recipe, remat, initial):
   """Structure, weights and fresh adapter of a run."""
   built = build.build(loaded.config, recipe.stream, recipe.lora)
+  _check_trainable(built, recipe.optimizer.trainable)
   weights = params_lib.unflatten(
     {
       path: jnp.asarray(leaf, loaded.config.dtype)
@@ -146,7 +162,7 @@ def _setup(loaded, batches, recipe, remat):
   return loop.Setup(
     built=built,
     base=weights,
-    adapter=_fresh_adapter(built, weights, batches, recipe),
+    adapter=_fresh_adapter(built, weights, batches, recipe, initial),
     train=recipe.train,
     objective=recipe.objective,
     optimizer=recipe.optimizer,
@@ -206,19 +222,36 @@ def eval_opener(data_dir: str | None, recipe: Any) -> Callable[[], Any] | None:
   )
 
 
-def _fresh_adapter(built, weights, batches, recipe):
-  """Initial adapter; P_j at the scale of the hidden state on one batch."""
+def _check_trainable(built, trainable):
+  paths = params_lib.flatten(built.adapter)
+  if not any(step_lib.is_trainable(path, trainable) for path in paths):
+    raise ValueError(
+      f'OptimizerConfig.trainable is {trainable!r}, which matches no adapter '
+      f'weight; there are {", ".join(sorted(paths)[:3])}, …, for a coupling '
+      'set StreamConfig.coupling_rank'
+    )
+
+
+def _fresh_adapter(built, weights, batches, recipe, initial):
+  """Initial adapter; P_j at the scale of the hidden state on one batch.
+
+  Weights in `initial` (flat) take the place of fresh ones.
+  """
   start = batches.get_state()
   rms = step_lib.hidden_rms(built, weights, next(batches))
   batches.set_state(start)
   logging.info('hidden RMS at insertion: %.3g', rms)
-  return initialize.init_adapter(
+  fresh = initialize.init_adapter(
     jax.random.key(recipe.train.seed),
     built.cfg,
     recipe.stream,
     recipe.lora,
     hidden_rms=rms,
   )
+  flat = params_lib.flatten(fresh) | {
+    path: jnp.asarray(leaf) for path, leaf in initial.items()
+  }
+  return params_lib.unflatten(flat)
 
 
 def write_recipe(output_dir: str, recipe: Any) -> None:

@@ -136,6 +136,7 @@ def test_edge_scores_back_off_and_have_a_floor():
     jnp.array([[1, 9], [2, 0]]),
     jnp.array([[2, 2], [3, 10]]),
     jnp.array([[3, 4], [2, 1]]),
+    jnp.zeros((2, 2)),
   )
   want = np.log(
     [

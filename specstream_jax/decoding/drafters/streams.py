@@ -4,6 +4,8 @@
 Axis letters: B rows, J streams, V vocabulary.
 """
 
+import functools
+
 import jax.numpy as jnp
 
 from specstream_jax import config, config_drafting, sampling
@@ -18,7 +20,8 @@ class Streams:
   coupling), which raises the accept length and cannot change the output.
   `options.couple_noise=False` ranks the drafts by their logits alone, and
   `options.drafting` may draw them at random, see `random_trees`. With
-  `options.ngram_table`, the table is `params.drafter`, see `ngrams`.
+  `options.ngram_table`, the table is `params.drafter`, see `ngrams`; an adapter
+  with a coupling re-ranks children by their parents, see `modeling.streams`.
   """
 
   with_streams = True
@@ -59,7 +62,7 @@ class Streams:
     )[:, : self.max_depth]
     if self.options.drafting == 'top_k':
       scores = self._scores(setup, logits, context)
-      return self._best(params, scores, context, state), state
+      return self._best(setup, params, scores, context, state), state
     keys = sampling.call_keys(
       context.row_keys, context.leaf_positions + 2, sampling.DRAFT_NOISE
     )
@@ -82,14 +85,35 @@ class Streams:
     positions = context.leaf_positions[:, None] + ahead
     return sampling.perturb(logits, context.row_keys, positions, setup.sampling)
 
-  def _best(self, params, scores, context, state):
+  def _best(self, setup, params, scores, context, state):
     """The tree of the streams' best tokens."""
-    if not ngrams.is_used(self.options):
+    edges = []
+    if self._is_coupled(setup):
+      edges.append(
+        tree_lib.coupled_edges(
+          functools.partial(setup.model.coupling_logits, params)
+        )
+      )
+    before_root = context.root  # The coupling does not look that far back.
+    if ngrams.is_used(self.options):
+      edges.append(
+        ngrams.edge_scores(params.drafter, self.options.ngram_weight)
+      )
+      before_root = ngrams.before_root(context, state)
+    if not edges:
       return tree_lib.from_stream_logits(scores, context.root, self.cfg)
     return tree_lib.from_stream_logits(
       scores,
       context.root,
       self.cfg,
-      edge_scores=ngrams.edge_scores(params.drafter, self.options.ngram_weight),
-      before_root=ngrams.before_root(context, state),
+      edge_scores=lambda *nodes: sum(score(*nodes) for score in edges),
+      before_root=before_root,
+    )
+
+  def _is_coupled(self, setup):
+    """Whether parents re-rank their children."""
+    return (
+      self.options.coupling
+      and setup.model.coupling_logits is not None
+      and self.cfg.kind == 'best_first'
     )
