@@ -110,9 +110,7 @@ def train(
   """
   recipe = recipe or Recipe()
   loaded = loading.load_model(base, dtype=dtype)
-  initial = {}
-  if init_adapter:
-    initial, recipe = _initial(init_adapter, loaded, recipe)
+  initial, recipe = _initial(init_adapter, loaded, recipe)
   check_tokenizer(loaded, data_dir)
   batches = open_training(data_dir, recipe)
   setup = _setup(loaded, batches, recipe, remat, initial)
@@ -131,9 +129,8 @@ def train(
   if outcome.interrupted:
     logging.warning('stopped at step %d; the same command resumes', step)
     return Trained(None, step, True)
-  state = outcome.state
-  best = checkpoints.best_step() if export == 'best' else step
-  if best not in (None, step):
+  state, best = outcome.state, checkpoints.best_step()
+  if export == 'best' and best not in (None, step):
     state, _ = checkpoints.restore(state, best)
   folder = _export(output_dir, loaded, state, recipe, data_dir)
   checkpoints.close()
@@ -142,6 +139,8 @@ def train(
 
 def _initial(folder, loaded, recipe):
   """Weights of an adapter on this base, and the recipe with its settings."""
+  if not folder:
+    return {}, recipe
   flat, cfg = adapters.load_adapter(folder)
   adapters.check_base(cfg, loaded)
   rank = recipe.stream.coupling_rank or cfg.stream.coupling_rank
