@@ -108,9 +108,8 @@ def train(
     ValueError: records of another tokenizer, or settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
-  recipe = recipe or Recipe()
   loaded = loading.load_model(base, dtype=dtype)
-  initial, recipe = _initial(init_adapter, loaded, recipe)
+  initial, recipe = _initial(init_adapter, loaded, recipe or Recipe())
   check_tokenizer(loaded, data_dir)
   batches = open_training(data_dir, recipe)
   setup = _setup(loaded, batches, recipe, remat, initial)
@@ -127,7 +126,6 @@ def train(
   writer.close()
   step = int(outcome.state.step)
   if outcome.interrupted:
-    logging.warning('stopped at step %d; the same command resumes', step)
     return Trained(None, step, True)
   state, best = outcome.state, checkpoints.best_step()
   if export == 'best' and best not in (None, step):
