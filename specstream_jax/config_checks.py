@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What config dataclasses check with; messages name value and bounds."""
 
+import numbers
 from typing import Any
 
 
@@ -18,6 +19,15 @@ def one_of(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
   )
 
 
-def at_least(name: str, value: float, bound: float) -> None:
-  """Raises ValueError if `value` is below `bound`."""
-  check(value >= bound, f'{name} is {value}; it must be >= {bound}')
+def at_least(name: str, value: Any, bound: float) -> None:
+  """Raises ValueError unless `value` is a number of at least `bound`.
+
+  An integer bound asks for an integer.
+  """
+  kind = numbers.Integral if isinstance(bound, int) else numbers.Real
+  is_one = isinstance(value, kind) and not isinstance(value, bool)
+  noun = 'an integer' if isinstance(bound, int) else 'a number'
+  check(
+    is_one and value >= bound,
+    f'{name} is {value!r}; it must be {noun} >= {bound}',
+  )

@@ -38,8 +38,9 @@ class ObjectiveConfig:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
+      bound = 0 if isinstance(field.default, int) else 0.0
       checks.at_least(
-        f'ObjectiveConfig.{field.name}', getattr(self, field.name), 0
+        f'ObjectiveConfig.{field.name}', getattr(self, field.name), bound
       )
     checks.at_least('ObjectiveConfig.chunk_size', self.chunk_size, 1)
     checks.at_least(

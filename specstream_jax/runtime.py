@@ -5,11 +5,13 @@ LoRA of a fine-tuned adapter is folded into the base weights once, so neither
 decoder pays for it. A lossless adapter keeps the base as it is.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import pathlib
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +120,20 @@ class Model:
   def encode_prompt(self, text: str) -> list[int]:
     """Token ids of a prompt: `encode`, after BOS if the model wants one."""
     return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
+
+  def warn_if_long(
+    self, prompts: Sequence[Sequence[int]], max_new_tokens: int
+  ) -> None:
+    """Warns of texts that run past the positions the model was trained on."""
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    most = self.config.max_position_embeddings
+    if longest > most:
+      logging.warning(
+        'prompt and new tokens come to %d positions, the model was made for '
+        '%d; what lies beyond is not to be trusted',
+        longest,
+        most,
+      )
 
   def decode_text(self, tokens: list[int]) -> str:
     """Text of the tokens up to the first EOS, which is left out."""

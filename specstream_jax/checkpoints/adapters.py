@@ -169,7 +169,10 @@ def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
     loaded: the base it is about to be used with.
   """
   if cfg.base_config_hash != loaded.config_hash:
-    difference = 'other sizes or constants'
+    difference = (
+      f'other sizes or constants (config {loaded.config_hash}, not '
+      f'{cfg.base_config_hash})'
+    )
   elif cfg.base_fingerprint != loaded.fingerprint:
     difference = 'the same sizes but other weights'
   else:

@@ -14,17 +14,23 @@ def read_json(path: str) -> dict[str, Any]:
   """The JSON object in a file.
 
   Raises:
-    ValueError: there is no such file, or it is not JSON.
+    ValueError: there is no such file, or it is not a JSON object.
   """
   try:
     with open(path, encoding='utf-8') as file:
-      return json.load(file)
+      value = json.load(file)
   except FileNotFoundError:
     raise ValueError(f'{path!r} does not exist') from None
   except ValueError as error:
     raise ValueError(
       f'{path!r} is not JSON ({error}); write or download it again'
     ) from error
+  if not isinstance(value, dict):
+    raise ValueError(
+      f'{path!r} holds a JSON {type(value).__name__}, not an object; write or '
+      'download it again'
+    )
+  return value
 
 
 def sha256(path: str | os.PathLike) -> str:

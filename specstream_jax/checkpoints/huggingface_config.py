@@ -101,7 +101,8 @@ def parse(
     ValueError: lists every field that is missing or would change the maths.
   """
   names = raw.get('architectures') or []
-  defaults = ARCHITECTURES.get(names[0]) if len(names) == 1 else None
+  is_one = isinstance(names, list) and len(names) == 1
+  defaults = ARCHITECTURES.get(str(names[0])) if is_one else None
   if defaults is None:
     raise ValueError(
       f'{source} has architectures {names!r}; accepted: one of '
@@ -110,6 +111,8 @@ def parse(
   # A null in the file overrides a default, then counts as absent.
   merged = {**defaults, **raw}
   raw = {name: value for name, value in merged.items() if value is not None}
+  fix = 'write the file again, or get the checkpoint anew'
+  weights.refuse(source, _type_problems(raw), fix)
   weights.refuse(
     source,
     _problems(raw) + _rope_problems(_rope(raw)),
@@ -118,12 +121,46 @@ def parse(
   return _model_config(raw, dtype)
 
 
+def _type_problems(raw: Mapping[str, Any]) -> list[str]:
+  """Fields whose values are no sizes, numbers or tables where such belong."""
+  lines = []
+  sizes = (
+    *_SIZES,
+    'num_key_value_heads',
+    'head_dim',
+    'max_position_embeddings',
+  )
+  for name in sizes:
+    value = raw.get(name, 1)
+    if type(value) is not int or value < 1:
+      lines.append(f'{name} is {value!r}; accepted: an integer above 0')
+  for name in ('rms_norm_eps', 'rope_theta'):
+    lines += _number_problem(name, raw.get(name, 1.0))
+  for name in ('rope_scaling', 'rope_parameters'):
+    table = raw.get(name, {})
+    if not isinstance(table, dict):
+      lines.append(f'{name} is {table!r}; accepted: an object')
+      continue
+    for key in ('rope_theta', *_ROPE_TYPES):
+      if table.get(key) is not None:
+        lines += _number_problem(f'{name}.{key}', table[key])
+  return lines
+
+
+def _number_problem(name: str, value: Any) -> list[str]:
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  if is_number and value > 0:
+    return []
+  return [f'{name} is {value!r}; accepted: a number above 0']
+
+
 def _problems(raw: Mapping[str, Any]) -> list[str]:
   lines = [f'missing {name}' for name in _SIZES if name not in raw]
   for name, value in raw.items():
     if name in _IGNORED or name in _UNDERSTOOD:
       continue
-    if name == 'layer_types' and set(value) == {'full_attention'}:
+    full = name == 'layer_types' and isinstance(value, list)
+    if full and all(kind == 'full_attention' for kind in value):
       continue
     if name not in _NEUTRAL:
       lines.append(f'{name} = {str(value)[:60]} is not understood')

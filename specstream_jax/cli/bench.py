@@ -36,7 +36,9 @@ def define_flags() -> None:
   )
   flags.DEFINE_list('temperatures', ['0'], '0 is greedy.')
   flags.DEFINE_list('batch_sizes', ['1'], 'Rows per call.')
-  flags.DEFINE_integer('num_prompts', 64, 'Per task, spread; 0 takes all.')
+  flags.DEFINE_integer(
+    'num_prompts', 64, 'Per task, spread; 0 takes all.', lower_bound=0
+  )
   flags.DEFINE_integer('max_new_tokens', 64, 'Most new tokens per prompt.')
   flags.DEFINE_integer(
     'max_prompt_tokens', 1024, 'Longer prompts lose their beginning.'

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags that every decoding command shares, and the configs they make."""
 
+import dataclasses
+from typing import Any
+
 from absl import flags
+import gin
 
 from specstream_jax import config, runtime
 from specstream_jax.decoding import topology
@@ -26,12 +30,14 @@ def define() -> None:
   flags.DEFINE_integer('branching', None, 'Children per node.')
   flags.DEFINE_string('choices', None, 'JSON of rank paths for --tree=fixed.')
   flags.DEFINE_enum(
-    'schedule', 'deferred', ['deferred', 'parallel'], 'When streams run.'
+    'schedule', None, ['deferred', 'parallel'], 'When streams run.'
   )
-  flags.DEFINE_integer('max_new_tokens', 64, 'Most new tokens per prompt.')
-  flags.DEFINE_float('temperature', 0.0, '0 is greedy.')
-  flags.DEFINE_integer('top_k', 0, '0 is off.')
-  flags.DEFINE_float('top_p', 1.0, '1 is off.')
+  flags.DEFINE_integer(
+    'max_new_tokens', None, 'Most new tokens per prompt; 64.'
+  )
+  flags.DEFINE_float('temperature', None, '0, the default, is greedy.')
+  flags.DEFINE_integer('top_k', None, 'Most likely tokens kept; 0 is off.')
+  flags.DEFINE_float('top_p', None, 'Probability mass kept; 1 is off.')
   flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
 
 
@@ -40,10 +46,20 @@ def load_model() -> runtime.Model:
   return runtime.load(args.model, args.adapter or None, dtype=args.dtype)
 
 
-def tree(default: config.TreeConfig) -> config.TreeConfig:
-  """The tree the flags ask for, `default` filling what they leave out."""
+def decode() -> config.DecodeConfig:
+  """Sizes and schedule: flags before gin before defaults."""
   args = flags.FLAGS
-  values = config.to_json(default)
+  return _override(
+    config.DecodeConfig(),
+    max_new_tokens=args.max_new_tokens,
+    schedule=args.schedule,
+  )
+
+
+def tree(default: config.TreeConfig) -> config.TreeConfig:
+  """The tree of flags, then gin, `default` filling what they leave out."""
+  args = flags.FLAGS
+  values = config.to_json(default) | gin.get_bindings(config.TreeConfig)
   asked = {
     'kind': args.tree,
     'num_nodes': args.num_nodes,
@@ -52,17 +68,40 @@ def tree(default: config.TreeConfig) -> config.TreeConfig:
     'choices': _choices(args.choices),
   }
   values |= {name: value for name, value in asked.items() if value is not None}
+  if args.choices and values['kind'] != 'fixed':
+    raise ValueError('--choices is for --tree=fixed; add that, or leave it out')
   return config.from_json(config.TreeConfig, values)
 
 
 def sampling() -> config.SamplingConfig:
+  """How tokens are drawn: flags before gin before defaults."""
   args = flags.FLAGS
-  return config.SamplingConfig(args.temperature, args.top_k, args.top_p)
+  return _override(
+    config.SamplingConfig(),
+    temperature=args.temperature,
+    top_k=args.top_k,
+    top_p=args.top_p,
+  )
+
+
+def read_text(path: str, flag: str) -> str:
+  """The text of a file that a flag names."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return file.read()
+  except (OSError, UnicodeDecodeError) as error:
+    problem = getattr(error, 'strerror', None) or 'not UTF-8 text'
+    raise ValueError(f'--{flag}={path}: {problem}') from error
+
+
+def _override(cfg: Any, **values: Any) -> Any:
+  """The config with the values that are not None."""
+  given = {name: value for name, value in values.items() if value is not None}
+  return dataclasses.replace(cfg, **given)
 
 
 def _choices(path: str | None):
   """Rank paths from a JSON file, or None."""
   if not path:
     return None
-  with open(path) as file:
-    return topology.choices_from_json(file.read())
+  return topology.choices_from_json(read_text(path, 'choices'))

@@ -16,9 +16,11 @@ def define_flags() -> None:
   flags.DEFINE_string('task', 'e2e_sample', 'Name of the task.')
   flags.DEFINE_string('split', 'test', 'Its split.')
   flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
-  flags.DEFINE_integer('num_prompts', 64, 'The first so many; 0 takes all.')
-  flags.DEFINE_integer('batch', 1, 'Rows per call.')
-  flags.DEFINE_integer('repeats', 2, 'Timed passes.')
+  flags.DEFINE_integer(
+    'num_prompts', 64, 'The first so many; 0 takes all.', lower_bound=0
+  )
+  flags.DEFINE_integer('batch', 1, 'Rows per call.', lower_bound=1)
+  flags.DEFINE_integer('repeats', 2, 'Timed passes.', lower_bound=1)
   flags.DEFINE_string(
     'results_dir', 'results', 'Gets results.json and report.html.'
   )
@@ -28,14 +30,15 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   model = decoding_flags.load_model()
+  decode = decoding_flags.decode()
   options = workflow.Options(
     task=args.task,
     split=args.split,
     data_dir=args.data_dir,
     num_prompts=args.num_prompts,
-    max_new_tokens=args.max_new_tokens,
+    max_new_tokens=decode.max_new_tokens,
     tree=decoding_flags.tree(model.tree),
-    schedule=args.schedule,
+    schedule=decode.schedule,
     sampling=decoding_flags.sampling(),
     batch=args.batch,
     repeats=args.repeats,

@@ -8,6 +8,7 @@ from absl import flags
 from specstream_jax.checkpoints import fetch
 
 FLAGS = flags.FLAGS
+TAKES_NAMES = True  # besides flags
 
 
 def define_flags() -> None:

@@ -30,11 +30,12 @@ def main(argv: Sequence[str]) -> int:
   args = flags.FLAGS
   prompts = _prompts()
   model = decoding_flags.load_model()
+  decode = decoding_flags.decode()
   options = workflow.Options(
-    max_new_tokens=args.max_new_tokens,
+    max_new_tokens=decode.max_new_tokens,
     drafter=args.drafter and config_drafting.parse(args.drafter),
     tree=decoding_flags.tree(model.tree),
-    schedule=args.schedule,
+    schedule=decode.schedule,
     sampling=decoding_flags.sampling(),
     stop=tuple(args.stop),
     seed=args.seed,
@@ -59,8 +60,8 @@ def _prompts() -> list[str]:
   if args.prompt_file == '-':
     prompts += sys.stdin.read().splitlines()
   elif args.prompt_file:
-    with open(args.prompt_file) as file:
-      prompts += file.read().splitlines()
+    text = decoding_flags.read_text(args.prompt_file, 'prompt_file')
+    prompts += text.splitlines()
   if not prompts:
     raise ValueError('no prompt; pass --prompt=TEXT or --prompt_file=FILE')
   return prompts

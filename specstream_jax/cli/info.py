@@ -10,6 +10,8 @@ from specstream_jax import config
 from specstream_jax.checkpoints import adapters, loading, medusa, weights
 from specstream_jax.data import records
 
+TAKES_NAMES = True  # besides flags
+
 
 def define_flags() -> None:
   """This command has no flags of its own."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`specstream COMMAND [flags]`: picks the command, reads flags and gin."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import importlib
 import os
 import sys
+import textwrap
 
 from absl import app, flags, logging
 import gin
@@ -24,6 +25,7 @@ COMMANDS = {
   'check': 'prove that drafts change nothing: tokens, laws, logits, weights',
 }
 
+_HELP = {'--help', '-help', '-h', '--helpfull', '-?', '--helpshort'}
 _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
 
 
@@ -123,6 +125,7 @@ def _use_compilation_cache(folder: str) -> None:
 def run(argv: Sequence[str] | None = None) -> None:
   """Entry point of the `specstream` program."""
   args = list(sys.argv[1:] if argv is None else argv)
+  given = ['specstream', *args]
   if not args or args[0] in ('-h', '--help', 'help'):
     print(usage())
     raise SystemExit(0)
@@ -136,31 +139,95 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f'specstream {name}: {error}', file=sys.stderr)
     raise SystemExit(2) from None
   command = importlib.import_module(f'specstream_jax.cli.{name}')
-  define_common_flags()
-  command.define_flags()
+  own = _defined_by(command.define_flags)
+  common = _defined_by(define_common_flags)
+  if _HELP & set(args):
+    print(command_usage(name, command.__doc__, own, common))
+    raise SystemExit(0)
 
   def main(remaining: Sequence[str]) -> int:
-    return _guarded(name, command.main, remaining, bindings)
+    takes_names = getattr(command, 'TAKES_NAMES', False)
+    return _guarded(name, command.main, remaining, bindings, takes_names)
 
-  sys.argv[0] = f'specstream {name}'
-  # absl prints the docstring of __main__ above the flags.
-  sys.modules['__main__'].__doc__ = command.__doc__
+  # What results say they were made with.
+  sys.argv[:] = given
   app.run(main, argv=[f'specstream {name}', *args])
 
 
-def _guarded(name, main, remaining, bindings):
+def _defined_by(define: Callable[[], None]) -> list[str]:
+  """Names of the flags that a function defines."""
+  before = set(flags.FLAGS)
+  define()
+  return sorted(set(flags.FLAGS) - before)
+
+
+def command_usage(
+  name: str, about: str, own: Sequence[str], common: Sequence[str]
+) -> str:
+  """The text of `specstream COMMAND --help`.
+
+  Args:
+    name: of the command.
+    about: docstring of its module.
+    own: names of its flags.
+    common: names of the flags that every command has.
+  """
+  lines = [f'usage: specstream {name} [flags]', '', about.strip(), '']
+  for title, names in (('flags:', own), ('flags of every command:', common)):
+    lines += [title, *(_flag_help(flags.FLAGS[flag]) for flag in names), '']
+  lines += [
+    'A switch --x is turned off with --nox. --gin.Class.field=value sets any',
+    'config field that the command uses; config.py describes them.',
+  ]
+  return '\n'.join(lines)
+
+
+def _flag_help(flag: flags.Flag) -> str:
+  text = ' '.join(flag.help.split()).replace('.; repeat', '; repeat')
+  if flag.default not in (None, '', [], False):
+    text += f' (default {flag.default_as_str})'
+  is_switch = flag.flag_type() == 'bool'
+  head = f'  --{flag.name}' + ('' if is_switch else f'=<{flag.flag_type()}>')
+  return '\n'.join(
+    [head, *(f'      {line}' for line in textwrap.wrap(text, 72))]
+  )
+
+
+def _guarded(name, main, remaining, bindings, takes_names):
   """Runs the command; a user's mistake becomes one line and exit status 1."""
   logging.set_verbosity(logging.WARNING)
   try:
+    if remaining[1:] and not takes_names:
+      raise ValueError(
+        f'does not take {" ".join(map(repr, remaining[1:]))}; flags begin '
+        'with --'
+      )
     parse_gin(flags.FLAGS.gin_file, bindings)
     _use_compilation_cache(flags.FLAGS.compilation_cache)
-    return main(remaining) or 0
+    status = main(remaining) or 0
+    _warn_of_unused(bindings)
+    return status
   except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
     if flags.FLAGS.debug:
       raise
     text = 'interrupted' if isinstance(error, KeyboardInterrupt) else error
+    # gin appends where it was called from.
+    text = str(text).partition('\n  In call to configurable')[0]
     print(f'specstream {name}: {text}', file=sys.stderr)
     return 1
+
+
+def _warn_of_unused(bindings: Sequence[str]) -> None:
+  """Names the command line's gin bindings that nothing read."""
+  used = {
+    line.partition(' = ')[0] for line in gin.operative_config_str().splitlines()
+  }
+  names = [binding.partition(' = ')[0] for binding in bindings]
+  unused = [name for name in names if name not in used]
+  if unused:
+    print(
+      f'note: this command does not read {", ".join(unused)}', file=sys.stderr
+    )
 
 
 if __name__ == '__main__':

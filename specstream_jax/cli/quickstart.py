@@ -24,8 +24,10 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'results_dir', 'results', 'Gets results.json and report.html.'
   )
-  flags.DEFINE_integer('num_prompts', 24, 'Test prompts that ship.')
-  flags.DEFINE_integer('repeats', 2, 'Timed passes.')
+  flags.DEFINE_integer(
+    'num_prompts', 24, 'Test prompts that ship; 0 takes all.', lower_bound=0
+  )
+  flags.DEFINE_integer('repeats', 2, 'Timed passes.', lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -6,12 +6,14 @@ request, is skipped and counted.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import csv
 import dataclasses
 import gzip
 import json
 import os
 from typing import IO
+import zlib
 
 from absl import logging
 
@@ -56,7 +58,7 @@ class _Collector:
     message = f'{self._path}:{line}: {problem}'
     if not self._skip_bad_rows:
       raise ValueError(
-        f'{message}; correct the row or pass skip_bad_rows to leave it out'
+        f'{message}; correct the row, or pass --skip_bad_rows to leave it out'
       )
     self._num_skipped += 1
     logging.warning('skipped %s', message)
@@ -67,10 +69,22 @@ class _Collector:
     return Rows(tuple(self._pairs), self._num_skipped)
 
 
-def _open(path: str) -> IO[str]:
-  """Opens text, through gzip if the name ends in .gz; bad bytes become U+FFFD."""
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[IO[str]]:
+  """Opens text, through gzip if the name ends in .gz; bad bytes become U+FFFD.
+
+  Raises:
+    ValueError: the compressed file is damaged or cut short.
+  """
   opener = gzip.open if path.endswith('.gz') else open
-  return opener(path, 'rt', encoding='utf-8-sig', errors='replace', newline='')
+  how = {'encoding': 'utf-8-sig', 'errors': 'replace', 'newline': ''}
+  with opener(path, 'rt', **how) as file:
+    try:
+      yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+      raise ValueError(
+        f'{path}: damaged or cut short ({error}); get the file again'
+      ) from error
 
 
 def _csv_rows(reader) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -130,7 +144,10 @@ def read_csv(
   collector = _Collector(path, skip_bad_rows)
   with _open(path) as file:
     reader = csv.reader(file, strict=True)
-    header = [name.strip().lower() for name in next(reader, [])]
+    try:
+      header = [name.strip().lower() for name in next(reader, [])]
+    except csv.Error as error:
+      raise ValueError(f'{path}:1: header is not CSV: {error}') from error
     for column in (source_column, answer_column):
       if column not in header:
         raise ValueError(

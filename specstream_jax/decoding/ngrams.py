@@ -142,4 +142,4 @@ def check(
     f'an n-gram table re-weights best_first trees but the tree is of kind '
     f'{tree.kind!r}; use kind=best_first, or leave ngram_table out',
   )
-  checks.at_least('DrafterConfig.ngram_weight', options.ngram_weight, 0)
+  checks.at_least('DrafterConfig.ngram_weight', options.ngram_weight, 0.0)

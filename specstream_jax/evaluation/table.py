@@ -66,6 +66,11 @@ def _details(run: results.RunResult) -> str:
     f'{rate["speculative"]:.1f} tokens/s, {cost["autoregressive"]:.2f} -> '
     f'{cost["speculative"]:.2f} ms/call, {run.dtype}, {run.device}'
   )
+  compiled = run.compile_seconds
+  text += (
+    f'\n  compiled in {compiled["autoregressive"]:.1f} and '
+    f'{compiled["speculative"]:.1f} s, prompt pass {run.prefill_ms:.1f} ms'
+  )
   plain, fast = run.quality['autoregressive'], run.quality['speculative']
   scores = [
     f'{name} {plain[name]:.2f} -> {fast[name]:.2f}'

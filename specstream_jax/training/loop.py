@@ -15,6 +15,8 @@ import time
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tqdm
 
 from specstream_jax import config, typing
@@ -96,6 +98,7 @@ def train(
   restored = checkpoints.restore(state)
   if restored:
     state, data_state = restored
+    state = jax.tree.map(_as_fresh, state)
     batches.set_state(data_state)
   advance, evaluate = _compiled(setup, optimizer, open_eval)
   run = _Run(setup, batches, checkpoints, writer, evaluate)
@@ -116,6 +119,16 @@ def train(
     finally:
       run.finish()
   return Outcome(state, bool(stop) and int(state.step) < cfg.num_steps)
+
+
+def _as_fresh(leaf):
+  """A restored leaf as an initial one is: on no particular device.
+
+  Otherwise the first step returns arrays of another kind than it was given,
+  and the second one compiles anew.
+  """
+  is_local = not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1
+  return jnp.asarray(np.asarray(leaf)) if is_local else leaf
 
 
 def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:

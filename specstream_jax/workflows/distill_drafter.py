@@ -13,7 +13,6 @@ import json
 import os
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +29,7 @@ from specstream_jax.data import mixtures
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
 from specstream_jax.training import distill, loop
-from specstream_jax.workflows import train as train_workflow
+from specstream_jax.workflows import resume, train as train_workflow
 
 FOLDER = 'draft_model'
 PROVENANCE = 'provenance.json'
@@ -134,12 +133,12 @@ def distill_drafter(
   train_workflow.check_tokenizer(loaded, data_dir)
   draft_cfg, setup = _setup(loaded, recipe, remat)
   batches = CountedBatches(train_workflow.open_training(data_dir, recipe))
+  resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
   outcome, checkpoints = _train(
     setup, batches, eval_data_dir, output_dir, recipe, progress
   )
   step = int(outcome.state.step)
   if outcome.interrupted:
-    logging.warning('stopped at step %d; the same command resumes', step)
     return Distilled(None, step, True)
   wanted = checkpoints.best_step() if export == 'best' else step
   state, place = checkpoints.restore(outcome.state, wanted or step)
@@ -161,7 +160,6 @@ def distill_drafter(
 
 def _train(setup, batches, data_dir, output_dir, recipe, progress):
   """Runs the loop in `output_dir`; the outcome and the open checkpoints."""
-  train_workflow.write_recipe(output_dir, recipe)
   checkpoints, writer = train_workflow.open_outputs(output_dir, recipe)
   outcome = loop.train(
     setup,

@@ -57,6 +57,7 @@ def evaluate(
   examples = spec.load_split(options.split, options.data_dir)
   examples = examples[: options.num_prompts or None]
   prompts = [model.encode_prompt(e.inputs) for e in examples]
+  model.warn_if_long(prompts, options.max_new_tokens)
   settings = benchmark.Settings(
     tree=options.tree or model.tree,
     decode=config.DecodeConfig(

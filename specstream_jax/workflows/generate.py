@@ -68,7 +68,9 @@ def generate(
   """
   decoder, name = _decoder(model, options)
   result = decoder.generate(
-    model.params(name), _encode(model, prompts), seed=options.seed
+    model.params(name),
+    _encode(model, prompts, options.max_new_tokens),
+    seed=options.seed,
   )
   rows = zip(
     result.tokens, result.calls, result.accept_lengths, result.finish_reasons
@@ -87,7 +89,9 @@ def stream(
   """Yields (row, newly accepted token ids) call by call."""
   decoder, name = _decoder(model, options)
   yield from decoder.stream(
-    model.params(name), _encode(model, prompts), seed=options.seed
+    model.params(name),
+    _encode(model, prompts, options.max_new_tokens),
+    seed=options.seed,
   )
 
 
@@ -102,12 +106,20 @@ def _decoder(model, options):
   return model.decoder(name, decode, options.sampling, options.tree), name
 
 
-def _encode(model, prompts):
+def _encode(model, prompts, max_new_tokens):
   if isinstance(prompts, str):
     raise ValueError(
       f'prompts is the text {prompts[:40]!r}; pass a list of texts'
     )
-  return [
+  encoded = [
     model.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
     for prompt in prompts
   ]
+  vocab_size = model.config.vocab_size
+  wrong = [t for row in encoded for t in row if not 0 <= t < vocab_size]
+  if wrong:
+    raise ValueError(
+      f'prompts hold token id {wrong[0]}; accepted: 0 to {vocab_size - 1}'
+    )
+  model.warn_if_long(encoded, max_new_tokens)
+  return encoded

@@ -3,12 +3,10 @@
 
 from collections.abc import Callable
 import dataclasses
-import json
 import os
 from typing import Any
 
 from absl import logging
-import gin
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +21,7 @@ from specstream_jax.training import (
   metrics as metrics_lib,
   step as step_lib,
 )
+from specstream_jax.workflows import resume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +112,7 @@ def train(
   check_tokenizer(loaded, data_dir)
   batches = open_training(data_dir, recipe)
   setup = _setup(loaded, batches, recipe, remat, initial)
-  write_recipe(output_dir, recipe)
+  resume.start(output_dir, recipe, loaded, data_dir, start=init_adapter)
   checkpoints, writer = open_outputs(output_dir, recipe)
   outcome = loop.train(
     setup,
@@ -249,15 +248,6 @@ def _fresh_adapter(built, weights, batches, recipe, initial):
     path: jnp.asarray(leaf) for path, leaf in initial.items()
   }
   return params_lib.unflatten(flat)
-
-
-def write_recipe(output_dir: str, recipe: Any) -> None:
-  """Writes recipe.json and operative_config.gin."""
-  os.makedirs(output_dir, exist_ok=True)
-  with open(os.path.join(output_dir, 'recipe.json'), 'w') as file:
-    json.dump(recipe.to_json(), file, indent=2)
-  with open(os.path.join(output_dir, 'operative_config.gin'), 'w') as file:
-    file.write(gin.operative_config_str())
 
 
 def _export(output_dir, loaded, state, recipe, data_dir):

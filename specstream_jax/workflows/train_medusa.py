@@ -8,7 +8,6 @@ import itertools
 import os
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 
@@ -24,7 +23,7 @@ from specstream_jax.decoding.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
 from specstream_jax.training import loop, medusa as training
-from specstream_jax.workflows import train as streams
+from specstream_jax.workflows import resume, train as streams
 
 HEADS = 'medusa'
 NUM_RANKS = 10
@@ -137,7 +136,7 @@ def train(
   streams.check_tokenizer(loaded, data_dir)
   setup, heads = _setup(loaded, recipe)
   open_eval = streams.eval_opener(eval_data_dir, recipe)
-  streams.write_recipe(output_dir, recipe)
+  resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
   checkpoints, writer = streams.open_outputs(output_dir, recipe)
   progress = progress and jax.process_index() == 0
   batches = streams.open_training(data_dir, recipe)
@@ -147,7 +146,6 @@ def train(
   writer.close()
   state, step = outcome.state, int(outcome.state.step)
   if outcome.interrupted:
-    logging.warning('stopped at step %d; the same command resumes', step)
     return Trained(None, step, True)
   best = checkpoints.best_step() if export == 'best' else step
   if best not in (None, step):
