@@ -103,11 +103,30 @@ def exact_match(
   return {'exact_match': 100 * hits / len(predictions)}
 
 
+def sql_match(
+  targets: Sequence[Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Shares of SQL queries equal to a reference, see `sql.match`.
+
+  Args:
+    targets: references of each example, at least one.
+    predictions: one query per example.
+
+  Returns:
+    `sql_exact_match`, `sql_structure_match` and `sql_parses`, 0 to 100.
+
+  Raises:
+    ValueError: lengths differ, or an example has no reference.
+  """
+  _check(targets, predictions)
+  return sql.match(targets, predictions)
+
+
 METRICS: dict[str, Metric] = {
   'rouge': rouge,
   'bleu': bleu,
   'exact_match': exact_match,
-  'sql_match': sql.sql_match,
+  'sql_match': sql_match,
 }
 
 

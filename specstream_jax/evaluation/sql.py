@@ -109,7 +109,7 @@ def _sort_operands(node):
   return node
 
 
-def sql_match(
+def match(
   targets: Sequence[Sequence[str]], predictions: Sequence[str]
 ) -> dict[str, float]:
   """Shares of queries equal to a reference as text and as structure.
