@@ -29,7 +29,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'drafters',
     ['streams'],
-    'NAME or NAME:setting=value,…; `none` is always measured.',
+    '[LABEL=]NAME[:setting=value,…]; `none` is always measured.',
   )
   flags.DEFINE_list(
     'tasks', ['e2e_sample/test'], 'name/split@DIR; split and @DIR may be left.'

@@ -29,8 +29,8 @@ class Options:
   """What to measure.
 
   Attributes:
-    drafters: settings as `config_drafting.parse` reads them; the baseline
-      `none` is always measured.
+    drafters: settings as `config_drafting.parse` reads them, or
+      `label=settings`; the baseline `none` is always measured.
     tasks: names, each with an optional split and folder: `name[/split][@DIR]`.
     temperatures: 0 is greedy.
     batch_sizes: rows per call.
@@ -129,12 +129,13 @@ def make_runners(
   rivals = [text for text in options.drafters if text != bench_lib.BASELINE]
   runners = []
   for text in (bench_lib.BASELINE, *rivals):
+    label, text = _label(text)
     drafter = config_drafting.parse(text)
     if options.synthetic_acceptance and text != bench_lib.BASELINE:
       drafter = dataclasses.replace(
         drafter, synthetic_acceptance=options.synthetic_acceptance
       )
-    runners.append(runners_lib.OwnRunner(model, drafter, text, decode))
+    runners.append(runners_lib.OwnRunner(model, drafter, label, decode))
   if options.external:
     threads = len(os.sched_getaffinity(0))
     target = external.load_target(model, threads)
@@ -142,10 +143,17 @@ def make_runners(
   return runners
 
 
+def _label(text: str) -> tuple[str, str]:
+  """(label, settings) of `LABEL=NAME:…`; without a label, the settings."""
+  head, colon, rest = text.partition(':')
+  label, equals, name = head.rpartition('=')
+  return (label.strip(), name + colon + rest) if equals else (text, text)
+
+
 def _external(target, name, decode, drafters):
   assistant = None
   if name == 'hf_assisted':
-    paths = [config_drafting.parse(text).path for text in drafters]
+    paths = [config_drafting.parse(_label(text)[1]).path for text in drafters]
     folder = next((path for path in paths if path), '')
     if not folder:
       raise ValueError(

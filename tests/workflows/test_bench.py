@@ -129,6 +129,14 @@ def test_synthetic_acceptance_is_labelled_and_near_its_rate(
   assert 'synthetic' in (tmp_path / 'out' / 'table.md').read_text()
 
 
+def test_a_drafter_may_have_a_label(model, options, tmp_path):
+  drafters = ('few nodes=streams:num_nodes=3,depth=2',)
+  named = bench.dataclasses.replace(options, drafters=drafters)
+  (found,) = run(model, named, tmp_path / 'out')
+  assert found.label == 'few nodes'
+  assert found.drafter == 'streams' and found.tree['num_nodes'] == 3
+
+
 def test_grid_of_temperatures_and_batches(model, options, tmp_path):
   grid = bench.dataclasses.replace(
     options, temperatures=(0.0, 0.7), batch_sizes=(1, 2), repeats=2
