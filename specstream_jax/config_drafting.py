@@ -55,6 +55,8 @@ class DrafterConfig:
     num_guesses: n-grams verified per call (lookahead, prompt look-up).
     ngram_table: file of an n-gram table that re-weights stream trees.
     ngram_weight: its weight; 0 leaves stream scores as they are.
+    vocabulary: file of the tokens that streams may draft; all without.
+    vocabulary_size: how many of the file, most frequent first; 0 takes all.
     typical_epsilon: hard threshold of typical acceptance.
     typical_delta: factor of its entropy-dependent threshold.
     synthetic_acceptance: accept each draft with this chance whatever it is,
@@ -74,6 +76,8 @@ class DrafterConfig:
   num_guesses: int = 2
   ngram_table: str = ''
   ngram_weight: float = 0.5
+  vocabulary: str = ''
+  vocabulary_size: int = 0
   typical_epsilon: float = 0.1
   typical_delta: float = 0.3
   synthetic_acceptance: float = 0.0
@@ -90,11 +94,13 @@ class DrafterConfig:
     for name in ('window', 'pool_size', 'num_guesses'):
       checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 1)
     checks.at_least('DrafterConfig.ngram', self.ngram, 2)
-    checks.check(
-      not self.ngram_table or self.name == 'streams',
-      f'DrafterConfig.ngram_table is set for {self.name!r}; only the trees of '
-      "'streams' are re-weighted, leave it out",
-    )
+    checks.at_least('DrafterConfig.vocabulary_size', self.vocabulary_size, 0)
+    for name in ('ngram_table', 'vocabulary'):
+      checks.check(
+        not getattr(self, name) or self.name == 'streams',
+        f'DrafterConfig.{name} is set for {self.name!r}; only the trees of '
+        "'streams' take one, leave it out",
+      )
 
   @property
   def is_lossy(self) -> bool:

@@ -95,7 +95,7 @@ class Model:
   ) -> transformer_fns.Params:
     """What the decoder of `drafter` takes as weights."""
     drafter = _settings(drafter)
-    key = (drafter.name, drafter.path, drafter.ngram_table)
+    key = _weights_key(drafter)
     if key not in self._params:
       made = assembly.assemble(self, drafter, config.DecodeConfig())
       self._params[key] = made.params
@@ -103,7 +103,7 @@ class Model:
 
   def _make_decoder(self, drafter, decode, sampling):
     made = assembly.assemble(self, drafter, decode)
-    self._params[drafter.name, drafter.path, drafter.ngram_table] = made.params
+    self._params[_weights_key(drafter)] = made.params
     return decoder_lib.Decoder(
       made.model,
       made.drafter,
@@ -142,6 +142,17 @@ class Model:
         tokens = tokens[:i]
         break
     return self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _weights_key(drafter):
+  """What decides the weights that a drafter brings."""
+  return (
+    drafter.name,
+    drafter.path,
+    drafter.ngram_table,
+    drafter.vocabulary,
+    drafter.vocabulary_size,
+  )
 
 
 def _settings(drafter, tree=None):

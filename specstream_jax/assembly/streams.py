@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import tokenizers
 
 from specstream_jax import assembly
-from specstream_jax.data import ngram_table, records
-from specstream_jax.decoding import ngrams, transformer_fns
+from specstream_jax.data import draft_vocabulary, ngram_table, records
+from specstream_jax.decoding import ngrams, topology, transformer_fns
 from specstream_jax.decoding.drafters import streams
 from specstream_jax.modeling import build
 
@@ -32,10 +32,45 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
   tree.check_fits(model.stream)
   built = build.build(model.config, model.stream, model.lora, model.layout)
   return assembly.Assembled(
-    transformer_fns.model_fns(built, decode.schedule, tree.keep_nodes),
+    transformer_fns.model_fns(
+      built,
+      decode.schedule,
+      tree.keep_nodes,
+      has_draft_head=bool(cfg.vocabulary),
+    ),
     streams.Streams(tree, model.stream.num_streams, cfg),
-    transformer_fns.Params(model.base, model.adapter, _table(model, cfg)),
+    transformer_fns.Params(
+      model.base,
+      model.adapter,
+      transformer_fns.StreamExtras(
+        _table(model, cfg), _head(model, cfg, built, topology.width(tree))
+      ),
+    ),
     prompt_model=transformer_fns.model_fns(built),
+  )
+
+
+def _head(model, cfg, built, width) -> Any:
+  """The LM head of the draft vocabulary; () without."""
+  if not cfg.vocabulary:
+    return ()
+  is_known = isinstance(model.tokenizer, tokenizers.Tokenizer)
+  ids = draft_vocabulary.load(
+    cfg.vocabulary,
+    tokenizer_sha256=(
+      records.tokenizer_hash(model.tokenizer) if is_known else None
+    ),
+    vocab_size=model.config.vocab_size,
+    size=cfg.vocabulary_size,
+  )
+  if len(ids) < width:
+    raise ValueError(
+      f'draft vocabulary {cfg.vocabulary!r} has {len(ids)} tokens but the tree '
+      f'branches into {width}; use a smaller branching or more tokens'
+    )
+  merged = built.merge(model.base, model.adapter)
+  return transformer_fns.DraftHead(
+    jnp.asarray(ids), merged.head_rows(jnp.asarray(ids))
   )
 
 

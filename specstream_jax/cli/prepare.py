@@ -8,7 +8,13 @@ import os
 from absl import flags
 
 from specstream_jax.checkpoints import loading
-from specstream_jax.data import ngram_table, records, registry, vocabulary
+from specstream_jax.data import (
+  draft_vocabulary,
+  ngram_table,
+  records,
+  registry,
+  vocabulary,
+)
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +46,11 @@ def define_flags() -> None:
     'max_length', 0, 'Most tokens of an example; 0 is no limit.', lower_bound=0
   )
   flags.DEFINE_enum(
-    'too_long', 'drop', records.TOO_LONG, 'What becomes of longer examples.'
+    'too_long',
+    'drop',
+    records.TOO_LONG,
+    'Longer examples: drop them, or cut the end of the answer or the beginning '
+    'of the prompt.',
   )
   flags.DEFINE_bool('skip_bad_rows', False, 'Count malformed rows, go on.')
   flags.DEFINE_bool('overwrite', False, 'Replace an existing folder.')
@@ -49,6 +59,12 @@ def define_flags() -> None:
     None,
     'File to write with the n-grams of the answers, for '
     'streams:ngram_table=FILE; replaced if it exists.',
+  )
+  flags.DEFINE_string(
+    'draft_vocabulary',
+    None,
+    'File to write with the tokens of the answers, for '
+    'streams:vocabulary=FILE; replaced if it exists.',
   )
 
 
@@ -78,6 +94,10 @@ def main(argv: Sequence[str]) -> None:
   if FLAGS.ngram_table:
     table, metadata = ngram_table.build(FLAGS.output_dir)
     ngram_table.save(FLAGS.ngram_table, table, metadata)
+    print(json.dumps(metadata, indent=2, ensure_ascii=False))
+  if FLAGS.draft_vocabulary:
+    ids, metadata = draft_vocabulary.build(FLAGS.output_dir)
+    draft_vocabulary.save(FLAGS.draft_vocabulary, ids, metadata)
     print(json.dumps(metadata, indent=2, ensure_ascii=False))
 
 

@@ -57,7 +57,7 @@ def prepare(
     skip_bad_rows: leave malformed rows out and count them.
     num_shards: ArrayRecord files.
     max_length: most tokens of an example; 0 is no limit.
-    too_long: `drop` or `truncate` longer examples.
+    too_long: what becomes of longer examples, see `records.write`.
     overwrite: replace an existing folder of records.
 
   Returns:

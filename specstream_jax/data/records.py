@@ -25,7 +25,7 @@ import tokenizers
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
-TOO_LONG = ('drop', 'truncate')
+TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
 _DTYPE = np.dtype('<i4')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
@@ -62,8 +62,10 @@ def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
 class _Lengths:
   """Counts examples and their tokens, and shortens those too long."""
 
-  def __init__(self, max_length: int, too_long: str):
+  def __init__(self, max_length: int, too_long: str, num_kept: int = 0):
+    """`num_kept` leading prompt tokens (BOS) stay when its beginning goes."""
     self._max_length = max_length
+    self._num_kept = num_kept
     self._too_long = too_long
     self.num_dropped = 0
     self.num_truncated = 0
@@ -72,17 +74,26 @@ class _Lengths:
 
   def fit(self, inputs, targets):
     """The example, shortened to max_length tokens, or None if dropped."""
-    total = len(inputs) + len(targets)
-    if self._max_length and total > self._max_length:
-      room = self._max_length - len(inputs)
-      if self._too_long == 'drop' or room < 1:
+    excess = len(inputs) + len(targets) - self._max_length
+    if self._max_length and excess > 0:
+      inputs, targets = self._shorten(inputs, targets, excess)
+      if not len(targets):
         self.num_dropped += 1
         return None
-      targets = targets[:room]
       self.num_truncated += 1
     self.inputs.append(len(inputs))
     self.targets.append(len(targets))
     return inputs, targets
+
+  def _shorten(self, inputs, targets, excess):
+    """The example without `excess` tokens; no targets if that cannot be."""
+    if self._too_long == 'truncate':
+      return inputs, targets[: max(len(targets) - excess, 0)]
+    kept = self._num_kept
+    # A prompt keeps a token of its own.
+    if self._too_long == 'drop' or len(inputs) - kept - excess < 1:
+      return inputs, targets[:0]
+    return np.concatenate([inputs[:kept], inputs[kept + excess :]]), targets
 
   def summary(self) -> dict[str, Any]:
     totals = np.add(self.inputs, self.targets)
@@ -187,7 +198,8 @@ def write(
     metadata: what the caller knows: task, split, tokenizer_sha256, ….
     num_shards: ArrayRecord files.
     max_length: most tokens of an example; 0 is no limit.
-    too_long: `drop` such examples, or `truncate` their answer.
+    too_long: `drop` such examples, `truncate` their answer, or cut the
+      beginning of their prompt (`truncate_prompt`; BOS stays).
     overwrite: replace an existing folder of records.
 
   Returns:
@@ -202,7 +214,8 @@ def write(
   os.makedirs(parent, exist_ok=True)
   scratch = tempfile.mkdtemp(prefix=f'.{name}-', dir=parent)
   try:
-    lengths = _Lengths(max_length, too_long)
+    has_bos = metadata.get('bos_id') is not None
+    lengths = _Lengths(max_length, too_long, num_kept=int(has_bos))
     files = _write_shards(pairs, scratch, num_shards, lengths)
     manifest = _manifest(metadata, files, lengths)
     with open(os.path.join(scratch, MANIFEST), 'w', encoding='utf-8') as file:

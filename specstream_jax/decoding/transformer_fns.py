@@ -10,11 +10,16 @@ for the accepted leaf only, since no other node's streams are ever read; the
 result is the same.
 """
 
+import functools
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from specstream_jax import typing
 from specstream_jax.decoding import cache as cache_lib, interface
-from specstream_jax.modeling import build, transformer
+from specstream_jax.modeling import build, layers, transformer
+
+_NEVER = -1e9  # a logit; finite, so that differences stay numbers
 
 
 class Params(NamedTuple):
@@ -31,8 +36,36 @@ class Params(NamedTuple):
   drafter: Any = ()
 
 
+class DraftHead(NamedTuple):
+  """The LM head of the tokens that streams may draft.
+
+  Attributes:
+    ids: int32 [N], ascending.
+    rows: [N, D] their rows of the LM head.
+  """
+
+  ids: typing.Array
+  rows: typing.Array
+
+
+class StreamExtras(NamedTuple):
+  """What the streams' drafter brings beside the adapter; () for nothing.
+
+  Attributes:
+    ngrams: an `ngrams.NgramTable`.
+    head: a `DraftHead`.
+  """
+
+  ngrams: Any = ()
+  head: Any = ()
+
+
 def model_fns(
-  built: build.Built, schedule: str = 'deferred', keep_nodes: int = 0
+  built: build.Built,
+  schedule: str = 'deferred',
+  keep_nodes: int = 0,
+  *,
+  has_draft_head: bool = False,
 ) -> interface.ModelFns:
   """Callables for one schedule; `params` is a `Params`.
 
@@ -41,6 +74,7 @@ def model_fns(
     schedule: `parallel` or `deferred`.
     keep_nodes: nodes the pruning adapter lets into the MSA layers; 0 is all.
       For the verifying pass, not for prompts.
+    has_draft_head: streams draft from `params.drafter.head` alone.
   """
   is_parallel, cfg = schedule == 'parallel', built.cfg
 
@@ -74,17 +108,29 @@ def model_fns(
       stream_state = transformer.forward_streams(
         model, stream_state, positions, cache
       )
+    if has_draft_head:
+      return _draft_logits(stream_state, params.drafter.head, cfg.vocab_size)
     return model.logits(stream_state)
 
-  def coupling_logits(params, parents, candidates) -> typing.Array:
-    model = built.merge(params.base, params.adapter)
-    return model.coupling_logits(parents, candidates)
-
-  is_coupled = 'coupling' in built.adapter
+  coupling = functools.partial(_coupling_logits, built)
   return interface.ModelFns(
     init_cache,
     forward,
     logits,
     stream_logits,
-    coupling_logits if is_coupled else None,
+    coupling if 'coupling' in built.adapter else None,
+  )
+
+
+def _coupling_logits(built, params, parents, candidates) -> typing.Array:
+  model = built.merge(params.base, params.adapter)
+  return model.coupling_logits(parents, candidates)
+
+
+def _draft_logits(hidden, head: DraftHead, vocab_size: int) -> typing.Array:
+  """Logits [..., V] of the head's tokens; the others are never drafted."""
+  logits = layers.project(hidden, head.rows, jnp.float32)
+  nothing = jnp.full((*logits.shape[:-1], vocab_size), _NEVER, jnp.float32)
+  return nothing.at[..., head.ids].set(
+    logits, indices_are_sorted=True, unique_indices=True
   )

@@ -177,8 +177,16 @@ class Bench:
       if turn < len(question.turns):
         said = [texts[index] for texts in answers]
         prompt = self._prompt(question, said)
-        kept = prompt[-self._plan.max_prompt_tokens :]
+        kept = self._shortened(prompt)
         yield Row(index, question, turn, tuple(kept), len(kept) < len(prompt))
+
+  def _shortened(self, prompt):
+    """The prompt's end, as many tokens as a prompt may have; BOS stays."""
+    excess = len(prompt) - self._plan.max_prompt_tokens
+    if excess <= 0:
+      return prompt
+    num_kept = int(self._model.bos_id is not None)
+    return prompt[:num_kept] + prompt[num_kept + excess :]
 
   def _answers(self, cell, turn):
     """Question index -> the baseline's answer in an earlier turn."""

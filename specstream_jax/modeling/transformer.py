@@ -132,10 +132,10 @@ class Transformer(nnx.Module):
     Only the candidates' rows of the LM head are read.
     """
     correction = self.coupling(self.embed(parents))
-    rows = self._head_rows(candidates).astype(jnp.float32)
+    rows = self.head_rows(candidates).astype(jnp.float32)
     return jnp.einsum('BWD,BkD->BWk', correction, rows)
 
-  def _head_rows(self, tokens):
+  def head_rows(self, tokens: typing.Array) -> typing.Array:
     """Rows [..., D] of the LM head that give the logits of `tokens`."""
     if self.cfg.tie_word_embeddings:
       return self.embed(tokens)

@@ -98,7 +98,7 @@ def train(
   restored = checkpoints.restore(state)
   if restored:
     state, data_state = restored
-    state = jax.tree.map(_as_fresh, state)
+    state = jax.tree.map(as_fresh, state)
     batches.set_state(data_state)
   advance, evaluate = _compiled(setup, optimizer, open_eval)
   run = _Run(setup, batches, checkpoints, writer, evaluate)
@@ -121,7 +121,7 @@ def train(
   return Outcome(state, bool(stop) and int(state.step) < cfg.num_steps)
 
 
-def _as_fresh(leaf):
+def as_fresh(leaf: Any) -> Any:
   """A restored leaf as an initial one is: on no particular device.
 
   Otherwise the first step returns arrays of another kind than it was given,

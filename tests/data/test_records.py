@@ -45,12 +45,38 @@ def test_too_long_examples_are_counted(tmp_path, too_long):
     tmp_path / 'r', 31, max_length=6, too_long=too_long
   )
   long = [e for e in examples if len(e[0]) + len(e[1]) > 6]
-  hopeless = [e for e in long if too_long == 'drop' or len(e[0]) >= 6]
+  hopeless = {
+    'drop': long,
+    'truncate': [e for e in long if len(e[0]) >= 6],
+    'truncate_prompt': [e for e in long if len(e[1]) >= 6],
+  }[too_long]
   assert len(long) > len(hopeless) or too_long == 'drop'
   assert manifest['num_dropped_too_long'] == len(hopeless)
   assert manifest['num_truncated'] == len(long) - len(hopeless)
   assert manifest['num_examples'] == 31 - len(hopeless)
   assert manifest['lengths']['total']['max'] == 6
+
+
+@pytest.mark.parametrize('bos_id', [None, 7])
+def test_a_long_prompt_loses_its_beginning_but_bos(tmp_path, bos_id):
+  prompt, answer = np.arange(10, 19), np.arange(50, 54)
+  records.write(
+    [(prompt, answer), (prompt[:2], answer), (prompt, np.arange(50, 58))],
+    str(tmp_path / 'r'),
+    metadata={'bos_id': bos_id},
+    max_length=8,
+    too_long='truncate_prompt',
+  )
+  manifest = records.read_manifest(str(tmp_path / 'r'))
+  assert manifest['num_truncated'] == 1
+  assert manifest['num_dropped_too_long'] == 1  # its answer fills the row
+  source = grain.ArrayRecordDataSource(
+    [str(tmp_path / 'r' / name) for name in manifest['files']]
+  )
+  found = [records.decode(source[i]) for i in range(len(source))]
+  kept = [10, 16, 17, 18] if bos_id is not None else [15, 16, 17, 18]
+  assert [f[0].tolist() for f in found] == [kept, [10, 11]]
+  assert [f[1].tolist() for f in found] == [answer.tolist()] * 2
 
 
 def test_existing_folder_needs_overwrite(tmp_path):
@@ -88,7 +114,7 @@ def test_failure_leaves_nothing_and_keeps_the_old(tmp_path):
     ({'num_shards': 4}, '3 examples cannot fill num_shards=4'),
     ({'max_length': -1}, 'max_length is -1'),
     ({'max_length': 1}, '0 examples cannot fill .*3 examples were too long'),
-    ({'too_long': 'cut'}, "accepted: 'drop', 'truncate'"),
+    ({'too_long': 'cut'}, "accepted: 'drop', 'truncate', 'truncate_prompt'"),
   ],
 )
 def test_bad_arguments(tmp_path, options, message):

@@ -22,6 +22,7 @@ from specstream_jax.data import ngram_table, records
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   ngrams,
+  transformer_fns,
   tree as tree_lib,
 )
 from specstream_jax.decoding.drafters import none, streams
@@ -259,7 +260,7 @@ def run(how, weight, seed, drafter):
   prompts = [rng.integers(0, 13, n).tolist() for n in (11, 5, 1)]
   params = table_lm.make_params(seed, quality=0.4)
   return make_decoder(how, weight).generate(
-    TableModelParams(params, drafter=drafter),
+    TableModelParams(params, drafter=transformer_fns.StreamExtras(drafter)),
     prompts,
     [MAX_NEW, 1 + seed % MAX_NEW, MAX_NEW],
     seed=seed,
@@ -352,9 +353,9 @@ def assemble(path, model=None, **options):
 def test_the_table_is_the_drafters_weights(written):
   made = assemble(written)
   table, _ = ngram_table.load(written)
-  np.testing.assert_array_equal(made.params.drafter.checks, table.checks)
-  assert isinstance(made.params.drafter.probs, jax.Array)
-  assert assemble('').params.drafter == ()
+  np.testing.assert_array_equal(made.params.drafter.ngrams.checks, table.checks)
+  assert isinstance(made.params.drafter.ngrams.probs, jax.Array)
+  assert assemble('').params.drafter.ngrams == ()
 
 
 def test_what_does_not_fit_is_refused(written, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
+  loop,
   metrics as metrics_lib,
   step as step_lib,
 )
@@ -46,6 +47,19 @@ def test_restores_state_and_place(tmp_path):
     jax.tree.map(
       np.testing.assert_array_equal, getattr(saved, name), getattr(state, name)
     )
+
+
+def test_a_restored_state_compiles_a_step_once(tmp_path):
+  checkpoints = checkpoints_lib.Checkpoints(tmp_path)
+  checkpoints.save(make_state(3), {})
+  checkpoints.close()
+  state, _ = checkpoints_lib.Checkpoints(tmp_path).restore(make_state(0))
+  step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state))
+  state = jax.tree.map(loop.as_fresh, state)
+  for _ in range(2):
+    state = step(state)
+  assert int(state.step) == 5
+  assert step._cache_size() == 1
 
 
 def test_keeps_best_and_last(tmp_path):

@@ -279,6 +279,14 @@ def test_cli_generates_and_reports_mistakes_in_one_line(folder):
   status, text = run_cli('generate', *flags, '--prompt=hi', '--depth=9')
   assert status == 1 and 'draft tree has depth 9' in text
   assert 'Traceback' not in text
+  status, text = run_cli(
+    'generate',
+    *flags,
+    '--prompt=hi',
+    '--gin.TreeConfig.depth=9',
+    '--gin.ObjectiveConfig.chunk_size=3',
+  )
+  assert status == 1 and 'draft tree has depth 9' in text
   status, text = run_cli('evaluate', *flags, '--task=nonsense')
   assert status == 1 and "task 'nonsense' is not known" in text
 

@@ -20,7 +20,7 @@ class Streams:
   coupling), which raises the accept length and cannot change the output.
   `options.couple_noise=False` ranks the drafts by their logits alone, and
   `options.drafting` may draw them at random, see `random_trees`. With
-  `options.ngram_table`, the table is `params.drafter`, see `ngrams`; an adapter
+  `options.ngram_table`, the table is `params.drafter.ngrams`, see `ngrams`; an adapter
   with a coupling re-ranks children by their parents, see `modeling.streams`.
   """
 
@@ -97,7 +97,7 @@ class Streams:
     before_root = context.root  # The coupling does not look that far back.
     if ngrams.is_used(self.options):
       edges.append(
-        ngrams.edge_scores(params.drafter, self.options.ngram_weight)
+        ngrams.edge_scores(params.drafter.ngrams, self.options.ngram_weight)
       )
       before_root = ngrams.before_root(context, state)
     if not edges:

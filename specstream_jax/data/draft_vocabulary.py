@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens that a task's answers are made of, most frequent first.
+
+A draft needs no token that the task never uses, so streams may read only those
+rows of the LM head. The verifier keeps the whole vocabulary: the output stays.
+The idea is that of FR-Spec (arXiv 2502.14856), there for another drafter.
+"""
+
+import json
+import os
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from specstream_jax.checkpoints import files
+from specstream_jax.data import records
+
+FORMAT = 'specstream draft vocabulary 1'
+
+
+def build(path: str) -> tuple[np.ndarray, dict[str, Any]]:
+  """Token ids and metadata of a folder of records.
+
+  Returns:
+    (int32 ids of every token in an answer, most frequent first, ties by id;
+    where they come from).
+
+  Raises:
+    ValueError: no records there.
+  """
+  manifest = records.read_manifest(path)
+  source = grain.ArrayRecordDataSource(
+    [os.path.join(path, name) for name in manifest['files']]
+  )
+  answers = [records.decode(source[i])[1] for i in range(len(source))]
+  ids, counts = np.unique(np.concatenate(answers), return_counts=True)
+  order = np.argsort(-counts, kind='stable')
+  kept = ('task', 'split', 'tokenizer_sha256', 'num_examples')
+  metadata = {name: manifest.get(name) for name in kept}
+  return ids[order].astype(np.int32), metadata | {'num_tokens': len(ids)}
+
+
+def save(path: str, ids: np.ndarray, metadata: dict[str, Any]) -> None:
+  """Writes the file."""
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  value = {'format': FORMAT, **metadata, 'ids': ids.tolist()}
+  with open(path, 'w', encoding='utf-8') as file:
+    json.dump(value, file)
+
+
+def load(
+  path: str, *, tokenizer_sha256: str | None, vocab_size: int, size: int = 0
+) -> np.ndarray:
+  """The first `size` ids of a file, ascending; 0 takes all.
+
+  Args:
+    path: written by `save`.
+    tokenizer_sha256: of the model, or None for no check.
+    vocab_size: of the model.
+    size: how many.
+
+  Raises:
+    ValueError: no such file, another format or tokenizer, or no such ids.
+  """
+  found = files.read_json(path)
+  fix = 'write one with `specstream prepare --draft_vocabulary=FILE`'
+  if found.get('format') != FORMAT or not found.get('ids'):
+    raise ValueError(
+      f'draft vocabulary {path!r} has format {found.get("format")!r}; accepted: '
+      f'{FORMAT!r}; {fix}'
+    )
+  written = found.get('tokenizer_sha256')
+  if tokenizer_sha256 is not None and written != tokenizer_sha256:
+    raise ValueError(
+      f'draft vocabulary {path!r} was made with tokenizer {str(written)[:12]}… '
+      f'but the model has {tokenizer_sha256[:12]}…; {fix}'
+    )
+  ids = np.unique(np.asarray(found['ids'][: size or None], np.int32))
+  if ids[0] < 0 or ids[-1] >= vocab_size:
+    raise ValueError(
+      f'draft vocabulary {path!r} has ids {ids[0]} to {ids[-1]}; the model has '
+      f'0 to {vocab_size - 1}; {fix}'
+    )
+  return ids
