@@ -9,6 +9,7 @@ settings. Ctrl-C keeps what was measured; the same command with --resume goes on
 """
 
 from collections.abc import Sequence
+import shlex
 import sys
 
 from absl import flags
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     resume=args.resume,
   )
   runs = workflow.bench(
-    model, options, args.results_dir, command=' '.join(sys.argv)
+    model, options, args.results_dir, command=shlex.join(sys.argv)
   )
   print(table.format_table(runs))
   print(f'report: {args.results_dir}/report.html')

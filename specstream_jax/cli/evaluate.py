@@ -2,6 +2,7 @@
 """Compares speculative with plain decoding on a task: speed and quality."""
 
 from collections.abc import Sequence
+import shlex
 import sys
 
 from absl import flags
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
   )
   run = workflow.evaluate(model, options)
   path = workflow.write(
-    args.results_dir, [run], command=' '.join(sys.argv), source=model.source
+    args.results_dir, [run], command=shlex.join(sys.argv), source=model.source
   )
   print(report.format_table([run]))
   print(f'report: {path}')
