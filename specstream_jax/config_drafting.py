@@ -53,9 +53,11 @@ class DrafterConfig:
     window: columns of the lookahead branch.
     pool_size: n-grams that lookahead keeps per row.
     num_guesses: n-grams verified per call (lookahead, prompt look-up).
-    ngram_table: file of an n-gram table that re-weights stream trees.
+    ngram_table: file of an n-gram table that re-weights stream trees;
+      'adapter' is the one in the adapter's folder.
     ngram_weight: its weight; 0 leaves stream scores as they are.
-    vocabulary: file of the tokens that streams may draft; all without.
+    vocabulary: file of the tokens that streams may draft, 'adapter' as above;
+      all without.
     vocabulary_size: how many of the file, most frequent first; 0 takes all.
     typical_epsilon: hard threshold of typical acceptance.
     typical_delta: factor of its entropy-dependent threshold.
@@ -75,7 +77,7 @@ class DrafterConfig:
   pool_size: int = 64
   num_guesses: int = 2
   ngram_table: str = ''
-  ngram_weight: float = 0.5
+  ngram_weight: float = 1.0
   vocabulary: str = ''
   vocabulary_size: int = 0
   typical_epsilon: float = 0.1

@@ -47,6 +47,7 @@ class Model:
     eos_ids: token ids that end a text.
     bos_id: token id in front of every prompt, or None.
     layout: of the kernels, see `layers.Linear`.
+    adapter_dir: folder of the adapter, empty without.
   """
 
   config: config.ModelConfig
@@ -61,6 +62,7 @@ class Model:
   eos_ids: tuple[int, ...]
   bos_id: int | None = None
   layout: str = 'out_in'
+  adapter_dir: str = ''
   _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
     default_factory=dict, repr=False
   )
@@ -181,8 +183,9 @@ def load(
   source = {'base': str(loaded.source), 'dtype': dtype}
   flat, rest = loaded.params, {}
   stream, kept_lora, tree = None, None, config.TreeConfig()
-  if adapter is not None:
-    rest, cfg = adapters.load_adapter(adapter_folder(adapter))
+  folder = adapter_folder(adapter) if adapter is not None else ''
+  if folder:
+    rest, cfg = adapters.load_adapter(folder)
     adapters.check_base(cfg, loaded)
     stream, tree = cfg.stream, cfg.tree
     source['adapter'] = str(adapter)
@@ -202,6 +205,7 @@ def load(
     chat_template=loaded.chat_template,
     eos_ids=tuple(loaded.eos_ids),
     bos_id=loaded.bos_id,
+    adapter_dir=folder,
   )
 
 

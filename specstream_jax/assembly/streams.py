@@ -2,6 +2,7 @@
 """Speculative streams of the loaded adapter, and perhaps an n-gram table."""
 
 import functools
+import os
 import pathlib
 from typing import Any
 
@@ -50,13 +51,30 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
   )
 
 
+def _file(value: str, model, name: str) -> str:
+  """The file that a setting names; 'adapter' is `name` in the adapter's folder.
+
+  Raises:
+    ValueError: the adapter has no such file.
+  """
+  if value != 'adapter':
+    return value
+  path = os.path.join(model.adapter_dir, name)
+  if not (model.adapter_dir and os.path.isfile(path)):
+    raise ValueError(
+      f"'adapter' asks for {name} in the adapter's folder "
+      f'{model.adapter_dir!r}, which has none; name a file'
+    )
+  return path
+
+
 def _head(model, cfg, built, width) -> Any:
   """The LM head of the draft vocabulary; () without."""
   if not cfg.vocabulary:
     return ()
   is_known = isinstance(model.tokenizer, tokenizers.Tokenizer)
   ids = draft_vocabulary.load(
-    cfg.vocabulary,
+    _file(cfg.vocabulary, model, draft_vocabulary.FILE),
     tokenizer_sha256=(
       records.tokenizer_hash(model.tokenizer) if is_known else None
     ),
@@ -78,12 +96,12 @@ def _table(model, cfg) -> Any:
   """The n-gram table on device; () without."""
   if not cfg.ngram_table:
     return ()
-  path = pathlib.Path(cfg.ngram_table)
+  path = pathlib.Path(_file(cfg.ngram_table, model, ngram_table.FILE))
   written = path.stat().st_mtime_ns if path.is_file() else 0
-  table, metadata = _load(cfg.ngram_table, written)
+  table, metadata = _load(str(path), written)
   if isinstance(model.tokenizer, tokenizers.Tokenizer):
     ngram_table.check_tokenizer(
-      cfg.ngram_table, metadata, records.tokenizer_hash(model.tokenizer)
+      str(path), metadata, records.tokenizer_hash(model.tokenizer)
     )
   return table
 

@@ -23,6 +23,16 @@ def define_flags() -> None:
   flags.DEFINE_integer('batch', 1, 'Rows per call.', lower_bound=1)
   flags.DEFINE_integer('repeats', 2, 'Timed passes.', lower_bound=1)
   flags.DEFINE_string(
+    'vocabulary',
+    '',
+    "File of the tokens that streams may draft; 'adapter' takes the adapter's.",
+  )
+  flags.DEFINE_string(
+    'ngram_table',
+    '',
+    "File of n-grams that re-weight the tree; 'adapter' takes the adapter's.",
+  )
+  flags.DEFINE_string(
     'results_dir', 'results', 'Gets results.json and report.html.'
   )
 
@@ -44,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     batch=args.batch,
     repeats=args.repeats,
     seed=args.seed,
+    vocabulary=args.vocabulary,
+    ngram_table=args.ngram_table,
   )
   run = workflow.evaluate(model, options)
   path = workflow.write(

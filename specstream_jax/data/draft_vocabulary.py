@@ -16,6 +16,7 @@ import numpy as np
 from specstream_jax.checkpoints import files
 from specstream_jax.data import records
 
+FILE = 'draft_vocabulary.json'  # in an adapter's folder
 FORMAT = 'specstream draft vocabulary 1'
 
 

@@ -22,6 +22,7 @@ from safetensors import numpy as safetensors_numpy
 from specstream_jax.data import records
 from specstream_jax.decoding import ngrams
 
+FILE = 'ngrams.safetensors'  # in an adapter's folder
 FORMAT = 'specstream n-gram table 1'
 MAX_ENTRIES = 2**19
 _DISCOUNT = 0.5

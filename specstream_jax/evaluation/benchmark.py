@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import tqdm
 
-from specstream_jax import config, runtime
+from specstream_jax import config, config_drafting, runtime
 from specstream_jax.decoding import decoder as decoder_lib
 from specstream_jax.evaluation import results, statistics
 
@@ -36,6 +36,7 @@ class Settings:
       before them, to compile.
     seed: of the noise when temperature > 0.
     num_samples: texts kept for the report.
+    drafter: settings of the speculative side; None takes plain streams.
   """
 
   tree: config.TreeConfig
@@ -45,6 +46,7 @@ class Settings:
   repeats: int = 2
   seed: int = 0
   num_samples: int = 8
+  drafter: config_drafting.DrafterConfig | None = None
 
 
 @dataclasses.dataclass
@@ -93,9 +95,10 @@ def compare(
   decode = dataclasses.replace(
     settings.decode, prompt_bucket=_bucket(prompts, settings.decode)
   )
+  rivals = {'none': 'none', 'streams': settings.drafter or 'streams'}
   decoders = {
-    name: model.decoder(name, decode, settings.sampling, settings.tree)
-    for name in ('none', 'streams')
+    name: model.decoder(rival, decode, settings.sampling, settings.tree)
+    for name, rival in rivals.items()
   }
   batches = _batches(len(prompts), settings.batch)
   runs = {name: [] for name in decoders}
@@ -105,7 +108,7 @@ def compare(
     def run(name: str, number: int, label: str) -> decoder_lib.DecodeResult:
       bar.set_description(f'{label} {_LABELS[name]}')
       result = decoders[name].generate(
-        model.params(name),
+        model.params(rivals[name]),
         [prompts[row] for row in batches[number]],
         seed=settings.seed,
         row_ids=batches[number],

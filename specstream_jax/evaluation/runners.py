@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from specstream_jax import config, config_drafting, runtime
-from specstream_jax.decoding import decoder as decoder_lib
+from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
 
 
 class Runner(Protocol):
@@ -61,11 +61,7 @@ class OwnRunner:
     self.is_lossy = drafter.is_lossy
     made = model.decoder(drafter, decode).setup.drafter
     self.max_depth, self.size = made.max_depth, made.size
-    params = model.params(drafter)
-    extra = (params.adapter, params.drafter)
-    self.extra_parameters = sum(
-      leaf.size for leaf in jax.tree.leaves(extra) if hasattr(leaf, 'size')
-    )
+    self.extra_parameters = count_extra(model.params(drafter))
 
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):
     """See `Runner`."""
@@ -75,3 +71,11 @@ class OwnRunner:
     return decoder.generate(
       self._model.params(self._drafter), prompts, seed=seed, row_ids=row_ids
     )
+
+
+def count_extra(params: transformer_fns.Params) -> int:
+  """Numbers that a drafter keeps beside the model's own weights."""
+  extra = (params.adapter, params.drafter)
+  return sum(
+    leaf.size for leaf in jax.tree.leaves(extra) if hasattr(leaf, 'size')
+  )

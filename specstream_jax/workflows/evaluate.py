@@ -5,9 +5,15 @@ from collections.abc import Sequence
 import dataclasses
 import os
 
-from specstream_jax import config, runtime
+from specstream_jax import config, config_drafting, runtime
 from specstream_jax.data import registry
-from specstream_jax.evaluation import benchmark, metrics, report, results
+from specstream_jax.evaluation import (
+  benchmark,
+  metrics,
+  report,
+  results,
+  runners,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Options:
     batch: rows per call.
     repeats: timed passes.
     seed: of the noise when temperature > 0.
+    vocabulary: of the streams' drafts, as in `DrafterConfig`; '' is all.
+    ngram_table: that re-weights their trees; '' is none.
   """
 
   task: str = 'e2e_sample'
@@ -40,6 +48,8 @@ class Options:
   batch: int = 1
   repeats: int = 2
   seed: int = 0
+  vocabulary: str = ''
+  ngram_table: str = ''
 
 
 def evaluate(
@@ -70,6 +80,10 @@ def evaluate(
     batch=options.batch,
     repeats=options.repeats,
     seed=options.seed,
+    drafter=config_drafting.DrafterConfig(
+      vocabulary=options.vocabulary,
+      ngram_table=options.ngram_table,
+    ),
   )
   plain, fast = benchmark.compare(model, prompts, settings, progress=progress)
   references = [list(e.references) for e in examples]
@@ -90,6 +104,8 @@ def evaluate(
     batch=options.batch,
     temperature=options.sampling.temperature,
     lossy=False,
+    settings=config.to_json(settings.drafter),
+    extra_parameters=runners.count_extra(model.params(settings.drafter)),
     quality=quality,
     samples=samples,
   )

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import data_testing
 import numpy as np
@@ -125,3 +126,19 @@ def test_no_file_and_no_streams(tmp_path, model):
     decode(model, drafter(str(tmp_path / 'nothing.json')))
   with pytest.raises(ValueError, match="vocabulary is set for 'medusa'"):
     config_drafting.DrafterConfig('medusa', vocabulary='x')
+
+
+def test_the_adapters_own_file(model, written, tmp_path):
+  cfg = drafter('adapter')
+  with pytest.raises(ValueError, match="folder '', which has none"):
+    decode(model, cfg)
+  folder = tmp_path / 'adapter'
+  folder.mkdir()
+  there = dataclasses.replace(
+    model, adapter_dir=str(folder), _decoders={}, _params={}
+  )
+  with pytest.raises(ValueError, match=r'draft_vocabulary\.json in the adapter'):
+    decode(there, cfg)
+  shutil.copy(written[0], folder / draft_vocabulary.FILE)
+  expected = decode(model, drafter(written[0]))
+  assert decode(there, cfg).accept_lengths == expected.accept_lengths
