@@ -17,6 +17,8 @@ class ObjectiveConfig:
     main_weight: a_0.
     stream_weight: a_j, the same for every stream.
     stream_decay: a_j = stream_weight * stream_decay**(j - 1).
+    teacher_weight: share of the streams' loss that compares with the main
+      stream's own distribution at the same token instead of the token; 0 to 1.
     pruning_weight: weight of the pruning adapter's next-token loss.
     pruning_anchors: anchors per row the pruning adapter is trained on; its
       loss goes through the LM head, so a subset keeps it cheap.
@@ -30,6 +32,7 @@ class ObjectiveConfig:
   main_weight: float = 1.0
   stream_weight: float = 0.25
   stream_decay: float = 1.0
+  teacher_weight: float = 0.0
   pruning_weight: float = 0.1
   pruning_anchors: int = 16
   coupling_weight: float = 1.0
@@ -43,6 +46,11 @@ class ObjectiveConfig:
         f'ObjectiveConfig.{field.name}', getattr(self, field.name), bound
       )
     checks.at_least('ObjectiveConfig.chunk_size', self.chunk_size, 1)
+    checks.check(
+      self.teacher_weight <= 1,
+      f'ObjectiveConfig.teacher_weight is {self.teacher_weight}; accepted: 0 to '
+      '1',
+    )
     checks.at_least(
       'ObjectiveConfig.anchors_per_sequence', self.anchors_per_sequence, 1
     )

@@ -167,19 +167,20 @@ def loss(
   metrics = _metrics(result, weights)
   coefficients = (cfg.main_weight, *cfg.stream_weights(num_streams))
   total = sum(
-    a * metrics[f'loss/{name}'][0] / jnp.maximum(metrics[f'loss/{name}'][1], 1)
+    a * _mean(metrics, name)
     for a, name in zip(coefficients, stream_names(num_streams))
   )
+  if cfg.teacher_weight:
+    extra, metrics = _teach(model, hidden, anchors, weights, metrics, cfg)
+    total += cfg.teacher_weight * extra
   if model.stream_cfg.coupling_rank and cfg.coupling_weight:
     extra, coupling = _coupling_loss(
       model, hidden.streams, targets, weights, coefficients, cfg.chunk_size
     )
     total, metrics = total + cfg.coupling_weight * extra, metrics | coupling
-  prunes = cfg.pruning_weight and cfg.pruning_anchors
-  if model.stream_cfg.pruning_rank and prunes:
-    subset = min(cfg.pruning_anchors, anchors.shape[1])
+  if model.stream_cfg.pruning_rank and cfg.pruning_weight * cfg.pruning_anchors:
     extra, pruning = _pruning_loss(
-      model, hidden.insertion, anchors, targets, weights, subset, cfg.chunk_size
+      model, hidden.insertion, anchors, targets, weights, cfg
     )
     total, metrics = total + cfg.pruning_weight * extra, metrics | pruning
   return total, metrics
@@ -219,6 +220,66 @@ def _metrics(result, weights):
   return metrics
 
 
+def _mean(metrics, name):
+  """The mean loss of a stream."""
+  value, weight = metrics[f'loss/{name}']
+  return value / jnp.maximum(weight, 1)
+
+
+def cross_entropy(
+  model: transformer.Transformer,
+  hidden: typing.Array,
+  teacher: typing.Array,
+  chunk_size: int,
+) -> typing.Array:
+  """-sum_v p_teacher(v) log p(v), chunked like `token_loss`; float32 [...].
+
+  Args:
+    model: merged module, for its LM head.
+    hidden: [..., D] normalised hidden states.
+    teacher: [..., D] those whose distribution is the target; no gradient.
+    chunk_size: static.
+  """
+  shape, width = hidden.shape[:-1], hidden.shape[-1]
+  rows = [
+    x.reshape(-1, width) for x in (hidden, jax.lax.stop_gradient(teacher))
+  ]
+  num_rows = rows[0].shape[0]
+  chunk_size = min(chunk_size, num_rows)
+  pad = -num_rows % chunk_size
+
+  @jax.checkpoint
+  def chunk(rows):
+    own, other = map(model.logits, rows)
+    law = jax.lax.stop_gradient(jax.nn.softmax(other, axis=1))
+    return -jnp.sum(law * jax.nn.log_softmax(own, axis=1), axis=1)
+
+  chunks = tuple(
+    jnp.pad(x, ((0, pad), (0, 0))).reshape(-1, chunk_size, width) for x in rows
+  )
+  return jax.lax.map(chunk, chunks).reshape(-1)[:num_rows].reshape(shape)
+
+
+def _teach(model, hidden, anchors, weights, metrics, cfg):
+  """The change from hard targets to the main stream's law at the same token."""
+  num_streams, length = hidden.streams.shape[2], hidden.main.shape[1]
+  index = anchors[..., None] + 1 + jnp.arange(num_streams)  # [B, A, J]
+  flat = jnp.minimum(index, length - 1).reshape(index.shape[0], -1, 1)
+  teacher = jnp.take_along_axis(hidden.main, flat, axis=1)
+  teacher = teacher.reshape(hidden.streams.shape)
+  values = cross_entropy(model, hidden.streams, teacher, cfg.chunk_size)
+  weights = weights[..., 1:]
+  totals, counts = (values * weights).sum((0, 1)), weights.sum((0, 1))
+  metrics |= {
+    f'loss/teacher_{j + 1}': (totals[j], counts[j]) for j in range(num_streams)
+  }
+  change = sum(
+    a * (_mean(metrics, f'teacher_{j}') - _mean(metrics, f'stream_{j}'))
+    for j, a in enumerate(cfg.stream_weights(num_streams), start=1)
+  )
+  return change, metrics
+
+
 def _coupling_loss(model, streams, targets, weights, coefficients, chunk_size):
   """Loss of streams that are told the token before theirs; trains C alone.
 
@@ -233,26 +294,24 @@ def _coupling_loss(model, streams, targets, weights, coefficients, chunk_size):
   for j, name in enumerate(stream_names(weights.shape[-1] - 2), start=1):
     for kind in ('loss', 'top1'):
       metrics[f'{kind}/coupled_{j}'] = found[f'{kind}/{name}']
-    value, weight = metrics[f'loss/coupled_{j}']
-    total += coefficients[j] * value / jnp.maximum(weight, 1)
+    total += coefficients[j] * _mean(metrics, f'coupled_{j}')
   return total, metrics
 
 
-def _pruning_loss(
-  model, insertion, anchors, targets, weights, subset, chunk_size
-):
+def _pruning_loss(model, insertion, anchors, targets, weights, cfg):
   """Next-token loss of the pruning adapter; trains o_theta alone.
 
   The subset is every n-th anchor, at most `subset` of them, and the hidden
   state is cut off from the gradient: o_theta must read the main stream, not
   shape it.
   """
+  subset = min(cfg.pruning_anchors, anchors.shape[1])
   step = -(-anchors.shape[1] // subset)
   anchors, targets = anchors[:, ::step], targets[:, ::step, 0]
   weights = weights[:, ::step, 0]
   picked = jnp.take_along_axis(insertion, anchors[..., None], axis=1)
   early = model.early_hidden(jax.lax.stop_gradient(picked))
-  result = token_loss(model, early, targets, chunk_size)
+  result = token_loss(model, early, targets, cfg.chunk_size)
   total = weights.sum()
   metrics = {
     'loss/pruning': ((result.nll * weights).sum(), total),

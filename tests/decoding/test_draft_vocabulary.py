@@ -137,7 +137,9 @@ def test_the_adapters_own_file(model, written, tmp_path):
   there = dataclasses.replace(
     model, adapter_dir=str(folder), _decoders={}, _params={}
   )
-  with pytest.raises(ValueError, match=r'draft_vocabulary\.json in the adapter'):
+  with pytest.raises(
+    ValueError, match=r'draft_vocabulary\.json in the adapter'
+  ):
     decode(there, cfg)
   shutil.copy(written[0], folder / draft_vocabulary.FILE)
   expected = decode(model, drafter(written[0]))

@@ -13,7 +13,7 @@ import training_batches as tb
 
 from specstream_jax import config
 from specstream_jax.data import features
-from specstream_jax.modeling import params
+from specstream_jax.modeling import params, transformer
 from specstream_jax.training import objective
 
 STREAMS = tiny.STREAMS.num_streams
@@ -257,3 +257,55 @@ def test_a_batch_without_targets_has_no_loss_and_no_weight():
   assert float(total) == 0
   assert all(float(weight) == 0 for _, weight in metrics.values())
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+# The main stream as teacher
+
+
+def test_cross_entropy_by_hand():
+  model = Identity()
+  rng = np.random.default_rng(0)
+  own, other = (jnp.asarray(rng.normal(size=(3, 2, 5))) for _ in range(2))
+  found = objective.cross_entropy(model, own, other, chunk_size=4)
+  law = np.exp(other) / np.exp(other).sum(-1, keepdims=True)
+  log_probs = own - np.log(np.exp(own).sum(-1, keepdims=True))
+  np.testing.assert_allclose(found, -(law * log_probs).sum(-1), rtol=1e-5)
+
+
+def test_streams_learn_from_the_main_stream_at_their_token():
+  built, base, adapter = tiny.model()
+  batch = tb.pack(tb.examples())
+  cfg = dataclasses.replace(
+    CFG, anchors_per_sequence=batch['decoder_target_tokens'].shape[1]
+  )
+  run = jax.jit(
+    lambda weight: objective.loss(
+      built.merge(base, adapter),
+      batch,
+      jax.random.key(0),
+      dataclasses.replace(cfg, teacher_weight=weight),
+    ),
+    static_argnums=0,
+  )
+  (hard, plain), (soft, metrics), (half, _) = map(run, (0.0, 1.0, 0.5))
+  np.testing.assert_allclose(half, (hard + soft) / 2, rtol=1e-5)
+  # Against the definition, position by position.
+  model = built.merge(base, adapter)
+  hidden = transformer.forward_train(
+    model,
+    batch['decoder_input_tokens'],
+    batch['decoder_positions'],
+    batch['decoder_segment_ids'],
+    all_positions(batch),
+  )
+  _, weights = objective.stream_targets(batch, all_positions(batch), STREAMS)
+  main = np.asarray(jax.nn.softmax(model.logits(hidden.main), axis=-1))
+  own = np.asarray(jax.nn.log_softmax(model.logits(hidden.streams), axis=-1))
+  for j in range(1, STREAMS + 1):
+    total = 0.0
+    both = np.asarray(weights[..., j] * weights[..., 0])  # anchors carry loss
+    for b, t in np.argwhere(both > 0):
+      total -= weights[b, t, j] * (main[b, t + j] * own[b, t, j - 1]).sum()
+    value, weight = metrics[f'loss/teacher_{j}']
+    np.testing.assert_allclose(value, total, rtol=1e-4)
+    np.testing.assert_allclose(weight, plain[f'loss/stream_{j}'][1])
