@@ -101,7 +101,9 @@ def test_another_base_is_refused(tmp_path, cfg, loaded):
   with pytest.raises(ValueError, match=message):
     adapters.check_base(cfg, other)
   resized = dataclasses.replace(loaded, config_hash='0')
-  with pytest.raises(ValueError, match=r'other sizes or constants \(config 0, not'):
+  with pytest.raises(
+    ValueError, match=r'other sizes or constants \(config 0, not'
+  ):
     adapters.check_base(cfg, resized)
 
 
