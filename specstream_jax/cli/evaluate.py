@@ -7,6 +7,7 @@ import sys
 
 from absl import flags
 
+from specstream_jax import config_drafting
 from specstream_jax.cli import decoding_flags
 from specstream_jax.evaluation import report
 from specstream_jax.workflows import evaluate as workflow
@@ -23,14 +24,10 @@ def define_flags() -> None:
   flags.DEFINE_integer('batch', 1, 'Rows per call.', lower_bound=1)
   flags.DEFINE_integer('repeats', 2, 'Timed passes.', lower_bound=1)
   flags.DEFINE_string(
-    'vocabulary',
-    '',
-    "File of the tokens that streams may draft; 'adapter' takes the adapter's.",
-  )
-  flags.DEFINE_string(
-    'ngram_table',
-    '',
-    "File of n-grams that re-weight the tree; 'adapter' takes the adapter's.",
+    'drafter',
+    'streams',
+    'streams:setting=value,…, such as vocabulary=adapter,ngram_table=adapter for '
+    "the adapter's own files.",
   )
   flags.DEFINE_string(
     'results_dir', 'results', 'Gets results.json and report.html.'
@@ -54,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     batch=args.batch,
     repeats=args.repeats,
     seed=args.seed,
-    vocabulary=args.vocabulary,
-    ngram_table=args.ngram_table,
+    drafter=config_drafting.parse(args.drafter),
   )
   run = workflow.evaluate(model, options)
   path = workflow.write(

@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from specstream_jax import config, runtime
+from specstream_jax import config, config_drafting, runtime
 from specstream_jax.checkpoints import fetch
 from specstream_jax.evaluation import report
 from specstream_jax.workflows import evaluate as workflow
@@ -19,7 +19,11 @@ MODEL = 'smollm2-135m-instruct'
 ADAPTER = 'e2e_nlg'
 # Small trees win on a CPU: eight nodes cost little more than four. Drafts come
 # from the task's own tokens and n-grams, see docs/bench.
-TREE = config.TreeConfig(num_nodes=8, depth=4, branching=3)
+DRAFTER = config_drafting.DrafterConfig(
+  tree=config.TreeConfig(num_nodes=8, depth=4, branching=3),
+  vocabulary='adapter',
+  ngram_table='adapter',
+)
 
 
 def define_flags() -> None:
@@ -44,9 +48,7 @@ def main(argv: Sequence[str]) -> int:
     task='e2e_sample',
     num_prompts=args.num_prompts,
     repeats=args.repeats,
-    tree=TREE,
-    vocabulary='adapter',
-    ngram_table='adapter',
+    drafter=DRAFTER,
   )
   run = workflow.evaluate(model, options)
   page = workflow.write(

@@ -10,7 +10,6 @@ import json
 import os
 from typing import Any
 
-import grain.python as grain
 import numpy as np
 
 from specstream_jax.checkpoints import files
@@ -31,10 +30,7 @@ def build(path: str) -> tuple[np.ndarray, dict[str, Any]]:
     ValueError: no records there.
   """
   manifest = records.read_manifest(path)
-  source = grain.ArrayRecordDataSource(
-    [os.path.join(path, name) for name in manifest['files']]
-  )
-  answers = [records.decode(source[i])[1] for i in range(len(source))]
+  answers = [answer for _, answer in records.read(path)]
   ids, counts = np.unique(np.concatenate(answers), return_counts=True)
   order = np.argsort(-counts, kind='stable')
   kept = ('task', 'split', 'tokenizer_sha256', 'num_examples')
@@ -43,11 +39,11 @@ def build(path: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def save(path: str, ids: np.ndarray, metadata: dict[str, Any]) -> None:
-  """Writes the file."""
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  """Writes the file; it appears only when complete."""
   value = {'format': FORMAT, **metadata, 'ids': ids.tolist()}
-  with open(path, 'w', encoding='utf-8') as file:
-    json.dump(value, file)
+  folder, name = os.path.split(os.path.abspath(path))
+  text = json.dumps(value) + '\n'
+  files.write_all(folder, {name: lambda path: files.write_text(path, text)})
 
 
 def load(

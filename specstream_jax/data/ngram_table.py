@@ -14,7 +14,6 @@ import json
 import os
 from typing import Any
 
-import grain.python as grain
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
@@ -44,11 +43,7 @@ def build(
     ValueError: no records there, or none with an answer.
   """
   manifest = records.read_manifest(path)
-  source = grain.ArrayRecordDataSource(
-    [os.path.join(path, name) for name in manifest['files']]
-  )
-  pairs = (records.decode(source[i]) for i in range(len(source)))
-  table, metadata = from_pairs(pairs, max_entries=max_entries)
+  table, metadata = from_pairs(records.read(path), max_entries=max_entries)
   kept = ('task', 'split', 'tokenizer_sha256', 'num_examples')
   return table, {name: manifest.get(name) for name in kept} | metadata
 

@@ -10,7 +10,7 @@ I is the number of prompt tokens (BOS included if the tokenizer asks for one);
 the rest are answer tokens, EOS included.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +20,7 @@ import tempfile
 from typing import Any
 
 from array_record.python import array_record_module
+import grain.python as grain
 import numpy as np
 import tokenizers
 
@@ -57,6 +58,19 @@ def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
   values = np.frombuffer(record, _DTYPE).astype(np.int32)
   num_inputs = int(values[0])
   return values[1 : 1 + num_inputs], values[1 + num_inputs :]
+
+
+def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields (prompt ids, answer ids) of every record of a folder.
+
+  Raises:
+    ValueError: no records there.
+  """
+  source = grain.ArrayRecordDataSource(
+    [os.path.join(path, name) for name in read_manifest(path)['files']]
+  )
+  for i in range(len(source)):
+    yield decode(source[i])
 
 
 class _Lengths:

@@ -112,15 +112,10 @@ def _sort_operands(node):
 def match(
   targets: Sequence[Sequence[str]], predictions: Sequence[str]
 ) -> dict[str, float]:
-  """Shares of queries equal to a reference as text and as structure.
+  """Shares of queries equal to a reference, 0 to 100; `metrics.sql_match`.
 
-  Args:
-    targets: references of each example, at least one.
-    predictions: one query per example.
-
-  Returns:
-    `sql_exact_match` after `normalize`, `sql_structure_match` by `structure`
-    (or, where one of two does not parse, by text), `sql_parses`; 0 to 100.
+  `sql_exact_match` after `normalize`, `sql_structure_match` by `structure`
+  (or, where one of two does not parse, by text), `sql_parses`.
   """
   exact = same = parses = 0
   for references, prediction in zip(targets, predictions, strict=True):

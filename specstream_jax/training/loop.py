@@ -178,6 +178,7 @@ class _Run:
     self._since_log = 0
 
   def after_step(self, number, state, metrics, bar):
+    """Checks, logs, evaluates and saves as often as the settings say."""
     cfg, last = self._cfg, number == self._cfg.num_steps
     _check_finite(number, metrics)
     self._means.add(metrics)

@@ -33,8 +33,7 @@ class Options:
     batch: rows per call.
     repeats: timed passes.
     seed: of the noise when temperature > 0.
-    vocabulary: of the streams' drafts, as in `DrafterConfig`; '' is all.
-    ngram_table: that re-weights their trees; '' is none.
+    drafter: all settings; None takes plain streams.
   """
 
   task: str = 'e2e_sample'
@@ -48,8 +47,7 @@ class Options:
   batch: int = 1
   repeats: int = 2
   seed: int = 0
-  vocabulary: str = ''
-  ngram_table: str = ''
+  drafter: config_drafting.DrafterConfig | None = None
 
 
 def evaluate(
@@ -61,30 +59,21 @@ def evaluate(
   """Decodes the task's prompts both ways, and scores both outputs.
 
   Raises:
-    ValueError: unknown task or split, no rows, or no adapter.
+    ValueError: unknown task or split, no rows, no adapter, or another
+      drafter than streams.
   """
   spec = registry.get(options.task)
   examples = spec.load_split(options.split, options.data_dir)
   examples = examples[: options.num_prompts or None]
   prompts = [model.encode_prompt(e.inputs) for e in examples]
   model.warn_if_long(prompts, options.max_new_tokens)
-  settings = benchmark.Settings(
-    tree=options.tree or model.tree,
-    decode=config.DecodeConfig(
-      max_new_tokens=options.max_new_tokens,
-      schedule=options.schedule,
-      eos_ids=model.eos_ids,
-      prompt_bucket=16,
-    ),
-    sampling=options.sampling,
-    batch=options.batch,
-    repeats=options.repeats,
-    seed=options.seed,
-    drafter=config_drafting.DrafterConfig(
-      vocabulary=options.vocabulary,
-      ngram_table=options.ngram_table,
-    ),
-  )
+  drafter = options.drafter or config_drafting.DrafterConfig()
+  if drafter.name != 'streams':
+    raise ValueError(
+      f"drafter is {drafter.name!r}; evaluate takes 'streams', `specstream "
+      'bench` takes any'
+    )
+  settings = _settings(model, options, drafter)
   plain, fast = benchmark.compare(model, prompts, settings, progress=progress)
   references = [list(e.references) for e in examples]
   quality = {
@@ -92,20 +81,22 @@ def evaluate(
     'speculative': _score(model, spec.metrics, references, fast.tokens),
   }
   samples = _samples(model, examples, fast, settings.num_samples)
+  tree = drafter.tree or settings.tree
   return benchmark.summarize(
     plain,
     fast,
-    max_depth=settings.tree.max_depth,
+    max_depth=tree.max_depth,
     task=f'{options.task}/{options.split}',
-    drafter='streams',
-    tree=config.to_json(settings.tree) | {'size': settings.tree.size},
+    drafter=drafter.name,
+    name=_name(drafter, tree),
+    tree=config.to_json(tree) | {'size': tree.size},
     schedule=options.schedule,
     dtype=model.config.dtype,
     batch=options.batch,
     temperature=options.sampling.temperature,
-    lossy=False,
-    settings=config.to_json(settings.drafter),
-    extra_parameters=runners.count_extra(model.params(settings.drafter)),
+    lossy=drafter.is_lossy,
+    settings=config.to_json(drafter),
+    extra_parameters=runners.count_extra(model.params(drafter)),
     quality=quality,
     samples=samples,
   )
@@ -128,6 +119,31 @@ def write(
   path = os.path.join(folder, 'report.html')
   report.write(path, document)
   return path
+
+
+def _settings(model, options, drafter):
+  """What `benchmark.compare` is to do."""
+  return benchmark.Settings(
+    tree=options.tree or model.tree,
+    decode=config.DecodeConfig(
+      max_new_tokens=options.max_new_tokens,
+      schedule=options.schedule,
+      eos_ids=model.eos_ids,
+      prompt_bucket=16,
+    ),
+    sampling=options.sampling,
+    batch=options.batch,
+    repeats=options.repeats,
+    seed=options.seed,
+    drafter=drafter,
+  )
+
+
+def _name(drafter, tree) -> str:
+  """Label of the row: drafter, tree, and what helps it."""
+  helpers = {'vocabulary': drafter.vocabulary, 'n-grams': drafter.ngram_table}
+  used = [name for name, file in helpers.items() if file]
+  return ' + '.join([f'{drafter.name} {tree.kind} {tree.size}', *used])
 
 
 def _score(model, names, references, tokens):

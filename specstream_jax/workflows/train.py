@@ -129,7 +129,7 @@ def train(
   state, best = outcome.state, checkpoints.best_step()
   if export == 'best' and best not in (None, step):
     state, _ = checkpoints.restore(state, best)
-  folder = _export(output_dir, loaded, state, recipe, data_dir)
+  folder = _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
   checkpoints.close()
   return Trained(folder, step, False)
 
@@ -250,12 +250,13 @@ def _fresh_adapter(built, weights, batches, recipe, initial):
   return params_lib.unflatten(flat)
 
 
-def _export(output_dir, loaded, state, recipe, data_dir):
+def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
   """The state as adapter/, and the learning curves."""
   folder = os.path.join(output_dir, 'adapter')
   provenance = {
     'step': int(state.step),
     **mixtures.describe(mixtures.manifests(data_dir)),
+    'init_adapter': init_adapter and os.path.basename(init_adapter),
     'recipe': recipe.to_json(),
   }
   cfg = adapters.AdapterConfig(

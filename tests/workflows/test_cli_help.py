@@ -29,8 +29,8 @@ def test_help_lists_the_flags_of_a_command(name):
 
 
 def test_every_command_can_describe_its_flags():
-  # Flags are global to a process, so each command gets one; the parent's
-  # imports are warm by then.
+  # Flags are global to a process and two commands share names, so they are
+  # cleared in between.
   code = (
     'import importlib, sys\n'
     'from absl import flags\n'

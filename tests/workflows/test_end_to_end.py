@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepare, train, checkpoint, load, generate, evaluate: one path, tiny model."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 import specstream_jax as ss
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import huggingface
+from specstream_jax.checkpoints import adapters as ss_adapters, huggingface
 from specstream_jax.cli import main as cli
 from specstream_jax.data import records
 from specstream_jax.evaluation import results
@@ -270,12 +271,54 @@ def run_cli(*args):
   return done.returncode, done.stdout + done.stderr
 
 
+def test_training_goes_on_from_an_adapter_with_a_part_of_it(folder, tmp_path):
+  before, saved = ss_adapters.load_adapter(folder / 'run' / 'adapter')
+  short = dataclasses.replace(
+    recipe(),
+    # Settings of the adapter win, but for the coupling.
+    stream=config.StreamConfig(
+      num_streams=3, num_msa_layers=1, coupling_rank=2
+    ),
+    optimizer=config.OptimizerConfig(trainable='coupling/', warmup_steps=0),
+    train=config.TrainConfig(num_steps=3, batch_size=2, eval_every=3),
+  )
+  run = lambda recipe, name: train_workflow.train(
+    str(folder / 'model'),
+    str(folder / 'records'),
+    str(tmp_path / name),
+    init_adapter=str(folder / 'run' / 'adapter'),
+    recipe=recipe,
+    export='last',
+    progress=False,
+  )
+  after, cfg = ss_adapters.load_adapter(run(short, 'out').adapter_dir)
+  new = {'coupling/down', 'coupling/up'}
+  assert set(after) == set(before) | new
+  for path, value in before.items():
+    np.testing.assert_array_equal(after[path], value)
+  assert after['coupling/up'].any()
+  assert cfg.stream == dataclasses.replace(saved.stream, coupling_rank=2)
+  assert cfg.lora == saved.lora
+  assert cfg.provenance['init_adapter'] == 'adapter'
+  typo = dataclasses.replace(
+    short, optimizer=config.OptimizerConfig(trainable='cuopling/')
+  )
+  with pytest.raises(ValueError, match="'cuopling/', which matches no adapter"):
+    run(typo, 'typo')
+
+
 def test_cli_generates_and_reports_mistakes_in_one_line(folder):
   flags = (f'--model={folder}/model', f'--adapter={folder}/run/adapter')
   status, text = run_cli(
-    'generate', *flags, '--prompt=hi', '--max_new_tokens=12', '--depth=3'
+    'generate',
+    *flags,
+    '--prompt=hi',
+    '--max_new_tokens=12',
+    '--depth=3',
+    '--gin.ObjectiveConfig.chunk_size=3',
   )
   assert status == 0 and 'tokens per call' in text
+  assert 'does not read ObjectiveConfig.chunk_size' in text
   status, text = run_cli('generate', *flags, '--prompt=hi', '--depth=9')
   assert status == 1 and 'draft tree has depth 9' in text
   assert 'Traceback' not in text
@@ -284,7 +327,6 @@ def test_cli_generates_and_reports_mistakes_in_one_line(folder):
     *flags,
     '--prompt=hi',
     '--gin.TreeConfig.depth=9',
-    '--gin.ObjectiveConfig.chunk_size=3',
   )
   assert status == 1 and 'draft tree has depth 9' in text
   status, text = run_cli('evaluate', *flags, '--task=nonsense')
