@@ -22,6 +22,7 @@ COMMANDS = {
   'generate': 'complete prompts',
   'evaluate': 'compare speculative with plain decoding on a task',
   'bench': 'compare drafters on tasks: one table, one report',
+  'results': "write benchmarks as the paper's table",
   'check': 'prove that drafts change nothing: tokens, laws, logits, weights',
 }
 

@@ -67,6 +67,31 @@ def tokens_per_call_by_category(runs: Runs) -> svg.Svg:
   )
 
 
+def tokens_per_call_by_prompt_length(runs: Runs) -> svg.Svg:
+  """Tokens per call of every run against the prompt's length in tokens."""
+
+  def paint(axes):
+    """One line per run, a point in the middle of each group of lengths."""
+    ax = axes[0, 0]
+    for i, run in enumerate(runs):
+      pairs = sorted((int(n), v) for n, v in run.by_prompt_length.items())
+      lengths, values = zip(*pairs, strict=True)
+      _point(ax, lengths, values, i, names(runs)[i], linestyle='-')
+    ax.set(
+      xlabel='prompt tokens, at most',
+      ylabel='tokens per call',
+      ylim=(1, None),
+    )
+    _legend_beside(ax, len(runs))
+
+  runs = [run for run in runs if run.by_prompt_length]
+  return svg.draw(
+    paint,
+    title='Tokens per call against prompt length',
+    size=(5 + _label_width(runs), 3.4),
+  )
+
+
 def cost_against_nodes(runs: Runs) -> svg.Svg:
   """Step cost against the nodes a call verifies."""
   own = [run for run in runs if run.tree.get('size')]
@@ -129,10 +154,10 @@ def _label_width(runs):
   return svg.text_width(names(runs))
 
 
-def _point(ax, x, y, i, label):
+def _point(ax, x, y, i, label, linestyle=''):
   marker = 'os^Dv'[i // len(svg.COLOURS) % 5]
   colour = svg.COLOURS[i % len(svg.COLOURS)]
-  ax.plot(x, y, marker=marker, linestyle='', color=colour, label=label)
+  ax.plot(x, y, marker=marker, linestyle=linestyle, color=colour, label=label)
 
 
 def _legend_beside(ax, count):

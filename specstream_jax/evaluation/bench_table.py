@@ -55,7 +55,7 @@ def _table(runs):
   lines = [_line(_HEAD), _line(['---'] * len(_HEAD))]
   base = ['`none`', '1.00', '1.00', '1.00', '1.00', '1.00 / 1.00']
   lines.append(_line([*base, f'{plain:.1f}', '100.0%', '0', 'lossless']))
-  lines += [_line(_cells(run)) for run in runs]
+  lines += [_line(_cells(run)) for run in runs if run.drafter != 'none']
   return '\n'.join(lines)
 
 

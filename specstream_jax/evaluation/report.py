@@ -245,6 +245,10 @@ def _plots(runs, metrics_path, forward_cost) -> str:
     picture = bench_plots.tokens_per_call_by_category(runs)
     caption = 'Tokens per model call in each category.'
     figures.append(_figure(picture, caption, 'wide'))
+  if any(len(run.by_prompt_length) > 1 for run in runs):
+    picture = bench_plots.tokens_per_call_by_prompt_length(runs)
+    caption = 'Tokens per model call, prompts grouped by length.'
+    figures.append(_figure(picture, caption, 'wide'))
   if forward_cost:
     caption = 'Time of one forward pass by the number of tokens in it.'
     figures.append(_figure(plots.forward_cost(forward_cost), caption))

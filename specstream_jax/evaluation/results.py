@@ -66,6 +66,7 @@ class RunResult:
     settings: everything that defines the drafter.
     extra_parameters: weights beside the model's own (LoRA is folded in).
     by_category: category -> tokens per call, micro.
+    by_prompt_length: prompt tokens, at most -> tokens per call, micro.
     num_truncated: prompts that lost their beginning.
     synthetic: acceptance was drawn, not earned; times only.
     external: another program's loop.
@@ -109,6 +110,7 @@ class RunResult:
   settings: dict[str, Any] = dataclasses.field(default_factory=dict)
   extra_parameters: int = 0
   by_category: dict[str, float] = dataclasses.field(default_factory=dict)
+  by_prompt_length: dict[str, float] = dataclasses.field(default_factory=dict)
   num_truncated: int = 0
   synthetic: bool = False
   external: bool = False

@@ -169,7 +169,8 @@ def summarize(model, plan, runners, made, options) -> list[results.RunResult]:
   runs = []
   for cell in plan.cells:
     plain = made.collect(cell, bench_lib.BASELINE)
-    for runner in made.runners(cell)[1:] if plain else ():
+    rivals = made.runners(cell)
+    for runner in (rivals[1:] or rivals) if plain else ():
       rows, fast = made.collect(cell, runner.label)
       if fast.calls.sum() and plain[1].calls.sum():
         runs.append(
@@ -205,22 +206,32 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     external=runner.is_external,
     synthetic=bool(options.synthetic_acceptance) and not runner.is_external,
     extra_parameters=runner.extra_parameters,
-    by_category=_by_category(rows, fast),
+    by_category=_tokens_per_call_by(
+      [row.question.category for row in rows], fast
+    ),
+    by_prompt_length=_tokens_per_call_by(
+      [_length_group(len(row.prompt)) for row in rows], fast
+    ),
     num_truncated=sum(row.is_truncated for row in rows),
     quality={'autoregressive': score(plain), 'speculative': score(fast)},
     samples=_samples(model, rows, fast),
   )
 
 
-def _by_category(rows, side) -> dict[str, float]:
-  categories = np.array([row.question.category for row in rows])
+def _tokens_per_call_by(groups: Sequence[Any], side) -> dict[str, float]:
+  """Group -> tokens per call of its rows, micro; `groups` has one per row."""
   found = {}
-  for name in sorted(set(categories)):
-    where = np.flatnonzero(categories == name)
+  for group in sorted(set(groups)):
+    where = [i for i, other in enumerate(groups) if other == group]
     tokens = [side.tokens[i] for i in where]
     rates = benchmark.tokens_per_call(tokens, side.calls[where])
-    found[str(name)] = rates['micro']
+    found[str(group)] = rates['micro']
   return found
+
+
+def _length_group(length: int) -> int:
+  """Prompt lengths in steps of 128 tokens: 128, 256, 384, …"""
+  return -(-length // 128) * 128
 
 
 def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:

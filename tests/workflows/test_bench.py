@@ -52,6 +52,7 @@ def test_bench_writes_table_report_answers_and_journal(
   assert result.num_prompts == 4  # three questions, one with two turns
   assert result.num_truncated == 1
   assert set(result.by_category) == {'writing', 'math'}
+  assert set(result.by_prompt_length) == {'128'}
   assert result.extra_parameters == 2 * 16
   with open(out / 'results.json') as file:
     document = json.load(file)
@@ -182,3 +183,20 @@ def test_later_turns_carry_the_conversation():
     chat.render(None, messages)
   with pytest.raises(ValueError, match='chat template: no system'):
     chat.render("{{ raise_exception('no system') }}", messages)
+
+
+def test_baseline_alone_gives_one_row_for_its_metric(model, options, tmp_path):
+  changed = bench.dataclasses.replace(options, drafters=('none',))
+  (result,) = run(model, changed, tmp_path / 'out')
+  assert (result.drafter, result.call_reduction_ratio) == ('none', 1.0)
+  assert result.equal_fraction == 1.0 and result.extra_parameters == 0
+  table = (tmp_path / 'out' / 'table.md').read_text()
+  assert table.count('| `none` | 1.00 | 1.00 | 1.00 | 1.00 |') == 1
+
+
+def test_tokens_per_call_are_grouped_by_prompt_length(model, options, tmp_path):
+  changed = bench.dataclasses.replace(options, max_prompt_tokens=200)
+  (result,) = run(model, changed, tmp_path / 'out')
+  assert list(result.by_prompt_length) == ['128', '256']
+  rates = list(result.by_prompt_length.values())
+  assert min(rates) <= result.tokens_per_call_micro <= max(rates)
