@@ -195,6 +195,9 @@ def test_baseline_alone_gives_one_row_for_its_metric(model, options, tmp_path):
 
 
 def test_tokens_per_call_are_grouped_by_prompt_length(model, options, tmp_path):
+  with open(tmp_path / 'question.jsonl', 'a') as file:
+    row = {'question_id': 10, 'category': 'math', 'turns': ['b ' * 80]}
+    file.write(json.dumps(row) + '\n')
   changed = bench.dataclasses.replace(options, max_prompt_tokens=200)
   (result,) = run(model, changed, tmp_path / 'out')
   assert list(result.by_prompt_length) == ['128', '256']
