@@ -47,6 +47,9 @@ class DrafterConfig:
       `typical` (lossy).
     couple_noise: at temperature > 0, `top_k` drafts use the target's
       position-keyed noise.
+    noise_weight: of that noise in the drafts' scores. 1 is right for a drafter
+      that is as sure as the target; streams know less and want less of it at
+      low temperatures.
     coupling: an adapter's coupling, if it has one, ranks the nodes of
       `best_first` trees by their parents.
     ngram: longest n-gram to look up, or n of lookahead.
@@ -71,6 +74,7 @@ class DrafterConfig:
   drafting: str = 'top_k'
   verifier: str = 'walk'
   couple_noise: bool = True
+  noise_weight: float = 1.0
   coupling: bool = True
   ngram: int = 3
   window: int = 4
@@ -96,6 +100,7 @@ class DrafterConfig:
     for name in ('window', 'pool_size', 'num_guesses'):
       checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 1)
     checks.at_least('DrafterConfig.ngram', self.ngram, 2)
+    checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
     checks.at_least('DrafterConfig.vocabulary_size', self.vocabulary_size, 0)
     for name in ('ngram_table', 'vocabulary'):
       checks.check(

@@ -85,6 +85,7 @@ def perturb(
   keys: typing.Array,
   positions: typing.Array,
   cfg: config.SamplingConfig,
+  noise_weight: float = 1.0,
 ) -> typing.Array:
   """Scores whose arg max is the drawn token, float32 [B, M, V].
 
@@ -93,10 +94,12 @@ def perturb(
     keys: [B] row keys.
     positions: [B, M] int32, absolute position of the token to draw.
     cfg: greedy needs no noise.
+    noise_weight: factor of the noise; other than 1, the arg max is a guess.
   """
   scores = process_logits(logits, cfg)
-  if cfg.temperature:
-    scores += gumbel(keys, positions, logits.shape[-1])
+  if cfg.temperature and noise_weight:
+    noise = gumbel(keys, positions, logits.shape[-1])
+    scores += noise_weight * noise
   return scores
 
 

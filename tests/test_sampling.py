@@ -110,6 +110,10 @@ def test_noise_depends_on_row_and_position_only():
   )
   np.testing.assert_array_equal(all_rows[1:2], one_row)
   noise = all_rows - logits / 1.7
+  weighted = sampling.perturb(
+    logits, sampling.row_keys(0, [0, 1, 2]), positions, cfg, 0.5
+  )
+  np.testing.assert_allclose(weighted - logits / 1.7, noise / 2, atol=1e-5)
   np.testing.assert_allclose(noise[:, 1], noise[:, 2], atol=1e-5)
   assert (
     len({round(float(n), 4) for n in noise[:, [0, 1, 3, 4], 0].ravel()}) == 12

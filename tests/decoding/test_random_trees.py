@@ -242,10 +242,18 @@ def test_more_siblings_than_tokens():
     _trees(cfg, 'gumbel_top_k')
 
 
-@pytest.mark.parametrize('is_coupled', [True, False])
-def test_coupling_can_be_switched_off(is_coupled):
+@pytest.mark.parametrize(
+  'settings, is_coupled',
+  [
+    ({}, True),
+    ({'noise_weight': 0.5}, True),
+    ({'noise_weight': 0.0}, False),
+    ({'couple_noise': False}, False),
+  ],
+)
+def test_coupling_can_be_switched_off(settings, is_coupled):
   """Uncoupled drafts are the best by their logits."""
-  options = config_drafting.DrafterConfig(couple_noise=is_coupled)
+  options = config_drafting.DrafterConfig(**settings)
   cfg = config.TreeConfig('chain', depth=DEPTH)
   drafter = streams.Streams(cfg, DEPTH, options)
   logits = jnp.broadcast_to(LOGITS, (31, *LOGITS.shape))

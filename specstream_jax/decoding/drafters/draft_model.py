@@ -177,7 +177,8 @@ class DraftModel:
     scores = sampling.process_logits(logits, setup.sampling)
     if setup.sampling.temperature and self.options.couple_noise:
       positions = context.leaf_positions[:, None] + 2 + depth
-      scores += sampling.gumbel(context.row_keys, positions, logits.shape[-1])
+      noise = sampling.gumbel(context.row_keys, positions, logits.shape[-1])
+      scores += self.options.noise_weight * noise
     return scores
 
   def _grow_best_first(self, setup, params, context, level):

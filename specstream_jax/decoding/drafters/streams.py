@@ -83,7 +83,13 @@ class Streams:
     # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
     ahead = 2 + jnp.arange(self.max_depth)[None]
     positions = context.leaf_positions[:, None] + ahead
-    return sampling.perturb(logits, context.row_keys, positions, setup.sampling)
+    return sampling.perturb(
+      logits,
+      context.row_keys,
+      positions,
+      setup.sampling,
+      self.options.noise_weight,
+    )
 
   def _best(self, setup, params, scores, context, state):
     """The tree of the streams' best tokens."""
