@@ -7,6 +7,25 @@ import jinja2
 from jinja2 import sandbox
 
 
+def prompt(
+  template: str | None, turns: Sequence[str], answers: Sequence[str] = ()
+) -> str:
+  """What a user's turn number len(answers) + 1 looks like to the model.
+
+  Without BOS, which encoding puts in front.
+
+  Args:
+    template: the model's Jinja chat template, or None.
+    turns: of the user, perhaps more than are asked yet.
+    answers: of the model, to the earlier turns.
+
+  Raises:
+    ValueError: see `render`.
+  """
+  messages = conversation(turns, answers)
+  return render(template, messages, bos_token='', eos_token='')
+
+
 def render(
   template: str | None,
   messages: Sequence[Mapping[str, str]],

@@ -200,10 +200,7 @@ class Bench:
   def _prompt(self, question, answers):
     if not question.is_chat:
       return self._model.encode_prompt(question.turns[0])
-    messages = chat.conversation(question.turns, answers)
-    text = chat.render(
-      self._model.chat_template, messages, bos_token='', eos_token=''
-    )
+    text = chat.prompt(self._model.chat_template, question.turns, answers)
     return self._model.encode_prompt(text)
 
   def collect(

@@ -164,12 +164,7 @@ def _rows(model, prompts, options):
   rows = []
   for index, prompt in enumerate(prompts):
     if options.is_chat:
-      prompt = chat.render(
-        model.chat_template,
-        [{'role': 'user', 'content': prompt}],
-        bos_token='',
-        eos_token='',
-      )
+      prompt = chat.prompt(model.chat_template, [prompt])
     tokens = tuple(model.encode_prompt(prompt))
     if len(tokens) <= options.max_prompt_tokens:
       rows.append(_Row(index, prompt, tokens))
