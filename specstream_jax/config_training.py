@@ -15,7 +15,8 @@ class ObjectiveConfig:
 
   Attributes:
     main_weight: a_0.
-    stream_weight: a_j, the same for every stream.
+    stream_weight: a_j, the same for every stream; 0 is plain LoRA, no streams
+      run.
     stream_decay: a_j = stream_weight * stream_decay**(j - 1).
     teacher_weight: share of the streams' loss that compares with the main
       stream's own distribution at the same token instead of the token; 0 to 1.

@@ -144,9 +144,11 @@ def loss(
   Returns:
     The scalar loss (float32, mean over targets per stream, then weighted) and
     metrics as (sum, weight) pairs: loss/x, top1/x, top4/x for x in main,
-    stream_1 …, pruning, coupled_1 ….
+    stream_1 …, pruning, coupled_1 …. Where no stream has a weight, no streams
+    run, and the step is that of plain LoRA.
   """
-  num_streams = model.stream_cfg.num_streams
+  has_streams = any(cfg.stream_weights(model.stream_cfg.num_streams))
+  num_streams = model.stream_cfg.num_streams if has_streams else 0
   anchors, scale = choose_anchors(
     key, batch['decoder_loss_weights'], cfg.anchors_per_sequence
   )
@@ -157,7 +159,7 @@ def loss(
     batch['decoder_input_tokens'],
     batch['decoder_positions'],
     batch['decoder_segment_ids'],
-    anchors,
+    anchors if has_streams else None,
     remat=remat,
   )
   main = jnp.take_along_axis(hidden.main, anchors[..., None], axis=1)
@@ -170,10 +172,21 @@ def loss(
     a * _mean(metrics, name)
     for a, name in zip(coefficients, stream_names(num_streams))
   )
-  if cfg.teacher_weight:
+  extra, metrics = _extras(
+    model, hidden, anchors, targets, weights, metrics, coefficients, cfg
+  )
+  return total + extra, metrics
+
+
+def _extras(
+  model, hidden, anchors, targets, weights, metrics, coefficients, cfg
+):
+  """What teacher, coupling and pruning adapter add to loss and metrics."""
+  total, has_streams = 0.0, hidden.streams is not None
+  if cfg.teacher_weight and has_streams:
     extra, metrics = _teach(model, hidden, anchors, weights, metrics, cfg)
     total += cfg.teacher_weight * extra
-  if model.stream_cfg.coupling_rank and cfg.coupling_weight:
+  if model.stream_cfg.coupling_rank and cfg.coupling_weight and has_streams:
     extra, coupling = _coupling_loss(
       model, hidden.streams, targets, weights, coefficients, cfg.chunk_size
     )
@@ -193,6 +206,8 @@ def stream_names(num_streams: int) -> list[str]:
 
 def _losses(model, main, streams, targets, chunk_size):
   """TokenLoss [B, A, J + 1]; a frozen main stream only goes forward."""
+  if streams is None:
+    return token_loss(model, main, targets, chunk_size)
   if not model.is_lossless:
     stacked = jnp.concatenate([main, streams], axis=2)
     return token_loss(model, stacked, targets, chunk_size)

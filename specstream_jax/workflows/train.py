@@ -100,7 +100,8 @@ def train(
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     remat: recompute layers in the backward pass to save memory.
-    export: 'best' evaluation or 'last' step becomes the adapter.
+    export: 'best' evaluation or 'last' step becomes the adapter; without
+      stream weights (plain LoRA) always the last, as evaluations rank streams.
     progress: show a progress bar.
 
   Raises:
@@ -127,7 +128,8 @@ def train(
   if outcome.interrupted:
     return Trained(None, step, True)
   state, best = outcome.state, checkpoints.best_step()
-  if export == 'best' and best not in (None, step):
+  ranks = export == 'best' and any(recipe.objective.stream_weights(1))
+  if ranks and best not in (None, step):
     state, _ = checkpoints.restore(state, best)
   folder = _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
   checkpoints.close()

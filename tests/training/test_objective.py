@@ -213,6 +213,28 @@ def test_chunk_size_changes_neither_loss_nor_gradient():
   )
 
 
+def test_without_stream_weight_no_stream_runs():
+  """The loss and gradient are those of the main stream, the step cheaper."""
+  batch, adapter = tb.pack(tb.examples()), tb.model()[2]
+  cfg = config.ObjectiveConfig(pruning_weight=0.0)
+  plain = dataclasses.replace(cfg, stream_weight=0.0)
+  tiny_weight = dataclasses.replace(cfg, stream_weight=1e-12)
+  (total, metrics), gradient = tb.gradient_fn(plain)(adapter, batch)
+  (other, _), expected = tb.gradient_fn(tiny_weight)(adapter, batch)
+  assert set(metrics) == {'loss/main', 'top1/main', 'top4/main'}
+  assert float(total) == pytest.approx(float(other), rel=1e-6)
+  for (path, leaf), twin in zip(
+    params.flatten(gradient).items(), params.flatten(expected).values()
+  ):
+    np.testing.assert_allclose(leaf, twin, atol=2e-6, err_msg=path)
+  assert not np.any(gradient['streams']['embedding'])
+  flops = [
+    tb.gradient_fn(c).lower(adapter, batch).compile().cost_analysis()['flops']
+    for c in (plain, tiny_weight)
+  ]
+  assert flops[0] < 0.9 * flops[1]
+
+
 def test_pruning_loss_trains_the_pruning_adapter_alone():
   cfg = config.ObjectiveConfig(
     main_weight=0.0, stream_weight=0.0, pruning_weight=1.0, pruning_anchors=5
