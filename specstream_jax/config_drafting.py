@@ -47,9 +47,9 @@ class DrafterConfig:
       `typical` (lossy).
     couple_noise: at temperature > 0, `top_k` drafts use the target's
       position-keyed noise.
-    noise_weight: of that noise in the drafts' scores. 1 is right for a drafter
-      that is as sure as the target; streams know less and want less of it at
-      low temperatures.
+    noise_weight: of that noise in the drafts' scores; None takes 1 for a draft
+      model and 0.5 for streams and Medusa heads, which know less than the
+      target and hence of what its noise will do.
     coupling: an adapter's coupling, if it has one, ranks the nodes of
       `best_first` trees by their parents.
     ngram: longest n-gram to look up, or n of lookahead.
@@ -74,7 +74,7 @@ class DrafterConfig:
   drafting: str = 'top_k'
   verifier: str = 'walk'
   couple_noise: bool = True
-  noise_weight: float = 1.0
+  noise_weight: float | None = None
   coupling: bool = True
   ngram: int = 3
   window: int = 4
@@ -100,7 +100,8 @@ class DrafterConfig:
     for name in ('window', 'pool_size', 'num_guesses'):
       checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 1)
     checks.at_least('DrafterConfig.ngram', self.ngram, 2)
-    checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
+    if self.noise_weight is not None:
+      checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
     checks.at_least('DrafterConfig.vocabulary_size', self.vocabulary_size, 0)
     for name in ('ngram_table', 'vocabulary'):
       checks.check(
@@ -108,6 +109,14 @@ class DrafterConfig:
         f'DrafterConfig.{name} is set for {self.name!r}; only the trees of '
         "'streams' take one, leave it out",
       )
+
+  @property
+  def used_noise_weight(self) -> float:
+    """What `noise_weight` and `couple_noise` come to."""
+    if not self.couple_noise:
+      return 0.0
+    default = 1.0 if self.name == 'draft_model' else 0.5
+    return default if self.noise_weight is None else self.noise_weight
 
   @property
   def is_lossy(self) -> bool:

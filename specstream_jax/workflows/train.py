@@ -100,8 +100,8 @@ def train(
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     remat: recompute layers in the backward pass to save memory.
-    export: 'best' evaluation or 'last' step becomes the adapter; without
-      stream weights (plain LoRA) always the last, as evaluations rank streams.
+    export: 'best' evaluation or 'last' step becomes the adapter; plain LoRA
+      always takes the last, as evaluations rank streams.
     progress: show a progress bar.
 
   Raises:
@@ -128,12 +128,16 @@ def train(
   if outcome.interrupted:
     return Trained(None, step, True)
   state, best = outcome.state, checkpoints.best_step()
-  ranks = export == 'best' and any(recipe.objective.stream_weights(1))
-  if ranks and best not in (None, step):
+  if _ranks(recipe, export) and best not in (None, step):
     state, _ = checkpoints.restore(state, best)
   folder = _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
   checkpoints.close()
   return Trained(folder, step, False)
+
+
+def _ranks(recipe, export):
+  """Whether the best evaluation is exported."""
+  return export == 'best' and any(recipe.objective.stream_weights(1))
 
 
 def _initial(folder, loaded, recipe):

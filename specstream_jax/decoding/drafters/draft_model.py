@@ -175,10 +175,11 @@ class DraftModel:
   def _scores(self, setup, context, logits, depth):
     """[B, W, V] float32, by which children of nodes at `depth` are chosen."""
     scores = sampling.process_logits(logits, setup.sampling)
-    if setup.sampling.temperature and self.options.couple_noise:
+    weight = self.options.used_noise_weight
+    if setup.sampling.temperature and weight:
       positions = context.leaf_positions[:, None] + 2 + depth
       noise = sampling.gumbel(context.row_keys, positions, logits.shape[-1])
-      scores += self.options.noise_weight * noise
+      scores += weight * noise
     return scores
 
   def _grow_best_first(self, setup, params, context, level):

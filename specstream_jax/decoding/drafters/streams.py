@@ -78,8 +78,6 @@ class Streams:
 
   def _scores(self, setup, logits, context):
     """What the streams' tokens are ranked by, [B, J, V]."""
-    if not self.options.couple_noise:
-      return sampling.process_logits(logits, setup.sampling)
     # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
     ahead = 2 + jnp.arange(self.max_depth)[None]
     positions = context.leaf_positions[:, None] + ahead
@@ -88,7 +86,7 @@ class Streams:
       context.row_keys,
       positions,
       setup.sampling,
-      self.options.noise_weight,
+      self.options.used_noise_weight,
     )
 
   def _best(self, setup, params, scores, context, state):
