@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`specstream COMMAND [flags]`: picks the command, reads flags and gin."""
 
+import ast
 from collections.abc import Callable, Sequence
 import importlib
 import os
@@ -63,11 +64,14 @@ def split_gin(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _literal(value: str) -> str:
-  """`value` as gin reads it: a bare word becomes a string."""
-  is_word = value.replace('_', '').replace('-', '').isalpha()
-  return (
-    repr(value) if is_word and value not in ('True', 'False', 'None') else value
-  )
+  """`value` as gin reads it: what is no Python literal becomes a string."""
+  if value[:1] in ('@', '%'):  # gin's references and macros
+    return value
+  try:
+    ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return repr(value)
+  return value
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:

@@ -349,6 +349,10 @@ def test_gin_bindings_and_unknown_names():
     'StreamConfig.num_streams = 3',
     "TreeConfig.kind = 'full'",
   ]
+  texts = ('coupling/', "('q', 'v')", '1e-3', '%macro', "'quoted'", 'None')
+  _, bindings = cli.split_gin([f'--gin.X.y={text}' for text in texts])
+  values = [binding.removeprefix('X.y = ') for binding in bindings]
+  assert values == ["'coupling/'", *texts[1:]]
   with pytest.raises(ValueError, match='NoSuchConfig'):
     cli.parse_gin([], ['NoSuchConfig.x = 1'])
   with pytest.raises(ValueError, match='has no value'):
