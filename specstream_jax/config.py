@@ -319,6 +319,13 @@ class DecodeConfig:
     )
 
 
+def _defaults(cls: type) -> dict[str, Any]:
+  """Fields of a dataclass that have a plain default, with it."""
+  fields = dataclasses.fields(cls)
+  is_plain = lambda field: field.default is not dataclasses.MISSING
+  return {field.name: field.default for field in filter(is_plain, fields)}
+
+
 def to_json(cfg: Any) -> dict[str, Any]:
   """A config as plain JSON types."""
   return dataclasses.asdict(cfg)
@@ -326,6 +333,9 @@ def to_json(cfg: Any) -> dict[str, Any]:
 
 def from_json(cls: type, values: dict[str, Any]) -> Any:
   """The config of class `cls` from `to_json` output.
+
+  Fields that an older file lacks get the class's own defaults, whatever gin
+  binds them to: a file says what it holds, not what the next run wants.
 
   Raises:
     ValueError: a field is unknown, with the accepted names.
@@ -336,7 +346,7 @@ def from_json(cls: type, values: dict[str, Any]) -> Any:
     not unknown,
     f'{cls.__name__} does not know {unknown}; accepted: {sorted(names)}',
   )
-  values = dict(values)
+  values = _defaults(cls) | dict(values)
   if cls is ModelConfig and isinstance(values.get('rope_scaling'), dict):
     values['rope_scaling'] = RopeScaling(**values['rope_scaling'])
   return cls(**values)

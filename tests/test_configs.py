@@ -7,7 +7,7 @@ import pathlib
 import gin
 import pytest
 
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 from specstream_jax.cli import main
 from specstream_jax.workflows import train
 
@@ -44,3 +44,16 @@ def test_shipped_adapter_has_the_recipe_of_its_gin_file():
 
 def test_a_binding_on_the_command_line_wins_over_the_file():
   assert recipe('tiny.gin', 'LoraConfig.rank = 5').lora.rank == 5
+
+
+def test_gin_does_not_reach_what_an_older_file_lacks():
+  values = config.to_json(config.StreamConfig(num_streams=3))
+  del values['coupling_rank']
+  with gin.unlock_config():
+    gin.parse_config('StreamConfig.coupling_rank = 64')
+  try:
+    assert config.StreamConfig().coupling_rank == 64
+    read = config.from_json(config.StreamConfig, values)
+    assert (read.coupling_rank, read.num_streams) == (0, 3)
+  finally:
+    gin.clear_config()
