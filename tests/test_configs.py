@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every gin file parses and makes a recipe."""
 
+import importlib.util
 import json
 import pathlib
 
@@ -57,3 +58,19 @@ def test_gin_does_not_reach_what_an_older_file_lacks():
     assert (read.coupling_rank, read.num_streams) == (0, 3)
   finally:
     gin.clear_config()
+
+
+def ablations():
+  path = CONFIGS.parent / 'launch' / 'ablate.py'
+  spec = importlib.util.spec_from_file_location('ablate', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.VARIANTS
+
+
+@pytest.mark.parametrize('name', ablations())
+def test_variant_of_the_ablations_is_a_recipe_of_its_own(name):
+  bindings = [f'--gin.{binding}' for binding in ablations()[name]]
+  changed = recipe('e2e_smollm2.gin', *main.split_gin(bindings)[1])
+  gin.clear_config()
+  assert (changed != recipe('e2e_smollm2.gin')) == bool(bindings)
