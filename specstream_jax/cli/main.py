@@ -143,6 +143,8 @@ def run(argv: Sequence[str] | None = None) -> None:
   except ValueError as error:
     print(f'specstream {name}: {error}', file=sys.stderr)
     raise SystemExit(2) from None
+  if not sys.stderr.isatty():  # a log wants no ten lines a second
+    os.environ.setdefault('TQDM_MININTERVAL', '10')
   command = importlib.import_module(f'specstream_jax.cli.{name}')
   own = _defined_by(command.define_flags)
   common = _defined_by(define_common_flags)
