@@ -33,14 +33,21 @@ def test_gin_file_makes_a_recipe_of_its_own(name):
   assert recipe(name) != default
 
 
-def test_shipped_adapter_has_the_recipe_of_its_gin_file():
+def test_shipped_adapter_has_the_recipes_of_its_gin_files():
   folder = pathlib.Path(runtime.adapter_folder('e2e_nlg'))
   saved = json.loads((folder / 'adapter_config.json').read_text())
-  expected = json.loads(json.dumps(recipe('e2e_smollm2.gin').to_json()))
-  recipe_then = saved['provenance']['recipe']
-  # A field that came later is at its default.
   now = json.loads(json.dumps(train.Recipe().to_json()))
-  assert {k: now[k] | recipe_then[k] for k in now} == expected
+  second = saved['provenance']
+  first = second['init_adapter']['provenance']
+  for name, stage in (('', first), ('_coupling', second)):
+    gin.clear_config()
+    values = recipe(f'e2e_smollm2{name}.gin').to_json()
+    expected = json.loads(json.dumps(values))
+    tree = expected.pop('tree')
+    # A field that came later is at its default.
+    then = {k: now[k] | stage['recipe'][k] for k in now if k != 'tree'}
+    assert then == expected
+  assert saved['tree'] == tree  # chosen after training
 
 
 def test_a_binding_on_the_command_line_wins_over_the_file():

@@ -135,6 +135,15 @@ def train(
   return Trained(folder, step, False)
 
 
+def _origin(folder):
+  """Name and provenance of the adapter that a run started from, or None."""
+  if not folder:
+    return None
+  name = os.path.basename(os.path.normpath(folder))
+  provenance = adapters.load_adapter(folder)[1].provenance
+  return {'name': name, 'provenance': provenance}
+
+
 def _ranks(recipe, export):
   """Whether the best evaluation is exported."""
   return export == 'best' and any(recipe.objective.stream_weights(1))
@@ -262,7 +271,7 @@ def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
   provenance = {
     'step': int(state.step),
     **mixtures.describe(mixtures.manifests(data_dir)),
-    'init_adapter': init_adapter and os.path.basename(init_adapter),
+    'init_adapter': _origin(init_adapter),
     'recipe': recipe.to_json(),
   }
   cfg = adapters.AdapterConfig(
