@@ -103,6 +103,21 @@ class DrafterConfig:
     if self.noise_weight is not None:
       checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
     checks.at_least('DrafterConfig.vocabulary_size', self.vocabulary_size, 0)
+    for name in ('ngram_weight', 'typical_epsilon', 'typical_delta'):
+      checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 0.0)
+    checks.check(
+      0 <= self.synthetic_acceptance <= 1,
+      f'DrafterConfig.synthetic_acceptance is {self.synthetic_acceptance}; '
+      'accepted: 0 to 1',
+    )
+    for name in ('couple_noise', 'coupling'):
+      checks.one_of(f'DrafterConfig.{name}', getattr(self, name), (True, False))
+    if self.name not in ('draft_model', 'medusa'):
+      checks.check(
+        not self.path,
+        f'DrafterConfig.path is {self.path!r}, but {self.name!r} has no folder; '
+        'leave it out',
+      )
     for name in ('ngram_table', 'vocabulary'):
       checks.check(
         not getattr(self, name) or self.name == 'streams',
@@ -117,6 +132,13 @@ class DrafterConfig:
       return 0.0
     default = 1.0 if self.name == 'draft_model' else 0.5
     return default if self.noise_weight is None else self.noise_weight
+
+  @property
+  def output(self) -> str:
+    """'lossless', 'lossy' or 'synthetic': what a reader must know of it."""
+    if self.synthetic_acceptance:
+      return 'synthetic'
+    return 'lossy' if self.is_lossy else 'lossless'
 
   @property
   def is_lossy(self) -> bool:

@@ -14,10 +14,13 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from specstream_jax import assembly, config, config_drafting, typing
-from specstream_jax.checkpoints import adapters, loading
+from specstream_jax.checkpoints import (
+  adapters,
+  loading,
+  weights as weights_lib,
+)
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   transformer_fns,
@@ -255,8 +258,10 @@ def _on_device(flat: typing.FlatParams, dtype: str) -> dict[Any, Any]:
 
 
 def fingerprint(model: Model) -> str:
-  """A hash of weights that decode: norms and a corner of the embedding."""
-  digest = hashlib.sha256()
-  digest.update(np.asarray(model.base['final_norm']['scale']).tobytes())
-  digest.update(np.asarray(model.base['embed']['embedding'][:64]).tobytes())
-  return digest.hexdigest()[:16]
+  """A hash of the weights that decode: a sample of each tensor of the base, LoRA
+  folded in, and the adapter whole."""
+  parts = (
+    weights_lib.fingerprint(params_lib.flatten(model.base)),
+    weights_lib.fingerprint(params_lib.flatten(model.adapter), whole=True),
+  )
+  return hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]

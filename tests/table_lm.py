@@ -69,7 +69,9 @@ def read(cache, visible, positions):
 def forward(params, tokens, positions, tree_mask, cache, *, with_streams):
   del with_streams
   new = jnp.stack([tokens, positions], axis=-1)[:, :, None]  # [B, M, K=1, 2]
-  write = functools.partial(cache_lib.append, start=cache.length)
+  # A tree that grows: its earlier nodes lie in the slots from `length` on.
+  start = cache.length + tree_mask.shape[-1] - tokens.shape[1]
+  write = functools.partial(cache_lib.append, start=start)
   cache = cache_lib.Cache(
     (write(cache.keys[0], new),), (write(cache.values[0], -new),), cache.length
   )

@@ -122,18 +122,20 @@ def config_hash(cfg: config.ModelConfig) -> str:
   return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def fingerprint(flat: Mapping[str, Any]) -> str:
+def fingerprint(flat: Mapping[str, Any], *, whole: bool = False) -> str:
   """sha256 over names, shapes and a sample of the values in bfloat16.
 
   Equal for the same weights loaded as float32 and as bfloat16.
 
   Args:
     flat: arrays by path.
+    whole: every value instead of a sample, for small sets of weights.
   """
   digest = hashlib.sha256()
   for path in sorted(flat):
     leaf = np.asarray(flat[path])
-    values = leaf.reshape(-1)[:: max(1, leaf.size // _SAMPLES)]
+    stride = 1 if whole else max(1, leaf.size // _SAMPLES)
+    values = leaf.reshape(-1)[::stride]
     digest.update(f'{path}{leaf.shape}'.encode())
     digest.update(values.astype(jnp.bfloat16).tobytes())
   return digest.hexdigest()

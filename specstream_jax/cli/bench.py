@@ -60,6 +60,7 @@ def define_flags() -> None:
     upper_bound=1.0,
   )
   flags.DEFINE_bool('resume', False, 'Go on with the journal that is there.')
+  flags.DEFINE_bool('overwrite', False, 'Start anew where there is one.')
   flags.DEFINE_string(
     'results_dir',
     'results/bench',
@@ -77,8 +78,8 @@ def main(argv: Sequence[str]) -> int:
   options = workflow.Options(
     drafters=tuple(filter(None, drafters)),
     tasks=tuple(args.tasks),
-    temperatures=tuple(map(float, args.temperatures)),
-    batch_sizes=tuple(map(int, args.batch_sizes)),
+    temperatures=_numbers('temperatures', args.temperatures, float),
+    batch_sizes=_numbers('batch_sizes', args.batch_sizes, int),
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,
     max_prompt_tokens=args.max_prompt_tokens,
@@ -88,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     external=tuple(args.external),
     synthetic_acceptance=args.synthetic_acceptance,
     resume=args.resume,
+    overwrite=args.overwrite,
   )
   runs = workflow.bench(
     model, options, args.results_dir, command=shlex.join(sys.argv)
@@ -95,6 +97,17 @@ def main(argv: Sequence[str]) -> int:
   print(table.format_table(runs))
   print(f'report: {args.results_dir}/report.html')
   return 0
+
+
+def _numbers(name, texts, kind):
+  """A list flag's numbers; raises ValueError naming the flag."""
+  try:
+    return tuple(map(kind, texts))
+  except ValueError:
+    noun = {int: 'whole numbers', float: 'numbers'}[kind]
+    raise ValueError(
+      f'--{name} is {",".join(texts)!r}; accepted: {noun}, parted by commas'
+    ) from None
 
 
 def load_model(args) -> runtime.Model:

@@ -48,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     print(prompt + row.text)
     print(
       f'[{len(row.tokens)} tokens, {row.calls} calls, '
-      f'{row.tokens_per_call:.2f} tokens per call, {row.finish_reason}]'
+      f'{row.tokens_per_call:.2f} tokens per call, {row.finish_reason}'
+      + ('' if row.output == 'lossless' else f', {row.output} output')
+      + ']'
     )
   return 0
 
@@ -78,3 +80,6 @@ def _print_stream(model, prompt, options):
       print(text[len(shown) :], end='', flush=True)
       shown = text
   print()
+  rule = workflow.output(model, options)
+  if rule != 'lossless':
+    print(f'[{rule} output]')

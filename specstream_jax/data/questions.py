@@ -49,12 +49,39 @@ def load(
   if task == SPEC_BENCH:
     questions = read_spec_bench(data_dir)
   else:
-    examples = registry.get(task).load_split(split, data_dir)
+    read = _jsonl_examples if task == 'jsonl' else _task_examples
     questions = [
       Question(i, task, (example.inputs,), tuple(example.references))
-      for i, example in enumerate(examples)
+      for i, example in enumerate(read(task, split, data_dir))
     ]
   return _spread(questions, num_questions)
+
+
+def _task_examples(task, split, data_dir):
+  return registry.get(task).load_split(split, data_dir)
+
+
+def _jsonl_examples(task, split, data_dir):
+  """Rows of a JSONL file; unlike training, a benchmark needs no completions."""
+  if data_dir is None:
+    raise ValueError(
+      f'task {task!r} needs a folder with {split}.jsonl, as in '
+      f'{task}/{split}@FOLDER'
+    )
+
+  def pair(row):
+    found = readers.json_pair(row)
+    prompt = row.get('prompt', row.get('inputs'))
+    is_prompt = isinstance(prompt, str) and prompt.strip()
+    has_answer = row.get('completion', row.get('targets')) is not None
+    return (prompt, '') if is_prompt and not has_answer else found
+
+  path = readers.find_file(data_dir, (f'{split}.jsonl',))
+  rows = readers.read_jsonl(path, pair=pair)
+  return [
+    readers.Example(source, (answer,) if answer else ())
+    for source, answer in rows.pairs
+  ]
 
 
 def read_spec_bench(data_dir: str | None) -> list[Question]:

@@ -183,7 +183,7 @@ def _json_object(line: str) -> dict[str, object] | str:
   return row
 
 
-def _json_pair(row: dict[str, object]) -> tuple[str, str] | str:
+def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
   """The (source, answer) of a JSON object, or what is wrong with it."""
   names = _pick(row, _SOURCE_KEYS), _pick(row, _ANSWER_KEYS)
   for name, accepted in zip(names, (_SOURCE_KEYS, _ANSWER_KEYS), strict=True):
@@ -208,7 +208,7 @@ def read_jsonl(
   path: str,
   *,
   skip_bad_rows: bool = False,
-  pair: Callable[[dict[str, object]], tuple[str, str] | str] = _json_pair,
+  pair: Callable[[dict[str, object]], tuple[str, str] | str] = json_pair,
 ) -> Rows:
   """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
 

@@ -13,7 +13,9 @@ Axis letters: B rows, M tree nodes, W nodes of one depth, J streams (laws),
 V vocabulary.
 """
 
+from collections.abc import Sequence
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -191,33 +193,83 @@ def _beam(log_probs, root, cfg, noise, is_random):
   down depend on who the children are, decide which of other nodes' grandchildren
   exist, and with these a node may be compared. Hence `check`.)
   """
-  batch, vocab_size = root.shape[0], log_probs.shape[-1]
-  # Log-probability and perturbed log-probability of the last depth's nodes.
-  plain, perturbed = jnp.zeros((batch, 1)), jnp.zeros((batch, 1))
-  tokens, parents, depths = [root[:, None]], [jnp.zeros((batch, 1), int)], [0]
-  first_parent = 0
+  steps, first_parent = [first_beam(root)], 0
   for depth, width in enumerate(beam_widths(cfg)):
-    num_parents = plain.shape[1]
-    plain = plain[..., None] + log_probs[:, depth, None]  # [B, W, V]
-    scores = plain
+    num_parents, own = steps[-1].plain.shape[1], None
     if is_random:
       own = noise(first_parent + np.arange(num_parents))
-      scores = _condition(plain + own, perturbed)
-    values, best = _best(scores, width)
-    is_used = values > -jnp.inf
-    plain = _pick(plain, best, is_used)
-    perturbed = values
-    tokens.append(jnp.where(is_used, best % vocab_size, -1))
-    parents.append(jnp.where(is_used, first_parent + best // vocab_size, 0))
-    depths += [depth + 1] * width
+    steps.append(beam_step(steps[-1], log_probs[:, depth, None], own, width))
     first_parent += num_parents
-  tokens = jnp.concatenate(tokens, axis=1).astype(jnp.int32)
-  is_used = (tokens >= 0).at[:, 0].set(True)
-  return tree_lib.DraftTree(
+  return beam_tree(root, steps)
+
+
+class Beam(NamedTuple):
+  """The nodes that a beam kept at one depth.
+
+  Attributes:
+    tokens: [B, W] int32, -1 where unused.
+    parents: [B, W] int32, index among the nodes of the depth above.
+    plain: [B, W] float32, log-probability of each node's path.
+    perturbed: [B, W] float32, the same with noise.
+  """
+
+  tokens: typing.Array
+  parents: typing.Array
+  plain: typing.Array
+  perturbed: typing.Array
+
+
+def first_beam(root: typing.Array) -> Beam:
+  """The beam that holds the root [B] alone."""
+  tokens = root[:, None]
+  return Beam(
     tokens,
-    jnp.concatenate(parents, axis=1).astype(jnp.int32),
-    jnp.where(is_used, jnp.array(depths), 1).astype(jnp.int32),
+    jnp.zeros_like(tokens),
+    jnp.zeros(tokens.shape),
+    jnp.zeros(tokens.shape),
   )
+
+
+def beam_step(
+  beam: Beam,
+  log_probs: typing.Array,
+  noise: typing.Array | None,
+  width: int,
+) -> Beam:
+  """The next depth of a stochastic beam search.
+
+  Args:
+    beam: the depth above, W nodes.
+    log_probs: [B, W or 1, V] of their children.
+    noise: Gumbel [B, W, V]; None takes the best.
+    width: nodes to keep.
+  """
+  vocab_size = log_probs.shape[-1]
+  plain = beam.plain[..., None] + log_probs  # [B, W, V]
+  scores = plain
+  if noise is not None:
+    scores = _condition(plain + noise, beam.perturbed)
+  values, best = _best(scores, width)
+  is_used = values > -jnp.inf
+  return Beam(
+    jnp.where(is_used, best % vocab_size, -1),
+    jnp.where(is_used, best // vocab_size, 0),
+    _pick(plain, best, is_used),
+    values,
+  )
+
+
+def beam_tree(root: typing.Array, steps: Sequence[Beam]) -> tree_lib.DraftTree:
+  """The tree of all depths' beams, `first_beam` being the first."""
+  parents, depths, first = [steps[0].parents], [steps[0].parents], 0
+  for depth, (above, step) in enumerate(itertools.pairwise(steps), start=1):
+    is_used = step.tokens >= 0
+    parents.append(jnp.where(is_used, first + step.parents, 0))
+    depths.append(jnp.where(is_used, depth, 1))
+    first += above.tokens.shape[1]
+  join = lambda x: jnp.concatenate(x, axis=1).astype(jnp.int32)
+  tokens = join([step.tokens for step in steps]).at[:, 0].set(root)
+  return tree_lib.DraftTree(tokens, join(parents), join(depths))
 
 
 def _pick(plain, best, is_used):

@@ -209,8 +209,18 @@ class Bench:
     """What the journal holds of a rival: its rows, and their measurements.
 
     Batches that some rival of the cell has not been measured on are left out,
-    so that all have the same prompts. None if there are none.
+    so that all have the same prompts; so are passes that lack a batch of the
+    first. None if there is nothing.
     """
+    rows, lines = self._collect(cell, label, 1)
+    for repeats in range(2, self._plan.repeats + 1):
+      more = self._collect(cell, label, repeats)
+      if len(more[0]) == len(rows):
+        rows, lines = more
+    return (_flat(rows), _side(rows, lines)) if rows else None
+
+  def _collect(self, cell, label, repeats):
+    """The batches that all rivals did in the first `repeats` passes."""
     labels = [runner.label for runner in self.runners(cell)]
     rows, lines = [], []
     for turn in range(self._num_turns(cell)):
@@ -220,12 +230,12 @@ class Bench:
         break
       for number, batch in enumerate(batches):
         keys = lambda name, t=turn, n=number: [
-          _key(cell, name, t, repeat, n) for repeat in range(self._plan.repeats)
+          _key(cell, name, t, repeat, n) for repeat in range(repeats)
         ]
         if all(key in self._journal for name in labels for key in keys(name)):
           rows.append(batch)
           lines.append([self._journal[key] for key in keys(label)])
-    return (_flat(rows), _side(rows, lines)) if rows else None
+    return rows, lines
 
 
 def bucket_of(length: int) -> int:

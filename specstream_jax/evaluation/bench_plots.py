@@ -144,7 +144,7 @@ def names(runs: Runs) -> list[str]:
   }
   varying = [column for column in facts.values() if len(set(column)) > 1]
   return [
-    ', '.join([run.label, *(column[i] for column in varying)])
+    ', '.join([run.marked_label, *(column[i] for column in varying)])
     for i, run in enumerate(runs)
   ]
 

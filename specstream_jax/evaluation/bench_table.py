@@ -18,9 +18,12 @@ _HEAD = (
 _LEGEND = """\
 Speed-up is wall clock against our own jitted loop without drafts (`none`), prompt
 pass excluded; "with prefill" includes it. CR = calls without / with drafts; step
-cost = time of a call with / without; speed-up = CR / step cost. Intervals:
-bootstrap over prompts. `hf*` rows are transformers `generate`, whose speed-up is
-also against our loop. Equal: prompts with the tokens of plain decoding."""
+cost = time of a call with / without, medians; speed-up is about CR / step cost.
+Intervals: bootstrap over prompts, each turn of a question being one; for the
+speed-up over batches, as the rows of a batch share their time. `hf*` rows are
+transformers `generate`, whose speed-up is also against our loop; with drafts, its
+first pass verifies some already and is not counted, which flatters their CR by less
+than one call a prompt. Equal: prompts with the tokens of plain decoding."""
 
 
 def markdown(doc: results.Document) -> str:
@@ -61,9 +64,6 @@ def _table(runs):
 
 def _cells(run):
   interval = lambda low, high: f'({low:.2f}–{high:.2f})'
-  output = 'lossy' if run.lossy else 'lossless'
-  if run.external:
-    output = 'external'
   return [
     f'`{run.label}`',
     f'{run.speedup:.2f} {interval(*run.speedup_ci95)}',
@@ -74,14 +74,20 @@ def _cells(run):
     f'{run.tokens_per_second["speculative"]:.1f}',
     f'{100 * run.equal_fraction:.1f}%',
     f'{run.extra_parameters:,}',
-    'synthetic' if run.synthetic else output,
+    run.output,
   ]
 
 
 def _notes(runs):
   """Compile time, prompt pass, quality and truncation, one line each."""
-  lines = []
+  plain = runs[0]
+  lines = [
+    f'- `none`: compiled in {plain.compile_seconds["autoregressive"]:.0f} s, '
+    f'prompt pass {plain.autoregressive_prefill_ms:.0f} ms'
+  ]
   for run in runs:
+    if run.drafter == 'none':
+      continue
     text = (
       f'- `{run.label}`: compiled in {run.compile_seconds["speculative"]:.0f} s, '
       f'prompt pass {run.prefill_ms:.0f} ms'

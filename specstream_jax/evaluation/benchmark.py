@@ -207,6 +207,7 @@ def summarize(
     },
     **_acceptance(fast, max_depth),
     prefill_ms=1e3 * float(np.median(fast.prefill_seconds)),
+    autoregressive_prefill_ms=1e3 * float(np.median(plain.prefill_seconds)),
     compile_seconds={
       'autoregressive': plain.compile_seconds,
       'speculative': fast.compile_seconds,
@@ -232,8 +233,15 @@ def _total(side):
 
 
 def _ms(side):
-  """Decode seconds per model call, over all passes."""
-  return side.seconds.sum() / max(side.steps.sum() * len(side.seconds), 1)
+  """Decode seconds per model call: the median over batches and passes.
+
+  Not the mean, which would make CR / step cost the measured speed-up by
+  definition: the two are to be compared.
+  """
+  has_calls = side.steps > 0
+  if not has_calls.any():
+    return 0.0
+  return float(np.median(side.seconds[:, has_calls] / side.steps[has_calls]))
 
 
 def _rate(side):

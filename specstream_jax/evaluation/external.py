@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import huggingface
+from specstream_jax.checkpoints import huggingface, weights as weights_lib
 from specstream_jax.decoding import decoder as decoder_lib
 from specstream_jax.modeling import params as params_lib
 
@@ -53,8 +53,11 @@ class TransformersRunner:
     self.settings = {'name': name} | {
       k: v for k, v in self._options.items() if k != 'assistant_model'
     }
-    self.extra_parameters = 0
+    self.extra_parameters, self.fingerprint = 0, ''
     if assistant is not None:
+      self.fingerprint = weights_lib.fingerprint(
+        {k: v.numpy() for k, v in assistant.state_dict().items()}
+      )[:16]
       self.extra_parameters = sum(p.numel() for p in assistant.parameters())
 
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):

@@ -16,18 +16,29 @@ Key = tuple[Any, ...]
 class Journal:
   """Measurements under keys; what is there is not measured again."""
 
-  def __init__(self, path: str, header: Mapping[str, Any], *, resume: bool):
+  def __init__(
+    self,
+    path: str,
+    header: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool = False,
+  ):
     """Opens or starts the file.
 
     Args:
       path: JSONL file; its folder is made.
       header: what must agree for measurements to belong together.
       resume: keep what an earlier run with the same header wrote.
+      overwrite: without `resume`, lose what an earlier run wrote.
 
     Raises:
-      ValueError: it cannot be written, or an earlier run had another header.
+      ValueError: it cannot be written, an earlier run had another header, or
+        there is one and neither `resume` nor `overwrite`.
     """
     self._path = path
+    if not (resume or overwrite):
+      _refuse_to_lose(path)
     lines = _whole_lines(path, header) if resume else []
     self._entries = {_key(line): line for line in lines[1:]}
     text = [json.dumps(line) for line in lines or [header]]
@@ -61,6 +72,17 @@ class Journal:
     self._entries[key] = line
 
 
+def _refuse_to_lose(path: str) -> None:
+  if os.path.isfile(path):
+    with open(path, encoding='utf-8') as file:
+      count = max(sum(1 for _ in file) - 1, 0)
+    if count:
+      raise ValueError(
+        f'{path} holds {count} measurements; add --resume to go on, '
+        '--overwrite to start anew, or give another folder'
+      )
+
+
 def read(path: str, header: Mapping[str, Any]) -> dict[Key, Mapping[str, Any]]:
   """The measurements in a file; none if there is no file.
 
@@ -85,7 +107,8 @@ def _whole_lines(path: str, header: Mapping[str, Any]) -> list[dict[str, Any]]:
         lines.append(json.loads(text))
       except json.JSONDecodeError:
         break
-  if lines and lines[0] != json.loads(json.dumps(header)):
+  header = json.loads(json.dumps(header))  # as it reads from disk
+  if lines and lines[0] != header:
     raise ValueError(
       f'{path} was written with other settings: {_difference(lines[0], header)}'
       '; give another folder, or start anew without what is there'

@@ -95,8 +95,9 @@ def render(
 
 
 def _header(doc: results.Document) -> str:
-  """The numbers of the fastest run."""
-  run = max(doc.runs, key=lambda run: run.speedup)
+  """The numbers of the fastest run, of the lossless ones if there are any."""
+  lossless = [run for run in doc.runs if run.output == 'lossless']
+  run = max(lossless or doc.runs, key=lambda run: run.speedup)
   low, high = run.speedup_ci95
   ms = run.ms_per_call
   cards = (
@@ -123,17 +124,19 @@ def _header(doc: results.Document) -> str:
     (
       'Same output',
       table.percent(run.equal_fraction),
-      f'of {run.num_prompts:,} prompts, '
-      + ('lossy rule' if run.lossy else 'lossless rule'),
+      f'of {run.num_prompts:,} prompts, ' + run.output,
     ),
   )
   items = ''.join(
     f'<div><dt>{name}</dt><dd class="number">{number}</dd><dd>{note}</dd></div>'
     for name, number, note in cards
   )
-  which = f'Fastest of {len(doc.runs)} runs: ' if len(doc.runs) > 1 else ''
+  which = ''
+  if len(doc.runs) > 1:
+    of = 'lossless ' if lossless else ''
+    which = f'Fastest of {len(lossless or doc.runs)} {of}runs: '
   return (
-    f'<p class="quiet">{which}{_text(run.label)}, {_text(run.dtype)}, '
+    f'<p class="quiet">{which}{_text(run.marked_label)}, {_text(run.dtype)}, '
     f'batch {run.batch}, {_text(run.schedule)} schedule, '
     f'{_text(run.device)}</p><dl class="cards">{items}</dl>{_check(run)}'
   )
@@ -151,7 +154,12 @@ def _check(run: results.RunResult) -> str:
       f'{100 * _TOLERANCE:.0f} %: rows of a batch that wait for the slowest '
       'one, work between calls, or a disturbed measurement.</p>'
     )
-  if run.lossy:
+  if run.synthetic:
+    text += (
+      '<p class="warn">Synthetic acceptance: drawn, not earned. The times are '
+      'real, the tokens are not.</p>'
+    )
+  elif run.lossy:
     text += (
       '<p class="warn">Lossy acceptance rule: the output may differ from the '
       'model’s own.</p>'
@@ -260,8 +268,7 @@ def _plots(runs, metrics_path, forward_cost) -> str:
 
 def _labels(runs: Sequence[results.RunResult]) -> list[str]:
   """A name per run, numbered where two would be the same."""
-  many_tasks = len({run.task for run in runs}) > 1
-  names = [f'{r.task}: {r.label}' if many_tasks else r.label for r in runs]
+  names = bench_plots.names(runs)
   return [
     f'{name} #{1 + names[:i].count(name)}' if names.count(name) > 1 else name
     for i, name in enumerate(names)

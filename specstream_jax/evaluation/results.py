@@ -52,7 +52,7 @@ class RunResult:
     quality: metric -> score, per side.
     prefill_ms: prompt pass of one batch, in milliseconds.
     compile_seconds: sides.
-    ms_per_call: sides.
+    ms_per_call: sides, medians over batches.
     device: kind of accelerator, as JAX names it.
     versions: of python, jax, jaxlib, flax, specstream_jax.
     repeats: timed passes.
@@ -67,6 +67,7 @@ class RunResult:
     extra_parameters: weights beside the model's own (LoRA is folded in).
     by_category: category -> tokens per call, micro.
     by_prompt_length: prompt tokens, at most -> tokens per call, micro.
+    autoregressive_prefill_ms: `prefill_ms` of the other side.
     num_truncated: prompts that lost their beginning.
     synthetic: acceptance was drawn, not earned; times only.
     external: another program's loop.
@@ -111,6 +112,7 @@ class RunResult:
   extra_parameters: int = 0
   by_category: dict[str, float] = dataclasses.field(default_factory=dict)
   by_prompt_length: dict[str, float] = dataclasses.field(default_factory=dict)
+  autoregressive_prefill_ms: float = 0.0
   num_truncated: int = 0
   synthetic: bool = False
   external: bool = False
@@ -130,6 +132,20 @@ class RunResult:
     """
     predicted = self.predicted_speedup
     return self.speedup / predicted if predicted else 0.0
+
+  @property
+  def output(self) -> str:
+    """What a reader must know of the tokens: 'lossless', 'lossy', …"""
+    for name in ('synthetic', 'external', 'lossy'):
+      if getattr(self, name):
+        return name
+    return 'lossless'
+
+  @property
+  def marked_label(self) -> str:
+    """`label`, and `output` unless that is lossless."""
+    mark = '' if self.output == 'lossless' else f' ({self.output})'
+    return self.label + mark
 
   @property
   def label(self) -> str:

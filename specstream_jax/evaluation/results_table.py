@@ -130,11 +130,8 @@ def _rows(runs, names):
 
 def _row(run, names):
   interval = lambda pair: '({:.2f}–{:.2f})'.format(*pair)
-  label = run.label
-  for name in ('lossy', 'external', 'synthetic'):
-    label += f' ({name})' if getattr(run, name) else ''
   return [
-    label,
+    run.marked_label,
     f'{run.speedup:.2f} {interval(run.speedup_ci95)}',
     f'{run.call_reduction_ratio:.2f} {interval(run.call_reduction_ci95)}',
     f'{run.step_cost_ratio:.2f}',

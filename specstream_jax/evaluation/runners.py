@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from specstream_jax import config, config_drafting, runtime
+from specstream_jax.checkpoints import weights as weights_lib
 from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
 
 
@@ -21,6 +22,7 @@ class Runner(Protocol):
     extra_parameters: weights it adds to the model.
     is_lossy: its output may follow another law than the model's.
     is_external: another program's loop.
+    fingerprint: hash of the weights and tables it brings along.
   """
 
   label: str
@@ -29,6 +31,7 @@ class Runner(Protocol):
   extra_parameters: int
   is_lossy: bool
   is_external: bool
+  fingerprint: str
 
   def generate(
     self,
@@ -62,6 +65,7 @@ class OwnRunner:
     made = model.decoder(drafter, decode).setup.drafter
     self.max_depth, self.size = made.max_depth, made.size
     self.extra_parameters = count_extra(model.params(drafter))
+    self.fingerprint = _fingerprint(model.params(drafter).drafter)
 
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):
     """See `Runner`."""
@@ -71,6 +75,12 @@ class OwnRunner:
     return decoder.generate(
       self._model.params(self._drafter), prompts, seed=seed, row_ids=row_ids
     )
+
+
+def _fingerprint(weights: Any) -> str:
+  leaves = jax.tree_util.tree_leaves_with_path(weights)
+  flat = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+  return weights_lib.fingerprint(flat)[:16]
 
 
 def count_extra(params: transformer_fns.Params) -> int:

@@ -12,7 +12,8 @@ from specstream_jax.evaluation import results
 _FOOTNOTE = """\
 speedup = wall clock against the autoregressive loop, prompt pass excluded
 CR = autoregressive / speculative model calls; step = cost of a call, relative
-CR/step is the speed-up these two predict; tok/call = accepted drafts + 1
+CR/step is the speed-up these two predict; tok/call = accepted drafts + 1, mean over
+calls; macro = the same, mean over prompts of each prompt's mean
 equal = prompts with the same tokens on both sides"""
 
 
@@ -22,15 +23,17 @@ def columns(run: results.RunResult) -> dict[str, str]:
   return {
     'task': run.task,
     'drafter': run.label,
+    'T': f'{run.temperature:g}',
     'batch': str(run.batch),
     'speedup': f'{run.speedup:.2f}x',
-    '95% interval': f'{low:.2f}-{high:.2f}',
+    '95% CI': f'{low:.2f}-{high:.2f}',
     'CR': f'{run.call_reduction_ratio:.2f}',
     'step': f'{run.step_cost_ratio:.2f}',
     'CR/step': f'{run.predicted_speedup:.2f}',
     'tok/call': f'{run.tokens_per_call_micro:.2f}',
+    'macro': f'{run.tokens_per_call_macro:.2f}',
     'equal': percent(run.equal_fraction),
-    'output': 'lossy' if run.lossy else 'lossless',
+    'output': run.output,
   }
 
 

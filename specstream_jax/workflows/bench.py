@@ -6,10 +6,16 @@ import dataclasses
 import os
 import subprocess
 from typing import Any
+import zlib
 
 import numpy as np
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  runtime,
+)
 from specstream_jax.data import questions as questions_lib, registry
 from specstream_jax.evaluation import (
   bench as bench_lib,
@@ -22,6 +28,10 @@ from specstream_jax.evaluation import (
   results,
   runners as runners_lib,
 )
+
+_DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+# Options that do not change what is measured.
+_OF_THE_RUN = ('resume', 'overwrite')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Options:
     external: names of `external.NAMES`.
     synthetic_acceptance: chance that a draft is accepted; 0 verifies.
     resume: go on with the journal that is there.
+    overwrite: start anew where there is one.
   """
 
   drafters: tuple[str, ...] = ('streams',)
@@ -58,6 +69,23 @@ class Options:
   external: tuple[str, ...] = ()
   synthetic_acceptance: float = 0.0
   resume: bool = False
+  overwrite: bool = False
+
+  def __post_init__(self):
+    """Raises ValueError if a value is out of range."""
+    for name, bound in (
+      ('num_prompts', 0),
+      ('max_new_tokens', 2),  # the first is of the prompt pass
+      ('max_prompt_tokens', 2),
+      ('repeats', 1),
+    ):
+      checks.at_least(name, getattr(self, name), bound)
+    for batch in self.batch_sizes:
+      checks.at_least('an entry of batch_sizes', batch, 1)
+    for temperature in self.temperatures:
+      checks.at_least('an entry of temperatures', temperature, 0.0)
+    for name in self.external:
+      checks.one_of('an entry of external', name, external.NAMES)
 
 
 def bench(
@@ -78,13 +106,11 @@ def bench(
   """
   plan = make_plan(options)
   runners = make_runners(model, options)
-  header = {
-    'options': dataclasses.asdict(options) | {'resume': None},
-    'source': model.source,
-    'weights': runtime.fingerprint(model),
-  }
   journal = journal_lib.Journal(
-    os.path.join(folder, 'journal.jsonl'), header, resume=options.resume
+    os.path.join(folder, 'journal.jsonl'),
+    _header(model, options, runners),
+    resume=options.resume,
+    overwrite=options.overwrite,
   )
   made = bench_lib.Bench(model, plan, runners, journal)
   try:
@@ -96,16 +122,33 @@ def bench(
   return runs
 
 
+def _header(model, options, runners) -> dict[str, Any]:
+  """What measurements of one journal have in common."""
+  asked = dataclasses.asdict(options)
+  return {
+    'options': {k: v for k, v in asked.items() if k not in _OF_THE_RUN},
+    'source': model.source,
+    'weights': runtime.fingerprint(model),
+    'drafters': {runner.label: runner.fingerprint for runner in runners},
+  }
+
+
 def make_plan(options: Options) -> bench_lib.Plan:
   """Questions and grid of the options; see `bench` for errors."""
   questions, names = {}, []
-  for text in options.tasks:
-    rest, _, data_dir = text.partition('@')
-    name, _, split = rest.partition('/')
-    questions[rest] = questions_lib.load(
+  shorts = [text.partition('@')[0] for text in options.tasks]
+  for text, short in zip(options.tasks, shorts, strict=True):
+    name, _, split = short.partition('/')
+    data_dir = text.partition('@')[2]
+    key = short
+    if shorts.count(short) > 1:  # one task on several folders
+      key += '@' + os.path.basename(os.path.normpath(data_dir))
+    if key in questions:
+      raise ValueError(f'task {key!r} is asked for twice; leave one out')
+    questions[key] = questions_lib.load(
       name, split or 'test', data_dir or None, options.num_prompts
     )
-    names.append(rest)
+    names.append(key)
   cells = tuple(
     bench_lib.Cell(task, temperature, batch)
     for task in names
@@ -135,6 +178,11 @@ def make_runners(
       drafter = dataclasses.replace(
         drafter, synthetic_acceptance=options.synthetic_acceptance
       )
+    if label in [runner.label for runner in runners]:
+      raise ValueError(
+        f'two drafters are called {label!r}; give each a LABEL= of its own '
+        f'({bench_lib.BASELINE!r} is the baseline)'
+      )
     runners.append(runners_lib.OwnRunner(model, drafter, label, decode))
   if options.external:
     threads = len(os.sched_getaffinity(0))
@@ -153,14 +201,14 @@ def _label(text: str) -> tuple[str, str]:
 def _external(target, name, decode, drafters):
   assistant = None
   if name == 'hf_assisted':
-    paths = [config_drafting.parse(_label(text)[1]).path for text in drafters]
-    folder = next((path for path in paths if path), '')
-    if not folder:
+    parsed = [config_drafting.parse(_label(text)[1]) for text in drafters]
+    folders = [cfg.path for cfg in parsed if cfg.name == 'draft_model']
+    if not folders:
       raise ValueError(
         'hf_assisted needs a draft model; name one, e.g. '
         '--drafters=draft_model:path=FOLDER'
       )
-    assistant = external.load_folder(folder)
+    assistant = external.load_folder(folders[0])
   return external.TransformersRunner(target, name, decode, assistant)
 
 
@@ -185,7 +233,9 @@ def _summary(model, cell, runner, rows, plain, fast, options):
   if not all(references):
     references = []
   names = (
-    registry.get(cell.task.partition('/')[0]).metrics if references else ()
+    registry.get(cell.task.partition('@')[0].partition('/')[0]).metrics
+    if references
+    else ()
   )
   score = lambda side: metrics.compute(names, references, texts(side))
   tree = runner.settings.get('tree') or {}
@@ -204,7 +254,7 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     temperature=cell.temperature,
     lossy=runner.is_lossy,
     external=runner.is_external,
-    synthetic=bool(options.synthetic_acceptance) and not runner.is_external,
+    synthetic=bool(runner.settings.get('synthetic_acceptance')),
     extra_parameters=runner.extra_parameters,
     by_category=_tokens_per_call_by(
       [row.question.category for row in rows], fast
@@ -257,6 +307,7 @@ def _write(folder, runs, made, plan, runners, model, command):
   source = model.source | {
     'revision': _revision(),
     'sha': runtime.fingerprint(model),
+    'drafters': {runner.label: runner.fingerprint for runner in runners},
   }
   document = results.document(runs, command=command, source=source)
   results.write(folder, document)
@@ -269,11 +320,18 @@ def _write(folder, runs, made, plan, runners, model, command):
       found = made.collect(cell, runner.label)
       if found:
         name = f'{cell.task}-T{cell.temperature:g}-b{cell.batch}-{runner.label}'
-        safe = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)
         results.write_spec_bench(
-          os.path.join(folder, 'answers', f'{safe}.jsonl'),
+          os.path.join(folder, 'answers', _file_name(name)),
           _answers(model, *found),
         )
+
+
+def _file_name(name: str) -> str:
+  """A short file name, its own for every `name`."""
+  safe = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)
+  if safe != name or len(safe) > 100:
+    safe = f'{safe[:100]}-{zlib.crc32(name.encode()):08x}'
+  return f'{safe}.jsonl'
 
 
 def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
@@ -298,10 +356,13 @@ def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
 
 
 def _revision() -> str:
-  """Commit of the source tree this package lies in, or 'unknown'."""
+  """Commit of the source tree this package lies in, `-dirty` if changed since.
+
+  'unknown' where it lies in none.
+  """
   try:
     done = subprocess.run(
-      ['git', '-C', os.path.dirname(__file__), 'rev-parse', 'HEAD'],
+      ['git', '-C', os.path.dirname(__file__), *_DESCRIBE],
       capture_output=True,
       text=True,
       check=True,

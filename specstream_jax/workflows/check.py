@@ -12,8 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, config_drafting, runtime
-from specstream_jax.data import questions as questions_lib
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  runtime,
+)
+from specstream_jax.data import chat, questions as questions_lib
 from specstream_jax.decoding import enumerate_law, transformer_fns
 from specstream_jax.evaluation import results
 from specstream_jax.modeling import build, params as params_lib
@@ -68,6 +73,12 @@ class Options:
   seed: int = 0
   laws: bool = True
 
+  def __post_init__(self):
+    """Raises ValueError if a value is out of range."""
+    checks.at_least('num_prompts', self.num_prompts, 0)
+    checks.at_least('max_new_tokens', self.max_new_tokens, 2)
+    checks.at_least('batch', self.batch, 1)
+
 
 def check(
   model: runtime.Model,
@@ -92,6 +103,8 @@ def check(
   before = weights_hash(model)
   prompts = _prompts(model, options)
   drafters = [(text, config_drafting.parse(text)) for text in options.drafters]
+  for _, drafter in drafters:  # what does not fit is told before the work
+    model.decoder(drafter, config.DecodeConfig())
   if options.laws:
     yield from _laws(options.seed)
   if model.stream is not None:
@@ -120,14 +133,17 @@ def check(
   )
 
 
-def write(path: str, properties: Sequence[Property]) -> None:
-  """The properties as JSON.
+def write(
+  path: str, properties: Sequence[Property], *, finished: bool = True
+) -> None:
+  """The properties as JSON; `passed` only if the check came to its end.
 
   Raises:
     ValueError: the folder cannot be written.
   """
   document = {
-    'passed': all(p.passed is not False for p in properties),
+    'finished': finished,
+    'passed': finished and all(p.passed is not False for p in properties),
     'properties': [dataclasses.asdict(p) for p in properties],
     'versions': results.versions(),
     'environment': results.environment(),
@@ -150,7 +166,11 @@ def _prompts(model, options):
   found = questions_lib.load(
     name, split or 'test', data_dir or None, options.num_prompts
   )
-  return [model.encode_prompt(question.turns[0]) for question in found]
+  texts = [
+    chat.prompt(model.chat_template, q.turns) if q.is_chat else q.turns[0]
+    for q in found
+  ]
+  return [model.encode_prompt(text) for text in texts]
 
 
 def _decode(model, drafter, prompts, temperature, options):

@@ -17,6 +17,7 @@ class Generation:
     calls: model calls after the prompt pass.
     accept_lengths: accepted draft tokens of each call.
     finish_reason: 'eos', 'stop', 'length' or 'cache'.
+    output: 'lossless', 'lossy' or 'synthetic', by the rule that verified.
     tokens_per_call: mean of accept length + 1 over the calls; 0 without calls.
   """
 
@@ -25,6 +26,7 @@ class Generation:
   calls: int
   accept_lengths: list[int]
   finish_reason: str
+  output: str = 'lossless'
 
   @property
   def tokens_per_call(self) -> float:
@@ -75,10 +77,21 @@ def generate(
   rows = zip(
     result.tokens, result.calls, result.accept_lengths, result.finish_reasons
   )
+  rule = output(model, options)
   return [
-    Generation(model.decode_text(tokens), tokens, int(calls), lengths, reason)
+    Generation(
+      model.decode_text(tokens), tokens, int(calls), lengths, reason, rule
+    )
     for tokens, calls, lengths, reason in rows
   ]
+
+
+def output(model: runtime.Model, options: Options) -> str:
+  """What a reader must know of the tokens, see `Generation`."""
+  drafter = options.drafter or ('streams' if model.stream else 'none')
+  if isinstance(drafter, str):
+    drafter = config_drafting.DrafterConfig(drafter)
+  return drafter.output
 
 
 def stream(

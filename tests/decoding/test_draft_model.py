@@ -28,6 +28,7 @@ TREES = {
     'fixed', choices=((0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0))
   ),
   'best_first': config.TreeConfig('best_first', 3, 3, 8),
+  'chain_beam': config.TreeConfig('best_first', 3, 3, 4),
 }
 DECODE = config.DecodeConfig(
   max_new_tokens=23, prompt_bucket=8, eos_ids=(5,), stop_sequences=((7, 7),)
@@ -276,13 +277,15 @@ def test_a_best_first_tree_holds_the_most_probable_paths():
     )
 
 
-@pytest.mark.parametrize('drafting', ['gumbel_top_k', 'independent'])
+@pytest.mark.parametrize('drafting', ['gumbel_top_k', 'independent', 'beam'])
 def test_the_law_is_the_draft_models_at_every_node(drafting):
   verifier = 'multi_step' if drafting == 'independent' else 'walk'
   options = {'drafting': drafting, 'verifier': verifier}
-  tree, texts = propose(TREES['full'], SAMPLED, **options)
+  name = 'best_first' if drafting == 'beam' else 'full'
+  tree, texts = propose(TREES[name], SAMPLED, **options)
   for row, text in enumerate(texts):
-    for node in range(7):
+    # Of 7 drafts, a beam has 3, 2 and 2; a full tree 2, 4 and 8.
+    for node in range(6 if drafting == 'beam' else 7):
       logits = next_logits(tuple(text + path_of(tree, row, node)))
       want = log_softmax(sampling.process_logits(jnp.asarray(logits), SAMPLED))
       got = tree.law.log_probs[row, tree.law.index[row, node]]
@@ -294,31 +297,43 @@ def test_the_law_is_the_draft_models_at_every_node(drafting):
       assert kept[drawn].all()
       if drafting == 'gumbel_top_k':
         assert len(set(drawn.tolist())) == 2
-  other, _ = propose(TREES['full'], SAMPLED, seed=4, **options)
+      if drafting == 'beam':
+        assert len(set(drawn.tolist())) == len(drawn)
+    assert tree.depths[row].max() == 3
+  other, _ = propose(TREES[name], SAMPLED, seed=4, **options)
   assert (other.tokens[:, 1:] != tree.tokens[:, 1:]).any()
 
 
 @pytest.mark.parametrize(
-  ('drafting', 'verifier'),
+  ('name', 'drafting', 'verifier'),
   [
-    ('gumbel_top_k', 'recursive_rejection'),
-    ('independent', 'multi_step'),
+    ('full', 'gumbel_top_k', 'recursive_rejection'),
+    ('full', 'independent', 'multi_step'),
+    ('best_first', 'beam', 'recursive_rejection'),
   ],
 )
-def test_drawn_drafts_of_a_greedy_target_give_its_tokens(drafting, verifier):
-  made, weights = make(TREES['full'], drafting=drafting, verifier=verifier)
+def test_drawn_drafts_of_a_greedy_target_give_its_tokens(
+  name, drafting, verifier
+):
+  made, weights = make(TREES[name], drafting=drafting, verifier=verifier)
   result = made.generate(weights, PROMPTS, LIMITS, seed=3)
   assert result.tokens == plain().tokens
 
 
-def test_the_target_accepts_what_it_drew_itself():
-  """Equal laws: the first sibling always passes its test."""
+@pytest.mark.parametrize(
+  ('name', 'drafting'), [('full', 'gumbel_top_k'), ('chain_beam', 'beam')]
+)
+def test_the_target_accepts_what_it_drew_itself(name, drafting):
+  """Equal laws: the first sibling always passes its test.
+
+  A wide beam may end early under its first node, a beam of one cannot.
+  """
   made, weights = make(
-    TREES['full'],
+    TREES[name],
     config.SamplingConfig(temperature=1.0),
     'same',
     ENDLESS,
-    drafting='gumbel_top_k',
+    drafting=drafting,
     verifier='recursive_rejection',
   )
   result = made.generate(weights, PROMPTS, seed=3)
@@ -331,8 +346,8 @@ def test_no_more_nodes_than_there_are_candidates():
   assert made.setup.drafter.size == 3
 
 
-def test_beams_and_best_first_draws_are_refused():
-  with pytest.raises(ValueError, match="cannot draft with 'beam'"):
-    make(TREES['best_first'], drafting='beam')
+def test_draws_that_do_not_fit_the_tree_are_refused():
+  with pytest.raises(ValueError, match="'beam' cannot grow a tree of kind 'f"):
+    make(TREES['full'], drafting='beam')
   with pytest.raises(ValueError, match="cannot grow a tree of kind 'best_fir"):
     make(TREES['best_first'], drafting='gumbel_top_k')

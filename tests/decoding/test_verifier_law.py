@@ -16,10 +16,11 @@ from specstream_jax.decoding import (
   enumerate_law,
   interface,
   random_trees,
+  transformer_fns,
   tree as tree_lib,
   verifiers,
 )
-from specstream_jax.decoding.drafters import streams
+from specstream_jax.decoding.drafters import draft_model, streams
 
 FULL = config.TreeConfig('full', depth=2, branching=2)
 WARM = config.SamplingConfig(temperature=0.8)
@@ -142,7 +143,9 @@ RULES = {
   'recursive': ('gumbel_top_k', 'recursive_rejection', SMALL, 0),
   'recursive pruned': ('gumbel_top_k', 'recursive_rejection', SMALL, 6),
   'beam': ('beam', 'recursive_rejection', BEAM, 0),
+  'multi-step': ('independent', 'multi_step', SMALL, 0),
   'multi-step pruned': ('independent', 'multi_step', SMALL, 6),
+  'walk': ('top_k', 'walk', SMALL, 0),
   'planted bias': ('gumbel_top_k', 'recursive_rejection', SMALL, 0),
 }
 
@@ -161,6 +164,36 @@ def _make_decoder(name):
     config.DecodeConfig(max_new_tokens=MAX_NEW, prompt_bucket=len(PROMPT)),
     LAW,
     verifier=verifiers.make(options),
+  )
+
+
+# Laws that depend on the path, unlike those of streams.
+DRAFT_MODEL_RULES = {
+  'walk': ('top_k', 'walk', SMALL),
+  'recursive': ('gumbel_top_k', 'recursive_rejection', SMALL),
+  'beam': ('beam', 'recursive_rejection', BEAM),
+  'multi-step': ('independent', 'multi_step', SMALL),
+}
+
+
+def _draft_model_decoder(name):
+  """The table model, and as its drafter a table half like it."""
+  drafting, verifier, tree = DRAFT_MODEL_RULES[name]
+  options = config_drafting.DrafterConfig(
+    'draft_model', drafting=drafting, verifier=verifier
+  )
+  unwrap = lambda fn: (
+    lambda params, *args, **kwargs: fn(params.base, *args, **kwargs)
+  )
+  fns = table_lm.MODEL._replace(
+    forward=unwrap(table_lm.forward), logits=unwrap(table_lm.logits)
+  )
+  decode = config.DecodeConfig(
+    max_new_tokens=MAX_NEW, prompt_bucket=len(PROMPT)
+  )
+  drafter = draft_model.DraftModel(fns, tree, decode, options)
+  return decoder_lib.Decoder(
+    fns, drafter, decode, LAW, verifier=verifiers.make(options)
   )
 
 
@@ -188,8 +221,12 @@ def _p_value(counts, probs):
 
 
 def _p_value_of(name):
-  result = _make_decoder(name).generate(
-    PARAMS, [PROMPT] * NUM_ROWS, seed=11, row_ids=range(NUM_ROWS)
+  return _p_value_of_output(_make_decoder(name), PARAMS)
+
+
+def _p_value_of_output(decoder, params):
+  result = decoder.generate(
+    params, [PROMPT] * NUM_ROWS, seed=11, row_ids=range(NUM_ROWS)
   )
   digits = VOCAB_SIZE ** np.arange(MAX_NEW)[::-1]
   codes = np.array(result.tokens) @ digits
@@ -198,12 +235,18 @@ def _p_value_of(name):
   return _p_value(counts, _expected())
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize('name', DRAFT_MODEL_RULES)
+def test_output_of_a_draft_model_follows_the_target_law(name):
+  other = table_lm.make_params(8, vocab_size=VOCAB_SIZE, scale=1.2)['table']
+  draft = PARAMS | {'table': 0.6 * PARAMS['table'] + 0.4 * other}
+  params = transformer_fns.Params(PARAMS, drafter=draft)
+  assert _p_value_of_output(_draft_model_decoder(name), params) > 1e-3
+
+
 @pytest.mark.parametrize('name', sorted(set(RULES) - {'planted bias'}))
 def test_output_follows_the_target_law(name):
   assert _p_value_of(name) > 1e-3
 
 
-@pytest.mark.slow
 def test_the_planted_bias_shows_in_the_output():
   assert _p_value_of('planted bias') < 1e-9

@@ -89,12 +89,35 @@ def test_everything_is_escaped():
   assert '&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;' in text
 
 
-def test_fastest_run_leads_and_lossy_is_said():
-  fast = samples.run(speedup=2.9, lossy=True, equal_fraction=0.5)
-  text = report.render(samples.document(samples.run(), fast))
-  header = text[: text.index('</header>')]
-  assert 'Fastest of 2 runs' in header and '2.90×' in header
-  assert 'Lossy acceptance rule' in header
+def test_fastest_lossless_run_leads():
+  lossy = samples.run(speedup=2.9, lossy=True, equal_fraction=0.5)
+  runs = samples.run(), samples.run(speedup=1.8), lossy
+  header = report.render(samples.document(*runs)).partition('</header>')[0]
+  assert 'Fastest of 2 lossless runs' in header and '1.80×' in header
+
+
+@pytest.mark.parametrize('kind', ['lossy', 'synthetic'])
+def test_what_is_not_lossless_says_so_in_table_plots_and_header(kind):
+  run = samples.run(**{kind: True}, name='a drafter')
+  text = report.render(samples.document(run, samples.run(**{kind: True})))
+  header = text.partition('</header>')[0]
+  assert f'a drafter ({kind})' in header
+  warning = {'lossy': 'Lossy acceptance', 'synthetic': 'Synthetic acceptance'}
+  assert warning[kind] in header
+  assert f'<td>{kind}</td>' in text
+  assert f'a drafter ({kind})' in text[text.index('<svg') :]
+
+
+def test_temperatures_are_told_apart():
+  runs = [samples.run(temperature=t) for t in (0.0, 0.6)]
+  text = report.render(samples.document(*runs))
+  assert 'T=0.6' in text[text.index('<svg') :]
+  assert '>0.6</td>' in text
+
+
+def test_disturbed_measurement_is_said():
+  fast = samples.run(speedup=2.9)
+  header = report.render(samples.document(fast)).partition('</header>')[0]
   assert 'differ by more than 10 %' in header
   plain = report.render(samples.document())
   assert 'Lossy' not in plain and 'differ by more' not in plain

@@ -4,12 +4,18 @@
 import json
 import os
 
+import jax
 import jsonschema
 import pytest
 import tiny_runtime
 
 from specstream_jax.data import chat, questions
-from specstream_jax.evaluation import journal as journal_lib, schema
+from specstream_jax.evaluation import (
+  external,
+  journal as journal_lib,
+  schema,
+  table,
+)
 from specstream_jax.workflows import bench
 
 QUESTIONS = [
@@ -162,11 +168,115 @@ def test_grid_of_temperatures_and_batches(model, options, tmp_path):
     ({'tasks': ('e2e',)}, "task 'e2e' is not known"),
     ({'tasks': ('spec_bench',)}, 'needs --data_dir'),
     ({'drafters': ('draft_model',)}, 'draft_model'),
+    ({'drafters': ('A=lookahead', 'A=prompt_lookup')}, "are called 'A'"),
+    ({'drafters': ('none=lookahead',)}, "are called 'none'"),
+    ({'drafters': ('streams:path=x',)}, "'streams' has no folder"),
+    ({'drafters': ('streams:couple_noise=no',)}, "couple_noise is 'no'"),
+    ({'drafters': ('streams:ngram_weight=x',)}, "ngram_weight is 'x'"),
+    (
+      {'drafters': ('streams:synthetic_acceptance=7',)},
+      'synthetic_acceptance is 7; accepted: 0 to 1',
+    ),
   ],
 )
 def test_mistakes_are_named(model, options, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     run(model, bench.dataclasses.replace(options, **changes), tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'max_new_tokens': 1},
+    {'batch_sizes': (0,)},
+    {'temperatures': (-1.0,)},
+    {'max_prompt_tokens': 0},
+    {'repeats': 0},
+    {'external': ('foo',)},
+  ],
+)
+def test_options_out_of_range_are_named(changes):
+  name = next(iter(changes))
+  with pytest.raises(ValueError, match=rf'{name} is '):
+    bench.Options(**changes)
+
+
+def test_task_on_two_folders_is_two_tasks(model, tmp_path):
+  for name, text in (('one', 'ab'), ('two', 'cdef')):
+    (tmp_path / name).mkdir()
+    # A benchmark needs no completions.
+    row = json.dumps({'prompt': text})
+    (tmp_path / name / 'test.jsonl').write_text(row + '\n')
+  tasks = tuple(f'jsonl/test@{tmp_path / name}' for name in ('one', 'two'))
+  options = bench.Options(
+    drafters=('prompt_lookup',), tasks=tasks, max_new_tokens=4
+  )
+  runs = run(model, options, tmp_path / 'out')
+  assert [r.task for r in runs] == ['jsonl/test@one', 'jsonl/test@two']
+  assert [r.samples[0]['prompt'] for r in runs] == ['ab', 'cdef']
+  assert runs[0].quality['speculative'] == {}
+  with pytest.raises(ValueError, match='is asked for twice'):
+    run(
+      model,
+      bench.dataclasses.replace(options, tasks=tasks[:1] * 2),
+      tmp_path / 'again',
+    )
+
+
+def test_answers_of_like_and_long_labels_have_their_own_files(
+  model, options, tmp_path
+):
+  labels = ('a b', 'a_b', 'x' * 300)
+  drafters = tuple(f'{label}=prompt_lookup' for label in labels)
+  changed = bench.dataclasses.replace(options, drafters=drafters)
+  run(model, changed, tmp_path / 'out')
+  assert len(os.listdir(tmp_path / 'out' / 'answers')) == 4
+
+
+def test_what_is_there_is_not_lost_by_accident(model, options, tmp_path):
+  out = tmp_path / 'out'
+  run(model, options, out)
+  before = (out / 'journal.jsonl').read_text()
+  with pytest.raises(ValueError, match=r'holds 8 measurements; add --resume'):
+    run(model, options, out)
+  assert (out / 'journal.jsonl').read_text() == before
+  run(model, bench.dataclasses.replace(options, overwrite=True), out)
+
+
+@pytest.mark.parametrize('where', ['layers', 'adapter'])
+def test_resume_with_other_weights_is_refused(model, options, tmp_path, where):
+  run(model, options, tmp_path)
+  triple = lambda tree: jax.tree.map(lambda leaf: 3 * leaf, tree)
+  changes = {'adapter': triple(model.adapter)}
+  if where == 'layers':
+    changes = {'base': {**model.base, 'layers': triple(model.base['layers'])}}
+  other = bench.dataclasses.replace(model, **changes, _decoders={}, _params={})
+  resumed = bench.dataclasses.replace(options, resume=True)
+  with pytest.raises(ValueError, match='written with other settings: weights'):
+    run(other, resumed, tmp_path)
+
+
+def test_drafter_setting_makes_a_row_synthetic(model, options, tmp_path):
+  drafters = (
+    'streams:kind=chain,depth=2,synthetic_acceptance=0.5',
+    'lookahead',
+  )
+  changed = bench.dataclasses.replace(options, drafters=drafters)
+  found = run(model, changed, tmp_path / 'out')
+  assert [r.output for r in found] == ['synthetic', 'lossless']
+  assert '(synthetic)' in (tmp_path / 'out' / 'report.html').read_text()
+  assert 'synthetic' in table.format_table(found)
+
+
+def test_draft_model_of_the_external_row_is_a_draft_model(monkeypatch):
+  folders = []
+  monkeypatch.setattr(external, 'load_folder', folders.append)
+  decode = bench.config.DecodeConfig()
+  rivals = ['m=medusa:path=M', 'd=draft_model:path=D']
+  bench._external(None, 'hf_assisted', decode, rivals)
+  assert folders == ['D']
+  with pytest.raises(ValueError, match='hf_assisted needs a draft model'):
+    bench._external(None, 'hf_assisted', decode, rivals[:1])
 
 
 def test_malformed_question_names_file_and_line(tmp_path):
@@ -203,3 +313,43 @@ def test_tokens_per_call_are_grouped_by_prompt_length(model, options, tmp_path):
   assert list(result.by_prompt_length) == ['128', '256']
   rates = list(result.by_prompt_length.values())
   assert min(rates) <= result.tokens_per_call_micro <= max(rates)
+
+
+def test_first_whole_pass_counts_when_stopped_in_the_second(
+  model, options, tmp_path, monkeypatch
+):
+  out, add, seen = tmp_path / 'out', journal_lib.Journal.add, []
+
+  def add_then_stop(self, key, values):
+    add(self, key, values)
+    seen.append(key)
+    if len(seen) == 9:  # 8 make the first pass of the first turn and more
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(journal_lib.Journal, 'add', add_then_stop)
+  changed = bench.dataclasses.replace(options, repeats=3)
+  with pytest.raises(KeyboardInterrupt):
+    run(model, changed, out)
+  with open(out / 'results.json') as file:
+    (found,) = json.load(file)['runs']
+  assert found['repeats'] == 1 and found['num_prompts'] == 3
+  table_text = (out / 'table.md').read_text()
+  assert '- `none`: compiled in' in table_text
+
+
+def test_transformers_rows_decode_the_same(model):
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  target = external.load_target(model, 1)
+  decode = bench.config.DecodeConfig(max_new_tokens=9, eos_ids=model.eos_ids)
+  prompt = model.encode_prompt('abcabcabc')
+  decoder = model.decoder('none', decode)
+  plain = decoder.generate(model.params('none'), [prompt])
+  for name in ('hf', 'hf_prompt_lookup'):
+    runner = external.TransformersRunner(target, name, decode)
+    result = runner.generate([prompt], [0], bucket=64, temperature=0, seed=0)
+    assert result.tokens == plain.tokens
+    assert 0 < result.calls[0] <= plain.calls[0]
+    assert (result.calls[0] == plain.calls[0]) or name != 'hf'
+  with pytest.raises(ValueError, match='decodes one row at a time'):
+    runner.generate([prompt] * 2, [0, 1], bucket=64, temperature=0, seed=0)

@@ -80,6 +80,48 @@ def test_only_float32_is_held_equal(model):
     run(dataclasses.replace(model, config=cfg))
 
 
+def test_bfloat16_divergence_is_placed_and_measured(model):
+  """Rows that a spoilt drafter changes at token 2 part there."""
+  options = dataclasses.replace(OPTIONS, drafters=('prompt_lookup',))
+  prompts = check._prompts(model, options)
+  plain = check._decode(model, 'none', prompts, 0.0, options)
+  spoilt = [[*row[:2], (row[2] + 1) % 257, *row[3:]] for row in plain[:1]]
+  fast = spoilt + plain[1:]
+  found = check._divergence('x', model, prompts, plain, fast)
+  assert found.values['diverging'] == [(0, 2)]
+  # Greedy: the token that was taken has the largest logit.
+  assert found.values['margins'][0] > 0
+  assert '1 of 3 rows diverge, first at token 2' in found.detail
+  named = run(model, options, bfloat16=model)
+  assert named['bfloat16 tokens of prompt_lookup'].passed is None
+
+
+def test_what_does_not_fit_is_told_before_the_work(model):
+  options = dataclasses.replace(
+    OPTIONS, drafters=('prompt_lookup', 'streams:depth=9,num_nodes=12')
+  )
+  with pytest.raises(ValueError, match='draft tree has depth 9'):
+    next(check.check(model, options))
+
+
+@pytest.mark.parametrize('name', ['batch', 'max_new_tokens'])
+def test_options_out_of_range(name):
+  with pytest.raises(ValueError, match=f'{name} is 0'):
+    dataclasses.replace(OPTIONS, **{name: 0})
+
+
+def test_laws_are_part_of_the_check(model):
+  options = dataclasses.replace(OPTIONS, laws=True, temperatures=())
+  found = run(model, options)
+  laws = [p for name, p in found.items() if name.startswith('law of')]
+  assert len(laws) >= 6 and all(p.passed for p in laws)
+
+
+def test_a_check_that_was_stopped_has_not_passed(tmp_path):
+  check.write(tmp_path / 'c', [check.Property('a', True, '')], finished=False)
+  assert json.loads((tmp_path / 'c').read_text())['passed'] is False
+
+
 def test_json_beside_the_lines(model, tmp_path):
   properties = [
     check.Property('a', True, 'fine'),

@@ -34,6 +34,15 @@ def test_positions_the_model_was_not_made_for(model, monkeypatch, limit, warns):
   assert bool(found) == warns
 
 
+def test_lossy_output_says_so(model):
+  lossy = config_drafting.DrafterConfig(verifier='typical')
+  tree = config.TreeConfig(num_nodes=3, depth=2, branching=2)
+  for drafter, rule in ((lossy, 'lossy'), ('streams', 'lossless')):
+    options = generate.Options(4, drafter, tree)
+    (row,) = generate.generate(model, ['ab'], options)
+    assert row.output == generate.output(model, options) == rule
+
+
 def test_evaluate_is_for_streams(model):
   other = config_drafting.DrafterConfig('prompt_lookup')
   options = evaluate.Options(drafter=other, num_prompts=1)

@@ -49,7 +49,8 @@ class DraftModel:
   `chain`, `full` and `fixed` trees have their shape, each node the best tokens
   of the draft model under it, or tokens drawn from it, with the law attached.
   `best_first` reads the best `branching` nodes of each level (EAGLE-2, arXiv
-  2406.16858) and keeps the best `num_nodes` of all by joint probability.
+  2406.16858) and keeps the best `num_nodes` of all by joint probability; drawn
+  as a `beam`, it is a stochastic beam search.
 
   At temperature > 0, chosen drafts are scored with the target's own noise if
   `options.couple_noise`; the output is the same without.
@@ -73,13 +74,15 @@ class DraftModel:
     self.options = options or config_drafting.DrafterConfig('draft_model')
     self.is_random = self.options.drafting != 'top_k'
     if self.is_random:
-      _check_random(self.options, tree)
+      random_trees.check(self.options.drafting, tree, self.options.verifier)
+    self.is_beam = self.options.drafting == 'beam'
     self.max_depth = tree.max_depth
     self.size = tree.size
-    if tree.kind == 'best_first':
+    if tree.kind == 'best_first' and not self.is_beam:
       most = tree.branching * (1 + tree.branching * (tree.depth - 1))
       self.size = min(tree.size, 1 + most)
-    self._num_read = sum(_num_expanded(tree))
+    widths = random_trees.beam_widths(tree)[:-1] if self.is_beam else ()
+    self._num_read = sum(widths or _num_expanded(tree))
 
   def init(
     self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
@@ -117,6 +120,8 @@ class DraftModel:
     with jax.named_scope('draft_model_grow'):
       is_static = self.tree.kind != 'best_first'
       grow = self._grow_static if is_static else self._grow_best_first
+      if self.is_beam:
+        grow = self._grow_beam
       tree, level = grow(setup, params, context, level)
     return tree, level.cache
 
@@ -213,6 +218,33 @@ class DraftModel:
     )
     return tree_lib.prune(tree, scores, self.size)[0], level
 
+  def _grow_beam(self, setup, params, context, level):
+    """A stochastic beam search, see `random_trees`, with the law attached."""
+    steps, laws, first = [random_trees.first_beam(context.root)], [], 0
+    widths = random_trees.beam_widths(self.tree)
+    for depth, width in enumerate(widths, start=1):
+      scores = sampling.process_logits(level.logits, setup.sampling)
+      laws.append(jax.nn.log_softmax(scores, axis=-1))
+      num_parents, noise = level.logits.shape[1], None
+      if setup.sampling.temperature:
+        sources = first + np.arange(num_parents)
+        noise = self._draft_noise(setup, context, sources, level.logits.shape)
+      beam = random_trees.beam_step(steps[-1], laws[-1], noise, width)
+      steps.append(beam)
+      first += num_parents
+      if depth < len(widths):
+        level = self._read_level(
+          params, level, beam.parents, beam.tokens, depth
+        )
+    tree = random_trees.beam_tree(context.root, steps)
+    # Nodes are numbered as they were read; the deepest ones were not.
+    index = np.arange(tree.tokens.shape[1])
+    index = jnp.broadcast_to(
+      np.where(index < first, index, 0), tree.tokens.shape
+    )
+    law = tree_lib.DraftLaw(jnp.concatenate(laws, axis=1), index)
+    return dataclasses.replace(tree, law=law), level
+
   def _grow_static(self, setup, params, context, level):
     """A tree whose shape is known; its tokens are chosen, or drawn."""
     parents, depths, ranks = topology.arrays(self.tree)
@@ -306,13 +338,3 @@ def _num_expanded(tree: config.TreeConfig) -> list[int]:
   parents, depths, _ = topology.arrays(tree)
   inner = np.unique(parents[1:])
   return [int((depths[inner] == d).sum()) for d in range(1, tree.max_depth)]
-
-
-def _check_random(options, tree):
-  """Raises ValueError if drafts cannot be drawn so, or not for the tree."""
-  if options.drafting == 'beam':
-    raise ValueError(
-      "drafter 'draft_model' cannot draft with 'beam'; use drafting 'top_k', "
-      "'gumbel_top_k' or 'independent'"
-    )
-  random_trees.check(options.drafting, tree, options.verifier)
