@@ -17,11 +17,8 @@ from specstream_jax.workflows import evaluate as workflow
 
 MODEL = 'smollm2-135m-instruct'
 ADAPTER = 'e2e_nlg'
-# The adapter's tree; drafts come from the task's own tokens and n-grams, see
-# docs/bench.
-DRAFTER = config_drafting.DrafterConfig(
-  vocabulary='adapter', ngram_table='adapter'
-)
+# The adapter's tree; drafts come from the task's own tokens, see docs/bench.
+DRAFTER = config_drafting.DrafterConfig(vocabulary='adapter')
 
 
 def define_flags() -> None:
