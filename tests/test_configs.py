@@ -81,3 +81,11 @@ def test_variant_of_the_ablations_is_a_recipe_of_its_own(name):
   changed = recipe('e2e_smollm2.gin', *main.split_gin(bindings)[1])
   gin.clear_config()
   assert (changed != recipe('e2e_smollm2.gin')) == bool(bindings)
+
+
+def test_include_looks_beside_the_file(tmp_path, monkeypatch):
+  (tmp_path / 'shared.gin').write_text('LoraConfig.rank = 7\n')
+  (tmp_path / 'own.gin').write_text("include 'shared.gin'\n")
+  monkeypatch.chdir(tmp_path.parent)
+  main.parse_gin([str(tmp_path / 'own.gin')], [])
+  assert config.LoraConfig().rank == 7

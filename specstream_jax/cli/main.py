@@ -75,7 +75,7 @@ def _literal(value: str) -> str:
 
 
 def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
-  """Applies gin files, then bindings.
+  """Applies gin files, then bindings; `include` looks beside the file, too.
 
   Raises:
     ValueError: a file is missing, or a name is unknown; lists what exists.
@@ -83,6 +83,8 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
   importlib.import_module('specstream_jax.config')
   importlib.import_module('specstream_jax.config_drafting')
   importlib.import_module('specstream_jax.partitioning')
+  for file in files:
+    gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings))
   except (OSError, ValueError, AttributeError, SyntaxError) as error:
