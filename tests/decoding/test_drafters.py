@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import table_lm
 
-from specstream_jax import config, sampling
+from specstream_jax import config, config_drafting, sampling
 from specstream_jax.decoding import interface, verify
 from specstream_jax.decoding.drafters import none, streams
 
@@ -41,7 +41,11 @@ def _propose(drafter, sampling_cfg):
 def test_streams_draft_with_the_targets_own_noise(temperature):
   """Were the streams right, the best draft is what the target will draw."""
   cfg = config.SamplingConfig(temperature=temperature)
-  drafter = streams.Streams(config.TreeConfig('chain', depth=2), 3)
+  drafter = streams.Streams(
+    config.TreeConfig('chain', depth=2),
+    3,
+    config_drafting.DrafterConfig(noise_weight=1.0),
+  )
   tree = _propose(drafter, cfg)
   positions = LEAF_POSITIONS[:, None] + jnp.array([[2, 3]])
   drawn = sampling.draw(
