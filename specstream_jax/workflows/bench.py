@@ -322,8 +322,15 @@ def _write(folder, runs, made, plan, runners, model, command):
         name = f'{cell.task}-T{cell.temperature:g}-b{cell.batch}-{runner.label}'
         results.write_spec_bench(
           os.path.join(folder, 'answers', _file_name(name)),
-          _answers(model, *found),
+          [row | _mark(runner) for row in _answers(model, *found)],
         )
+
+
+def _mark(runner) -> dict[str, str]:
+  """What answers carry beside Spec-Bench's fields unless they are lossless."""
+  if runner.settings.get('synthetic_acceptance'):
+    return {'output': 'synthetic'}
+  return {'output': 'lossy'} if runner.is_lossy else {}
 
 
 def _file_name(name: str) -> str:

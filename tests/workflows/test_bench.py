@@ -265,6 +265,13 @@ def test_drafter_setting_makes_a_row_synthetic(model, options, tmp_path):
   found = run(model, changed, tmp_path / 'out')
   assert [r.output for r in found] == ['synthetic', 'lossless']
   assert '(synthetic)' in (tmp_path / 'out' / 'report.html').read_text()
+  marks = {
+    path.name.partition('-b1-')[2][:5]: json.loads(
+      path.read_text().splitlines()[0]
+    ).get('output')
+    for path in (tmp_path / 'out' / 'answers').iterdir()
+  }
+  assert marks == {'none.': None, 'strea': 'synthetic', 'looka': None}
   assert 'synthetic' in table.format_table(found)
 
 
