@@ -242,13 +242,17 @@ def adapter_folder(name: str) -> str:
     return name
   if shipped.is_dir():
     return str(shipped)
-  names = (
-    sorted(p.name for p in _SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
-  )
   raise ValueError(
     f'adapter {name!r} is neither a folder nor one that ships; those are '
-    f'{names}'
+    f'{shipped_adapters()}'
   )
+
+
+def shipped_adapters() -> list[str]:
+  """Names of the adapters that come with the package."""
+  if not _SHIPPED.is_dir():
+    return []
+  return sorted(path.name for path in _SHIPPED.iterdir())
 
 
 def _on_device(flat: typing.FlatParams, dtype: str) -> dict[Any, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 
-from specstream_jax import config
+from specstream_jax import config, runtime
 from specstream_jax.checkpoints import adapters, loading, medusa, weights
 from specstream_jax.data import records
 
@@ -34,6 +34,8 @@ def describe(path: str) -> str:
   Raises:
     ValueError: it is none of these kinds, or is damaged.
   """
+  if path in runtime.shipped_adapters() and not os.path.exists(path):
+    path = runtime.adapter_folder(path)
   if adapters.is_adapter(path):
     rows = _adapter_rows(path)
   elif medusa.is_medusa(path):

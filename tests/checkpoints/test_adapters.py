@@ -200,6 +200,7 @@ def test_info_on_an_adapter(tmp_path, cfg):
 
 def test_info_on_a_model_and_on_nothing(tmp_path, loaded, capsys):
   info.main(['info', str(tmp_path / 'base')])
+  assert 'coupling' in info.describe('e2e_nlg')  # one that ships, by name
   text = capsys.readouterr().out
   count = sum(leaf.size for leaf in loaded.params.values())
   assert f'parameters:        {count:,}' in text
