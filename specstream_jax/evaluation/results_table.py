@@ -144,7 +144,7 @@ def _row(run, names):
 def _paper_rows(task):
   found = _PAPER.get(task.partition('/')[0], {})
   return [
-    [f'*{name}, paper*', speedup, calls, '', '', '', '']
+    [f'*paper: {name}*', speedup, calls, '', '', '', '']
     for name, (speedup, calls) in found.items()
   ]
 

@@ -41,7 +41,7 @@ def test_table_has_the_three_qualities_and_every_rival():
     '1.79 (1.62–1.93)', '2.30 (0.00–0.00)', '1.25', '100.0 %',
     '71.25 / 60.50', '960',
   ]  # fmt: skip
-  assert found['*streams, paper*'][1] == '3.72 / 3.69 / 3.55'
+  assert found['*paper: streams*'][1] == '3.72 / 3.69 / 3.55'
 
 
 def test_lossy_rivals_say_so_and_tasks_have_tables_of_their_own():
@@ -50,7 +50,7 @@ def test_lossy_rivals_say_so_and_tasks_have_tables_of_their_own():
   assert '| typical (lossy) |' in text
   assert text.count('| method |') == text.count('### ') == 2
   own = text[text.index('### mine/dev') :]
-  assert 'paper*' not in own  # the paper has no such task
+  assert '*paper:' not in own  # the paper has no such task
 
 
 def test_base_of_another_task_is_not_taken():
