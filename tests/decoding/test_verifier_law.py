@@ -243,7 +243,16 @@ def test_output_of_a_draft_model_follows_the_target_law(name):
   assert _p_value_of_output(_draft_model_decoder(name), params) > 1e-3
 
 
-@pytest.mark.parametrize('name', sorted(set(RULES) - {'planted bias'}))
+@pytest.mark.parametrize(
+  'name',
+  [
+    'recursive',
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in sorted(set(RULES) - {'planted bias', 'recursive'})
+    ),
+  ],
+)
 def test_output_follows_the_target_law(name):
   assert _p_value_of(name) > 1e-3
 
