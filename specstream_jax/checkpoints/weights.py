@@ -125,17 +125,18 @@ def config_hash(cfg: config.ModelConfig) -> str:
 def fingerprint(flat: Mapping[str, Any], *, whole: bool = False) -> str:
   """sha256 over names, shapes and a sample of the values in bfloat16.
 
-  Equal for the same weights loaded as float32 and as bfloat16.
+  Equal for the same weights loaded as float32 and as bfloat16, unless `whole`.
 
   Args:
     flat: arrays by path.
-    whole: every value instead of a sample, for small sets of weights.
+    whole: every value as it is, for what is small or holds integers.
   """
   digest = hashlib.sha256()
   for path in sorted(flat):
     leaf = np.asarray(flat[path])
-    stride = 1 if whole else max(1, leaf.size // _SAMPLES)
-    values = leaf.reshape(-1)[::stride]
     digest.update(f'{path}{leaf.shape}'.encode())
-    digest.update(values.astype(jnp.bfloat16).tobytes())
+    if not whole:
+      sample = leaf.reshape(-1)[:: max(1, leaf.size // _SAMPLES)]
+      leaf = sample.astype(jnp.bfloat16)
+    digest.update(leaf.tobytes())
   return digest.hexdigest()

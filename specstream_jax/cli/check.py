@@ -71,14 +71,14 @@ def main(argv: Sequence[str]) -> int:
   low = load('bfloat16') if args.bfloat16 else None
   properties: list[workflow.Property] = []
   workflow.write(args.output, properties, finished=False)
+  finished = False
   try:
     for found in workflow.check(load('float32'), options, low):
       properties.append(found)
       print(found.line(), flush=True)
-    workflow.write(args.output, properties)
-  except BaseException:
-    workflow.write(args.output, properties, finished=False)
-    raise
+    finished = True
+  finally:
+    workflow.write(args.output, properties, finished=finished)
   skipped = _skipped(options.drafters)
   if skipped:
     print(f'not asked for: {", ".join(skipped)} (--drafters=NAME:path=FOLDER)')

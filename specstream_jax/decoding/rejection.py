@@ -188,6 +188,7 @@ def _test_children(tree, uniforms, reject, state):
   is_child &= (nodes > 0)[None] & ~state.is_done[:, None]
 
   def test(carry):
+    """The next untested child of each row takes its test."""
     accepted, untested, laws, accept_probs = carry
     child, is_tested = jnp.argmax(untested, axis=1), untested.any(axis=1)
     token = jnp.maximum(tree.tokens[rows, child], 0)

@@ -84,6 +84,7 @@ def model_fns(
   def forward(
     params, tokens, positions, tree_mask, cache, *, with_streams
   ) -> interface.Forward:
+    """See `interface.ModelFns`; streams run along if the schedule says so."""
     model = built.merge(params.base, params.adapter)
     result = transformer.forward_tree(
       model,
@@ -94,9 +95,8 @@ def model_fns(
       with_streams=with_streams and is_parallel,
       keep_nodes=keep_nodes,
     )
-    pruned = None
-    if result.survivors is not None:
-      pruned = interface.Pruned(result.survivors, model.first_msa)
+    seen = result.survivors
+    pruned = None if seen is None else interface.Pruned(seen, model.first_msa)
     return interface.Forward(result.main, result.cache, result.streams, pruned)
 
   def logits(params: Any, hidden: typing.Array) -> typing.Array:

@@ -14,6 +14,7 @@ def speedup_and_calls(runs: Runs) -> svg.Svg:
   """Speed-up and CR of every run with 95 % intervals."""
 
   def paint(axes):
+    """Bars with intervals, speed-up left, CR right."""
     rows = np.arange(len(runs))
     panels = (
       ('speed-up (wall clock)', 'speedup', 'speedup_ci95'),

@@ -26,6 +26,7 @@ class TransformersRunner:
 
   max_depth = 0
   is_lossy = False
+  output = 'external'
   is_external = True
 
   def __init__(

@@ -35,6 +35,7 @@ def acceptance_by_depth(shares: Mapping[str, Sequence[float]]) -> svg.Svg:
   """
 
   def paint(axes):
+    """One line per label."""
     ax = axes[0, 0]
     for i, (label, values) in enumerate(shares.items()):
       depths = range(1, len(values) + 1)
@@ -60,6 +61,7 @@ def tokens_per_call(histograms: Mapping[str, Sequence[int]]) -> svg.Svg:
   """
 
   def paint(axes):
+    """One group of bars per number of tokens."""
     ax = axes[0, 0]
     width = 0.8 / max(len(histograms), 1)
     for i, (label, counts) in enumerate(histograms.items()):
@@ -86,6 +88,7 @@ def time_per_call(milliseconds: Mapping[str, tuple[float, float]]) -> svg.Svg:
   """
 
   def paint(axes):
+    """Two bars per label."""
     ax = axes[0, 0]
     rows = np.arange(len(milliseconds))
     sides = (('autoregressive', svg.MUTED), ('speculative', svg.COLOURS[0]))

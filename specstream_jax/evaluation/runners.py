@@ -21,6 +21,7 @@ class Runner(Protocol):
     max_depth: deepest draft, 0 without drafts.
     extra_parameters: weights it adds to the model.
     is_lossy: its output may follow another law than the model's.
+    output: 'lossless', 'lossy', 'synthetic' or 'external'.
     is_external: another program's loop.
     fingerprint: hash of the weights and tables it brings along.
   """
@@ -30,6 +31,7 @@ class Runner(Protocol):
   max_depth: int
   extra_parameters: int
   is_lossy: bool
+  output: str
   is_external: bool
   fingerprint: str
 
@@ -61,7 +63,7 @@ class OwnRunner:
     self._model, self._drafter, self._decode = model, drafter, decode
     self.label = label
     self.settings = config.to_json(drafter)
-    self.is_lossy = drafter.is_lossy
+    self.is_lossy, self.output = drafter.is_lossy, drafter.output
     made = model.decoder(drafter, decode).setup.drafter
     self.max_depth, self.size = made.max_depth, made.size
     self.extra_parameters = count_extra(model.params(drafter))
@@ -80,7 +82,7 @@ class OwnRunner:
 def _fingerprint(weights: Any) -> str:
   leaves = jax.tree_util.tree_leaves_with_path(weights)
   flat = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-  return weights_lib.fingerprint(flat)[:16]
+  return weights_lib.fingerprint(flat, whole=True)[:16]
 
 
 def count_extra(params: transformer_fns.Params) -> int:

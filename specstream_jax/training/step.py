@@ -244,6 +244,7 @@ def hidden_rms(
 
   @jax.jit
   def rms(base, adapter, batch):
+    """Float32 scalar over the positions of one batch."""
     model = built.merge(base, adapter)
     hidden = transformer.forward_train(
       model,

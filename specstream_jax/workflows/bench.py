@@ -254,7 +254,7 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     temperature=cell.temperature,
     lossy=runner.is_lossy,
     external=runner.is_external,
-    synthetic=bool(runner.settings.get('synthetic_acceptance')),
+    synthetic=runner.output == 'synthetic',
     extra_parameters=runner.extra_parameters,
     by_category=_tokens_per_call_by(
       [row.question.category for row in rows], fast
@@ -328,9 +328,8 @@ def _write(folder, runs, made, plan, runners, model, command):
 
 def _mark(runner) -> dict[str, str]:
   """What answers carry beside Spec-Bench's fields unless they are lossless."""
-  if runner.settings.get('synthetic_acceptance'):
-    return {'output': 'synthetic'}
-  return {'output': 'lossy'} if runner.is_lossy else {}
+  is_marked = runner.output in ('lossy', 'synthetic')
+  return {'output': runner.output} if is_marked else {}
 
 
 def _file_name(name: str) -> str:

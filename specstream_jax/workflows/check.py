@@ -230,6 +230,7 @@ def _streams_change_nothing(model, prompt) -> Property:
   tokens = jnp.asarray([prompt], jnp.int32)
 
   def logits(with_streams):
+    """Main logits float32 [1, T, V] of the prompt."""
     fns = transformer_fns.model_fns(built, 'parallel')
     run = jax.jit(
       lambda weights, tokens: fns.logits(

@@ -95,6 +95,7 @@ def evaluate(
     batch=options.batch,
     temperature=options.sampling.temperature,
     lossy=drafter.is_lossy,
+    synthetic=drafter.output == 'synthetic',
     settings=config.to_json(drafter),
     extra_parameters=runners.count_extra(model.params(drafter)),
     quality=quality,

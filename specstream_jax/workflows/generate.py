@@ -88,10 +88,15 @@ def generate(
 
 def output(model: runtime.Model, options: Options) -> str:
   """What a reader must know of the tokens, see `Generation`."""
-  drafter = options.drafter or ('streams' if model.stream else 'none')
+  drafter = _drafter(model, options)
   if isinstance(drafter, str):
     drafter = config_drafting.DrafterConfig(drafter)
   return drafter.output
+
+
+def _drafter(model, options):
+  """The drafter asked for; streams where there are some."""
+  return options.drafter or ('streams' if model.stream else 'none')
 
 
 def stream(
@@ -109,7 +114,7 @@ def stream(
 
 
 def _decoder(model, options):
-  name = options.drafter or ('streams' if model.stream else 'none')
+  name = _drafter(model, options)
   decode = config.DecodeConfig(
     max_new_tokens=options.max_new_tokens,
     schedule=options.schedule,

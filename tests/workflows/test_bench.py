@@ -6,6 +6,7 @@ import os
 
 import jax
 import jsonschema
+import numpy as np
 import pytest
 import tiny_runtime
 
@@ -13,6 +14,7 @@ from specstream_jax.data import chat, questions
 from specstream_jax.evaluation import (
   external,
   journal as journal_lib,
+  runners,
   schema,
   table,
 )
@@ -254,6 +256,14 @@ def test_resume_with_other_weights_is_refused(model, options, tmp_path, where):
   resumed = bench.dataclasses.replace(options, resume=True)
   with pytest.raises(ValueError, match='written with other settings: weights'):
     run(other, resumed, tmp_path)
+
+
+def test_every_entry_of_a_drafters_tables_is_in_its_fingerprint():
+  ids = np.arange(1000, 100_000)
+  other = ids.copy()
+  other[77_777] += 1  # no sample, and bfloat16 would not tell
+  found = {runners._fingerprint({'ids': x}) for x in (ids, other, ids + 0)}
+  assert len(found) == 2
 
 
 def test_drafter_setting_makes_a_row_synthetic(model, options, tmp_path):
