@@ -2,17 +2,25 @@
 """Sharding as data: parameter paths -> logical axes -> mesh axes.
 
 Modules carry no sharding metadata. `LOGICAL_AXES` names the axes of every
-parameter (t5x names), `AxisRules` maps those names to the axes of a mesh.
+parameter (t5x names), `AxisRules` maps those names to the axes of a mesh, and
+a `Partitioner` puts weights and batches where the two say. XLA's partitioner
+(GSPMD, arXiv 2105.04663) does the rest; activations are constrained at block
+boundaries only (`constrain`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextvars
 import dataclasses
+import functools
 import math
 import re
+from typing import Any, NamedTuple
 
 import gin
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
 from specstream_jax import typing
 
@@ -41,7 +49,17 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'streams/embedding', ('stream', 'embed')),
   (r'(insertion|pruning|coupling)/down', ('embed', 'lora')),
   (r'(insertion|pruning|coupling)/up', ('lora', 'embed')),
+  (r'heads/\d+/kernel', ('embed', None)),
+  (r'heads/\d+/bias', ('norm',)),
+  (r'heads/\d+/projection', ('vocab', 'embed')),
 )
+
+
+def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+  """The mesh axes of a rule as a tuple."""
+  if axes is None:
+    return ()
+  return (axes,) if isinstance(axes, str) else tuple(axes)
 
 
 @gin.configurable
@@ -60,7 +78,17 @@ class AxisRules:
     ('norm', None),
     ('stream', None),
     ('length', None),
+    ('activation', None),
   )
+
+  def __post_init__(self):
+    for name, axes in self.rules:
+      wrong = [a for a in _names(axes) if a not in MESH_AXES]
+      if wrong:
+        raise ValueError(
+          f'AxisRules.rules maps {name!r} to {wrong}; a mesh has the axes '
+          f'{MESH_AXES}'
+        )
 
   def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
     """PartitionSpec for logical axes.
@@ -92,31 +120,281 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
   )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """A (data, fsdp, tensor) mesh over all devices; one size may be -1.
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How many ways each mesh axis splits; all 1 is a single device.
+
+  Attributes:
+    data: replicas of the weights, each with rows of its own; -1 takes what
+      the other axes leave, and so may one of the next two.
+    fsdp: rows and weights are both split, weights gathered layer by layer.
+    tensor: heads, MLP and vocabulary are split.
+    dcn_data: `data` over slices that share no fast links (data centre
+      network); the axis is dcn_data * data long.
+    dcn_fsdp: the same of `fsdp`.
+  """
+
+  data: int = 1
+  fsdp: int = 1
+  tensor: int = 1
+  dcn_data: int = 1
+  dcn_fsdp: int = 1
+
+  def __post_init__(self):
+    ici = (self.data, self.fsdp, self.tensor)
+    if ici.count(-1) > 1:
+      raise ValueError(f'{self} leaves several sizes open; one may be -1')
+    for field in dataclasses.fields(self):
+      size, least = getattr(self, field.name), 1
+      may_be_open = not field.name.startswith('dcn_')
+      if size < least and not (size == -1 and may_be_open):
+        raise ValueError(
+          f'MeshConfig.{field.name} is {size}; accepted: 1 or more'
+          + (', or -1 for what the others leave' if may_be_open else '')
+        )
+
+  def sizes(self, num_devices: int) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) within a slice; -1 resolved.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [self.data, self.fsdp, self.tensor]
+    num_slices = self.dcn_data * self.dcn_fsdp
+    if -1 in sizes:
+      known = -math.prod(sizes) * num_slices
+      sizes[sizes.index(-1)] = num_devices // known
+    if math.prod(sizes) * num_slices != num_devices or min(sizes) < 1:
+      raise ValueError(
+        f'{self} does not divide the {num_devices} devices; the sizes must '
+        f'multiply to {num_devices} (one of data, fsdp, tensor may be -1)'
+      )
+    return tuple(sizes)
+
+
+def make_mesh(
+  cfg: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A (data, fsdp, tensor) mesh; neighbours on the mesh are near each other.
+
+  Args:
+    cfg: sizes; all 1 takes the first device of a single process.
+    devices: default all of the job.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  sizes, num_devices = [data, fsdp, tensor], jax.device_count()
-  if sizes.count(-1) == 1:
-    known = -math.prod(sizes)
-    sizes[sizes.index(-1)] = num_devices // known if known > 0 else 0
-  if math.prod(sizes) != num_devices or min(sizes) < 1:
-    raise ValueError(
-      f'mesh data={data} fsdp={fsdp} tensor={tensor} does not divide the '
-      f'{num_devices} devices; the sizes must multiply to {num_devices} '
-      '(one may be -1)'
+  devices = list(jax.devices() if devices is None else devices)
+  if cfg == MeshConfig() and len({d.process_index for d in devices}) == 1:
+    devices = devices[:1]
+  ici = cfg.sizes(len(devices))
+  dcn = (cfg.dcn_data, cfg.dcn_fsdp, 1)
+  if math.prod(dcn) > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      ici,
+      dcn,
+      devices,
+      process_is_granule=not hasattr(devices[0], 'slice_index'),
     )
-  return jax.make_mesh(
-    tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+  else:
+    grid = mesh_utils.create_device_mesh(
+      ici, devices, allow_split_physical_axes=True
+    )
+  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+class Feed(NamedTuple):
+  """Which rows of a global batch a process feeds.
+
+  Attributes:
+    blocks: ascending numbers of the blocks of rows that its devices hold.
+    num_blocks: equal blocks that the batch is split into.
+    num_feeds: processes with rows of their own, 1 where rows overlap.
+  """
+
+  blocks: tuple[int, ...] = (0,)
+  num_blocks: int = 1
+  num_feeds: int = 1
+
+
+_ACTIVE: contextvars.ContextVar[Any] = contextvars.ContextVar(
+  'partitioner', default=None
+)
+
+
+class Partitioner:
+  """Places weights and batches on a mesh, and compiles for it."""
+
+  def __init__(self, mesh: Mesh, rules: AxisRules | None = None):
+    self.mesh, self.rules = mesh, rules or AxisRules()
+    self.replicated = NamedSharding(mesh, PartitionSpec())
+
+  @property
+  def is_single(self) -> bool:
+    """Whether there is one device, so that nothing is split."""
+    return self.mesh.size == 1
+
+  def size(self, axis: str) -> int:
+    """Ways in which a logical axis is split."""
+    names = _names(dict(self.rules.rules)[axis])
+    return math.prod(self.mesh.shape[name] for name in names)
+
+  def sharding(self, *axes: str | None) -> NamedSharding:
+    """Where an array with these logical axes lies."""
+    return NamedSharding(self.mesh, self.rules.spec(axes))
+
+  def shardings(
+    self, flat: typing.FlatParams, *, transposed: bool = False
+  ) -> dict[str, NamedSharding]:
+    """Where each parameter of a flat dict (path -> array) lies.
+
+    Args:
+      flat: arrays, or anything with a shape.
+      transposed: kernels lie as [out, in].
+
+    Raises:
+      ValueError: a path has no logical axes, or a size is not divisible.
+    """
+    placed = {}
+    for path, leaf in flat.items():
+      axes = logical_axes(path)
+      if transposed and path.endswith('kernel'):
+        axes = axes[::-1]
+      for size, axis in zip(leaf.shape, axes, strict=True):
+        if axis is not None:
+          self._check_divides(f'{path} {tuple(leaf.shape)}', size, axis)
+      placed[path] = self.sharding(*axes)
+    return placed
+
+  def _check_divides(self, what, size, axis):
+    ways = self.size(axis)
+    if size % ways:
+      raise ValueError(
+        f'{what}: {axis} of size {size} is not divisible by the {ways} ways '
+        f'of mesh axes {_names(dict(self.rules.rules)[axis])}; take another '
+        f"mesh, or the rule ('{axis}', None), which splits it no more"
+      )
+
+  def check_fits(self, num_heads: int, num_kv_heads: int) -> None:
+    """Raises ValueError if whole heads cannot be dealt to the devices."""
+    for axis, count in (('heads', num_heads), ('kv_heads', num_kv_heads)):
+      self._check_divides(f'a model with {count} {axis}', count, axis)
+
+  def put(
+    self,
+    flat: Mapping[str, Any],
+    *,
+    transposed: bool = False,
+    change: Callable[[str, Any], Any] = lambda path, leaf: leaf,
+  ) -> dict[str, jax.Array]:
+    """A flat dict on the devices, one tensor in the host's memory at a time.
+
+    Args:
+      flat: arrays by path, the same in every process; a lazy mapping that
+        has `shapes` is read leaf by leaf.
+      transposed: lay kernels [in, out] as [out, in].
+      change: (path, leaf) -> what to put, of the same shape.
+    """
+    shapes, placed = getattr(flat, 'shapes', flat), {}
+    for path, shape in shapes.items():
+      turn = transposed and path.endswith('kernel')
+      size = jax.ShapeDtypeStruct(
+        shape.shape[::-1] if turn else shape.shape, shape.dtype
+      )
+      sharding = self.shardings({path: size}, transposed=transposed)[path]
+      leaf = change(path, flat[path])
+      placed[path] = put_leaf(leaf.T if turn else leaf, sharding)
+    return placed
+
+  def put_rows(self, rows: Any) -> Any:
+    """An array [B, ...] split by rows if they can be, else whole everywhere."""
+    if self.is_single:
+      return rows
+    is_split = rows.shape[0] % self.size('batch') == 0
+    return jax.device_put(
+      rows, self.sharding('batch') if is_split else self.replicated
+    )
+
+  def put_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """This process's rows [B / processes, T] as global arrays [B, T]."""
+    if self.is_single:
+      return dict(batch)
+    sharding = self.sharding('batch')
+    return {
+      name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+      for name, rows in batch.items()
+    }
+
+  def gather(self, tree: Any) -> Any:
+    """The whole of every array, as numpy, in every process."""
+    if not self.is_single:
+      tree = jax.jit(lambda y: y, out_shardings=self.replicated)(tree)
+    return jax.tree.map(np.asarray, tree)
+
+  def jit(self, fun: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+    """`jax.jit` whose trace sees this partitioner in `constrain`."""
+
+    @functools.wraps(fun)
+    def traced(*args, **named):
+      token = _ACTIVE.set(self)
+      try:
+        return fun(*args, **named)
+      finally:
+        _ACTIVE.reset(token)
+
+    return jax.jit(traced, **kwargs)
+
+  def feed(self) -> Feed:
+    """The rows of a batch that this process's devices hold.
+
+    Processes whose devices hold the same rows, because a `tensor` axis runs
+    across them, feed the same.
+    """
+    num_blocks = self.size('batch')
+    where = self.sharding('batch').devices_indices_map((num_blocks,))
+    held: dict[int, set[int]] = {}
+    for device, index in where.items():
+      held.setdefault(device.process_index, set()).add(index[0].start or 0)
+    feeds = {tuple(sorted(blocks)) for blocks in held.values()}
+    is_split = sum(map(len, feeds)) == num_blocks
+    own = tuple(sorted(held[jax.process_index()]))
+    return Feed(own, num_blocks, len(feeds) if is_split else 1)
+
+
+def put_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
+  """An array that every process has whole, as a global array; done on return."""
+  leaf = np.asarray(leaf)
+  made = jax.make_array_from_callback(
+    leaf.shape, sharding, lambda index: leaf[index]
   )
+  return jax.block_until_ready(made)
 
 
-def shardings(
-  flat: typing.FlatParams, mesh: Mesh, rules: AxisRules = AxisRules()
-) -> dict[str, NamedSharding]:
-  """NamedSharding of each parameter in a flat dict (path -> array)."""
-  return {
-    path: NamedSharding(mesh, rules.spec(logical_axes(path))) for path in flat
-  }
+def constrain(x: typing.Array, *axes: str | None) -> typing.Array:
+  """x with its logical axes laid out by the rules; as it is on one device."""
+  active = _ACTIVE.get()
+  if active is None or active.is_single:
+    return x
+  return jax.lax.with_sharding_constraint(x, active.sharding(*axes))
+
+
+def num_vocab_shards(vocab_size: int) -> int:
+  """Ways in which logits [..., V] are split here; 1 if they are not."""
+  active = _ACTIVE.get()
+  ways = 1 if active is None else active.size('vocab')
+  return ways if vocab_size % ways == 0 else 1
+
+
+def local() -> Partitioner:
+  """As `default`, over this process's devices alone: what decodes."""
+  return Partitioner(make_mesh(MeshConfig(), jax.local_devices()), AxisRules())
+
+
+def default() -> Partitioner:
+  """The partitioner of `MeshConfig` and `AxisRules` as gin has them.
+
+  Raises:
+    ValueError: several processes, and a mesh that does not cover them.
+  """
+  return Partitioner(make_mesh(MeshConfig()), AxisRules())

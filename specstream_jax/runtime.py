@@ -7,6 +7,7 @@ decoder pays for it. A lossless adapter keeps the base as it is.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from specstream_jax import assembly, config, config_drafting, typing
+from specstream_jax import assembly, config, config_drafting, partitioning
 from specstream_jax.checkpoints import (
   adapters,
   loading,
@@ -51,6 +53,7 @@ class Model:
     bos_id: token id in front of every prompt, or None.
     layout: of the kernels, see `layers.Linear`.
     adapter_dir: folder of the adapter, empty without.
+    partitioner: where the weights lie, and batches go.
   """
 
   config: config.ModelConfig
@@ -66,6 +69,9 @@ class Model:
   bos_id: int | None = None
   layout: str = 'out_in'
   adapter_dir: str = ''
+  partitioner: partitioning.Partitioner = dataclasses.field(
+    default_factory=partitioning.local, repr=False
+  )
   _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
     default_factory=dict, repr=False
   )
@@ -116,6 +122,7 @@ class Model:
       sampling,
       prompt_model=made.prompt_model,
       verifier=verifiers.make(drafter),
+      partitioner=self.partitioner,
     )
 
   def encode(self, text: str) -> list[int]:
@@ -170,7 +177,11 @@ def _settings(drafter, tree=None):
 
 
 def load(
-  base: str, adapter: str | None = None, *, dtype: str = 'float32'
+  base: str,
+  adapter: str | None = None,
+  *,
+  dtype: str = 'float32',
+  partitioner: partitioning.Partitioner | None = None,
 ) -> Model:
   """Loads a base model and, if given, an adapter trained on it.
 
@@ -178,13 +189,17 @@ def load(
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
     adapter: folder of an adapter, or the name of one that ships.
     dtype: of weights and activations.
+    partitioner: the devices to decode on; None takes those of `MeshConfig`,
+      by default the first one of this process.
 
   Raises:
     ValueError: something cannot be read, or the adapter is of another base.
   """
-  loaded = loading.load_model(base, dtype=dtype)
+  part = partitioner or partitioning.local()
+  loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
+  part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   source = {'base': str(loaded.source), 'dtype': dtype}
-  flat, rest = loaded.params, {}
+  rest, fold = {}, lambda path, leaf: leaf
   stream, kept_lora, tree = None, None, config.TreeConfig()
   folder = adapter_folder(adapter) if adapter is not None else ''
   if folder:
@@ -193,13 +208,18 @@ def load(
     stream, tree = cfg.stream, cfg.tree
     source['adapter'] = str(adapter)
     if stream.mode == 'fine_tuned':
-      flat, rest = lora.merge(flat, rest, cfg.lora)
+      fold = functools.partial(lora.merge_leaf, adapter=rest, cfg=cfg.lora)
+      rest = lora.without(rest)
     else:
       kept_lora = cfg.lora
   return Model(
     config=loaded.config,
-    base=_on_device(params_lib.transpose_kernels(flat), dtype),
-    adapter=_on_device(rest, 'float32'),
+    base=params_lib.unflatten(
+      part.put(loaded.params, transposed=True, change=fold)
+    ),
+    adapter=params_lib.unflatten(
+      part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})
+    ),
     stream=stream,
     lora=kept_lora,
     tree=tree,
@@ -209,6 +229,7 @@ def load(
     eos_ids=tuple(loaded.eos_ids),
     bos_id=loaded.bos_id,
     adapter_dir=folder,
+    partitioner=part,
   )
 
 
@@ -253,12 +274,6 @@ def shipped_adapters() -> list[str]:
   if not _SHIPPED.is_dir():
     return []
   return sorted(path.name for path in _SHIPPED.iterdir())
-
-
-def _on_device(flat: typing.FlatParams, dtype: str) -> dict[Any, Any]:
-  """Nested arrays on the default device."""
-  arrays = {path: jnp.asarray(leaf, dtype) for path, leaf in flat.items()}
-  return jax.block_until_ready(params_lib.unflatten(arrays))
 
 
 def fingerprint(model: Model) -> str:

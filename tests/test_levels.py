@@ -19,6 +19,7 @@ LEVELS = {
   'config_drafting': 0,
   'typing': 0,
   'partitioning': 0,
+  'processes': 0,
   'sampling': 1,
   'modeling': 1,
   'decoding': 2,

@@ -235,23 +235,25 @@ def _rope_divisors(
   return 1.0 / ((1.0 - smooth) / scaling.factor + smooth)
 
 
-def read_params(header: Header) -> dict[str, np.ndarray]:
-  """Every weight, dequantised one at a time, in the config's dtype.
+def open_params(header: Header) -> weights.LazyParams:
+  """Every weight, dequantised when asked for, in the config's dtype.
 
   Returns:
-    Flat dict of arrays; kernels are [in, out].
+    Mapping from flat path to array; kernels are [in, out].
   """
-  cfg = header.config
-  flat = {}
-  for path, name in weights.gguf_names(cfg).items():
-    leaf = _dequantise(header.path, header.tensors[name])
+  cfg, names = header.config, weights.gguf_names(header.config)
+
+  def read(path: str) -> np.ndarray:
+    """One weight."""
+    leaf = _dequantise(header.path, header.tensors[names[path]])
     if path.endswith('query/kernel'):
       leaf = _unpermute(leaf, cfg.num_heads)
     elif path.endswith('key/kernel'):
       leaf = _unpermute(leaf, cfg.num_kv_heads)
     leaf = leaf.T if path.endswith('kernel') else leaf
-    flat[path] = np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
-  return flat
+    return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
+
+  return weights.LazyParams(cfg, read)
 
 
 def _dequantise(path: str, tensor) -> np.ndarray:

@@ -2,7 +2,6 @@
 """Hugging Face checkpoint folders: Llama-type safetensors in and out."""
 
 from collections.abc import Iterator, Mapping
-import contextlib
 import dataclasses
 import os
 import re
@@ -48,35 +47,37 @@ def read_config(
   )
 
 
-def read_params(
+def open_params(
   folder: str | os.PathLike, cfg: config.ModelConfig
-) -> dict[str, np.ndarray]:
-  """Every weight, read one at a time, in the config's dtype.
+) -> weights.LazyParams:
+  """Every weight, read when asked for, in the config's dtype.
 
   Args:
     folder: with model.safetensors, or its shards and their index.
     cfg: what `read_config` gave.
 
   Returns:
-    Flat dict of arrays; kernels are [in, out].
+    Mapping from flat path to array; kernels are [in, out]. It keeps the files
+    open.
 
   Raises:
     ValueError: a file is missing or truncated, or tensors are missing,
       unexpected or of the wrong shape; all are listed.
   """
-  names, shapes = weights.huggingface_names(cfg), weights.shapes(cfg)
-  with contextlib.ExitStack() as stack:
-    tensors = _open_tensors(os.fspath(folder), stack)
-    _check_tensors(folder, cfg, tensors)
-    flat = {}
-    for path in shapes:
-      leaf = tensors[names[path]].get_tensor(names[path])
-      leaf = leaf.T if path.endswith('kernel') else leaf
-      flat[path] = np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
-  return flat
+  names = weights.huggingface_names(cfg)
+  tensors = _open_tensors(os.fspath(folder))
+  _check_tensors(folder, cfg, tensors)
+
+  def read(path: str) -> np.ndarray:
+    """One weight."""
+    leaf = tensors[names[path]].get_tensor(names[path])
+    leaf = leaf.T if path.endswith('kernel') else leaf
+    return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
+
+  return weights.LazyParams(cfg, read)
 
 
-def _open_tensors(folder: str, stack) -> dict[str, Any]:
+def _open_tensors(folder: str) -> dict[str, Any]:
   """The opened file of every tensor, by tensor name."""
   if os.path.isfile(os.path.join(folder, WEIGHTS)):
     shards = [WEIGHTS]
@@ -90,7 +91,7 @@ def _open_tensors(folder: str, stack) -> dict[str, Any]:
     )
   tensors = {}
   for shard in shards:
-    opened = stack.enter_context(_open(os.path.join(folder, shard)))
+    opened = _open(os.path.join(folder, shard))
     tensors |= dict.fromkeys(opened.keys(), opened)
   return tensors
 

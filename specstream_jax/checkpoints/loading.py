@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One way to load a base model: by name, folder, hub id or GGUF file."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import os
@@ -33,7 +34,7 @@ class LoadedModel:
   """
 
   config: config.ModelConfig
-  params: dict[str, np.ndarray]
+  params: Mapping[str, np.ndarray]
   tokenizer: Any
   chat_template: str | None
   eos_ids: tuple[int, ...]
@@ -44,6 +45,8 @@ class LoadedModel:
   @functools.cached_property
   def fingerprint(self) -> str:
     """`weights.fingerprint` of the weights."""
+    if isinstance(self.params, weights.LazyParams):
+      return self.params.fingerprint
     return weights.fingerprint(self.params)
 
 
@@ -60,13 +63,14 @@ class MissingTokenizer:
 
 
 def load_model(
-  name: str | os.PathLike, *, dtype: str = 'float32'
+  name: str | os.PathLike, *, dtype: str = 'float32', lazy: bool = False
 ) -> LoadedModel:
   """Reads configuration, weights and tokenizer.
 
   Args:
     name: a known name, a Hugging Face folder or hub id, or a GGUF file.
     dtype: of the weights in memory.
+    lazy: read each weight anew whenever it is asked for, and keep none.
 
   Raises:
     ValueError: there is no such model, or it cannot be read exactly.
@@ -76,6 +80,8 @@ def load_model(
     loaded = _load_gguf(path, dtype)
   else:
     loaded = _load_huggingface(path, dtype)
+  if not lazy:
+    loaded = dataclasses.replace(loaded, params=dict(loaded.params))
   return dataclasses.replace(loaded, source=_source(name, loaded))
 
 
@@ -146,7 +152,7 @@ def _load_gguf(path: pathlib.Path, dtype: str) -> LoadedModel:
   tokenizer = _tokenizer_or_reason(gguf.read_tokenizer, header)
   return LoadedModel(
     config=header.config,
-    params=gguf.read_params(header),
+    params=gguf.open_params(header),
     tokenizer=tokenizer,
     chat_template=gguf.chat_template(header),
     eos_ids=gguf.eos_ids(header),
@@ -161,7 +167,7 @@ def _load_huggingface(path: pathlib.Path, dtype: str) -> LoadedModel:
   tokenizer = _tokenizer_or_reason(huggingface.read_tokenizer, path)
   return LoadedModel(
     config=cfg,
-    params=huggingface.read_params(path, cfg),
+    params=huggingface.open_params(path, cfg),
     tokenizer=tokenizer,
     chat_template=huggingface.read_chat_template(path),
     eos_ids=huggingface.read_eos_ids(path),

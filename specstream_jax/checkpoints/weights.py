@@ -4,12 +4,14 @@
 Axis letters: N heads, K KV heads, H head dim, D model, F MLP, V vocabulary.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -112,6 +114,37 @@ def refuse(source: str, lines: Iterable[str], fix: str) -> None:
     raise ValueError(
       f'{source} cannot be read exactly, so it is refused:{listed}\n{fix}'
     )
+
+
+class LazyParams(Mapping[str, np.ndarray]):
+  """Base weights by flat path that are read when asked for, and not kept.
+
+  Attributes:
+    shapes: ShapeDtypeStruct by path, known without reading.
+  """
+
+  def __init__(
+    self, cfg: config.ModelConfig, read: Callable[[str], np.ndarray]
+  ):
+    self._read = read
+    self.shapes = {
+      path: jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.dtype))
+      for path, shape in shapes(cfg).items()
+    }
+
+  def __getitem__(self, path: str) -> np.ndarray:
+    return self._read(path)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """`fingerprint` of them, which reads them all."""
+    return fingerprint(self)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.shapes)
+
+  def __len__(self) -> int:
+    return len(self.shapes)
 
 
 def config_hash(cfg: config.ModelConfig) -> str:

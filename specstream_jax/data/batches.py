@@ -5,7 +5,7 @@ B rows, T positions. Shuffled anew every epoch, split over processes, packed
 or one example to a row, and resumable: the state is a small JSON dict.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import json
 import os
@@ -14,6 +14,7 @@ from typing import Any
 import grain.python as grain
 import numpy as np
 
+from specstream_jax import processes
 from specstream_jax.data import features, mixtures, records
 
 _PACKING_BINS = 64
@@ -230,3 +231,131 @@ def open_batches(
   if len(parts) > 1:
     settings['rates'] = [part.rate for part in parts]
   return Batches(rows.batch(batch_size, batch_fn=stack), settings)
+
+
+class GlobalBatches(Iterator[features.Arrays]):
+  """This process's rows of batches that do not depend on the processes.
+
+  A global batch consists of equal shares, each from a stream of records of its
+  own. Who reads which share is free, so a run goes on with another number of
+  processes and sees the same batches.
+  """
+
+  def __init__(
+    self,
+    open_share: Callable[[int, int, int], Batches],
+    batch_size: int,
+    num_shares: int,
+    blocks: Sequence[int] = (0,),
+    num_blocks: int = 1,
+  ):
+    """See `open_global`.
+
+    Args:
+      open_share: (share, number of shares, rows of a batch) -> its batches.
+      batch_size: rows of the global batch.
+      num_shares: streams that make it.
+      blocks: equal blocks of its rows that this process feeds.
+      num_blocks: in the global batch.
+
+    Raises:
+      ValueError: the batch cannot be split evenly.
+    """
+    for what, count in (('shares', num_shares), ('blocks', num_blocks)):
+      if batch_size % count:
+        raise ValueError(
+          f'a batch of {batch_size} rows cannot be split into {count} equal '
+          f'{what}, as mesh and processes ask; use a multiple of {count}'
+        )
+    self._open, self._size = open_share, batch_size
+    block = batch_size // num_blocks
+    self._rows = [b * block + i for b in blocks for i in range(block)]
+    self._start(num_shares)
+
+  def _start(self, num_shares: int) -> None:
+    self._num_shares = num_shares
+    per_share = self._size // num_shares
+    self._shares = {
+      share: self._open(share, num_shares, per_share)
+      for share in sorted({row // per_share for row in self._rows})
+    }
+    first = {share: i * per_share for i, share in enumerate(self._shares)}
+    self._pick = [
+      first[row // per_share] + row % per_share for row in self._rows
+    ]
+
+  def __next__(self) -> features.Arrays:
+    parts = [next(share) for share in self._shares.values()]
+    if len(self._pick) == self._size and len(parts) == 1:
+      return parts[0]
+    return {
+      name: np.concatenate([part[name] for part in parts])[self._pick]
+      for name in parts[0]
+    }
+
+  def get_state(self) -> dict[str, Any]:
+    """The place after the last batch, the same in every process.
+
+    All processes must call it together.
+    """
+    own = {str(i): share.get_state() for i, share in self._shares.items()}
+    places: dict[str, Any] = {}
+    for found in processes.gather(own):
+      places |= found
+    return {'num_shares': self._num_shares, 'places': places}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues where `get_state` was, on whatever processes.
+
+    Raises:
+      ValueError: the state belongs to other records or settings.
+    """
+    if 'places' not in state:  # of a version with one stream
+      state = {'num_shares': 1, 'places': {'0': state}}
+    if state['num_shares'] != self._num_shares:
+      if self._size % state['num_shares']:
+        raise ValueError(
+          f'the run was made of {state["num_shares"]} streams of records, '
+          f'which do not divide a batch of {self._size} rows; use its batch '
+          'size'
+        )
+      self._start(state['num_shares'])
+    for share, batches in self._shares.items():
+      batches.set_state(state['places'][str(share)])
+
+
+def open_global(
+  path: str,
+  *,
+  batch_size: int,
+  blocks: Sequence[int] = (0,),
+  num_blocks: int = 1,
+  num_shares: int = 1,
+  **settings: Any,
+) -> GlobalBatches:
+  """This process's rows of global batches of the records in `path`.
+
+  Args:
+    path: as for `open_batches`.
+    batch_size: rows of the global batch.
+    blocks: equal blocks of its rows that this process feeds.
+    num_blocks: in the global batch.
+    num_shares: disjoint streams of records that make the batch; each is read
+      by the processes that feed rows of it, so one per process is cheapest.
+    **settings: of `open_batches`.
+
+  Raises:
+    ValueError: as `open_batches`, or the batch cannot be split evenly.
+  """
+
+  def open_share(share: int, count: int, rows: int) -> Batches:
+    """Batches of one stream."""
+    return open_batches(
+      path,
+      batch_size=rows,
+      process_index=share,
+      process_count=count,
+      **settings,
+    )
+
+  return GlobalBatches(open_share, batch_size, num_shares, blocks, num_blocks)

@@ -16,7 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import config, partitioning, typing
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +45,10 @@ def init(
 ) -> Cache:
   """An empty cache of `cache_length` slots for `batch` rows."""
   shape = (batch, cfg.num_kv_heads, cache_length, cfg.head_dim)
-  empty = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers))
+  zeros = partitioning.constrain(
+    jnp.zeros(shape, dtype), 'batch', 'kv_heads', None, None
+  )
+  empty = lambda: (zeros,) * cfg.num_layers
   return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32))
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, sampling
+from specstream_jax import config, partitioning, sampling
 from specstream_jax.decoding import interface, loop, stopping, verify
 
 _GREEDY = config.SamplingConfig()
@@ -67,15 +67,17 @@ class Decoder:
     *,
     prompt_model: interface.ModelFns | None = None,
     verifier: interface.Verifier = verify.walk,
+    partitioner: partitioning.Partitioner | None = None,
   ):
+    self._partitioner = partitioner or partitioning.local()
     self.setup = interface.Setup(
       model, prompt_model or model, drafter, cfg, sampling_cfg, verifier
     )
     self.num_compilations = 0
-    self._prefill = jax.jit(
+    self._prefill = self._partitioner.jit(
       self._counted(loop.prefill), static_argnames='cache_length'
     )
-    self._run = jax.jit(self._counted(loop.run), donate_argnums=1)
+    self._run = self._partitioner.jit(self._counted(loop.run), donate_argnums=1)
 
   def _counted(self, fun):
     """`fun` of this setup; every trace counts as a compilation."""
@@ -104,14 +106,14 @@ class Decoder:
     for row, prompt in enumerate(prompts):
       padded[row, : len(prompt)] = prompt
     ids = range(len(prompts)) if row_ids is None else row_ids
-    return self._prefill(
-      params,
+    rows = (
       padded,
       np.array(lengths, np.int32),
       limits,
       sampling.row_keys(seed, list(ids)),
-      cache_length=num_slots,
     )
+    rows = map(self._partitioner.put_rows, rows)
+    return self._prefill(params, *rows, cache_length=num_slots)
 
   def advance(
     self, params: Any, state: loop.DecodeState, num_steps: int | None = None

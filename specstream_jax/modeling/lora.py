@@ -25,16 +25,31 @@ def merge(
   Returns:
     (merged flat base, flat adapter with streams and pruning only).
   """
-  merged, rest = dict(base), {}
-  for path, leaf in adapter.items():
-    if path.endswith('/lora_a'):
-      stem = path.removesuffix('/lora_a')
-      kernel = base[f'{stem}/kernel']
-      delta = np.asarray(leaf, np.float32) @ np.asarray(
-        adapter[f'{stem}/lora_b'], np.float32
-      )
-      wide = np.asarray(kernel, np.float32) + cfg.scale * delta
-      merged[f'{stem}/kernel'] = wide.astype(kernel.dtype)
-    elif not path.endswith('/lora_b'):
-      rest[path] = leaf
-  return merged, rest
+  merged = {
+    path: merge_leaf(path, leaf, adapter, cfg) for path, leaf in base.items()
+  }
+  return merged, without(adapter)
+
+
+def merge_leaf(
+  path: str, leaf: Any, adapter: typing.FlatParams, cfg: config.LoraConfig
+) -> Any:
+  """The base weight at `path` with its LoRA folded in, if it has any."""
+  stem = path.removesuffix('/kernel')
+  if not path.endswith('/kernel') or f'{stem}/lora_a' not in adapter:
+    return leaf
+  low, high = (
+    np.asarray(adapter[f'{stem}/{name}'], np.float32)
+    for name in ('lora_a', 'lora_b')
+  )
+  wide = np.asarray(leaf, np.float32) + cfg.scale * (low @ high)
+  return wide.astype(leaf.dtype)
+
+
+def without(adapter: typing.FlatParams) -> dict[str, Any]:
+  """The weights of a flat adapter that are not LoRA."""
+  return {
+    path: leaf
+    for path, leaf in adapter.items()
+    if not path.endswith(('/lora_a', '/lora_b'))
+  }

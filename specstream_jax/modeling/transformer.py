@@ -14,7 +14,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import config, partitioning, typing
 from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
 from specstream_jax.modeling import (
   attention,
@@ -379,6 +379,7 @@ def _run(model, x, rows, cache, first, last, remat=False):
   for i in range(first, last):
     cached = attention.KeyValues(keys[i], values[i]) if cache else None
     layer = model.layers[i]
+    x = partitioning.constrain(x, 'batch', 'length', 'activation')
     if remat:
       graphdef, state = nnx.split(layer)
       call = lambda s, y, c, g=graphdef: nnx.merge(g, s)(y, rows, c)[0]

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from specstream_jax import partitioning
 from specstream_jax.training import step as step_lib
 
 BEST_METRIC = 'tokens_per_call'
@@ -98,8 +99,9 @@ class Checkpoints:
     )
     structure = jax.tree.structure(like.opt_state)
     leaves = [restored.optimizer[name] for name in _leaves(like.opt_state)]
+    step = partitioning.put_leaf(np.int32(number), like.step.sharding)
     state = step_lib.TrainState(
-      np.int32(number), restored.adapter, jax.tree.unflatten(structure, leaves)
+      step, restored.adapter, jax.tree.unflatten(structure, leaves)
     )
     return state, restored.data
 

@@ -10,16 +10,15 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import signal
 import time
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import tqdm
 
-from specstream_jax import config, typing
+from specstream_jax import config, partitioning, processes, typing
 from specstream_jax.modeling import build
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
@@ -54,6 +53,7 @@ class Setup:
     tree: draft tree whose tokens per call evaluation measures.
     remat: recompute layers in the backward pass.
     steps: what is trained and measured, see `stream_steps`.
+    partitioner: where weights and batches lie.
   """
 
   built: build.Built
@@ -65,6 +65,9 @@ class Setup:
   tree: config.TreeConfig
   remat: bool = False
   steps: Callable[..., tuple[Callable, Callable]] | None = None
+  partitioner: partitioning.Partitioner = dataclasses.field(
+    default_factory=partitioning.default
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +89,8 @@ def train(
 ) -> Outcome:
   """Runs to `num_steps`, resuming from the last checkpoint if there is one.
 
-  SIGTERM and SIGINT save and return cleanly after the current step.
+  SIGTERM and SIGINT save and return cleanly after the current step; in a job
+  of several processes, after a step that all agree on.
 
   Raises:
     DivergedError: the loss of a step is not finite; nothing is saved then.
@@ -95,12 +99,12 @@ def train(
   cfg = setup.train
   optimizer = step_lib.make_optimizer(setup.optimizer, cfg.num_steps)
   state = step_lib.init_state(setup.adapter, optimizer)
+  state = step_lib.place_state(state, setup.partitioner)
   restored = checkpoints.restore(state)
   if restored:
     state, data_state = restored
-    state = jax.tree.map(as_fresh, state)
     batches.set_state(data_state)
-  advance, evaluate = _compiled(setup, optimizer, open_eval)
+  advance, evaluate = _compiled(setup, optimizer, open_eval, state)
   run = _Run(setup, batches, checkpoints, writer, evaluate)
   start = int(state.step)
   with (
@@ -111,24 +115,17 @@ def train(
   ):
     try:
       for number in range(start + 1, cfg.num_steps + 1):
-        state, metrics = advance(state, setup.base, next(batches))
+        batch = setup.partitioner.put_batch(next(batches))
+        state, metrics = advance(state, setup.base, batch)
         run.after_step(number, state, metrics, bar)
+        if processes.should_stop(number):
+          stop.append(signal.SIGTERM)
         if stop:
           run.save(state)
           break
     finally:
       run.finish()
   return Outcome(state, bool(stop) and int(state.step) < cfg.num_steps)
-
-
-def as_fresh(leaf: Any) -> Any:
-  """A restored leaf as an initial one is: on no particular device.
-
-  Otherwise the first step returns arrays of another kind than it was given,
-  and the second one compiles anew.
-  """
-  is_local = not isinstance(leaf, jax.Array) or len(leaf.devices()) == 1
-  return jnp.asarray(np.asarray(leaf)) if is_local else leaf
 
 
 def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
@@ -153,15 +150,20 @@ def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
   return advance, measure
 
 
-def _compiled(setup, optimizer, open_eval):
+def _compiled(setup, optimizer, open_eval, state):
   """jitted train step (state donated) and the evaluation as one callable."""
+  part = setup.partitioner
   advance, measure = (setup.steps or stream_steps)(setup, optimizer)
-  advance, measure = jax.jit(advance, donate_argnums=0), jax.jit(measure)
+  placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+  advance = part.jit(
+    advance, donate_argnums=0, out_shardings=(placed, part.replicated)
+  )
+  measure = part.jit(measure, out_shardings=part.replicated)
 
   def evaluate(adapter: typing.Params) -> dict[str, float]:
     means = metrics_lib.Means()
     for _, batch in zip(range(setup.train.eval_batches), open_eval()):
-      means.add(measure(adapter, setup.base, batch))
+      means.add(measure(adapter, setup.base, part.put_batch(batch)))
     return means.result()
 
   return advance, evaluate if open_eval else None
@@ -231,16 +233,26 @@ def _check_finite(number, metrics):
 
 @contextlib.contextmanager
 def _signals():
-  """A list that is non-empty once SIGTERM or SIGINT has arrived."""
+  """A list that is non-empty once SIGTERM or SIGINT has arrived.
+
+  In a job of several processes JAX hears SIGTERM (`processes.should_stop`), and
+  Ctrl-C becomes one.
+  """
   received: list[int] = []
 
   def handle(number, _):
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+      return
     if received and number == signal.SIGINT:
       raise KeyboardInterrupt  # The second Ctrl-C does not wait for the step.
     received.append(number)
 
+  caught = [signal.SIGINT]
+  if jax.process_count() == 1:
+    caught.append(signal.SIGTERM)
   try:
-    old = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    old = {s: signal.signal(s, handle) for s in caught}
   except ValueError:  # Not the main thread: signals go elsewhere.
     old = {}
   try:

@@ -11,12 +11,13 @@ Axis letters: B rows, T positions, A anchors, J streams, D model width,
 V vocabulary, R = any number of rows of the LM head product.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import config, partitioning, typing
 from specstream_jax.modeling import transformer
 
 
@@ -85,7 +86,7 @@ def token_loss(
   targets: typing.Array,
   chunk_size: int,
 ) -> TokenLoss:
-  """Softmax cross-entropy over V, `chunk_size` rows at a time.
+  """Softmax cross-entropy over V, `chunk_size` rows of it at a time.
 
   The logits of a chunk are recomputed in the backward pass, so that at most
   chunk_size * V of them exist at once.
@@ -99,29 +100,45 @@ def token_loss(
   Returns:
     nll and rank shaped like `targets`.
   """
-  rows, shape = hidden.reshape(-1, hidden.shape[-1]), targets.shape
-  num_rows = rows.shape[0]
-  chunk_size = min(chunk_size, num_rows)
-  num_chunks = -(-num_rows // chunk_size)
-  pad = num_chunks * chunk_size - num_rows
-  rows = jnp.pad(rows, ((0, pad), (0, 0)))
-  flat = jnp.pad(targets.reshape(-1), (0, pad))
 
   @jax.checkpoint
-  def chunk(rows, flat):
-    logits = model.logits(rows)
-    target = jnp.take_along_axis(logits, flat[:, None], axis=1)
-    nll = jax.nn.logsumexp(logits, axis=1) - target[:, 0]
-    return TokenLoss(nll, jnp.sum(logits > target, axis=1, dtype=jnp.int32))
+  def chunk(hidden, targets):
+    logits = model.logits(hidden)
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    nll = jax.nn.logsumexp(logits, axis=-1) - target[..., 0]
+    return TokenLoss(nll, jnp.sum(logits > target, axis=-1, dtype=jnp.int32))
 
-  result = jax.lax.map(
-    lambda xs: chunk(*xs),
-    (
-      rows.reshape(num_chunks, chunk_size, -1),
-      flat.reshape(num_chunks, chunk_size),
-    ),
+  return _by_chunks(chunk, (hidden, targets), targets.shape, chunk_size)
+
+
+def _by_chunks(fun, arrays, shape, chunk_size):
+  """fun over `arrays` [B, ..., *rest], `chunk_size` rows of all B at a time.
+
+  A chunk takes as many from each row of the batch, so that a batch that is
+  split over devices stays where it is.
+
+  Args:
+    fun: [B, c, *rest] of each array -> tree of [B, c].
+    arrays: leading axes as in `shape`.
+    shape: (B, ...) of the result.
+    chunk_size: B * c at most, and c is at least 1.
+  """
+  batch, count = shape[0], math.prod(shape[1:])
+  size = min(max(chunk_size // batch, 1), count)
+  pad = -count % size
+
+  def split(x):
+    x = x.reshape(batch, count, *x.shape[len(shape) :])
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(batch, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+  inputs = tuple(map(split, arrays))
+  keep = lambda x: partitioning.constrain(
+    x, None, 'batch', *(None,) * (x.ndim - 2)
   )
-  return jax.tree.map(lambda y: y.reshape(-1)[:num_rows].reshape(shape), result)
+  result = jax.lax.map(lambda xs: fun(*xs), jax.tree.map(keep, inputs))
+  join = lambda y: y.swapaxes(0, 1).reshape(batch, -1)[:, :count].reshape(shape)
+  return jax.tree.map(join, result)
 
 
 def loss(
@@ -255,24 +272,15 @@ def cross_entropy(
     teacher: [..., D] those whose distribution is the target; no gradient.
     chunk_size: static.
   """
-  shape, width = hidden.shape[:-1], hidden.shape[-1]
-  rows = [
-    x.reshape(-1, width) for x in (hidden, jax.lax.stop_gradient(teacher))
-  ]
-  num_rows = rows[0].shape[0]
-  chunk_size = min(chunk_size, num_rows)
-  pad = -num_rows % chunk_size
 
   @jax.checkpoint
-  def chunk(rows):
-    own, other = map(model.logits, rows)
-    law = jax.lax.stop_gradient(jax.nn.softmax(other, axis=1))
-    return -jnp.sum(law * jax.nn.log_softmax(own, axis=1), axis=1)
+  def chunk(hidden, teacher):
+    own, other = model.logits(hidden), model.logits(teacher)
+    law = jax.lax.stop_gradient(jax.nn.softmax(other, axis=-1))
+    return -jnp.sum(law * jax.nn.log_softmax(own, axis=-1), axis=-1)
 
-  chunks = tuple(
-    jnp.pad(x, ((0, pad), (0, 0))).reshape(-1, chunk_size, width) for x in rows
-  )
-  return jax.lax.map(chunk, chunks).reshape(-1)[:num_rows].reshape(shape)
+  pair = hidden, jax.lax.stop_gradient(teacher)
+  return _by_chunks(chunk, pair, hidden.shape[:-1], chunk_size)
 
 
 def _teach(model, hidden, anchors, weights, metrics, cfg):

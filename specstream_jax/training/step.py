@@ -5,6 +5,7 @@ Only adapter weights are differentiated; the base goes in and never comes out.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from specstream_jax import config, typing
+from specstream_jax import config, partitioning, typing
 from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import build, params as params_lib, transformer
 from specstream_jax.training import objective
@@ -24,6 +25,7 @@ from specstream_jax.training import objective
   data_fields=['step', 'adapter', 'opt_state'],
   meta_fields=[],
 )
+@dataclasses.dataclass(frozen=True)
 class TrainState:
   """What a checkpoint holds.
 
@@ -33,8 +35,9 @@ class TrainState:
     opt_state: optax state.
   """
 
-  def __init__(self, step, adapter, opt_state):
-    self.step, self.adapter, self.opt_state = step, adapter, opt_state
+  step: typing.Array
+  adapter: dict[str, Any]
+  opt_state: Any
 
 
 def make_optimizer(
@@ -188,8 +191,8 @@ def eval_step(
     batch['decoder_segment_ids'],
     anchors,
   )
-  per_row = lambda y: jax.lax.map(model.logits, y)
-  logits = per_row(hidden.streams)  # [B, A, J, V]
+  by_anchor = jax.lax.map(model.logits, hidden.streams.swapaxes(0, 1))
+  logits = by_anchor.swapaxes(0, 1)  # [B, A, J, V]
   edges = None
   if model.stream_cfg.coupling_rank and tree.kind == 'best_first':
     edges = tree_lib.coupled_edges(model.coupling_logits)
@@ -237,12 +240,41 @@ def init_state(
   return TrainState(jnp.zeros((), jnp.int32), adapter, optimizer.init(adapter))
 
 
+def place_state(
+  state: TrainState, partitioner: partitioning.Partitioner
+) -> TrainState:
+  """The state on the mesh: moments lie with their weights, counts everywhere.
+
+  Args:
+    state: the same in every process.
+    partitioner: has rules for every weight.
+  """
+  shardings = partitioner.shardings(params_lib.flatten(state.adapter))
+
+  def place(keys, leaf):
+    names = [str(getattr(key, 'key', '')) for key in keys]
+    paths = ('/'.join(names[i:]) for i in range(len(names)))
+    path = next((p for p in paths if p in shardings), None)
+    fits = path is not None and leaf.ndim
+    sharding = shardings[path] if fits else partitioner.replicated
+    return partitioning.put_leaf(leaf, sharding)
+
+  return TrainState(
+    partitioning.put_leaf(state.step, partitioner.replicated),
+    jax.tree_util.tree_map_with_path(place, state.adapter),
+    jax.tree_util.tree_map_with_path(place, state.opt_state),
+  )
+
+
 def hidden_rms(
-  built: build.Built, base: typing.Params, batch: dict[str, typing.Array]
+  built: build.Built,
+  base: typing.Params,
+  batch: dict[str, typing.Array],
+  partitioner: partitioning.Partitioner,
 ) -> float:
   """RMS of the main stream at the insertion layer on real positions."""
 
-  @jax.jit
+  @partitioner.jit
   def rms(base, adapter, batch):
     """Float32 scalar over the positions of one batch."""
     model = built.merge(base, adapter)
@@ -259,4 +291,4 @@ def hidden_rms(
     return jnp.sqrt((square * real).sum() / real.sum())
 
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), built.adapter)
-  return float(rms(base, zeros, batch))
+  return float(rms(base, zeros, partitioner.put_batch(batch)))

@@ -14,10 +14,9 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, runtime
+from specstream_jax import config, partitioning, processes, runtime
 from specstream_jax.checkpoints import (
   adapters,
   files,
@@ -128,11 +127,13 @@ def distill_drafter(
     ValueError: records of another tokenizer, or settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
+  processes.check_alone('distilling a draft model')
   recipe = recipe or Recipe()
   loaded = _load_target(base, adapter, dtype)
   train_workflow.check_tokenizer(loaded, data_dir)
   draft_cfg, setup = _setup(loaded, recipe, remat)
-  batches = CountedBatches(train_workflow.open_training(data_dir, recipe))
+  part = setup.partitioner
+  batches = CountedBatches(train_workflow.open_training(data_dir, recipe, part))
   resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
   outcome, checkpoints = _train(
     setup, batches, eval_data_dir, output_dir, recipe, progress
@@ -164,7 +165,7 @@ def _train(setup, batches, data_dir, output_dir, recipe, progress):
   outcome = loop.train(
     setup,
     batches,
-    train_workflow.eval_opener(data_dir, recipe),
+    train_workflow.eval_opener(data_dir, recipe, setup.partitioner),
     checkpoints,
     writer,
     progress=progress and jax.process_index() == 0,
@@ -247,13 +248,10 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
   draft_cfg, draft = distill.truncate(
     loaded.config, loaded.params, recipe.num_layers
   )
-  base = {
-    path: jnp.asarray(leaf, loaded.config.dtype)
-    for path, leaf in loaded.params.items()
-  }
+  part = partitioning.default()
   setup = loop.Setup(
     built=build.build(loaded.config),
-    base=params_lib.unflatten(base),
+    base=params_lib.unflatten(part.put(loaded.params)),
     adapter=params_lib.unflatten(draft),
     train=recipe.train,
     objective=recipe.objective,
@@ -261,5 +259,6 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
     tree=recipe.tree,
     remat=remat,
     steps=functools.partial(distill.steps, draft=build.build(draft_cfg)),
+    partitioner=part,
   )
   return draft_cfg, setup

@@ -8,6 +8,7 @@ from typing import Any
 
 import gin
 
+from specstream_jax import processes
 from specstream_jax.checkpoints import files, loading
 from specstream_jax.data import mixtures
 
@@ -70,6 +71,9 @@ def start(
   done = _last_step(os.path.join(output_dir, 'checkpoints'))
   if done and os.path.isfile(path):
     _check(output_dir, done, files.read_json(path), wanted)
+  processes.check_shared(output_dir)
+  if not processes.is_main():
+    return
   os.makedirs(output_dir, exist_ok=True)
   with open(path, 'w') as file:
     json.dump(wanted, file, indent=2)

@@ -10,7 +10,7 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
+from specstream_jax import config, partitioning, processes
 from specstream_jax.checkpoints import adapters, loading
 from specstream_jax.data import batches as batches_lib, mixtures, records
 from specstream_jax.evaluation import plots
@@ -108,20 +108,21 @@ def train(
     ValueError: records of another tokenizer, or settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
-  loaded = loading.load_model(base, dtype=dtype)
+  part = partitioning.default()
+  loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   initial, recipe = _initial(init_adapter, loaded, recipe or Recipe())
   check_tokenizer(loaded, data_dir)
-  batches = open_training(data_dir, recipe)
-  setup = _setup(loaded, batches, recipe, remat, initial)
+  batches = open_training(data_dir, recipe, part)
+  setup = _setup(loaded, batches, recipe, remat, initial, part)
   resume.start(output_dir, recipe, loaded, data_dir, start=init_adapter)
   checkpoints, writer = open_outputs(output_dir, recipe)
   outcome = loop.train(
     setup,
     batches,
-    eval_opener(eval_data_dir, recipe),
+    eval_opener(eval_data_dir, recipe, part),
     checkpoints,
     writer,
-    progress=progress and jax.process_index() == 0,
+    progress=progress and processes.is_main(),
   )
   writer.close()
   step = int(outcome.state.step)
@@ -130,9 +131,11 @@ def train(
   state, best = outcome.state, checkpoints.best_step()
   if _ranks(recipe, export) and best not in (None, step):
     state, _ = checkpoints.restore(state, best)
-  folder = _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
   checkpoints.close()
-  return Trained(folder, step, False)
+  adapter = part.gather(state.adapter)
+  state = dataclasses.replace(state, adapter=adapter)
+  _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
+  return Trained(os.path.join(output_dir, 'adapter'), step, False)
 
 
 def _origin(folder):
@@ -160,25 +163,23 @@ def _initial(folder, loaded, recipe):
   return flat, dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
 
 
-def _setup(loaded, batches, recipe, remat, initial):
+def _setup(loaded, batches, recipe, remat, initial, part):
   """Structure, weights and fresh adapter of a run."""
-  built = build.build(loaded.config, recipe.stream, recipe.lora)
+  cfg = loaded.config
+  built = build.build(cfg, recipe.stream, recipe.lora)
   _check_trainable(built, recipe.optimizer.trainable)
-  weights = params_lib.unflatten(
-    {
-      path: jnp.asarray(leaf, loaded.config.dtype)
-      for path, leaf in loaded.params.items()
-    }
-  )
+  part.check_fits(cfg.num_heads, cfg.num_kv_heads)
+  weights = params_lib.unflatten(part.put(loaded.params))
   return loop.Setup(
     built=built,
     base=weights,
-    adapter=_fresh_adapter(built, weights, batches, recipe, initial),
+    adapter=_fresh_adapter(built, weights, batches, recipe, initial, part),
     train=recipe.train,
     objective=recipe.objective,
     optimizer=recipe.optimizer,
     tree=recipe.tree,
     remat=remat,
+    partitioner=part,
   )
 
 
@@ -190,23 +191,28 @@ def open_outputs(
     os.path.join(output_dir, 'checkpoints'), recipe.train.keep_checkpoints
   )
   step = checkpoints.latest_step() or 0
-  metrics_lib.forget_after(os.path.join(output_dir, 'metrics.jsonl'), step)
+  if processes.is_main():
+    metrics_lib.forget_after(os.path.join(output_dir, 'metrics.jsonl'), step)
   writer = metrics_lib.Writer(
-    output_dir, enabled=jax.process_index() == 0, first_step=step + 1
+    output_dir, enabled=processes.is_main(), first_step=step + 1
   )
   return checkpoints, writer
 
 
-def open_training(data_dir: str, recipe: Any) -> loop.Batches:
-  """Training batches of this process, from `recipe.train` and `.data`."""
-  return batches_lib.open_batches(
+def open_training(
+  data_dir: str, recipe: Any, part: partitioning.Partitioner
+) -> loop.Batches:
+  """This process's rows of the batches of `recipe.train` and `.data`."""
+  feed = part.feed()
+  return batches_lib.open_global(
     data_dir,
     batch_size=recipe.train.batch_size,
+    blocks=feed.blocks,
+    num_blocks=feed.num_blocks,
+    num_shares=feed.num_feeds,
     sequence_length=recipe.data.sequence_length,
     packed=recipe.data.packed,
     seed=recipe.train.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
   )
 
 
@@ -217,15 +223,22 @@ def check_tokenizer(loaded: loading.LoadedModel, data_dir: str) -> None:
     records.check_tokenizer(manifest, expected)
 
 
-def eval_opener(data_dir: str | None, recipe: Any) -> Callable[[], Any] | None:
-  """Opens the evaluation records anew, one example to a row, file order."""
+def eval_opener(
+  data_dir: str | None, recipe: Any, part: partitioning.Partitioner
+) -> Callable[[], Any] | None:
+  """Opens the evaluation records anew, one example to a row, file order.
+
+  The last batch is filled up with empty rows, which weigh nothing.
+  """
   if data_dir is None:
     return None
   longest = records.read_manifest(data_dir)['lengths']['total']['max']
-  padded = -(-longest // 32) * 32
-  return lambda: batches_lib.open_batches(
+  padded, feed = -(-longest // 32) * 32, part.feed()
+  return lambda: batches_lib.open_global(
     data_dir,
     batch_size=recipe.data.eval_batch_size,
+    blocks=feed.blocks,
+    num_blocks=feed.num_blocks,
     sequence_length=padded,
     packed=False,
     seed=None,
@@ -243,13 +256,13 @@ def _check_trainable(built, trainable):
     )
 
 
-def _fresh_adapter(built, weights, batches, recipe, initial):
+def _fresh_adapter(built, weights, batches, recipe, initial, part):
   """Initial adapter; P_j at the scale of the hidden state on one batch.
 
   Weights in `initial` (flat) take the place of fresh ones.
   """
   start = batches.get_state()
-  rms = step_lib.hidden_rms(built, weights, next(batches))
+  rms = step_lib.hidden_rms(built, weights, next(batches), part)
   batches.set_state(start)
   logging.info('hidden RMS at insertion: %.3g', rms)
   fresh = initialize.init_adapter(
@@ -266,15 +279,26 @@ def _fresh_adapter(built, weights, batches, recipe, initial):
 
 
 def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
-  """The state as adapter/, and the learning curves."""
-  folder = os.path.join(output_dir, 'adapter')
+  """The state as adapter/, and the learning curves; process 0 writes."""
+  if processes.is_main():
+    cfg = _adapter_config(loaded, state, recipe, data_dir, init_adapter)
+    flat = params_lib.flatten(state.adapter)
+    adapters.save_adapter(os.path.join(output_dir, 'adapter'), flat, cfg)
+    curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
+    with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
+      file.write(curves)
+  processes.barrier('adapter written')
+
+
+def _adapter_config(loaded, state, recipe, data_dir, init_adapter):
+  """What the adapter says of itself."""
   provenance = {
     'step': int(state.step),
     **mixtures.describe(mixtures.manifests(data_dir)),
     'init_adapter': _origin(init_adapter),
     'recipe': recipe.to_json(),
   }
-  cfg = adapters.AdapterConfig(
+  return adapters.AdapterConfig(
     base_model_id=str(loaded.source),
     base_config_hash=loaded.config_hash,
     base_fingerprint=loaded.fingerprint,
@@ -283,7 +307,3 @@ def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
     tree=recipe.tree,
     provenance=provenance,
   )
-  adapters.save_adapter(folder, params_lib.flatten(state.adapter), cfg)
-  with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-    file.write(plots.training_curves(os.path.join(output_dir, 'metrics.jsonl')))
-  return folder

@@ -11,7 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, config_checks as checks, runtime, typing
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  partitioning,
+  processes,
+  runtime,
+  typing,
+)
 from specstream_jax.checkpoints import (
   adapters,
   loading,
@@ -130,16 +137,18 @@ def train(
     ValueError: records of another tokenizer, or settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
+  processes.check_alone('training Medusa heads')
   recipe = recipe or Recipe()
   checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
   streams.check_tokenizer(loaded, data_dir)
   setup, heads = _setup(loaded, recipe)
-  open_eval = streams.eval_opener(eval_data_dir, recipe)
+  part = setup.partitioner
+  open_eval = streams.eval_opener(eval_data_dir, recipe, part)
   resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
   checkpoints, writer = streams.open_outputs(output_dir, recipe)
   progress = progress and jax.process_index() == 0
-  batches = streams.open_training(data_dir, recipe)
+  batches = streams.open_training(data_dir, recipe, part)
   outcome = loop.train(
     setup, batches, open_eval, checkpoints, writer, progress=progress
   )
@@ -188,9 +197,8 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
   """The run, and the structure of its heads."""
   built = build.build(loaded.config)
   heads = medusa.build(loaded.config, recipe.num_heads)
-  base = params_lib.unflatten(
-    {path: jnp.asarray(leaf) for path, leaf in loaded.params.items()}
-  )
+  part = partitioning.default()
+  base = params_lib.unflatten(part.put(loaded.params))
   setup = loop.Setup(
     built=built,
     base=base,
@@ -200,6 +208,7 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
     optimizer=recipe.optimizer,
     tree=recipe.tree,
     steps=functools.partial(training.steps, heads),
+    partitioner=part,
   )
   return setup, heads
 

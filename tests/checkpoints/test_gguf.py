@@ -22,7 +22,7 @@ def same(left, right):
 def test_reads_config_and_weights_exactly(tmp_path):
   header = gguf.open_file(model_files.write_gguf(tmp_path / 'm.gguf'))
   assert header.config == model_files.CONFIG
-  same(gguf.read_params(header), model_files.random_params())
+  same(gguf.open_params(header), model_files.random_params())
 
 
 def test_tied_file_has_no_lm_head(tmp_path):
@@ -31,7 +31,7 @@ def test_tied_file_has_no_lm_head(tmp_path):
   path = model_files.write_gguf(tmp_path / 'm.gguf', tensors=tensors)
   header = gguf.open_file(path, dtype='bfloat16')
   assert header.config.tie_word_embeddings
-  flat = gguf.read_params(header)
+  flat = gguf.open_params(header)
   assert 'lm_head/kernel' not in flat
   assert all(leaf.dtype == 'bfloat16' for leaf in flat.values())
 
@@ -219,7 +219,7 @@ def test_third_party_file_with_llama2_vocabulary():
   header = gguf.open_file(folder / 'llama-2-tiny-random.gguf')
   assert header.config.vocab_size == 32000
   assert header.config.hidden_size == 8
-  assert gguf.read_params(header)['lm_head/kernel'].shape == (8, 32000)
+  assert gguf.open_params(header)['lm_head/kernel'].shape == (8, 32000)
   assert gguf.eos_ids(header) == (2,)
   tokenizer = gguf.read_tokenizer(header)
   # Known ids of Llama 2: BOS, '▁Hello', '▁world'.
@@ -255,7 +255,7 @@ def test_smollm2():
   pieces = [tokenizer.id_to_token(i) for i in ids]
   assert pieces == ['<|im_start|>', 'Hello', 'Ġ', '4', '2', '<|im_end|>']
   one_layer = dataclasses.replace(header.config, num_layers=1)
-  flat = gguf.read_params(dataclasses.replace(header, config=one_layer))
+  flat = gguf.open_params(dataclasses.replace(header, config=one_layer))
   stored = gguf._dequantise(str(path), header.tensors['blk.0.attn_k.weight'])
   np.testing.assert_array_equal(
     model_files.permute(flat['layers/0/attention/key/kernel'].T, 3), stored

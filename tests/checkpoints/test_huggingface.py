@@ -22,7 +22,7 @@ def test_reads_config_and_weights_exactly(tmp_path):
   folder = model_files.write_hf(tmp_path)
   cfg = huggingface.read_config(folder)
   assert cfg == CONFIG
-  flat = huggingface.read_params(folder, cfg)
+  flat = huggingface.open_params(folder, cfg)
   for path, leaf in model_files.random_params().items():
     np.testing.assert_array_equal(flat[path], leaf, err_msg=path)
 
@@ -31,7 +31,7 @@ def test_reads_bfloat16(tmp_path):
   tensors = model_files.hf_tensors(model_files.random_params())
   narrow = {name: leaf.astype('bfloat16') for name, leaf in tensors.items()}
   folder = model_files.write_hf(tmp_path, tensors=narrow)
-  flat = huggingface.read_params(folder, CONFIG)
+  flat = huggingface.open_params(folder, CONFIG)
   wanted = narrow['lm_head.weight'].T.astype(np.float32)
   np.testing.assert_array_equal(flat['lm_head/kernel'], wanted)
 
@@ -140,7 +140,7 @@ def test_lists_every_tensor_that_does_not_belong(tmp_path):
   del tensors['lm_head.weight']
   folder = model_files.write_hf(tmp_path, tensors=tensors)
   with pytest.raises(ValueError, match=r'missing lm_head.weight') as error:
-    huggingface.read_params(folder, CONFIG)
+    huggingface.open_params(folder, CONFIG)
   for text in (
     'unexpected model.layers.0.self_attn.q_proj.bias',
     'model.norm.weight has shape (21,), not (22,)',
@@ -156,10 +156,10 @@ def test_tied_checkpoint_may_repeat_its_embedding(tmp_path):
   folder = model_files.write_hf(tmp_path, raw, tensors)
   cfg = huggingface.read_config(folder)
   with pytest.raises(ValueError, match=r'unexpected lm_head.weight'):
-    huggingface.read_params(folder, cfg)
+    huggingface.open_params(folder, cfg)
   tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
   model_files.write_hf(tmp_path, raw, tensors)
-  assert 'lm_head/kernel' not in huggingface.read_params(folder, cfg)
+  assert 'lm_head/kernel' not in huggingface.open_params(folder, cfg)
 
 
 def test_missing_and_damaged_files(tmp_path):
@@ -171,10 +171,10 @@ def test_missing_and_damaged_files(tmp_path):
   with pytest.raises(
     ValueError, match=r'1,000 bytes\) is truncated or corrupt'
   ):
-    huggingface.read_params(folder, CONFIG)
+    huggingface.open_params(folder, CONFIG)
   path.unlink()
   with pytest.raises(ValueError, match=r'neither model.safetensors nor'):
-    huggingface.read_params(folder, CONFIG)
+    huggingface.open_params(folder, CONFIG)
   (folder / 'config.json').write_text('{')
   with pytest.raises(ValueError, match=r"config.json' is not JSON"):
     huggingface.read_config(folder)
@@ -186,7 +186,7 @@ def test_missing_shard(tmp_path):
   index = {'weight_map': {'lm_head.weight': 'model-2.safetensors'}}
   (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(ValueError, match=r"model-2.safetensors' is named in"):
-    huggingface.read_params(folder, CONFIG)
+    huggingface.open_params(folder, CONFIG)
 
 
 def test_tokenizer_chat_template_and_eos(tmp_path):
@@ -227,7 +227,7 @@ def test_export_reads_back_exactly(tmp_path, max_shard_bytes, scaling):
   for limit in (2000, max_shard_bytes):  # The second replaces the first.
     huggingface.export(tmp_path, cfg, flat, extras, max_shard_bytes=limit)
   assert huggingface.read_config(tmp_path) == cfg
-  read = huggingface.read_params(tmp_path, cfg)
+  read = huggingface.open_params(tmp_path, cfg)
   for path, leaf in flat.items():
     np.testing.assert_array_equal(read[path], leaf, err_msg=path)
   assert huggingface.read_eos_ids(tmp_path) == (2,)
@@ -251,5 +251,5 @@ def test_reads_stories260k():
   cfg = huggingface.read_config(folder)
   assert (cfg.num_layers, cfg.hidden_size, cfg.group_size) == (5, 64, 2)
   assert cfg.tie_word_embeddings
-  flat = huggingface.read_params(folder, cfg)
+  flat = huggingface.open_params(folder, cfg)
   assert sum(leaf.size for leaf in flat.values()) == 260032

@@ -13,7 +13,7 @@ import tiny
 import train_process
 import training_batches as tb
 
-from specstream_jax import config
+from specstream_jax import config, partitioning
 from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import build, initialize, params
 from specstream_jax.training import objective, step as step_lib
@@ -325,7 +325,7 @@ def test_hidden_rms_equals_numpy():
         0, main[t], qkv[t][0], keys[: t + 1], values[: t + 1], False
       )
       squares.append(np.mean(x * x))
-  rms = step_lib.hidden_rms(built, base, batch)
+  rms = step_lib.hidden_rms(built, base, batch, partitioning.default())
   assert rms == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from specstream_jax import partitioning
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
-  loop,
   metrics as metrics_lib,
   step as step_lib,
 )
@@ -53,9 +53,10 @@ def test_a_restored_state_compiles_a_step_once(tmp_path):
   checkpoints = checkpoints_lib.Checkpoints(tmp_path)
   checkpoints.save(make_state(3), {})
   checkpoints.close()
-  state, _ = checkpoints_lib.Checkpoints(tmp_path).restore(make_state(0))
-  step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state))
-  state = jax.tree.map(loop.as_fresh, state)
+  part = partitioning.default()
+  like = step_lib.place_state(make_state(0), part)
+  state, _ = checkpoints_lib.Checkpoints(tmp_path).restore(like)
+  step = part.jit(lambda state: jax.tree.map(lambda x: x + 1, state))
   for _ in range(2):
     state = step(state)
   assert int(state.step) == 5

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes as one job: start, agree, exchange small things.
+
+With one process everything here returns at once.
+"""
+
+from collections.abc import Sequence
+import json
+import os
+import secrets
+import socket
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+# Environments whose coordinator, count and rank JAX finds by itself.
+_CLUSTERS = (
+  'SLURM_JOB_ID',
+  'OMPI_COMM_WORLD_SIZE',
+  'TPU_WORKER_HOSTNAMES',
+  'MEGASCALE_COORDINATOR_ADDRESS',
+  'TPU_WORKER_ID',
+)
+
+
+def initialize(
+  coordinator: str = '',
+  num_processes: int = 0,
+  process_id: int = -1,
+  timeout_seconds: int = 300,
+) -> None:
+  """Joins the job that flags or environment describe; nothing if there is none.
+
+  Flags win. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID come
+  next (a GKE JobSet sets them); then TPU metadata, SLURM and Open MPI, which
+  JAX reads itself.
+
+  Args:
+    coordinator: host:port of process 0.
+    num_processes: of the job.
+    process_id: of this process.
+    timeout_seconds: how long to wait for the others.
+
+  Raises:
+    ValueError: a part of the description is missing.
+    ConnectionError: the coordinator, or another process, did not answer.
+  """
+  env = os.environ.get
+  coordinator = coordinator or env('JAX_COORDINATOR_ADDRESS', '')
+  num_processes = num_processes or int(env('JAX_NUM_PROCESSES', 0))
+  if process_id < 0:
+    process_id = int(env('JAX_PROCESS_ID', -1))
+  named = {}
+  if coordinator or num_processes > 1:
+    _check_description(coordinator, num_processes, process_id)
+    if num_processes == 1:
+      return
+    named = {
+      'coordinator_address': coordinator,
+      'num_processes': num_processes,
+      'process_id': process_id,
+    }
+    if process_id:
+      _check_reachable(coordinator, timeout_seconds)
+  elif not any(env(name) for name in _CLUSTERS):
+    return
+  try:
+    jax.distributed.initialize(initialization_timeout=timeout_seconds, **named)
+  except (RuntimeError, ValueError) as error:
+    first = str(error).splitlines()[0]
+    raise ConnectionError(
+      f'process {process_id} of {num_processes} could not join the job at '
+      f'{coordinator or "the address of the cluster"} within '
+      f'{timeout_seconds} s ({first}); are all processes running, and is the '
+      'port open?'
+    ) from error
+  logging.info('process %d of %d', jax.process_index(), jax.process_count())
+
+
+def _check_description(coordinator, num_processes, process_id):
+  missing = [
+    name
+    for name, is_missing in (
+      ('coordinator address', ':' not in coordinator),
+      ('number of processes', num_processes < 1),
+      ('process id', not 0 <= process_id < max(num_processes, 1)),
+    )
+    if is_missing
+  ]
+  if missing:
+    raise ValueError(
+      f'a job of several processes needs coordinator=HOST:PORT, its number of '
+      f'processes and an id below it; got coordinator={coordinator!r}, '
+      f'num_processes={num_processes}, process_id={process_id}; wrong: '
+      + ', '.join(missing)
+    )
+
+
+def _check_reachable(address: str, timeout_seconds: int) -> None:
+  """Waits for the coordinator's port; JAX itself would abort the process."""
+  host, port = address.rsplit(':', 1)
+  end = time.monotonic() + timeout_seconds
+  while True:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), 2).close()
+      return
+    except OSError as error:
+      if time.monotonic() > end:
+        raise ConnectionError(
+          f'no coordinator at {address} within {timeout_seconds} s ({error}); '
+          'is process 0 running there, and is the port open?'
+        ) from error
+      time.sleep(0.2)
+
+
+def is_main() -> bool:
+  """Whether this process writes logs and files."""
+  return jax.process_index() == 0
+
+
+def check_alone(what: str) -> None:
+  """Raises ValueError in a job of several processes, where `what` cannot be."""
+  if jax.process_count() > 1:
+    raise ValueError(
+      f'{what} runs in one process, and this job has {jax.process_count()}; '
+      'start it without a coordinator, on the devices of one host'
+    )
+
+
+def barrier(name: str) -> None:
+  """Returns once every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def gather(value: Any) -> Sequence[Any]:
+  """What each process passed, by process; any JSON value."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array([data.size], np.int32))
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: data.size] = data
+  rows = multihost_utils.process_allgather(padded)
+  rows = np.asarray(rows).reshape(jax.process_count(), -1)
+  return [
+    json.loads(row[: int(size)].tobytes())
+    for row, size in zip(rows, np.asarray(sizes).reshape(-1))
+  ]
+
+
+def check_shared(folder: str | os.PathLike) -> None:
+  """Raises ValueError unless all processes see the same folder."""
+  if jax.process_count() == 1:
+    return
+  name = f'.shared-{gather(secrets.token_hex(8))[0]}'
+  path = epath.Path(folder) / name
+  if is_main():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('all processes must see this file')
+  barrier('shared folder, written')
+  seen = gather(path.exists())
+  if is_main():
+    path.unlink()
+  blind = [i for i, sees in enumerate(seen) if not sees]
+  if blind:
+    raise ValueError(
+      f'{os.fspath(folder)!r} is not shared: processes {blind} do not see what '
+      'process 0 writes there; give a folder on a file system that all hosts '
+      'mount, or a bucket'
+    )
+
+
+def should_stop(step: int) -> bool:
+  """Whether a preemption notice (SIGTERM) reached any process by this step.
+
+  Every process must ask at every step; all get the same answer.
+  """
+  if jax.process_count() == 1:
+    return False
+  return bool(multihost_utils.reached_preemption_sync_point(step))
