@@ -144,7 +144,16 @@ def distill_drafter(
   wanted = checkpoints.best_step() if export == 'best' else step
   state, place = checkpoints.restore(outcome.state, wanted or step)
   checkpoints.close()
-  provenance = {
+  provenance = _provenance(loaded, adapter, state, place, data_dir, recipe)
+  folder = os.path.join(output_dir, FOLDER)
+  export_draft_model(folder, loaded, draft_cfg, state.adapter, provenance)
+  _write_curves(output_dir)
+  return Distilled(folder, step, False)
+
+
+def _provenance(loaded, adapter, state, place, data_dir, recipe):
+  """Where the draft model comes from."""
+  return {
     'target': loaded.source,
     'target_adapter': adapter,
     'target_fingerprint': loaded.fingerprint,
@@ -153,10 +162,6 @@ def distill_drafter(
     **mixtures.describe(mixtures.manifests(data_dir)),
     'recipe': recipe.to_json(),
   }
-  folder = os.path.join(output_dir, FOLDER)
-  export_draft_model(folder, loaded, draft_cfg, state.adapter, provenance)
-  _write_curves(output_dir)
-  return Distilled(folder, step, False)
 
 
 def _train(setup, batches, data_dir, output_dir, recipe, progress):

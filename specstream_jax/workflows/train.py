@@ -128,14 +128,18 @@ def train(
   step = int(outcome.state.step)
   if outcome.interrupted:
     return Trained(None, step, True)
-  state, best = outcome.state, checkpoints.best_step()
-  if _ranks(recipe, export) and best not in (None, step):
-    state, _ = checkpoints.restore(state, best)
-  checkpoints.close()
-  adapter = part.gather(state.adapter)
-  state = dataclasses.replace(state, adapter=adapter)
+  state = _chosen(checkpoints, outcome.state, _ranks(recipe, export), part)
   _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
   return Trained(os.path.join(output_dir, 'adapter'), step, False)
+
+
+def _chosen(checkpoints, state, is_best, part):
+  """The state that is exported, whole in every process."""
+  best = checkpoints.best_step()
+  if is_best and best not in (None, int(state.step)):
+    state, _ = checkpoints.restore(state, best)
+  checkpoints.close()
+  return dataclasses.replace(state, adapter=part.gather(state.adapter))
 
 
 def _origin(folder):

@@ -143,12 +143,11 @@ def train(
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
   streams.check_tokenizer(loaded, data_dir)
   setup, heads = _setup(loaded, recipe)
-  part = setup.partitioner
-  open_eval = streams.eval_opener(eval_data_dir, recipe, part)
+  open_eval = streams.eval_opener(eval_data_dir, recipe, setup.partitioner)
   resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
   checkpoints, writer = streams.open_outputs(output_dir, recipe)
   progress = progress and jax.process_index() == 0
-  batches = streams.open_training(data_dir, recipe, part)
+  batches = streams.open_training(data_dir, recipe, setup.partitioner)
   outcome = loop.train(
     setup, batches, open_eval, checkpoints, writer, progress=progress
   )

@@ -22,7 +22,10 @@ OPTIMIZER = optax.adam(1e-3)
 
 def make_state(number, value=1.0, size=5):
   adapter = {
-    'layers': {2: {'lora_a': jnp.full(size, value)}, 10: {'b': jnp.ones(7)}},
+    'layers': {
+      2: {'attention_norm': {'scale': jnp.full(size, value)}},
+      10: {'mlp_norm': {'scale': jnp.ones(7)}},
+    },
     'streams': {'embedding': jnp.arange(6.0).reshape(3, 2)},
   }
   return step_lib.TrainState(
@@ -93,7 +96,7 @@ def test_a_step_is_saved_once(tmp_path):
   checkpoints.wait()
   state, place = checkpoints.restore(make_state(0))
   assert place == {'place': 1}
-  assert float(state.adapter['layers'][2]['lora_a'][0]) == 2.0
+  assert float(state.adapter['layers'][2]['attention_norm']['scale'][0]) == 2.0
 
 
 def test_donated_state_does_not_reach_a_save_in_progress(tmp_path):
@@ -107,7 +110,9 @@ def test_donated_state_does_not_reach_a_save_in_progress(tmp_path):
     state = advance(state)
   checkpoints.wait()
   restored, _ = checkpoints.restore(state)
-  np.testing.assert_array_equal(restored.adapter['layers'][2]['lora_a'], 5.0)
+  np.testing.assert_array_equal(
+    restored.adapter['layers'][2]['attention_norm']['scale'], 5.0
+  )
 
 
 def test_stale_temporary_folders_are_ignored_and_removed(tmp_path):
