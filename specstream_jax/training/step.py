@@ -249,21 +249,25 @@ def place_state(
     state: the same in every process.
     partitioner: has rules for every weight.
   """
+  where = state_shardings(state, partitioner)
+  return jax.tree.map(partitioning.put_leaf, state, where)
+
+
+def state_shardings(
+  state: TrainState, partitioner: partitioning.Partitioner
+) -> TrainState:
+  """Where each leaf of a state, or of its shapes, lies."""
   shardings = partitioner.shardings(params_lib.flatten(state.adapter))
 
-  def place(keys, leaf):
+  def find(keys, leaf):
+    """A moment's path ends with that of its weight."""
     names = [str(getattr(key, 'key', '')) for key in keys]
     paths = ('/'.join(names[i:]) for i in range(len(names)))
     path = next((p for p in paths if p in shardings), None)
-    fits = path is not None and leaf.ndim
-    sharding = shardings[path] if fits else partitioner.replicated
-    return partitioning.put_leaf(leaf, sharding)
+    is_weight = path is not None and leaf.ndim
+    return shardings[path] if is_weight else partitioner.replicated
 
-  return TrainState(
-    partitioning.put_leaf(state.step, partitioner.replicated),
-    jax.tree_util.tree_map_with_path(place, state.adapter),
-    jax.tree_util.tree_map_with_path(place, state.opt_state),
-  )
+  return jax.tree_util.tree_map_with_path(find, state)
 
 
 def hidden_rms(

@@ -3,13 +3,13 @@
 
 import functools
 
-import hlo
 import jax
 import jax.numpy as jnp
 import pytest
 
 from specstream_jax import config
 from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.evaluation import hlo
 
 SLOTS, NODES, PATH = 1031, 7, 3
 MODEL = config.ModelConfig(

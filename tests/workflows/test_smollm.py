@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 
-import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ import specstream_jax as ss
 from specstream_jax import config
 from specstream_jax.checkpoints import fetch
 from specstream_jax.data import registry
+from specstream_jax.evaluation import hlo
 from specstream_jax.modeling import build, transformer
 
 NAME = 'smollm2-135m-instruct'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads optimised HLO text: what large data a compiled loop moves."""
+"""Reads optimised HLO text: what a compiled program moves, and between whom."""
 
+from collections.abc import Iterable
 import re
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ MOVES = frozenset({
 IN_PLACE = ('dynamic-update-slice', 'scatter')
 
 _BITS = re.compile(r'(\d+)')
-_SHAPE = re.compile(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]')
+SHAPE = re.compile(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]')
 _HEADER = re.compile(r'^(?:ENTRY\s+)?%?([\w.\-]+)\s.*\{\s*$')
 _INSTRUCTION = re.compile(
   r'^\s+(ROOT\s+)?%?([\w.\-]+) = (\(.*?\)|\S+)\s+([\w\-]+)\((.*)$'
@@ -37,10 +38,22 @@ class Instruction(NamedTuple):
   @property
   def num_bytes(self) -> int:
     """Bytes of the largest array in the result."""
-    return max((_array_bytes(*m) for m in _SHAPE.findall(self.type)), default=0)
+    return max((array_bytes(*m) for m in SHAPE.findall(self.type)), default=0)
+
+  @property
+  def is_on_chip(self) -> bool:
+    """Whether the TPU compiler keeps the result in VMEM, memory space 1."""
+    return 'S(1)' in self.type
 
 
-def _array_bytes(dtype, dims):
+def arrays(kind: str) -> list[tuple[tuple[str, str], str]]:
+  """((dtype, sizes), layout) of every array in the type of a result."""
+  found = re.findall(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?', kind)
+  return [((dtype, sizes), layout) for dtype, sizes, layout in found]
+
+
+def array_bytes(dtype: str, dims: str) -> int:
+  """Bytes of an array, given its type as HLO writes it."""
   bits = 8 if dtype == 'pred' else int(_BITS.search(dtype).group(1))
   size = 1
   for dim in filter(None, dims.split(',')):
@@ -72,6 +85,11 @@ def _instruction(match, line):
   )
 
 
+def entry(text: str) -> str:
+  """Name of the computation that a program starts with."""
+  return re.search(r'^ENTRY\s+%?([\w.\-]+)', text, re.MULTILINE).group(1)
+
+
 def while_bodies(computations) -> set[str]:
   """Computations that run inside a while loop, fusions excluded."""
   pending, seen = [], set()
@@ -101,8 +119,13 @@ def copies_of_size(text: str, min_bytes: int) -> list[str]:
     text: optimised HLO, `compiled.as_text()`.
     min_bytes: smallest result that counts.
   """
+  return copies_in(text, while_bodies(parse(text)), min_bytes)
+
+
+def copies_in(text: str, names: Iterable[str], min_bytes: int) -> list[str]:
+  """`copies_of_size` for some computations."""
   computations, lines = parse(text), []
-  for name in sorted(while_bodies(computations)):
+  for name in sorted(names):
     for instruction in computations[name].values():
       if instruction.num_bytes < min_bytes:
         continue
