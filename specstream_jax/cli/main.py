@@ -12,6 +12,8 @@ from absl import app, flags, logging
 import gin
 import jax
 
+from specstream_jax import processes
+
 COMMANDS = {
   'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
   'fetch': 'bring a known model to the cache folder',
@@ -24,9 +26,12 @@ COMMANDS = {
   'evaluate': 'compare speculative with plain decoding on a task',
   'bench': 'compare drafters on tasks: one table, one report',
   'results': "write benchmarks as the paper's table",
+  'compile': 'try a TPU slice that is not there: memory, traffic, does it fit?',
   'check': 'prove that drafts change nothing: tokens, laws, logits, weights',
 }
 
+# Commands that several processes run as one job.
+_DISTRIBUTED = ('train',)
 _HELP = {'--help', '-help', '-h', '--helpfull', '-?', '--helpshort'}
 _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
 
@@ -118,6 +123,14 @@ def define_common_flags() -> None:
     'compilation_cache',
     os.environ.get('SPECSTREAM_COMPILATION_CACHE', _DEFAULT_CACHE),
     "Folder of JAX's persistent compilation cache; empty switches it off.",
+  )
+  flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0, in a job of several processes.'
+  )
+  flags.DEFINE_integer('num_processes', 0, 'Processes of the job.')
+  flags.DEFINE_integer('process_id', -1, 'Number of this process.')
+  flags.DEFINE_integer(
+    'join_timeout', 300, 'Seconds to wait for the other processes.'
   )
   flags.DEFINE_bool('debug', False, 'Show the stack trace of an error.')
 
@@ -213,6 +226,11 @@ def _guarded(name, main, remaining, bindings, takes_names):
       )
     parse_gin(flags.FLAGS.gin_file, bindings)
     _use_compilation_cache(flags.FLAGS.compilation_cache)
+    if name in _DISTRIBUTED:
+      args = flags.FLAGS
+      processes.initialize(
+        args.coordinator, args.num_processes, args.process_id, args.join_timeout
+      )
     status = main(remaining) or 0
     _warn_of_unused(bindings)
     return status

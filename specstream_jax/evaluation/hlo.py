@@ -127,7 +127,8 @@ def copies_in(text: str, names: Iterable[str], min_bytes: int) -> list[str]:
   computations, lines = parse(text), []
   for name in sorted(names):
     for instruction in computations[name].values():
-      if instruction.num_bytes < min_bytes:
+      # What is fetched from HBM into a TPU's VMEM is read, not copied.
+      if instruction.num_bytes < min_bytes or instruction.is_on_chip:
         continue
       is_move = instruction.opcode in MOVES
       if instruction.opcode == 'fusion':

@@ -17,6 +17,7 @@ from jax.experimental import layout as layout_lib, topologies
 import jax.numpy as jnp
 
 from specstream_jax import config, partitioning, runtime
+from specstream_jax.checkpoints import weights as weights_lib
 from specstream_jax.decoding import loop
 from specstream_jax.evaluation import hlo, hlo_traffic
 from specstream_jax.modeling import build, params as params_lib
@@ -95,6 +96,7 @@ class Job:
     decode_rows: rows of a decoding batch.
     prompt_length: of decoding.
     max_new_tokens: of decoding.
+    schedule: of decoding; `deferred` reads the MSA layers twice.
     remat: recompute layers in the backward pass.
   """
 
@@ -109,6 +111,7 @@ class Job:
   decode_rows: int = 8
   prompt_length: int = 1024
   max_new_tokens: int = 128
+  schedule: str = 'parallel'
   remat: bool = True
 
 
@@ -141,14 +144,70 @@ def capacity(topology: str) -> int:
 
 
 def compile_all(
-  job: Job, topology: str, programs: Sequence[str]
+  job: Job,
+  topology: str,
+  programs: Sequence[str],
+  mesh: partitioning.MeshConfig | None = None,
 ) -> Iterator[Compiled]:
-  """Compiles one program after the other; see `PROGRAMS`."""
-  mesh = partitioning.make_mesh(partitioning.MeshConfig(), devices(topology))
-  part = partitioning.Partitioner(mesh)
+  """Compiles one program after the other.
+
+  Args:
+    job: what to compile.
+    topology: see `devices`.
+    programs: names of `PROGRAMS`.
+    mesh: None takes the `MeshConfig` of gin.
+
+  Raises:
+    ValueError: unknown topology, or a mesh that does not fit it or the model.
+  """
+  unknown = [name for name in programs if name not in PROGRAMS]
+  if unknown or not programs:
+    raise ValueError(
+      f'programs {unknown} are unknown; accepted: {", ".join(PROGRAMS)}'
+    )
+  hbm, found = capacity(topology), devices(topology)
+  made = partitioning.make_mesh(mesh or partitioning.MeshConfig(), found)
+  part = partitioning.Partitioner(made)
   part.check_fits(job.model.num_heads, job.model.num_kv_heads)
   for name in programs:
-    yield PROGRAMS[name](job, part, capacity(topology))
+    yield PROGRAMS[name](job, part, hbm)
+
+
+def search_mesh(
+  job: Job, topology: str, programs: Sequence[str]
+) -> Iterator[tuple[partitioning.MeshConfig, list[Compiled]]]:
+  """Tries meshes, from few ways of splitting a layer to many, until one fits.
+
+  Meshes whose weights alone exceed the HBM of a chip, and those that do not
+  divide heads or batch, are passed over.
+  """
+  count = len(devices(topology))
+  for mesh in _meshes(count):
+    ways = mesh.fsdp * mesh.tensor
+    weights = 2 * weights_lib.count(job.model) / ways
+    rows = mesh.data * mesh.fsdp
+    if weights > capacity(topology) or job.train.batch_size % rows:
+      continue
+    try:
+      found = list(compile_all(job, topology, programs, mesh))
+    except ValueError:  # heads or weights do not divide
+      continue
+    yield mesh, found
+    if all(one.fits for one in found):
+      return
+
+
+def _meshes(count):
+  """Every mesh of powers of two over `count` devices, least split first."""
+  powers = [2**i for i in range(count.bit_length()) if count % 2**i == 0]
+  sizes = [
+    (count // (fsdp * tensor), fsdp, tensor)
+    for tensor in powers
+    for fsdp in powers
+    if count % (fsdp * tensor) == 0
+  ]
+  sizes.sort(key=lambda size: (size[2], size[1]))
+  return [partitioning.MeshConfig(*size) for size in sizes]
 
 
 def _train_step(job, part, hbm) -> Compiled:
@@ -239,7 +298,7 @@ def _decoder(job, part, drafter):
     partitioner=part,
   )
   decode = config.DecodeConfig(
-    max_new_tokens=job.max_new_tokens, schedule='deferred'
+    max_new_tokens=job.max_new_tokens, schedule=job.schedule
   )
   return model.decoder(drafter, decode), model.params(drafter)
 
@@ -268,8 +327,8 @@ def _prefill(job, part, hbm) -> Compiled:
   )
 
 
-def _decode_step(job, part, hbm, drafter='streams') -> Compiled:
-  decoder, params = _decoder(job, part, drafter)
+def _decode_step(job, part, hbm) -> Compiled:
+  decoder, params = _decoder(job, part, 'streams')
   slots = job.prompt_length + job.max_new_tokens + decoder.setup.drafter.size
   state = jax.eval_shape(
     lambda *args: loop.prefill(decoder.setup, *args, cache_length=slots),
@@ -399,3 +458,40 @@ PROGRAMS: dict[str, Callable[..., Compiled]] = {
   'prefill': _prefill,
   'decode': _decode_step,
 }
+
+
+def table(found: Sequence[Compiled]) -> str:
+  """Markdown: one row per program, then what needs words."""
+  gib, mega = 2**30, 1e6
+  lines = [
+    '| program | arguments, GiB | temporaries | peak | of HBM | TFLOP '
+    '| HBM traffic, MB | ideal | ratio | collectives, MB | compile, s |',
+    '|---|---|---|---|---|---|---|---|---|---|---|',
+  ]
+  for one in found:
+    moved = ', '.join(
+      f'{kind} {size / mega:.0f}' for kind, size in one.collectives.items()
+    )
+    ratio = f'{one.traffic / one.ideal:.2f}' if one.ideal else '-'
+    share = f'{one.peak / one.capacity:.0%}' if one.peak else 'too large'
+    lines.append(
+      f'| {one.name} | {one.arguments / gib:.2f} '
+      f'| {one.temporaries / gib:.2f} | {one.peak / gib:.2f} | {share} '
+      f'| {one.flops / 1e12:.3f} | {one.traffic / mega:.0f} '
+      f'| {one.ideal / mega:.0f} | {ratio} | {moved or "none"} '
+      f'| {one.seconds:.0f} |'
+    )
+  for one in found:
+    if one.error:
+      lines += ['', f'{one.name} does not compile: {one.error}']
+    for where, copies in (
+      ('inside', one.copies),
+      ('before', one.copies_before),
+    ):
+      if copies:
+        lines += [
+          '',
+          f'{one.name}: {len(copies)} copies of weights or cache {where} the '
+          f'loop, the first: `{copies[0][:160]}`',
+        ]
+  return '\n'.join(lines)

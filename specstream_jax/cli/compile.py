@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles training and decoding for a TPU slice, on a machine without a TPU.
+
+    specstream compile --topology=v5e:4x4 --gin_file=configs/llama2_7b.gin
+
+prints per chip: memory against the chip's HBM, FLOPs, traffic through HBM against
+what cannot be avoided, collectives, and copies of weights or cache. It takes
+libtpu, in an environment of its own: pip install 'specstream_jax[tpu_aot]'.
+The exit status is 1 if something does not fit.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import sys
+
+from absl import flags
+
+from specstream_jax import config
+from specstream_jax.workflows import tpu_compile as workflow
+
+
+def define_flags() -> None:
+  flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:4x4.')
+  flags.DEFINE_list(
+    'programs', ['train', 'prefill', 'decode'], 'What to compile.'
+  )
+  flags.DEFINE_enum(
+    'dtype', 'bfloat16', ['float32', 'bfloat16'], 'Of weights and activations.'
+  )
+  flags.DEFINE_integer('rows', 8, 'Rows of a decoding batch.', lower_bound=1)
+  flags.DEFINE_integer(
+    'prompt_length', 1024, 'Tokens of a prompt.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'max_new_tokens', 128, 'Tokens to decode.', lower_bound=1
+  )
+  flags.DEFINE_enum(
+    'schedule', 'parallel', ['parallel', 'deferred'], 'When streams run.'
+  )
+  flags.DEFINE_bool('remat', True, 'Recompute layers in the backward pass.')
+  flags.DEFINE_bool(
+    'search_mesh', False, 'Try meshes until one fits, instead of MeshConfig.'
+  )
+  flags.DEFINE_string('output', '', 'JSON file for what was found.')
+  flags.mark_flag_as_required('topology')
+
+
+def main(argv: Sequence[str]) -> int:
+  del argv
+  args, job = flags.FLAGS, _job(flags.FLAGS)
+  found: list[workflow.Compiled] = []
+  if args.search_mesh:
+    for mesh, found in workflow.search_mesh(job, args.topology, args.programs):
+      fits = all(one.fits for one in found)
+      print(f'{mesh}: {"fits" if fits else "does not fit"}', flush=True)
+  else:
+    for one in workflow.compile_all(job, args.topology, args.programs):
+      found.append(one)
+      print(f'{one.name} compiled in {one.seconds:.0f} s', file=sys.stderr)
+  print(workflow.table(found))
+  if args.output:
+    with open(args.output, 'w', encoding='utf-8') as file:
+      json.dump([dataclasses.asdict(one) for one in found], file, indent=2)
+  return 0 if found and all(one.fits for one in found) else 1
+
+
+def _job(args) -> workflow.Job:
+  try:
+    model = config.ModelConfig()
+  except TypeError as error:
+    raise ValueError(
+      'no sizes of a model; give --gin_file=configs/llama2_7b.gin, or the '
+      'fields of ModelConfig'
+    ) from error
+  return workflow.Job(
+    model=dataclasses.replace(model, dtype=args.dtype),
+    stream=config.StreamConfig(),
+    lora=config.LoraConfig(),
+    objective=config.ObjectiveConfig(),
+    optimizer=config.OptimizerConfig(),
+    train=config.TrainConfig(),
+    data=config.DataConfig(),
+    tree=config.TreeConfig(),
+    decode_rows=args.rows,
+    prompt_length=args.prompt_length,
+    max_new_tokens=args.max_new_tokens,
+    schedule=args.schedule,
+    remat=args.remat,
+  )
