@@ -379,11 +379,11 @@ def constrain(x: typing.Array, *axes: str | None) -> typing.Array:
   return jax.lax.with_sharding_constraint(x, active.sharding(*axes))
 
 
-def num_vocab_shards(vocab_size: int) -> int:
-  """Ways in which logits [..., V] are split here; 1 if they are not."""
+def num_shards(axis: str, size: int) -> int:
+  """Ways in which a logical axis of this size is split here; 1 if it is not."""
   active = _ACTIVE.get()
-  ways = 1 if active is None else active.size('vocab')
-  return ways if vocab_size % ways == 0 else 1
+  ways = 1 if active is None else active.size(axis)
+  return ways if size % ways == 0 else 1
 
 
 def local() -> Partitioner:

@@ -36,7 +36,7 @@ def top_k(scores: typing.Array, k: int) -> tuple[typing.Array, typing.Array]:
   longer recognises it, and sorts all of V instead (14 ms for 4 x 49152 on two
   CPU cores, against 0.3).
   """
-  ways = partitioning.num_vocab_shards(scores.shape[-1])
+  ways = partitioning.num_shards('vocab', scores.shape[-1])
   if ways == 1 or k > scores.shape[-1] // ways:
     return jax.lax.optimization_barrier(jax.lax.top_k(scores, k))
   # Each shard of a split vocabulary selects; k * shards values travel, not V.

@@ -116,6 +116,6 @@ def test_top_k_of_a_split_vocabulary(monkeypatch, ways):
   """Values and ids of the plain one; among equals, the smaller id first."""
   scores = np.random.default_rng(0).integers(0, 9, (3, 5, 64)).astype('float32')
   expected = jax.lax.top_k(scores, 7)
-  monkeypatch.setattr(partitioning, 'num_vocab_shards', lambda _: ways)
+  monkeypatch.setattr(partitioning, 'num_shards', lambda axis, size: ways)
   found = sampling.top_k(scores, 7)
   jax.tree.map(np.testing.assert_array_equal, found, tuple(expected))

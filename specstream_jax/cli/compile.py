@@ -17,7 +17,7 @@ import sys
 from absl import flags
 
 from specstream_jax import config
-from specstream_jax.workflows import tpu_compile as workflow
+from specstream_jax.workflows import tpu_compile as workflow, tpu_programs
 
 
 def define_flags() -> None:
@@ -49,7 +49,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
   del argv
   args, job = flags.FLAGS, _job(flags.FLAGS)
-  found: list[workflow.Compiled] = []
+  found: list[tpu_programs.Compiled] = []
   if args.search_mesh:
     for mesh, found in workflow.search_mesh(job, args.topology, args.programs):
       fits = all(one.fits for one in found)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
   return 0 if found and all(one.fits for one in found) else 1
 
 
-def _job(args) -> workflow.Job:
+def _job(args) -> tpu_programs.Job:
   try:
     model = config.ModelConfig()
   except TypeError as error:
@@ -73,7 +73,7 @@ def _job(args) -> workflow.Job:
       'no sizes of a model; give --gin_file=configs/llama2_7b.gin, or the '
       'fields of ModelConfig'
     ) from error
-  return workflow.Job(
+  return tpu_programs.Job(
     model=dataclasses.replace(model, dtype=args.dtype),
     stream=config.StreamConfig(),
     lora=config.LoraConfig(),

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 
 from specstream_jax import config, partitioning, typing
 
+_MAX_TURNS = 64  # rows that are written one after the other
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +68,35 @@ def append(
     start: [B] int32.
   """
   new = new.swapaxes(1, 2).astype(layer.dtype)
+  written = jax.lax.platform_dependent(
+    layer, new, start, tpu=_write_in_turn, default=_write_at_once
+  )
+  # Unfused: a reader that recomputed the update would keep the old cache alive.
+  return jax.lax.optimization_barrier(written)
+
+
+def _write_at_once(layer, new, start):
+  """`append` as one scatter."""
   write = lambda row, update, slot: jax.lax.dynamic_update_slice(
     row, update, (0, slot, 0)
   )
-  # Unfused: a reader that recomputed the update would keep the old cache alive.
-  return jax.lax.optimization_barrier(jax.vmap(write)(layer, new, start))
+  return jax.vmap(write)(layer, new, start)
+
+
+def _write_in_turn(layer, new, start):
+  """`append` row by row.
+
+  The TPU compiler wants another layout for a scatter than attention reads, and
+  copies the cache there and back in every step (docs/SCALE.md). Rows that are
+  split over devices are left to the scatter.
+  """
+  is_split = partitioning.num_shards('batch', len(layer)) > 1
+  if is_split or len(layer) > _MAX_TURNS:
+    return _write_at_once(layer, new, start)
+  for row in range(len(layer)):
+    update = new[row : row + 1]
+    layer = jax.lax.dynamic_update_slice(layer, update, (row, 0, start[row], 0))
+  return layer
 
 
 def commit(

@@ -99,7 +99,7 @@ def _moved(instruction, operands):
   """Bytes of an asynchronous copy: what arrives, the smaller end."""
   sizes = [hlo.array_bytes(*m) for m in hlo.SHAPE.findall(instruction.type)[:2]]
   sizes += [x.num_bytes for x in operands[:1]]
-  return min(size for size in sizes if size > 4)
+  return min((size for size in sizes if size > 4), default=0)
 
 
 def _fusion(instruction, operands, computations):
