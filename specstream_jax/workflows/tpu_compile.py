@@ -39,6 +39,7 @@ def devices(topology: str) -> Sequence[jax.Device]:
     ValueError: libtpu is missing or does not know the topology.
   """
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   jax.config.update('jax_platforms', 'cpu')
   try:
     found = topologies.get_topology_desc(platform='tpu', topology_name=topology)

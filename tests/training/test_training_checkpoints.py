@@ -59,7 +59,10 @@ def test_a_restored_state_compiles_a_step_once(tmp_path):
   part = partitioning.default()
   like = step_lib.place_state(make_state(0), part)
   state, _ = checkpoints_lib.Checkpoints(tmp_path).restore(like)
-  step = part.jit(lambda state: jax.tree.map(lambda x: x + 1, state))
+  step = part.jit(
+    lambda state: jax.tree.map(lambda x: x + 1, state),
+    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+  )
   for _ in range(2):
     state = step(state)
   assert int(state.step) == 5
