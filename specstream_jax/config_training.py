@@ -101,7 +101,18 @@ class OptimizerConfig:
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """Length of a run and how often it logs, evaluates and saves."""
+  """Length of a run and how often it logs, evaluates and saves.
+
+  Attributes:
+    num_steps: optimiser steps.
+    batch_size: rows of a step over all devices and processes.
+    seed: of the weights' initialisation and the order of the data.
+    log_every: steps between two lines of metrics.
+    eval_every: steps between two evaluations.
+    eval_batches: batches of an evaluation.
+    save_every: steps between two checkpoints.
+    keep_checkpoints: how many of them stay, beside the best.
+  """
 
   num_steps: int = 1000
   batch_size: int = 8

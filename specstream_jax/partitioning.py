@@ -16,13 +16,14 @@ import math
 import re
 from typing import Any, NamedTuple
 
+from absl import logging
 import gin
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from specstream_jax import typing
+from specstream_jax import config_checks as checks, typing
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
@@ -146,13 +147,9 @@ class MeshConfig:
     if ici.count(-1) > 1:
       raise ValueError(f'{self} leaves several sizes open; one may be -1')
     for field in dataclasses.fields(self):
-      size, least = getattr(self, field.name), 1
-      may_be_open = not field.name.startswith('dcn_')
-      if size < least and not (size == -1 and may_be_open):
-        raise ValueError(
-          f'MeshConfig.{field.name} is {size}; accepted: 1 or more'
-          + (', or -1 for what the others leave' if may_be_open else '')
-        )
+      name, size = f'MeshConfig.{field.name}', getattr(self, field.name)
+      if field.name.startswith('dcn_') or size != -1:
+        checks.at_least(name, size, 1)
 
   def sizes(self, num_devices: int) -> tuple[int, int, int]:
     """(data, fsdp, tensor) within a slice; -1 resolved.
@@ -244,6 +241,11 @@ class Partitioner:
     """Where an array with these logical axes lies."""
     return NamedSharding(self.mesh, self.rules.spec(axes))
 
+  def rows_sharding(self, num_rows: int, *axes: str | None) -> NamedSharding:
+    """Where an array [num_rows, *axes] lies: split by rows if they divide."""
+    is_split = num_rows % self.size('batch') == 0
+    return self.sharding('batch' if is_split else None, *axes)
+
   def shardings(
     self, flat: typing.FlatParams, *, transposed: bool = False
   ) -> dict[str, NamedSharding]:
@@ -311,10 +313,7 @@ class Partitioner:
     """An array [B, ...] split by rows if they can be, else whole everywhere."""
     if self.is_single:
       return rows
-    is_split = rows.shape[0] % self.size('batch') == 0
-    return jax.device_put(
-      rows, self.sharding('batch') if is_split else self.replicated
-    )
+    return jax.device_put(rows, self.rows_sharding(rows.shape[0]))
 
   def put_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
     """This process's rows [B / processes, T] as global arrays [B, T]."""
@@ -397,4 +396,11 @@ def default() -> Partitioner:
   Raises:
     ValueError: several processes, and a mesh that does not cover them.
   """
-  return Partitioner(make_mesh(MeshConfig()), AxisRules())
+  made = Partitioner(make_mesh(MeshConfig()), AxisRules())
+  idle = jax.device_count() - made.mesh.size
+  if idle:
+    logging.warning(
+      'one device is used, %d are idle; --gin.MeshConfig.fsdp=-1 takes all',
+      idle,
+    )
+  return made

@@ -18,14 +18,16 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-# Environments whose coordinator, count and rank JAX finds by itself.
-_CLUSTERS = (
-  'SLURM_JOB_ID',
-  'OMPI_COMM_WORLD_SIZE',
-  'TPU_WORKER_HOSTNAMES',
-  'MEGASCALE_COORDINATOR_ADDRESS',
-  'TPU_WORKER_ID',
-)
+
+def _in_cluster() -> bool:
+  """Whether this is one of several tasks that JAX can find by itself."""
+  env = os.environ.get
+  return (
+    ('SLURM_PROCID' in os.environ and int(env('SLURM_NTASKS', 1)) > 1)
+    or int(env('OMPI_COMM_WORLD_SIZE', 1)) > 1
+    or ',' in env('TPU_WORKER_HOSTNAMES', '')
+    or 'MEGASCALE_COORDINATOR_ADDRESS' in os.environ
+  )
 
 
 def initialize(
@@ -67,7 +69,7 @@ def initialize(
     }
     if process_id:
       _check_reachable(coordinator, timeout_seconds)
-  elif not any(env(name) for name in _CLUSTERS):
+  elif not _in_cluster():
     return
   try:
     jax.distributed.initialize(initialization_timeout=timeout_seconds, **named)

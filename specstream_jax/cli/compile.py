@@ -17,7 +17,11 @@ import sys
 from absl import flags
 
 from specstream_jax import config
-from specstream_jax.workflows import tpu_compile as workflow, tpu_programs
+from specstream_jax.workflows import (
+  tpu_compile as workflow,
+  tpu_programs,
+  train,
+)
 
 
 def define_flags() -> None:
@@ -75,13 +79,7 @@ def _job(args) -> tpu_programs.Job:
     ) from error
   return tpu_programs.Job(
     model=dataclasses.replace(model, dtype=args.dtype),
-    stream=config.StreamConfig(),
-    lora=config.LoraConfig(),
-    objective=config.ObjectiveConfig(),
-    optimizer=config.OptimizerConfig(),
-    train=config.TrainConfig(),
-    data=config.DataConfig(),
-    tree=config.TreeConfig(),
+    recipe=train.Recipe(),
     decode_rows=args.rows,
     prompt_length=args.prompt_length,
     max_new_tokens=args.max_new_tokens,

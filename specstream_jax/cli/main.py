@@ -90,6 +90,8 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
   importlib.import_module('specstream_jax.partitioning')
   for file in files:
     gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)  # gin logs every place it looked at
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings))
   except (OSError, ValueError, AttributeError, SyntaxError) as error:
@@ -99,6 +101,8 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
       + ', '.join(_configurables())
       + '; a field is set as Class.field = value'
     ) from error
+  finally:
+    logging.set_verbosity(verbosity)
 
 
 def _configurables() -> list[str]:

@@ -110,6 +110,7 @@ class _Lengths:
     return np.concatenate([inputs[:kept], inputs[kept + excess :]]), targets
 
   def summary(self) -> dict[str, Any]:
+    """Counts and length statistics, as the manifest holds them."""
     totals = np.add(self.inputs, self.targets)
     return {
       'num_examples': len(self.inputs),

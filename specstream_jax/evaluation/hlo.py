@@ -13,6 +13,7 @@ IN_PLACE = ('dynamic-update-slice', 'scatter')
 
 _BITS = re.compile(r'(\d+)')
 SHAPE = re.compile(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]')
+_LAID_OUT = re.compile(SHAPE.pattern + r'(\{[^}]*\})?')
 _HEADER = re.compile(r'^(?:ENTRY\s+)?%?([\w.\-]+)\s.*\{\s*$')
 _INSTRUCTION = re.compile(
   r'^\s+(ROOT\s+)?%?([\w.\-]+) = (\(.*?\)|\S+)\s+([\w\-]+)\((.*)$'
@@ -48,7 +49,7 @@ class Instruction(NamedTuple):
 
 def arrays(kind: str) -> list[tuple[tuple[str, str], str]]:
   """((dtype, sizes), layout) of every array in the type of a result."""
-  found = re.findall(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?', kind)
+  found = _LAID_OUT.findall(kind)
   return [((dtype, sizes), layout) for dtype, sizes, layout in found]
 
 

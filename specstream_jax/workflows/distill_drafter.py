@@ -173,7 +173,7 @@ def _train(setup, batches, data_dir, output_dir, recipe, progress):
     train_workflow.eval_opener(data_dir, recipe, setup.partitioner),
     checkpoints,
     writer,
-    progress=progress and jax.process_index() == 0,
+    progress=progress and processes.is_main(),
   )
   writer.close()
   return outcome, checkpoints
@@ -196,7 +196,7 @@ def describe(base: str, recipe: Recipe, *, dtype: str = 'float32') -> str:
     f'target: {counts[0]:,} parameters, {size * counts[0] / 1e6:.1f} MB\n'
     f'draft model: {counts[1]:,} parameters in {recipe.num_layers} layers; '
     f'weights, gradient, 2 moments: {16 * counts[1] / 1e6:.1f} MB\n'
-    f'step: {tokens:,} tokens on {jax.device_count()} device(s), '
+    f'step: {tokens:,} tokens on {partitioning.default().mesh.size} device(s), '
     f'{recipe.train.num_steps:,} steps'
   )
 

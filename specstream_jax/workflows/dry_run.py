@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from specstream_jax import config
+from specstream_jax import config, partitioning
 from specstream_jax.checkpoints import loading
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.workflows import train
@@ -34,7 +34,7 @@ def describe(
       f'base: {params_lib.count(built.base):,} parameters, {dtype}',
       f'adapter: {num_adapter:,} parameters '
       f'({num_lora:,} LoRA, {num_adapter - num_lora:,} streams and pruning)',
-      f'step: {tokens:,} tokens on {jax.device_count()} device(s), '
+      f'step: {tokens:,} tokens on {partitioning.default().mesh.size} device(s), '
       f'{recipe.train.num_steps:,} steps',
       'memory:',
       *rows,

@@ -104,7 +104,7 @@ def search_mesh(
     ways = mesh.fsdp * mesh.tensor
     weights = 2 * weights_lib.count(job.model) / ways
     rows = mesh.data * mesh.fsdp
-    if weights > capacity(topology) or job.train.batch_size % rows:
+    if weights > capacity(topology) or job.recipe.train.batch_size % rows:
       continue
     try:
       found = list(compile_all(job, topology, programs, mesh))

@@ -21,6 +21,7 @@ from specstream_jax.decoding import loop
 from specstream_jax.evaluation import hlo, hlo_traffic
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.training import loop as train_loop, step as step_lib
+from specstream_jax.workflows import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +70,7 @@ class Job:
 
   Attributes:
     model: sizes, with the dtype of weights and activations.
-    stream: streams of the adapter.
-    lora: LoRA of the adapter.
-    objective: of training.
-    optimizer: of training.
-    train: batch size.
-    data: sequence length.
-    tree: drafts of decoding.
+    recipe: adapter, training and drafts.
     decode_rows: rows of a decoding batch.
     prompt_length: of decoding.
     max_new_tokens: of decoding.
@@ -84,13 +79,7 @@ class Job:
   """
 
   model: config.ModelConfig
-  stream: config.StreamConfig
-  lora: config.LoraConfig
-  objective: config.ObjectiveConfig
-  optimizer: config.OptimizerConfig
-  train: config.TrainConfig
-  data: config.DataConfig
-  tree: config.TreeConfig
+  recipe: train.Recipe
   decode_rows: int = 8
   prompt_length: int = 1024
   max_new_tokens: int = 128
@@ -99,11 +88,12 @@ class Job:
 
 
 def _train_step(job, part, hbm) -> Compiled:
-  built = build.build(job.model, job.stream, job.lora)
+  recipe = job.recipe
+  built = build.build(job.model, recipe.stream, recipe.lora)
   base = _abstract(built.base, part)
-  optimizer = step_lib.make_optimizer(job.optimizer, 1000)
+  optimizer = step_lib.make_optimizer(recipe.optimizer, 1000)
   state = _abstract_state(built, optimizer, part)
-  shape = (job.train.batch_size, job.data.sequence_length)
+  shape = (recipe.train.batch_size, recipe.data.sequence_length)
   batch = {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=part.sharding('batch'))
     for name, dtype in (
@@ -118,10 +108,10 @@ def _train_step(job, part, hbm) -> Compiled:
     built=built,
     base=base,
     adapter={},
-    train=job.train,
-    objective=job.objective,
-    optimizer=job.optimizer,
-    tree=job.tree,
+    train=recipe.train,
+    objective=recipe.objective,
+    optimizer=recipe.optimizer,
+    tree=recipe.tree,
     remat=job.remat,
     partitioner=part,
   )
@@ -163,15 +153,15 @@ def _abstract_state(built, optimizer, part):
 def _decoder(job, part, drafter):
   """A decoder over abstract weights."""
   built = build.build(
-    job.model, job.stream, config.LoraConfig(rank=0), 'out_in'
+    job.model, job.recipe.stream, config.LoraConfig(rank=0), 'out_in'
   )
   model = runtime.Model(
     config=job.model,
     base=_abstract(built.base, part, transposed=True),
     adapter=_abstract(built.adapter, part),
-    stream=job.stream,
+    stream=job.recipe.stream,
     lora=None,
-    tree=job.tree,
+    tree=job.recipe.tree,
     source={},
     tokenizer=None,
     chat_template=None,
@@ -186,8 +176,7 @@ def _decoder(job, part, drafter):
 
 def _prefill_arguments(job, part):
   rows, length = job.decode_rows, job.prompt_length
-  is_split = rows % part.size('batch') == 0
-  where = part.sharding('batch') if is_split else part.replicated
+  where = part.rows_sharding(rows)
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=where)
   keys = jax.eval_shape(
     lambda: jax.vmap(jax.random.key)(jnp.arange(rows, dtype=jnp.uint32))
@@ -249,15 +238,13 @@ def _decode_step(job, part, hbm, drafter='streams') -> Compiled:
 def _row_leaf(path, leaf, job, part):
   """A leaf of the decode state with its sharding."""
   where = part.replicated
-  is_split = job.decode_rows % part.size('batch') == 0
   is_cache = leaf.ndim == 4 and any(
     getattr(key, 'name', '') == 'cache' for key in path
   )
   if is_cache:
-    rows = 'batch' if is_split else None
-    where = part.sharding(rows, 'kv_heads', None, None)
-  elif leaf.ndim and leaf.shape[0] == job.decode_rows and is_split:
-    where = part.sharding('batch')
+    where = part.rows_sharding(job.decode_rows, 'kv_heads', None, None)
+  elif leaf.ndim and leaf.shape[0] == job.decode_rows:
+    where = part.rows_sharding(job.decode_rows)
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
@@ -272,9 +259,7 @@ def _ideal(job, part, params, state, size) -> int:
   if not job.model.tie_word_embeddings:  # a few rows of it are read
     weights -= _per_chip(params.base['embed']['embedding'])
   cache = sum(map(_per_chip, (*state.cache.keys, *state.cache.values)))
-  rows = job.decode_rows
-  if rows % part.size('batch') == 0:
-    rows //= part.size('batch')
+  rows = part.rows_sharding(job.decode_rows).shard_shape((job.decode_rows,))[0]
   logits = 2 * 4 * rows * size * job.model.vocab_size // part.size('vocab')
   return weights + cache + logits
 

@@ -6,18 +6,19 @@ import functools
 import json
 import os
 
+import byte_model
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import models, pre_tokenizers
 import training_batches as tb
 
 import specstream_jax as ss
 from specstream_jax import assembly, config, config_drafting
-from specstream_jax.checkpoints import huggingface, loading
+from specstream_jax.checkpoints import loading
 from specstream_jax.data import records
 from specstream_jax.modeling import build, params
 from specstream_jax.training import distill, step as step_lib
@@ -173,51 +174,16 @@ def test_tokens_per_call_counts_agreement_along_the_text():
 # A run
 
 
-def byte_tokenizer(extra=()):
-  names = ['<eos>', *sorted(pre_tokenizers.ByteLevel.alphabet()), *extra]
-  tokenizer = tokenizers.Tokenizer(
-    models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[])
-  )
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_special_tokens(['<eos>'])
-  return tokenizer
-
-
-MODEL = config.ModelConfig(
-  vocab_size=257,
-  hidden_size=24,
-  intermediate_size=36,
-  num_layers=3,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=12,
-  tie_word_embeddings=True,
-)
-
-
-def write_model(folder, cfg=MODEL, tokenizer=None):
-  _, base, _ = tiny.model(cfg, None, None)
-  flat = {k: np.asarray(v) for k, v in params.flatten(base).items()}
-  extras = huggingface.Extras(tokenizer or byte_tokenizer(), eos_ids=(0,))
-  huggingface.export(folder, cfg, flat, extras)
+MODEL = byte_model.model_config()
 
 
 @pytest.fixture(name='root', scope='module')
 def _root(tmp_path_factory):
   """A folder with model/ and records/."""
   root = tmp_path_factory.mktemp('distil')
-  tokenizer = byte_tokenizer()
-  write_model(root / 'model')
-  encode = lambda text: np.array(tokenizer.encode(text).ids, np.int32)
-  answer = np.append(encode(' the sky is blue'), 0).astype(np.int32)
-  metadata = {
-    'task': 'jsonl',
-    'tokenizer_sha256': records.tokenizer_hash(tokenizer),
-    'eos_id': 0,
-  }
-  pairs = [(encode(text), answer) for text in ('sky', 'colour', 'hm')] * 8
-  records.write(pairs, str(root / 'records'), metadata=metadata)
+  byte_model.write_model(root / 'model', MODEL)
+  rows = [(text, ' the sky is blue') for text in ('sky', 'colour', 'hm')]
+  byte_model.write_records(root / 'records', rows * 8)
   return root
 
 
@@ -337,7 +303,7 @@ def test_draft_models_that_do_not_fit_are_refused(root, tmp_path):
   with pytest.raises(ValueError, match="'no_such_model' is not found"):
     assemble(root, 'draft_model:path=no_such_model')
   larger = dataclasses.replace(MODEL, vocab_size=263)
-  write_model(tmp_path / 'larger', larger)
+  byte_model.write_model(tmp_path / 'larger', larger)
   with pytest.raises(
     ValueError, match='vocabulary of 263 tokens but the target'
   ):
@@ -346,7 +312,7 @@ def test_draft_models_that_do_not_fit_are_refused(root, tmp_path):
   other = tokenizers.Tokenizer(
     models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[])
   )
-  write_model(tmp_path / 'other', tokenizer=other)
+  byte_model.write_model(tmp_path / 'other', MODEL, other)
   with pytest.raises(ValueError, match=r'another tokenizer.*there and 1 here'):
     assemble(root, f'draft_model:path={tmp_path / "other"}')
   with pytest.raises(ValueError, match='top 300 tokens of a node'):

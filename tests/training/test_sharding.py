@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import training_batches as tb
 
+from specstream_jax import processes
 from specstream_jax.data import records
 
 SCRIPT = pathlib.Path(__file__).with_name('sharded_process.py')
 NUM_STEPS = 6
+CLUSTERS = ('SLURM_', 'OMPI_', 'TPU_WORKER_', 'MEGASCALE_')
 
 
 @pytest.fixture(scope='module')
@@ -137,25 +139,40 @@ def test_killed_pair_resumes_on_other_meshes(
   same_weights(alone, expected)
 
 
-def test_unreachable_coordinator_names_it(tmp_path):
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (('127.0.0.1:9', 2, 1, 1), 'no coordinator at 127.0.0.1:9 within 1 s'),
+    (('host', 2), 'wrong: coordinator address, process id'),
+  ],
+)
+def test_a_job_that_cannot_start_says_why(arguments, message):
   code = (
     'from specstream_jax import processes\n'
-    'try: processes.initialize("127.0.0.1:9", 2, 1, timeout_seconds=1)\n'
-    'except ConnectionError as error: print(error)'
+    f'try: processes.initialize(*{arguments})\n'
+    'except (ConnectionError, ValueError) as error: print(error)'
   )
   found = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, timeout=120
   )
-  assert 'no coordinator at 127.0.0.1:9 within 1 s' in found.stdout, found
+  assert message in found.stdout, found
 
 
-def test_incomplete_job_is_refused():
-  code = (
-    'from specstream_jax import processes\n'
-    'try: processes.initialize("host", 2)\n'
-    'except ValueError as error: print(error)'
-  )
-  found = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, timeout=120
-  )
-  assert 'wrong: coordinator address, process id' in found.stdout, found
+@pytest.mark.parametrize(
+  'environment, is_cluster',
+  [
+    ({'SLURM_JOB_ID': '7'}, False),  # salloc, and no srun
+    ({'SLURM_NTASKS': '4'}, False),
+    ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, True),
+    ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'TPU_WORKER_HOSTNAMES': 'host-0,host-1'}, True),
+  ],
+)
+def test_only_several_tasks_are_a_cluster(monkeypatch, environment, is_cluster):
+  for name in [name for name in os.environ if name.startswith(CLUSTERS)]:
+    monkeypatch.delenv(name)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  assert processes._in_cluster() == is_cluster

@@ -6,11 +6,10 @@ import json
 import os
 import pathlib
 
+import byte_model
 import numpy as np
 import pytest
 import tiny
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
 
 import specstream_jax as ss
 from specstream_jax import config, runtime
@@ -27,49 +26,19 @@ ROWS = [
 ]
 
 
-def byte_tokenizer():
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  vocabulary = {'<eos>': 0} | {c: i + 1 for i, c in enumerate(alphabet)}
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  tokenizer.add_special_tokens(['<eos>'])
-  return tokenizer
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """A folder with model/, records/, task/ and a trained run/."""
   root = tmp_path_factory.mktemp('end_to_end')
-  cfg = config.ModelConfig(
-    vocab_size=257,
+  cfg = byte_model.model_config(
     hidden_size=32,
     intermediate_size=48,
-    num_layers=3,
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
-    tie_word_embeddings=True,
   )
-  _, base, _ = tiny.model(cfg, None, None)
-  tokenizer = byte_tokenizer()
-  huggingface.export(
-    root / 'model',
-    cfg,
-    {k: np.asarray(v) for k, v in params.flatten(base).items()},
-    huggingface.Extras(tokenizer, eos_ids=(0,)),
-  )
-  encode = lambda text: np.array(tokenizer.encode(text).ids, np.int32)
-  pairs = [
-    (encode(a), np.append(encode(b), 0).astype(np.int32)) for a, b in ROWS
-  ]
-  metadata = {
-    'task': 'jsonl',
-    'split': 'train',
-    'tokenizer_sha256': records.tokenizer_hash(tokenizer),
-    'eos_id': 0,
-  }
-  records.write(pairs * 8, str(root / 'records'), metadata=metadata)
+  byte_model.write_model(root / 'model', cfg)
+  byte_model.write_records(root / 'records', ROWS * 8)
   os.makedirs(root / 'task')
   with open(root / 'task' / 'test.jsonl', 'w') as file:
     for prompt, completion in ROWS:
