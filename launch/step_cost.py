@@ -22,7 +22,12 @@ from specstream_jax import config
 from specstream_jax.checkpoints import loading
 from specstream_jax.data import batches as batches_lib
 from specstream_jax.evaluation import results
-from specstream_jax.modeling import build, initialize, params as params_lib
+from specstream_jax.modeling import (
+  blocks,
+  build,
+  initialize,
+  params as params_lib,
+)
 from specstream_jax.training import step as step_lib
 
 FLAGS = flags.FLAGS
@@ -37,7 +42,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('rows', 4, 'Rows of a batch.', lower_bound=1)
   flags.DEFINE_integer('layers', 8, 'MSA layers.', lower_bound=1)
   flags.DEFINE_integer('repeats', 3, 'Timed steps.', lower_bound=1)
-  flags.DEFINE_bool('remat', False, 'Recompute layers in the backward pass.')
+  flags.DEFINE_enum('remat', 'none', list(blocks.REMAT), 'What is recomputed.')
   flags.DEFINE_bool('time', True, 'Run the steps; else memory alone.')
   flags.DEFINE_string('output_dir', 'results/step_cost', 'Folder to write.')
 

@@ -19,13 +19,10 @@ from typing import Any, NamedTuple
 from absl import logging
 import gin
 import jax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from specstream_jax import config_checks as checks, typing
-
-MESH_AXES = ('data', 'fsdp', 'tensor')
+from specstream_jax import mesh as mesh_lib, typing
 
 # First match wins; the axes of the last entry of a path.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -77,6 +74,7 @@ class AxisRules:
     ('mlp', 'tensor'),
     ('lora', None),
     ('norm', None),
+    ('layers', None),
     ('stream', None),
     ('length', None),
     ('activation', None),
@@ -84,11 +82,11 @@ class AxisRules:
 
   def __post_init__(self):
     for name, axes in self.rules:
-      wrong = [a for a in _names(axes) if a not in MESH_AXES]
+      wrong = [a for a in _names(axes) if a not in mesh_lib.MESH_AXES]
       if wrong:
         raise ValueError(
           f'AxisRules.rules maps {name!r} to {wrong}; a mesh has the axes '
-          f'{MESH_AXES}'
+          f'{mesh_lib.MESH_AXES}'
         )
 
   def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
@@ -112,93 +110,14 @@ def logical_axes(path: str) -> tuple[str | None, ...]:
   Raises:
     ValueError: no rule matches the path.
   """
+  stack = ('layers',) if re.match(r'(lower|msa)_layers/', path) else ()
   for pattern, axes in LOGICAL_AXES:
     if re.search(pattern + '$', path):
-      return axes
+      return stack + axes
   raise ValueError(
     f'no logical axes for parameter {path!r}; add a rule to '
     'partitioning.LOGICAL_AXES'
   )
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """How many ways each mesh axis splits; all 1 is a single device.
-
-  Attributes:
-    data: replicas of the weights, each with rows of its own; -1 takes what
-      the other axes leave, and so may one of the next two.
-    fsdp: rows and weights are both split, weights gathered layer by layer.
-    tensor: heads, MLP and vocabulary are split.
-    dcn_data: `data` over slices that share no fast links (data centre
-      network); the axis is dcn_data * data long.
-    dcn_fsdp: the same of `fsdp`.
-  """
-
-  data: int = 1
-  fsdp: int = 1
-  tensor: int = 1
-  dcn_data: int = 1
-  dcn_fsdp: int = 1
-
-  def __post_init__(self):
-    ici = (self.data, self.fsdp, self.tensor)
-    if ici.count(-1) > 1:
-      raise ValueError(f'{self} leaves several sizes open; one may be -1')
-    for field in dataclasses.fields(self):
-      name, size = f'MeshConfig.{field.name}', getattr(self, field.name)
-      if field.name.startswith('dcn_') or size != -1:
-        checks.at_least(name, size, 1)
-
-  def sizes(self, num_devices: int) -> tuple[int, int, int]:
-    """(data, fsdp, tensor) within a slice; -1 resolved.
-
-    Raises:
-      ValueError: the sizes do not multiply to the number of devices.
-    """
-    sizes = [self.data, self.fsdp, self.tensor]
-    num_slices = self.dcn_data * self.dcn_fsdp
-    if -1 in sizes:
-      known = -math.prod(sizes) * num_slices
-      sizes[sizes.index(-1)] = num_devices // known
-    if math.prod(sizes) * num_slices != num_devices or min(sizes) < 1:
-      raise ValueError(
-        f'{self} does not divide the {num_devices} devices; the sizes must '
-        f'multiply to {num_devices} (one of data, fsdp, tensor may be -1)'
-      )
-    return tuple(sizes)
-
-
-def make_mesh(
-  cfg: MeshConfig, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
-  """A (data, fsdp, tensor) mesh; neighbours on the mesh are near each other.
-
-  Args:
-    cfg: sizes; all 1 takes the first device of a single process.
-    devices: default all of the job.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices.
-  """
-  devices = list(jax.devices() if devices is None else devices)
-  if cfg == MeshConfig() and len({d.process_index for d in devices}) == 1:
-    devices = devices[:1]
-  ici = cfg.sizes(len(devices))
-  dcn = (cfg.dcn_data, cfg.dcn_fsdp, 1)
-  if math.prod(dcn) > 1:
-    grid = mesh_utils.create_hybrid_device_mesh(
-      ici,
-      dcn,
-      devices,
-      process_is_granule=not hasattr(devices[0], 'slice_index'),
-    )
-  else:
-    grid = mesh_utils.create_device_mesh(
-      ici, devices, allow_split_physical_axes=True
-    )
-  return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 class Feed(NamedTuple):
@@ -363,7 +282,8 @@ class Partitioner:
 
 def put_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
   """An array that every process has whole, as a global array; done on return."""
-  leaf = np.asarray(leaf)
+  if isinstance(leaf, jax.Array) or not hasattr(leaf, 'shape'):
+    leaf = np.asarray(leaf)  # others may read no more than they are asked for
   made = jax.make_array_from_callback(
     leaf.shape, sharding, lambda index: leaf[index]
   )
@@ -387,7 +307,9 @@ def num_shards(axis: str, size: int) -> int:
 
 def local() -> Partitioner:
   """As `default`, over this process's devices alone: what decodes."""
-  return Partitioner(make_mesh(MeshConfig(), jax.local_devices()), AxisRules())
+  return Partitioner(
+    mesh_lib.make_mesh(mesh_lib.MeshConfig(), jax.local_devices()), AxisRules()
+  )
 
 
 def default() -> Partitioner:
@@ -396,7 +318,7 @@ def default() -> Partitioner:
   Raises:
     ValueError: several processes, and a mesh that does not cover them.
   """
-  made = Partitioner(make_mesh(MeshConfig()), AxisRules())
+  made = Partitioner(mesh_lib.make_mesh(mesh_lib.MeshConfig()), AxisRules())
   idle = jax.device_count() - made.mesh.size
   if idle:
     logging.warning(

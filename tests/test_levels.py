@@ -18,6 +18,7 @@ LEVELS = {
   'config_training': 0,
   'config_drafting': 0,
   'typing': 0,
+  'mesh': 0,
   'partitioning': 0,
   'processes': 0,
   'sampling': 1,

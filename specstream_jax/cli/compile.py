@@ -17,6 +17,7 @@ import sys
 from absl import flags
 
 from specstream_jax import config
+from specstream_jax.modeling import blocks
 from specstream_jax.workflows import (
   tpu_compile as workflow,
   tpu_programs,
@@ -42,7 +43,10 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'schedule', 'parallel', ['parallel', 'deferred'], 'When streams run.'
   )
-  flags.DEFINE_bool('remat', True, 'Recompute layers in the backward pass.')
+  flags.DEFINE_enum(
+    'remat', 'full', list(blocks.REMAT), 'What training computes again.'
+  )
+  flags.DEFINE_bool('scan_layers', True, 'Training scans over stacked layers.')
   flags.DEFINE_bool(
     'search_mesh', False, 'Try meshes until one fits, instead of MeshConfig.'
   )
@@ -85,4 +89,5 @@ def _job(args) -> tpu_programs.Job:
     max_new_tokens=args.max_new_tokens,
     schedule=args.schedule,
     remat=args.remat,
+    scan_layers=args.scan_layers,
   )

@@ -110,6 +110,7 @@ def _configurables() -> list[str]:
     'specstream_jax.config',
     'specstream_jax.config_training',
     'specstream_jax.config_drafting',
+    'specstream_jax.mesh',
     'specstream_jax.partitioning',
   )
   names = []

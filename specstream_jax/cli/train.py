@@ -14,6 +14,7 @@ from absl import flags
 import gin
 
 from specstream_jax import runtime
+from specstream_jax.modeling import blocks
 from specstream_jax.workflows import (
   distill_drafter,
   dry_run,
@@ -39,7 +40,19 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
-  flags.DEFINE_bool('remat', False, 'Recompute layers to save memory.')
+  flags.DEFINE_enum(
+    'remat',
+    'none',
+    list(blocks.REMAT),
+    'What the backward pass computes again, to save memory: nothing, all but '
+    'the products with weights, or whole layers.',
+  )
+  flags.DEFINE_bool(
+    'scan_layers',
+    False,
+    'Compile one layer and scan over all: large models compile in a fraction '
+    'of the time.',
+  )
   flags.DEFINE_enum(
     'export', 'best', ['best', 'last'], 'Checkpoint that becomes the adapter.'
   )
@@ -86,6 +99,7 @@ def main(argv: Sequence[str]) -> int:
     recipe=recipe,
     dtype=args.dtype,
     remat=args.remat,
+    scan_layers=args.scan_layers,
     export=args.export,
   )
   if trained.interrupted:
@@ -98,6 +112,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _distill(args) -> int:
+  if args.scan_layers:
+    raise ValueError('--scan_layers does not go with --draft_model_layers')
   recipe = distill_drafter.Recipe(num_layers=args.draft_model_layers)
   if args.dry_run:
     print(distill_drafter.describe(args.model, recipe, dtype=args.dtype))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from specstream_jax import config, typing
-from specstream_jax.modeling import params, transformer
+from specstream_jax.modeling import params, stacks, transformer
 
 
 class Built(NamedTuple):
@@ -17,17 +17,23 @@ class Built(NamedTuple):
     graphdef: hashable structure, static under jit.
     base: nested dict of ShapeDtypeStruct.
     adapter: nested dict of ShapeDtypeStruct; empty without adapter weights.
+    stacked_at: the first MSA layer, if the base holds stacks of layers
+      (`stacks`); the adapter holds layers in any case.
   """
 
   cfg: config.ModelConfig
   graphdef: Any
   base: dict[Any, Any]
   adapter: dict[Any, Any]
+  stacked_at: int | None = None
 
   def merge(
     self, base: typing.Params, adapter: typing.Params
   ) -> transformer.Transformer:
     """The module with these weights; call it inside the compiled function."""
+    if self.stacked_at is not None:
+      flat = stacks.stack(params.flatten(adapter), self.stacked_at)
+      adapter = params.unflatten(flat)
     return nnx.merge(self.graphdef, base, adapter)
 
 
@@ -36,6 +42,7 @@ def build(
   streams: config.StreamConfig | None = None,
   lora: config.LoraConfig | None = None,
   layout: str = 'in_out',
+  is_stacked: bool = False,
 ) -> Built:
   """Builds the structure without allocating a weight.
 
@@ -44,6 +51,7 @@ def build(
     streams: settings of the streams, if any.
     lora: LoRA settings, if any.
     layout: of the kernels, `in_out` or `out_in`, see `layers.Linear`.
+    is_stacked: the base holds stacks of layers, over which a pass scans.
 
   Raises:
     ValueError: the model has fewer layers than there are MSA layers.
@@ -52,10 +60,18 @@ def build(
     streams.check_fits(cfg)
   if lora and not lora.rank:
     lora = None
-  abstract = nnx.eval_shape(
-    lambda: transformer.Transformer(cfg, streams, lora, layout)
-  )
-  graphdef, base, adapter = nnx.split(
-    abstract, params.BaseParam, params.AdapterParam
-  )
-  return Built(cfg, graphdef, nnx.to_pure_dict(base), nnx.to_pure_dict(adapter))
+
+  def split(is_stacked):
+    abstract = nnx.eval_shape(
+      lambda: transformer.Transformer(cfg, streams, lora, layout, is_stacked)
+    )
+    graphdef, *kinds = nnx.split(
+      abstract, params.BaseParam, params.AdapterParam
+    )
+    return graphdef, *map(nnx.to_pure_dict, kinds)
+
+  graphdef, base, adapter = split(is_stacked)
+  if not is_stacked:
+    return Built(cfg, graphdef, base, adapter)
+  first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
+  return Built(cfg, graphdef, base, split(False)[2], first_msa)

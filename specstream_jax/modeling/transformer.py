@@ -14,10 +14,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, partitioning, typing
+from specstream_jax import config, typing
 from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
 from specstream_jax.modeling import (
   attention,
+  blocks,
   layers,
   masks,
   params,
@@ -36,27 +37,6 @@ class Embed(nnx.Module):
     return jnp.take(self.embedding[...], tokens, axis=0, mode='clip')
 
 
-class DecoderLayer(nnx.Module):
-  """Pre-norm attention and SwiGLU, for main and stream tokens alike."""
-
-  def __init__(self, cfg, lora, rotation_step, layout):
-    norm = lambda: layers.RMSNorm(
-      cfg.hidden_size, epsilon=cfg.rms_norm_eps, dtype=cfg.dtype
-    )
-    self.attention_norm, self.mlp_norm = norm(), norm()
-    self.attention = attention.Attention(
-      cfg, lora, rotation_step=rotation_step, layout=layout
-    )
-    self.mlp = layers.SwiGLU(cfg, lora, layout)
-
-  def __call__(self, x, rows, cached):
-    """x [B, T, D] -> x, and the layer's cache with the new main K/V."""
-    attended, cached = self.attention(self.attention_norm(x), rows, cached)
-    x += attended
-    x += self.mlp(self.mlp_norm(x), rows.lora_start)
-    return x, cached
-
-
 class Transformer(nnx.Module):
   """Weights of the base model and, if given, of streams and LoRA."""
 
@@ -66,20 +46,29 @@ class Transformer(nnx.Module):
     streams: config.StreamConfig | None = None,
     lora: config.LoraConfig | None = None,
     layout: str = 'in_out',
+    is_stacked: bool = False,
   ):
     self.cfg, self.stream_cfg, self.layout = cfg, streams, layout
+    self.is_stacked = is_stacked
     first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
     self.first_msa = first_msa
     rotates = streams is not None and streams.embedding == 'value_rotation'
     step = streams.rotation_step if rotates else 0.0
     adapts_lower = streams is None or streams.mode == 'fine_tuned'
     self.embed = Embed(cfg)
-    self.layers = nnx.List(
-      DecoderLayer(
-        cfg, lora if adapts_lower or i >= first_msa else None, step, layout
-      )
-      for i in range(cfg.num_layers)
+    lower = lambda: blocks.DecoderLayer(
+      cfg, lora if adapts_lower else None, step, layout
     )
+    upper = lambda: blocks.DecoderLayer(cfg, lora, step, layout)
+    counts = first_msa, cfg.num_layers - first_msa
+    if is_stacked:
+      if counts[0]:
+        self.lower_layers = blocks.stacked(counts[0], lower())
+      if counts[1]:
+        self.msa_layers = blocks.stacked(counts[1], upper())
+    else:
+      made = (lower,) * counts[0] + (upper,) * counts[1]
+      self.layers = nnx.List(make() for make in made)
     self.final_norm = layers.RMSNorm(
       cfg.hidden_size, epsilon=cfg.rms_norm_eps, dtype=cfg.dtype
     )
@@ -170,7 +159,7 @@ def forward_train(
   segment_ids: typing.Array,
   anchors: typing.Array | None = None,
   *,
-  remat: bool = False,
+  remat: str = 'none',
 ) -> TrainHidden:
   """Whole-sequence pass, with streams at the anchors.
 
@@ -183,12 +172,12 @@ def forward_train(
     positions: [B, T] int32, restarting at each segment.
     segment_ids: [B, T] int32, 0 = padding.
     anchors: [B, A] int32 indices into T that carry streams; None for none.
-    remat: recompute each layer in the backward pass.
+    remat: a name of `blocks.REMAT`.
   """
   mask, num_main = masks.segment_mask(segment_ids), tokens.shape[1]
   x = model.embed(tokens)
   rows = _rows(model, positions, mask, num_main)
-  x, _ = _run(model, x, rows, None, 0, model.first_msa, remat)
+  x, _ = _run(model, x, rows, None, False, remat)
   insertion = x
   if anchors is not None:
     pick = lambda y: jnp.take_along_axis(y, anchors[..., None], axis=1)
@@ -198,7 +187,7 @@ def forward_train(
       return _streams_after_main(model, x, rows, carries, pick(x), remat)
     x = _append_streams(model, x, pick(x))
     rows = _rows(model, positions, mask, num_main, carries)
-  x, _ = _run(model, x, rows, None, model.first_msa, len(model.layers), remat)
+  x, _ = _run(model, x, rows, None, True, remat)
   x = model.final_norm(x)
   streams = None
   if anchors is not None:
@@ -209,17 +198,16 @@ def forward_train(
 def _streams_after_main(model, insertion, rows, carries, anchored, remat):
   """The MSA layers of `forward_train` in lossless mode."""
   batch, num_main = insertion.shape[:2]
-  span = model.first_msa, len(model.layers)
   cache = cache_lib.init(model.cfg, batch, num_main, insertion.dtype)
   x, cache = _run(
-    model, insertion, rows._replace(start=cache.length), cache, *span
+    model, insertion, rows._replace(start=cache.length), cache, True
   )
   x, cache, anchored = jax.lax.stop_gradient((x, cache, anchored))
   nothing = anchored[:, :0]
   positions, mask = carries
   rows = _rows(model, positions[:, :0], mask[:, :0], 0, carries)
   streams = _append_streams(model, nothing, anchored)
-  streams, _ = _run(model, streams, rows, cache, *span, remat)
+  streams, _ = _run(model, streams, rows, cache, True, remat)
   streams = _split_streams(model, model.final_norm(streams), 0)
   return TrainHidden(model.final_norm(x), streams, insertion)
 
@@ -272,7 +260,7 @@ def forward_tree(
   x = model.embed(tokens)
   start = cache.length + tree_mask.shape[-1] - num_nodes
   rows = _rows(model, positions, mask, num_nodes, start=start)
-  x, cache = _run(model, x, rows, cache, 0, model.first_msa)
+  x, cache = _run(model, x, rows, cache, False)
   survivors = None
   if 0 < keep_nodes < num_nodes:
     survivors = _survivors(model, x, tokens, positions, tree_mask, keep_nodes)
@@ -288,7 +276,7 @@ def forward_tree(
   rows = _rows(model, positions, mask, num_nodes, anchors, start)
   if with_streams:
     x = _append_streams(model, x, x)
-  x, cache = _run(model, x, rows, cache, model.first_msa, len(model.layers))
+  x, cache = _run(model, x, rows, cache, True)
   x = model.final_norm(x)
   if with_streams:
     stream_state = _split_streams(model, x, num_nodes)
@@ -340,7 +328,7 @@ def forward_streams(
   empty = positions[:, None][:, :0]
   rows = _rows(model, empty, mask[:, :0], 0, (positions[:, None], mask))
   x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
-  x, _ = _run(model, x, rows, cache, model.first_msa, len(model.layers))
+  x, _ = _run(model, x, rows, cache, True)
   return model.final_norm(x)
 
 
@@ -372,22 +360,25 @@ def _split_streams(model, x, num_main):
   return x[:, num_main:].reshape(x.shape[0], -1, num_streams, x.shape[-1])
 
 
-def _run(model, x, rows, cache, first, last, remat=False):
-  """Layers first..last-1; the cache, if any, gets their new K/V."""
-  keys = list(cache.keys) if cache else []
-  values = list(cache.values) if cache else []
-  for i in range(first, last):
-    cached = attention.KeyValues(keys[i], values[i]) if cache else None
-    layer = model.layers[i]
-    x = partitioning.constrain(x, 'batch', 'length', 'activation')
-    if remat:
-      graphdef, state = nnx.split(layer)
-      call = lambda s, y, c, g=graphdef: nnx.merge(g, s)(y, rows, c)[0]
-      x = jax.checkpoint(call)(state, x, cached)
-      continue
-    x, cached = layer(x, rows, cached)
-    if cache:
-      keys[i], values[i] = cached
+def _run(model, x, rows, cache, is_msa, remat='none'):
+  """The layers below the insertion, or the MSA layers; the cache, if any, gets
+  their new K/V."""
+  first, last = model.first_msa, model.cfg.num_layers
+  span = slice(first, last) if is_msa else slice(0, first)
+  if span.start == span.stop:
+    return x, cache
+  cached = None
   if cache:
+    cached = list(
+      map(attention.KeyValues, cache.keys[span], cache.values[span])
+    )
+  if model.is_stacked:
+    stack = model.msa_layers if is_msa else model.lower_layers
+    x, cached = blocks.scan(stack, x, rows, cached, remat)
+  else:
+    x, cached = blocks.run(model.layers[span], x, rows, cached, remat)
+  if cache:
+    keys, values = list(cache.keys), list(cache.values)
+    keys[span], values[span] = zip(*cached)
     cache = cache_lib.Cache(tuple(keys), tuple(values), cache.length)
   return x, cache

@@ -121,7 +121,7 @@ def loss(
   key: typing.Array,
   cfg: config.ObjectiveConfig,
   *,
-  remat: bool = False,
+  remat: str = 'none',
 ) -> tuple[typing.Array, Metrics]:
   """Mean divergence at the anchors of one batch.
 
@@ -131,7 +131,7 @@ def loss(
     batch: the batch contract, arrays [B, T].
     key: chooses anchors where a row has too many.
     cfg: anchors per row and chunking.
-    remat: recompute the draft model's layers in the backward pass.
+    remat: of the draft model's layers, a name of `blocks.REMAT`.
 
   Returns:
     The scalar loss and metrics as (sum, weight) pairs: loss/main is the
@@ -164,7 +164,7 @@ def hidden_states(
   model: transformer.Transformer,
   batch: dict[str, typing.Array],
   *,
-  remat: bool = False,
+  remat: str = 'none',
 ) -> typing.Array:
   """Normalised hidden states [B, T, D] on a batch."""
   return transformer.forward_train(
@@ -215,7 +215,7 @@ def train_step(
   optimizer,
   cfg: config.ObjectiveConfig,
   seed: int,
-  remat: bool = False,
+  remat: str = 'none',
 ) -> tuple[step_lib.TrainState, Metrics]:
   """One gradient step of the draft model; see `step.train_step`."""
 

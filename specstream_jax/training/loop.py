@@ -19,7 +19,7 @@ import jax
 import tqdm
 
 from specstream_jax import config, partitioning, processes, typing
-from specstream_jax.modeling import build
+from specstream_jax.modeling import blocks, build
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   metrics as metrics_lib,
@@ -51,7 +51,7 @@ class Setup:
     objective: loss weights.
     optimizer: rates.
     tree: draft tree whose tokens per call evaluation measures.
-    remat: recompute layers in the backward pass.
+    remat: a name of `blocks.REMAT`.
     steps: what is trained and measured, see `stream_steps`.
     partitioner: where weights and batches lie.
   """
@@ -63,11 +63,14 @@ class Setup:
   objective: config.ObjectiveConfig
   optimizer: config.OptimizerConfig
   tree: config.TreeConfig
-  remat: bool = False
+  remat: str = 'none'
   steps: Callable[..., tuple[Callable, Callable]] | None = None
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.default
   )
+
+  def __post_init__(self):
+    blocks.check_remat(self.remat)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,7 +147,7 @@ def loss(
   key: typing.Array,
   cfg: config.ObjectiveConfig,
   *,
-  remat: bool = False,
+  remat: str = 'none',
 ) -> tuple[typing.Array, dict[str, tuple[typing.Array, typing.Array]]]:
   """The objective on one batch.
 
@@ -156,7 +156,7 @@ def loss(
     batch: the batch contract, arrays [B, T].
     key: chooses anchors where a row has too many.
     cfg: weights and chunking.
-    remat: recompute layers in the backward pass.
+    remat: a name of `blocks.REMAT`.
 
   Returns:
     The scalar loss (float32, mean over targets per stream, then weighted) and

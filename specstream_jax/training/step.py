@@ -102,7 +102,7 @@ def train_step(
   optimizer: optax.GradientTransformation,
   cfg: config.ObjectiveConfig,
   seed: int,
-  remat: bool = False,
+  remat: str = 'none',
   trainable: str = '',
 ) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
   """One gradient step; keys derive from (seed, step), so a resume repeats it.

@@ -104,7 +104,7 @@ def distill_drafter(
   eval_data_dir: str | None = None,
   recipe: Recipe | None = None,
   dtype: str = 'float32',
-  remat: bool = False,
+  remat: str = 'none',
   export: str = 'best',
   progress: bool = True,
 ) -> Distilled:
@@ -119,7 +119,7 @@ def distill_drafter(
     eval_data_dir: token records for evaluation; None skips it.
     recipe: settings; default from gin.
     dtype: of the target; the draft model trains in float32.
-    remat: recompute the draft model's layers in the backward pass.
+    remat: of the draft model's layers, a name of `blocks.REMAT`.
     export: 'best' evaluation or 'last' step becomes the draft model.
     progress: show a progress bar.
 

@@ -11,9 +11,7 @@ from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.workflows import train
 
 
-def describe(
-  base: str, recipe: train.Recipe, *, dtype: str, remat: bool
-) -> str:
+def describe(base: str, recipe: train.Recipe, *, dtype: str, remat: str) -> str:
   """A page of text: parameters, tokens per step and memory of a run."""
   cfg = loading.load_config(base, dtype=dtype)
   built = build.build(cfg, recipe.stream, recipe.lora)
@@ -44,7 +42,7 @@ def describe(
 
 
 def activation_bytes(
-  cfg: config.ModelConfig, recipe: train.Recipe, *, remat: bool
+  cfg: config.ModelConfig, recipe: train.Recipe, *, remat: str
 ) -> int:
   """Estimate of what the backward pass keeps, in bytes.
 
@@ -61,11 +59,12 @@ def activation_bytes(
   per_token = size * (
     2 * cfg.hidden_size + 2 * width + 3 * cfg.intermediate_size
   )
-  if remat:
+  keeps_all = remat == 'none'
+  if remat == 'full':
     per_token = size * cfg.hidden_size
   msa = recipe.stream.num_msa_layers
   tokens = rows * (cfg.num_layers * length + msa * streams)
-  attention = 0 if remat else (4 + size) * cfg.num_heads * tokens * length
+  attention = (4 + size) * cfg.num_heads * tokens * length * keeps_all
   logits = 2 * 4 * recipe.objective.chunk_size * cfg.vocab_size
   return tokens * per_token + attention + logits
 

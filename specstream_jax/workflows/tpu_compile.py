@@ -11,7 +11,7 @@ import os
 import jax
 from jax.experimental import topologies
 
-from specstream_jax import partitioning
+from specstream_jax import mesh as mesh_lib, partitioning
 from specstream_jax.checkpoints import weights as weights_lib
 from specstream_jax.workflows import tpu_programs as programs_lib
 
@@ -65,7 +65,7 @@ def compile_all(
   job: programs_lib.Job,
   topology: str,
   programs: Sequence[str],
-  mesh: partitioning.MeshConfig | None = None,
+  mesh: mesh_lib.MeshConfig | None = None,
 ) -> Iterator[programs_lib.Compiled]:
   """Compiles one program after the other.
 
@@ -84,7 +84,7 @@ def compile_all(
       f'programs {unknown} are unknown; accepted: {", ".join(programs_lib.PROGRAMS)}'
     )
   hbm, found = capacity(topology), devices(topology)
-  made = partitioning.make_mesh(mesh or partitioning.MeshConfig(), found)
+  made = mesh_lib.make_mesh(mesh or mesh_lib.MeshConfig(), found)
   part = partitioning.Partitioner(made)
   part.check_fits(job.model.num_heads, job.model.num_kv_heads)
   for name in programs:
@@ -93,7 +93,7 @@ def compile_all(
 
 def search_mesh(
   job: programs_lib.Job, topology: str, programs: Sequence[str]
-) -> Iterator[tuple[partitioning.MeshConfig, list[programs_lib.Compiled]]]:
+) -> Iterator[tuple[mesh_lib.MeshConfig, list[programs_lib.Compiled]]]:
   """Tries meshes, from few ways of splitting a layer to many, until one fits.
 
   Meshes whose weights alone exceed the HBM of a chip, and those that do not
@@ -125,7 +125,7 @@ def _meshes(count):
     if count % (fsdp * tensor) == 0
   ]
   sizes.sort(key=lambda size: (size[2], size[1]))
-  return [partitioning.MeshConfig(*size) for size in sizes]
+  return [mesh_lib.MeshConfig(*size) for size in sizes]
 
 
 def table(found: Sequence[programs_lib.Compiled]) -> str:

@@ -75,7 +75,8 @@ class Job:
     prompt_length: of decoding.
     max_new_tokens: of decoding.
     schedule: of decoding; `deferred` reads the MSA layers twice.
-    remat: recompute layers in the backward pass.
+    remat: of training, a name of `blocks.REMAT`.
+    scan_layers: training scans over stacked layers.
   """
 
   model: config.ModelConfig
@@ -84,12 +85,15 @@ class Job:
   prompt_length: int = 1024
   max_new_tokens: int = 128
   schedule: str = 'parallel'
-  remat: bool = True
+  remat: str = 'full'
+  scan_layers: bool = True
 
 
 def _train_step(job, part, hbm) -> Compiled:
   recipe = job.recipe
-  built = build.build(job.model, recipe.stream, recipe.lora)
+  built = build.build(
+    job.model, recipe.stream, recipe.lora, is_stacked=job.scan_layers
+  )
   base = _abstract(built.base, part)
   optimizer = step_lib.make_optimizer(recipe.optimizer, 1000)
   state = _abstract_state(built, optimizer, part)

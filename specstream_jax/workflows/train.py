@@ -14,7 +14,12 @@ from specstream_jax import config, partitioning, processes
 from specstream_jax.checkpoints import adapters, loading
 from specstream_jax.data import batches as batches_lib, mixtures, records
 from specstream_jax.evaluation import plots
-from specstream_jax.modeling import build, initialize, params as params_lib
+from specstream_jax.modeling import (
+  build,
+  initialize,
+  params as params_lib,
+  stacks,
+)
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   loop,
@@ -82,7 +87,8 @@ def train(
   init_adapter: str | None = None,
   recipe: Recipe | None = None,
   dtype: str = 'float32',
-  remat: bool = False,
+  remat: str = 'none',
+  scan_layers: bool = False,
   export: str = 'best',
   progress: bool = True,
 ) -> Trained:
@@ -99,7 +105,8 @@ def train(
       settings hold, but for `coupling_rank`.
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
-    remat: recompute layers in the backward pass to save memory.
+    remat: what the backward pass recomputes, a name of `blocks.REMAT`.
+    scan_layers: compile one layer and scan over stacked weights.
     export: 'best' evaluation or 'last' step becomes the adapter; plain LoRA
       always takes the last, as evaluations rank streams.
     progress: show a progress bar.
@@ -113,7 +120,7 @@ def train(
   initial, recipe = _initial(init_adapter, loaded, recipe or Recipe())
   check_tokenizer(loaded, data_dir)
   batches = open_training(data_dir, recipe, part)
-  setup = _setup(loaded, batches, recipe, remat, initial, part)
+  setup = _setup(loaded, batches, recipe, initial, part, remat, scan_layers)
   resume.start(output_dir, recipe, loaded, data_dir, start=init_adapter)
   checkpoints, writer = open_outputs(output_dir, recipe)
   outcome = loop.train(
@@ -167,13 +174,16 @@ def _initial(folder, loaded, recipe):
   return flat, dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
 
 
-def _setup(loaded, batches, recipe, remat, initial, part):
+def _setup(loaded, batches, recipe, initial, part, remat, is_stacked):
   """Structure, weights and fresh adapter of a run."""
   cfg = loaded.config
-  built = build.build(cfg, recipe.stream, recipe.lora)
+  built = build.build(cfg, recipe.stream, recipe.lora, is_stacked=is_stacked)
   _check_trainable(built, recipe.optimizer.trainable)
   part.check_fits(cfg.num_heads, cfg.num_kv_heads)
-  weights = params_lib.unflatten(part.put(loaded.params))
+  flat = loaded.params
+  if is_stacked:
+    flat = stacks.Stacked(flat, built.stacked_at)
+  weights = params_lib.unflatten(part.put(flat))
   return loop.Setup(
     built=built,
     base=weights,

@@ -21,7 +21,13 @@ import tiny
 import train_process
 import training_batches as tb
 
-from specstream_jax import config, partitioning, processes, runtime
+from specstream_jax import (
+  config,
+  mesh as mesh_lib,
+  partitioning,
+  processes,
+  runtime,
+)
 from specstream_jax.data import batches as batches_lib
 from specstream_jax.modeling import params as params_lib
 from specstream_jax.training import (
@@ -139,8 +145,8 @@ def main(mesh, records, folder):
   """Prints one line of JSON, from process 0."""
   processes.initialize(timeout_seconds=60)
   sizes = dict(zip(('data', 'fsdp', 'tensor'), map(int, mesh.split(','))))
-  cfg = partitioning.MeshConfig(**sizes)
-  part = partitioning.Partitioner(partitioning.make_mesh(cfg))
+  cfg = mesh_lib.MeshConfig(**sizes)
+  part = partitioning.Partitioner(mesh_lib.make_mesh(cfg))
   folder = pathlib.Path(folder)
   processes.check_shared(folder)
   adapter = train(part, records, folder)

@@ -219,7 +219,7 @@ def test_dry_run_counts_parameters(folder):
   from specstream_jax.workflows import dry_run
 
   text = dry_run.describe(
-    str(folder / 'model'), recipe(), dtype='float32', remat=False
+    str(folder / 'model'), recipe(), dtype='float32', remat='none'
   )
   # gamma h + 2 r h of the streams: 3 * 32 + 2 * 2 * 32.
   assert f'{3 * 32 + 2 * 2 * 32:,} streams and pruning' in text
