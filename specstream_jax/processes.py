@@ -21,11 +21,11 @@ import numpy as np
 
 def _in_cluster() -> bool:
   """Whether this is one of several tasks that JAX can find by itself."""
-  env = os.environ.get
+  env, hosts = os.environ.get, os.environ.get('TPU_WORKER_HOSTNAMES', '')
   return (
     ('SLURM_PROCID' in os.environ and int(env('SLURM_NTASKS', 1)) > 1)
     or int(env('OMPI_COMM_WORLD_SIZE', 1)) > 1
-    or ',' in env('TPU_WORKER_HOSTNAMES', '')
+    or (',' in hosts and ' ' not in hosts)  # libtpu may put a sentence there
     or 'MEGASCALE_COORDINATOR_ADDRESS' in os.environ
   )
 
@@ -43,7 +43,8 @@ def initialize(
   JAX reads itself.
 
   Args:
-    coordinator: host:port of process 0.
+    coordinator: host:port of process 0; 'auto' insists on a cluster that JAX
+      finds by itself, which on a TPU VM takes its metadata server.
     num_processes: of the job.
     process_id: of this process.
     timeout_seconds: how long to wait for the others.
@@ -58,7 +59,8 @@ def initialize(
   if process_id < 0:
     process_id = int(env('JAX_PROCESS_ID', -1))
   named = {}
-  if coordinator or num_processes > 1:
+  is_auto = coordinator == 'auto'
+  if (coordinator and not is_auto) or num_processes > 1:
     _check_description(coordinator, num_processes, process_id)
     if num_processes == 1:
       return
@@ -69,7 +71,7 @@ def initialize(
     }
     if process_id:
       _check_reachable(coordinator, timeout_seconds)
-  elif not _in_cluster():
+  elif not (is_auto or _in_cluster()):
     return
   try:
     jax.distributed.initialize(initialization_timeout=timeout_seconds, **named)
@@ -77,7 +79,7 @@ def initialize(
     first = str(error).splitlines()[0]
     raise ConnectionError(
       f'process {process_id} of {num_processes} could not join the job at '
-      f'{coordinator or "the address of the cluster"} within '
+      f'{"the address of the cluster" if not named else coordinator} within '
       f'{timeout_seconds} s ({first}); are all processes running, and is the '
       'port open?'
     ) from error

@@ -130,7 +130,11 @@ def define_common_flags() -> None:
     "Folder of JAX's persistent compilation cache; empty switches it off.",
   )
   flags.DEFINE_string(
-    'coordinator', '', 'HOST:PORT of process 0, in a job of several processes.'
+    'coordinator',
+    '',
+    'HOST:PORT of process 0, in a job of several processes; auto asks the '
+    'cluster (TPU metadata, SLURM, Open MPI), as several SLURM or Open MPI '
+    'tasks do by themselves.',
   )
   flags.DEFINE_integer('num_processes', 0, 'Processes of the job.')
   flags.DEFINE_integer('process_id', -1, 'Number of this process.')

@@ -22,6 +22,7 @@ _CALLED = re.compile(
   r'(?:body|condition|calls|to_apply|branch_computations|true_computation|'
   r'false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)'
 )
+_CONSTANT = re.compile(r' constant\((\d+)\)')
 _NAME = re.compile(r'%([\w.\-]+)')
 
 
@@ -107,6 +108,41 @@ def while_bodies(computations) -> set[str]:
       if instruction.opcode != 'fusion':
         pending += instruction.called
   return seen
+
+
+def executions(computations, start: str) -> dict[str, int]:
+  """How often each computation runs from `start` on, fusions excluded.
+
+  A loop counts as often as its condition says, `i < N`; once where N is known
+  only while it runs.
+  """
+  times: dict[str, int] = {}
+  pending = [(start, 1)]
+  while pending:
+    name, count = pending.pop()
+    if name not in computations:
+      continue
+    times[name] = times.get(name, 0) + count
+    for instruction in computations[name].values():
+      rounds = 1
+      if instruction.opcode == 'while':
+        rounds = max(_rounds(computations[x]) for x in instruction.called)
+      if instruction.opcode in ('while', 'call', 'conditional', 'async-start'):
+        pending += [(called, count * rounds) for called in instruction.called]
+  return times
+
+
+def _rounds(condition):
+  """N of a computation that ends in `i < N`, else 1."""
+  root = next(x for x in condition.values() if x.is_root)
+  if root.opcode != 'compare' or 'direction=LT' not in root.line:
+    return 1
+  bounds = [
+    _CONSTANT.search(condition[name].line)
+    for name in root.operands
+    if name in condition and condition[name].opcode == 'constant'
+  ]
+  return int(bounds[0].group(1)) if len(bounds) == 1 and bounds[0] else 1
 
 
 def copies_of_size(text: str, min_bytes: int) -> list[str]:

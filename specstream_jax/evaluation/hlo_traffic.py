@@ -8,7 +8,7 @@ by what it brings. A fused operand of which only a slice is read counts as the
 slice; one that is updated in place, as the update.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from specstream_jax.evaluation import hlo
@@ -46,26 +46,26 @@ class Traffic(NamedTuple):
   lines: list[tuple[int, str]]
 
 
-def count(text: str, names: Iterable[str]) -> Traffic:
-  """What the instructions of some computations move, each once.
+def count(text: str, times: Mapping[str, int]) -> Traffic:
+  """What the instructions of some computations move.
 
   Args:
     text: scheduled HLO, `compiled.as_text()`.
-    names: computations, such as `hlo.while_bodies` or the entry.
+    times: how often computations run, such as `hlo.executions`.
   """
   computations = hlo.parse(text)
   read, written, lines = 0, 0, []
   collectives: dict[str, int] = {}
-  for name in names:
+  for name, rounds in times.items():
     for instruction in computations[name].values():
       kind = instruction.opcode.removesuffix('-start')
       if kind in COLLECTIVES:
-        sent = instruction.num_bytes
+        sent = rounds * instruction.num_bytes
         collectives[kind] = collectives.get(kind, 0) + sent
       one = _instruction(instruction, computations, computations[name])
-      read, written = read + one[0], written + one[1]
+      read, written = read + rounds * one[0], written + rounds * one[1]
       if sum(one):
-        lines.append((sum(one), instruction.line))
+        lines.append((rounds * sum(one), instruction.line))
   lines.sort(key=lambda line: -line[0])
   return Traffic(read, written, collectives, lines)
 

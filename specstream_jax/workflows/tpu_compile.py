@@ -132,20 +132,22 @@ def table(found: Sequence[programs_lib.Compiled]) -> str:
   """Markdown: one row per program, then what needs words."""
   gib, mega = 2**30, 1e6
   lines = [
-    '| program | arguments, GiB | temporaries | peak | of HBM | TFLOP '
-    '| HBM traffic, MB | ideal | ratio | collectives, MB | compile, s |',
-    '|---|---|---|---|---|---|---|---|---|---|---|',
+    '| program | arguments, GiB | temporaries | peak | of HBM '
+    '| TFLOP | GFLOP / token | HBM traffic, MB | ideal | ratio '
+    '| collectives, MB | compile, s |',
+    '|---|---|---|---|---|---|---|---|---|---|---|---|',
   ]
   for one in found:
     moved = ', '.join(
       f'{kind} {size / mega:.0f}' for kind, size in one.collectives.items()
     )
+    per_token = one.flops / one.tokens / 1e9 if one.tokens else 0.0
     ratio = f'{one.traffic / one.ideal:.2f}' if one.ideal else '-'
     share = f'{one.peak / one.capacity:.0%}' if one.peak else 'too large'
     lines.append(
       f'| {one.name} | {one.arguments / gib:.2f} '
       f'| {one.temporaries / gib:.2f} | {one.peak / gib:.2f} | {share} '
-      f'| {one.flops / 1e12:.3f} | {one.traffic / mega:.0f} '
+      f'| {one.flops / 1e12:.3f} | {per_token:.1f} | {one.traffic / mega:.0f} '
       f'| {one.ideal / mega:.0f} | {ratio} | {moved or "none"} '
       f'| {one.seconds:.0f} |'
     )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from specstream_jax import config, runtime
 from specstream_jax.decoding import loop
-from specstream_jax.evaluation import hlo, hlo_traffic
+from specstream_jax.evaluation import flops, hlo, hlo_traffic
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.training import loop as train_loop, step as step_lib
 from specstream_jax.workflows import train
@@ -35,8 +35,10 @@ class Compiled:
     temporaries: what lives during the program.
     peak: arguments, temporaries, and results that reuse no argument.
     capacity: HBM of the device.
-    flops: of one run; of a decode loop, of one step.
-    traffic: bytes through HBM, 0 if not counted.
+    flops: of the products of one run, split evenly; of a decode loop, of one
+      step.
+    tokens: that such a run computes, split evenly.
+    traffic: bytes through HBM.
     ideal: bytes that cannot be avoided, 0 if not counted.
     collectives: bytes by kind.
     copies: HLO lines that copy a weight or a cache inside the loop.
@@ -51,6 +53,7 @@ class Compiled:
   peak: int = 0
   capacity: int = 0
   flops: float = 0.0
+  tokens: float = 0.0
   traffic: int = 0
   ideal: int = 0
   collectives: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -124,8 +127,8 @@ def _train_step(job, part, hbm) -> Compiled:
   fun = part.jit(
     advance, donate_argnums=0, out_shardings=(placed, part.replicated)
   )
-  compiled = lambda: fun.lower(state, base, batch).compile()
-  return _measure('train step', compiled, hbm)
+  trace = lambda: fun.trace(state, base, batch)
+  return _measure('train step', trace, hbm, part.mesh.size, math.prod(shape))
 
 
 def _abstract(tree, part, transposed=False):
@@ -197,7 +200,11 @@ def _prefill(job, part, hbm) -> Compiled:
   )
   arguments = _prefill_arguments(job, part)
   return _measure(
-    'prefill', lambda: fun.lower(params, *arguments).compile(), hbm
+    'prefill',
+    lambda: fun.trace(params, *arguments),
+    hbm,
+    part.mesh.size,
+    job.decode_rows * job.prompt_length,
   )
 
 
@@ -232,8 +239,10 @@ def _decode_step(job, part, hbm, drafter='streams') -> Compiled:
   ideal = _ideal(job, part, params, state, decoder.setup.drafter.size)
   return _measure(
     f'decode step, {decoder.setup.drafter.size} nodes',
-    lambda: fun.lower(bare, state, limit).compile(),
+    lambda: fun.trace(bare, state, limit),
     hbm,
+    part.mesh.size,
+    job.decode_rows * decoder.setup.drafter.size,
     ideal=ideal,
     smallest=_smallest(params, state),
   )
@@ -280,15 +289,18 @@ def _smallest(params, state) -> int:
 
 def _measure(
   name: str,
-  compile_it: Callable[[], Any],
+  trace: Callable[[], Any],
   hbm: int,
+  num_chips: int,
+  tokens: int,
   ideal: int = 0,
   smallest: int = 0,
 ) -> Compiled:
   """Compiles, and reads memory, FLOPs and the program."""
   start = time.perf_counter()
   try:
-    compiled = compile_it()
+    traced = trace()
+    compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -297,8 +309,10 @@ def _measure(
   seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
   text = compiled.as_text()
   computations = hlo.parse(text)
-  bodies = hlo.while_bodies(computations) if ideal else set()
-  traffic = hlo_traffic.count(text, bodies or {hlo.entry(text)})
+  times = hlo.executions(computations, hlo.entry(text))
+  if ideal:  # one step of the decode loop
+    times = dict.fromkeys(hlo.while_bodies(computations), 1)
+  traffic = hlo_traffic.count(text, times)
   before = hlo.copies_in(text, {hlo.entry(text)}, smallest) if smallest else []
   return Compiled(
     name,
@@ -310,8 +324,9 @@ def _measure(
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes,
     capacity=hbm,
-    flops=float(compiled.cost_analysis().get('flops', 0.0)),
-    traffic=traffic.read + traffic.written if ideal else 0,
+    flops=flops.of_products(traced.jaxpr) / num_chips,
+    tokens=tokens / num_chips,
+    traffic=traffic.read + traffic.written,
     ideal=ideal,
     collectives=traffic.collectives,
     copies=tuple(hlo.copies_of_size(text, smallest)) if smallest else (),

@@ -66,7 +66,7 @@ ENTRY %main (init: (bf16[64,128], bf16[2,128], s32[])) -> (bf16[64,128], bf16[2,
 
 def test_products_read_each_kernel_once():
   kernel, x = 2 * 4096 * 4096, 2 * 8 * 4096
-  found = hlo_traffic.count(PRODUCTS, [hlo.entry(PRODUCTS)])
+  found = hlo_traffic.count(PRODUCTS, {hlo.entry(PRODUCTS): 1})
   # a whole, a quarter of b, c whole, x once; the result once.
   assert found.read == kernel + kernel // 4 + kernel + x
   assert found.written == x
@@ -76,7 +76,7 @@ def test_products_read_each_kernel_once():
 
 def test_an_update_in_place_counts_as_the_update():
   bodies = hlo.while_bodies(hlo.parse(LOOP))
-  found = hlo_traffic.count(LOOP, bodies)
+  found = hlo_traffic.count(LOOP, dict.fromkeys(bodies, 1))
   cache, new, total = 2 * 64 * 128, 2 * 2 * 128, 2 * 2 * 64
   assert found.read == cache
   assert found.written == new
@@ -92,3 +92,21 @@ def test_a_fetch_into_vmem_is_no_copy():
   )
   (line,) = hlo.copies_in(planted, [name], 1000)
   assert '%copy.1' in line
+
+
+def test_a_scan_counts_as_often_as_it_runs():
+  known = LOOP.replace(
+    '  ROOT %yes = pred[] constant(true)\n',
+    '  %at = s32[]{:S(1)} get-tuple-element(%s), index=2\n'
+    '  %n = s32[]{:S(1)} constant(30)\n'
+    '  ROOT %lt = pred[] compare(%at, %n), direction=LT\n',
+  )
+  assert known != LOOP
+  once, often = (
+    hlo.executions(hlo.parse(text), hlo.entry(text)) for text in (LOOP, known)
+  )
+  assert (once['body'], often['body'], often['main']) == (1, 30, 1)
+  assert (
+    hlo_traffic.count(known, often).collectives['all-reduce']
+    == 30 * hlo_traffic.count(LOOP, once).collectives['all-reduce']
+  )
