@@ -16,9 +16,10 @@ from specstream_jax.workflows import (
   evaluate as _evaluate,
   generate as _generate,
 )
-from specstream_jax.workflows.train import Recipe, Trained, train
+from specstream_jax.workflows.train import Execution, Recipe, Trained, train
 
 __all__ = [
+  'Execution',
   'Model',
   'Recipe',
   'SamplingConfig',

@@ -15,6 +15,7 @@ import gin
 
 from specstream_jax import runtime
 from specstream_jax.modeling import blocks
+from specstream_jax.training import goodput
 from specstream_jax.workflows import (
   distill_drafter,
   dry_run,
@@ -52,6 +53,11 @@ def define_flags() -> None:
     False,
     'Compile one layer and scan over all: large models compile in a fraction '
     'of the time.',
+  )
+  flags.DEFINE_string(
+    'profile_steps',
+    '',
+    'FIRST:LAST writes a trace of these steps for XProf, in profile/.',
   )
   flags.DEFINE_enum(
     'export', 'best', ['best', 'last'], 'Checkpoint that becomes the adapter.'
@@ -98,10 +104,14 @@ def main(argv: Sequence[str]) -> int:
     and runtime.adapter_folder(args.init_adapter),
     recipe=recipe,
     dtype=args.dtype,
-    remat=args.remat,
-    scan_layers=args.scan_layers,
+    execution=workflow.Execution(
+      remat=args.remat,
+      scan_layers=args.scan_layers,
+      profile_steps=goodput.parse_steps(args.profile_steps),
+    ),
     export=args.export,
   )
+  print(f'time: {goodput.line(trained.shares)}')
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
   else:
@@ -114,6 +124,8 @@ def main(argv: Sequence[str]) -> int:
 def _distill(args) -> int:
   if args.scan_layers:
     raise ValueError('--scan_layers does not go with --draft_model_layers')
+  if args.profile_steps:
+    raise ValueError('--profile_steps does not go with --draft_model_layers')
   recipe = distill_drafter.Recipe(num_layers=args.draft_model_layers)
   if args.dry_run:
     print(distill_drafter.describe(args.model, recipe, dtype=args.dtype))

@@ -8,14 +8,16 @@ the data, so a resumed run continues the same batches and the same losses.
 from collections.abc import Iterator
 import contextlib
 import os
+import shutil
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from specstream_jax import partitioning
+from specstream_jax import partitioning, processes
 from specstream_jax.training import step as step_lib
 
 BEST_METRIC = 'tokens_per_call'
@@ -104,6 +106,48 @@ class Checkpoints:
       step, restored.adapter, jax.tree.unflatten(structure, leaves)
     )
     return state, restored.data
+
+  def restore_last(
+    self, like: step_lib.TrainState
+  ) -> tuple[step_lib.TrainState, dict[str, Any]] | None:
+    """The newest state that can be read, or None if there is no checkpoint.
+
+    A newer one that cannot be read is set aside as damaged_STEP, with a warning.
+
+    Raises:
+      Exception: of the newest, if none can be read.
+    """
+    errors: dict[int, Exception] = {}
+    for number in sorted(self._manager.all_steps(), reverse=True):
+      restored = None
+      try:
+        restored = self.restore(like, number)
+      except Exception as error:  # Storage raises what it likes.
+        errors[number] = error
+      is_whole = all(processes.gather(restored is not None))
+      if is_whole:
+        self._set_aside(errors, number)
+        return restored
+      errors.setdefault(number, OSError('another process could not read it'))
+    if errors:
+      raise next(iter(errors.values()))
+    return None
+
+  def _set_aside(self, errors, number):
+    """Renames damaged checkpoints, which would be in the way of new ones."""
+    for damaged, error in errors.items():
+      target = os.path.join(self._folder, f'damaged_{damaged}')
+      logging.warning(
+        'checkpoint %d in %s cannot be read (%s) and is now %s; going on from '
+        'step %d',
+        *(damaged, self._folder, str(error).split('\n')[0], target, number),
+      )
+      if processes.is_main():
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(os.path.join(self._folder, str(damaged)), target)
+    if errors:
+      processes.barrier('damaged checkpoints set aside')
+      self._manager.reload()
 
   def best_step(self) -> int | None:
     """Step with the best evaluation, or the last one without evaluations."""

@@ -22,6 +22,7 @@ from specstream_jax import config, partitioning, processes, typing
 from specstream_jax.modeling import blocks, build
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
+  goodput,
   metrics as metrics_lib,
   step as step_lib,
 )
@@ -52,6 +53,7 @@ class Setup:
     optimizer: rates.
     tree: draft tree whose tokens per call evaluation measures.
     remat: a name of `blocks.REMAT`.
+    profile_steps: first and last step of a trace, or None.
     steps: what is trained and measured, see `stream_steps`.
     partitioner: where weights and batches lie.
   """
@@ -64,6 +66,7 @@ class Setup:
   optimizer: config.OptimizerConfig
   tree: config.TreeConfig
   remat: str = 'none'
+  profile_steps: tuple[int, int] | None = None
   steps: Callable[..., tuple[Callable, Callable]] | None = None
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.default
@@ -75,10 +78,17 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How a run ended: its last state, and whether a signal stopped it early."""
+  """How a run ended.
+
+  Attributes:
+    state: its last state.
+    interrupted: a signal stopped it early.
+    shares: of its wall time by part, see `goodput.Goodput`.
+  """
 
   state: step_lib.TrainState
   interrupted: bool
+  shares: dict[str, float]
 
 
 def train(
@@ -93,23 +103,26 @@ def train(
   """Runs to `num_steps`, resuming from the last checkpoint if there is one.
 
   SIGTERM and SIGINT save and return cleanly after the current step; in a job
-  of several processes, after a step that all agree on.
+  of several processes, after a step that all agree on. A checkpoint that cannot
+  be read gives way to the one before it, with a warning; metrics past the step
+  that the run goes on from are dropped.
 
   Raises:
     DivergedError: the loss of a step is not finite; nothing is saved then.
     checkpoints.SaveError: a checkpoint could not be written.
   """
-  cfg = setup.train
+  cfg, clock = setup.train, goodput.Goodput()
   optimizer = step_lib.make_optimizer(setup.optimizer, cfg.num_steps)
   state = step_lib.init_state(setup.adapter, optimizer)
   state = step_lib.place_state(state, setup.partitioner)
-  restored = checkpoints.restore(state)
+  restored = checkpoints.restore_last(state)
   if restored:
     state, data_state = restored
     batches.set_state(data_state)
-  advance, evaluate = _compiled(setup, optimizer, open_eval, state)
-  run = _Run(setup, batches, checkpoints, writer, evaluate)
   start = int(state.step)
+  writer.forget_after(start)
+  advance, evaluate = _compiled(setup, optimizer, open_eval, state)
+  run = _Run(setup, batches, checkpoints, writer, evaluate, clock)
   with (
     _signals() as stop,
     tqdm.tqdm(
@@ -118,8 +131,12 @@ def train(
   ):
     try:
       for number in range(start + 1, cfg.num_steps + 1):
-        batch = setup.partitioner.put_batch(next(batches))
-        state, metrics = advance(state, setup.base, batch)
+        with clock.part('data'):
+          batch = setup.partitioner.put_batch(next(batches))
+        run.profile.before_step(number)
+        with clock.part('compile' if number == start + 1 else 'step'):
+          state, metrics = advance(state, setup.base, batch)
+          _check_finite(number, metrics)
         run.after_step(number, state, metrics, bar)
         if processes.should_stop(number):
           stop.append(signal.SIGTERM)
@@ -128,7 +145,8 @@ def train(
           break
     finally:
       run.finish()
-  return Outcome(state, bool(stop) and int(state.step) < cfg.num_steps)
+  is_early = bool(stop) and int(state.step) < cfg.num_steps
+  return Outcome(state, is_early, clock.shares())
 
 
 def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
@@ -175,17 +193,18 @@ def _compiled(setup, optimizer, open_eval, state):
 class _Run:
   """What happens around the steps: logging, evaluation, saving."""
 
-  def __init__(self, setup, batches, checkpoints, writer, evaluate):
-    self._cfg = setup.train
+  def __init__(self, setup, batches, checkpoints, writer, evaluate, clock):
+    self._cfg, self._goodput = setup.train, clock
+    self.profile = goodput.Profile(writer.profile, setup.profile_steps)
     self._batches, self._checkpoints = batches, checkpoints
     self._writer, self._evaluate = writer, evaluate
     self._means, self._clock = metrics_lib.Means(), time.perf_counter()
     self._since_log = 0
 
   def after_step(self, number, state, metrics, bar):
-    """Checks, logs, evaluates and saves as often as the settings say."""
+    """Logs, evaluates and saves as often as the settings say."""
     cfg, last = self._cfg, number == self._cfg.num_steps
-    _check_finite(number, metrics)
+    self.profile.after_step(number)
     self._means.add(metrics)
     self._since_log += 1
     bar.update()
@@ -194,23 +213,29 @@ class _Run:
     results = None
     if self._evaluate and (number % cfg.eval_every == 0 or last):
       started = time.perf_counter()
-      results = self._evaluate(state.adapter)
+      with self._goodput.part('evaluation'):
+        results = self._evaluate(state.adapter)
       self._writer.write(number, results, 'eval')
       self._clock += time.perf_counter() - started
     if number % cfg.save_every == 0 or results or last:
       self.save(state, results)
 
   def save(self, state, results=None):
-    self._checkpoints.save(state, self._batches.get_state(), results)
+    with self._goodput.part('checkpoint'):
+      self._checkpoints.save(state, self._batches.get_state(), results)
 
   def finish(self):
-    self._checkpoints.wait()
+    self.profile.stop()
+    with self._goodput.part('checkpoint'):
+      self._checkpoints.wait()
 
   def _log(self, number, bar):
     means, now = self._means.result(), time.perf_counter()
     tokens, self._since_log = means.pop('tokens') * self._since_log, 0
     means['tokens_per_second'] = tokens / (now - self._clock)
     self._clock = now
+    shares = self._goodput.shares()
+    means |= {f'time/{name}': share for name, share in shares.items()}
     self._writer.write(number, means, 'train')
     top1 = [v for k, v in means.items() if k.startswith('top1/stream')]
     main = means.get('top1/main')

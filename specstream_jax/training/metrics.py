@@ -32,22 +32,36 @@ class Means:
 
 
 class Writer:
-  """JSONL and TensorBoard files under a run's folder; appends on resume."""
+  """JSONL and TensorBoard files under a run's folder; appends on resume.
 
-  def __init__(self, folder: str, *, enabled: bool = True, first_step: int = 0):
-    """TensorBoard forgets earlier runs' events from `first_step` on."""
-    self._enabled = enabled
-    if enabled:
-      os.makedirs(folder, exist_ok=True)
-      self.path = os.path.join(folder, 'metrics.jsonl')
-      self._board = tensorboardX.SummaryWriter(
-        os.path.join(folder, 'tensorboard'), purge_step=first_step
-      )
+  Attributes:
+    path: of the JSONL file.
+    profile: folder for traces.
+  """
+
+  def __init__(self, folder: str, *, enabled: bool = True):
+    self._enabled, self._folder, self._board = enabled, folder, None
+    self.path = os.path.join(folder, 'metrics.jsonl')
+    self.profile = os.path.join(folder, 'profile')
+
+  def forget_after(self, step: int) -> None:
+    """Drops what was written past `step`: a resumed run writes it again."""
+    if self._enabled:
+      forget_after(self.path, step)
+      self._open(step + 1)
+
+  def _open(self, first_step=0):
+    os.makedirs(self._folder, exist_ok=True)
+    self._board = tensorboardX.SummaryWriter(
+      os.path.join(self._folder, 'tensorboard'), purge_step=first_step
+    )
 
   def write(self, step: int, metrics: dict[str, float], split: str) -> None:
     """One line {step, split, metrics…}; names get a prefix on TensorBoard."""
     if not self._enabled:
       return
+    if self._board is None:
+      self._open()
     line = {'step': step, 'split': split}
     line |= {k: round(v, 6) for k, v in metrics.items() if math.isfinite(v)}
     with open(self.path, 'a') as file:
@@ -56,7 +70,7 @@ class Writer:
       self._board.add_scalar(f'{split}/{name}', value, step)
 
   def close(self) -> None:
-    if self._enabled:
+    if self._board is not None:
       self._board.close()
 
 

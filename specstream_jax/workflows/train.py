@@ -64,6 +64,21 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Execution:
+  """How a run is computed; what it learns does not depend on it.
+
+  Attributes:
+    remat: what the backward pass recomputes, a name of `blocks.REMAT`.
+    scan_layers: compile one layer and scan over stacked weights.
+    profile_steps: first and last step of an XProf trace in profile/.
+  """
+
+  remat: str = 'none'
+  scan_layers: bool = False
+  profile_steps: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
   """Where the adapter lies, or None if a signal stopped the run before its end.
 
@@ -71,11 +86,13 @@ class Trained:
     adapter_dir: the best checkpoint as an adapter.
     step: optimiser steps done.
     interrupted: a signal stopped the run; calling again resumes it.
+    shares: of the wall time by part, see `goodput.Goodput`.
   """
 
   adapter_dir: str | None
   step: int
   interrupted: bool
+  shares: dict[str, float]
 
 
 def train(
@@ -87,8 +104,7 @@ def train(
   init_adapter: str | None = None,
   recipe: Recipe | None = None,
   dtype: str = 'float32',
-  remat: str = 'none',
-  scan_layers: bool = False,
+  execution: Execution | None = None,
   export: str = 'best',
   progress: bool = True,
 ) -> Trained:
@@ -101,12 +117,11 @@ def train(
     output_dir: gets checkpoints/, metrics.jsonl, tensorboard/, adapter/,
       curves.svg, recipe.json and operative_config.gin.
     eval_data_dir: token records for evaluation; None skips it.
-    init_adapter: folder of an adapter to start from, whose stream and LoRA
-      settings hold, but for `coupling_rank`.
+    init_adapter: adapter to start from; its stream and LoRA settings hold, but
+      for `coupling_rank`.
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
-    remat: what the backward pass recomputes, a name of `blocks.REMAT`.
-    scan_layers: compile one layer and scan over stacked weights.
+    execution: how to compute it.
     export: 'best' evaluation or 'last' step becomes the adapter; plain LoRA
       always takes the last, as evaluations rank streams.
     progress: show a progress bar.
@@ -120,7 +135,8 @@ def train(
   initial, recipe = _initial(init_adapter, loaded, recipe or Recipe())
   check_tokenizer(loaded, data_dir)
   batches = open_training(data_dir, recipe, part)
-  setup = _setup(loaded, batches, recipe, initial, part, remat, scan_layers)
+  execution = execution or Execution()
+  setup = _setup(loaded, batches, recipe, initial, part, execution)
   resume.start(output_dir, recipe, loaded, data_dir, start=init_adapter)
   checkpoints, writer = open_outputs(output_dir, recipe)
   outcome = loop.train(
@@ -132,12 +148,12 @@ def train(
     progress=progress and processes.is_main(),
   )
   writer.close()
+  folder = None
+  if not outcome.interrupted:
+    state = _chosen(checkpoints, outcome.state, _ranks(recipe, export), part)
+    folder = _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
   step = int(outcome.state.step)
-  if outcome.interrupted:
-    return Trained(None, step, True)
-  state = _chosen(checkpoints, outcome.state, _ranks(recipe, export), part)
-  _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
-  return Trained(os.path.join(output_dir, 'adapter'), step, False)
+  return Trained(folder, step, outcome.interrupted, outcome.shares)
 
 
 def _chosen(checkpoints, state, is_best, part):
@@ -174,14 +190,16 @@ def _initial(folder, loaded, recipe):
   return flat, dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
 
 
-def _setup(loaded, batches, recipe, initial, part, remat, is_stacked):
+def _setup(loaded, batches, recipe, initial, part, execution):
   """Structure, weights and fresh adapter of a run."""
   cfg = loaded.config
-  built = build.build(cfg, recipe.stream, recipe.lora, is_stacked=is_stacked)
+  built = build.build(
+    cfg, recipe.stream, recipe.lora, is_stacked=execution.scan_layers
+  )
   _check_trainable(built, recipe.optimizer.trainable)
   part.check_fits(cfg.num_heads, cfg.num_kv_heads)
   flat = loaded.params
-  if is_stacked:
+  if execution.scan_layers:
     flat = stacks.Stacked(flat, built.stacked_at)
   weights = params_lib.unflatten(part.put(flat))
   return loop.Setup(
@@ -192,7 +210,8 @@ def _setup(loaded, batches, recipe, initial, part, remat, is_stacked):
     objective=recipe.objective,
     optimizer=recipe.optimizer,
     tree=recipe.tree,
-    remat=remat,
+    remat=execution.remat,
+    profile_steps=execution.profile_steps,
     partitioner=part,
   )
 
@@ -200,17 +219,13 @@ def _setup(loaded, batches, recipe, initial, part, remat, is_stacked):
 def open_outputs(
   output_dir: str, recipe: Any
 ) -> tuple[checkpoints_lib.Checkpoints, metrics_lib.Writer]:
-  """Checkpoints and metrics writer; metrics past the last save are dropped."""
+  """Checkpoints and metrics writer of a run."""
   checkpoints = checkpoints_lib.Checkpoints(
     os.path.join(output_dir, 'checkpoints'), recipe.train.keep_checkpoints
   )
-  step = checkpoints.latest_step() or 0
-  if processes.is_main():
-    metrics_lib.forget_after(os.path.join(output_dir, 'metrics.jsonl'), step)
-  writer = metrics_lib.Writer(
-    output_dir, enabled=processes.is_main(), first_step=step + 1
+  return checkpoints, metrics_lib.Writer(
+    output_dir, enabled=processes.is_main()
   )
-  return checkpoints, writer
 
 
 def open_training(
@@ -293,7 +308,7 @@ def _fresh_adapter(built, weights, batches, recipe, initial, part):
 
 
 def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
-  """The state as adapter/, and the learning curves; process 0 writes."""
+  """The state as adapter/, which is returned, and the learning curves."""
   if processes.is_main():
     cfg = _adapter_config(loaded, state, recipe, data_dir, init_adapter)
     flat = params_lib.flatten(state.adapter)
@@ -302,6 +317,7 @@ def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
     with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
       file.write(curves)
   processes.barrier('adapter written')
+  return os.path.join(output_dir, 'adapter')
 
 
 def _adapter_config(loaded, state, recipe, data_dir, init_adapter):

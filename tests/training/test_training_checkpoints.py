@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,47 @@ def test_stale_temporary_folders_are_ignored_and_removed(tmp_path):
   assert checkpoints.latest_step() is None
   checkpoints.save(make_state(1), {})
   checkpoints.wait()
+  assert os.listdir(tmp_path) == ['1']
+
+
+def damage(folder, how):
+  """Empties the largest file of a checkpoint, or takes it away."""
+  files = [path for path in folder.rglob('*') if path.is_file()]
+  if how == 'truncated':
+    for path in files:
+      path.write_bytes(path.read_bytes()[:1])
+  else:
+    shutil.rmtree(folder / how)
+
+
+@pytest.mark.parametrize('how', ['truncated', 'adapter', 'data'])
+def test_damaged_newest_gives_way_to_the_one_before(tmp_path, how, caplog):
+  checkpoints = checkpoints_lib.Checkpoints(tmp_path)
+  for number in (1, 2):
+    checkpoints.save(make_state(number, value=number), {'place': number})
+  checkpoints.close()
+  damage(tmp_path / '2', how)
+  checkpoints = checkpoints_lib.Checkpoints(tmp_path)
+  with caplog.at_level('WARNING'):
+    state, place = checkpoints.restore_last(make_state(0))
+  assert (int(state.step), place) == (1, {'place': 1})
+  assert 'checkpoint 2 in ' in caplog.text
+  assert 'going on from step 1' in caplog.text
+  assert sorted(os.listdir(tmp_path)) == ['1', 'damaged_2']
+  checkpoints.save(make_state(2, value=5.0), {'place': 2})
+  checkpoints.wait()
+  state, _ = checkpoints.restore_last(make_state(0))
+  assert float(state.adapter['layers'][2]['attention_norm']['scale'][0]) == 5.0
+
+
+def test_nothing_readable_is_an_error_and_nothing_is_moved(tmp_path):
+  checkpoints = checkpoints_lib.Checkpoints(tmp_path)
+  assert checkpoints.restore_last(make_state(0)) is None
+  checkpoints.save(make_state(1), {})
+  checkpoints.close()
+  damage(tmp_path / '1', 'truncated')
+  with pytest.raises(Exception, match=r'\w'):
+    checkpoints_lib.Checkpoints(tmp_path).restore_last(make_state(0))
   assert os.listdir(tmp_path) == ['1']
 
 

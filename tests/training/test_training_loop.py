@@ -16,7 +16,7 @@ import train_process
 import training_batches as tb
 
 from specstream_jax.data import records
-from specstream_jax.training import loop
+from specstream_jax.training import goodput, loop
 
 SCRIPT = pathlib.Path(train_process.__file__)
 # XLA on CPU adds up in another order from one process to the next: always on
@@ -264,3 +264,44 @@ def test_nan_names_the_step_and_leaves_the_last_checkpoint(whole, tmp_path):
   outcome = train_process.run(tmp_path, batches)
   assert batches.seen == whole[1][4:]
   assert_same_weights(outcome.state, whole[2].state)
+
+
+# Where time goes
+
+
+def test_shares_of_time_add_up(whole):
+  for line in lines(whole[0]):
+    if line['split'] == 'train':
+      shares = [v for k, v in line.items() if k.startswith('time/')]
+      assert len(shares) == len(goodput.PARTS) + 1
+      assert sum(shares) == pytest.approx(1.0, abs=1e-4)
+      assert line['time/compile'] > 0
+
+
+def test_goodput_counts_parts(monkeypatch):
+  now = iter([0.0, 1.0, 4.0, 4.0, 5.0, 10.0])
+  monkeypatch.setattr(goodput.time, 'perf_counter', lambda: next(now))
+  clock = goodput.Goodput()
+  with clock.part('step'):
+    pass
+  with clock.part('data'):
+    pass
+  shares = clock.shares()
+  assert (shares['step'], shares['data']) == (0.3, 0.1)
+  assert shares['other'] == pytest.approx(0.6)
+  assert goodput.line(shares) == '60% other, 30% step, 10% data'
+
+
+def test_some_steps_are_traced(tmp_path):
+  batches = train_process.Watched(train_process.Memory())
+  train_process.run(tmp_path, batches, profile_steps=(2, 3), num_steps=4)
+  traces = list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  assert len(traces) == 1 and traces[0].stat().st_size > 1000
+
+
+@pytest.mark.parametrize('text', ['10', '3:2', '0:2', 'a:b', ':'])
+def test_steps_to_profile_that_make_no_sense(text):
+  with pytest.raises(ValueError, match='write FIRST:LAST, such as 10:13'):
+    goodput.parse_steps(text)
+  assert goodput.parse_steps('10:13') == (10, 13)
+  assert goodput.parse_steps('') is None

@@ -91,7 +91,7 @@ def open_batches(source):
   )
 
 
-def run(folder, batches, **train):
+def run(folder, batches, profile_steps=None, **train):
   """Trains in `folder`, resuming; returns the outcome of the loop."""
   folder = pathlib.Path(folder)
   built, base, adapter = tiny.model(CONFIG, STREAMS, LORA)
@@ -104,11 +104,9 @@ def run(folder, batches, **train):
     objective=config.ObjectiveConfig(anchors_per_sequence=3, chunk_size=7),
     optimizer=config.OptimizerConfig(warmup_steps=2),
     tree=config.TreeConfig(kind='chain', depth=2),
+    profile_steps=profile_steps,
   )
   checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints')
-  metrics_lib.forget_after(
-    str(folder / 'metrics.jsonl'), checkpoints.latest_step() or 0
-  )
   writer = metrics_lib.Writer(str(folder))
   open_eval = lambda: iter([make_batch(1000)])
   try:
