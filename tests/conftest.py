@@ -8,6 +8,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import jax
 import pytest
+import xla_flags
 
 
 def pytest_configure(config):
@@ -15,11 +16,7 @@ def pytest_configure(config):
   # slow tests decode with a real model, which wants the opposite. XLA reads
   # this with its first computation.
   if config.option.markexpr == 'not slow':
-    os.environ.setdefault(
-      'XLA_FLAGS',
-      '--xla_backend_optimization_level=0'
-      ' --xla_llvm_disable_expensive_passes=true',
-    )
+    os.environ.setdefault('XLA_FLAGS', xla_flags.fast())
 
 
 @pytest.fixture(autouse=True)

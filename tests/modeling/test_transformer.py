@@ -106,7 +106,8 @@ def test_main_stream_is_the_same_with_and_without_streams():
   tokens = tiny.tokens(7, (2, 7))
   with_streams = run_train(built, base, adapter, tokens, jnp.array([[2], [3]]))
   without = run_train(built, base, adapter, tokens, None)
-  np.testing.assert_array_equal(with_streams.main, without.main)
+  # Up to rounding: compilers fuse the two programs differently.
+  np.testing.assert_allclose(with_streams.main, without.main, atol=1e-5)
 
 
 def test_lossless_main_stream_is_the_untouched_base():
@@ -149,13 +150,19 @@ def test_padding_changes_nothing_and_gives_no_nan():
   assert np.isfinite(padded.main).all()
 
 
-@pytest.mark.parametrize('name', ['fine_tuned', 'lossless'])
 @pytest.mark.parametrize(
-  'remat, is_stacked',
-  [('minimal', False), ('full', False), ('none', True), ('full', True)],
+  'name, remat, is_stacked',
+  [
+    ('fine_tuned', 'minimal', False),
+    ('fine_tuned', 'full', False),
+    ('fine_tuned', 'none', True),
+    ('lossless', 'minimal', False),
+    ('lossless', 'full', True),
+  ],
 )
 def test_remat_and_scan_give_the_same_gradient(name, remat, is_stacked):
-  built, base, adapter = tiny.model(streams=VARIANTS[name])
+  deep = dataclasses.replace(tiny.CONFIG, num_layers=5)  # two groups of layers
+  built, base, adapter = tiny.model(deep, streams=VARIANTS[name])
   tokens, anchors = tiny.tokens(3, (1, 7)), jnp.array([[1, 5]])
   args = (tokens, jnp.arange(7)[None], jnp.ones((1, 7), jnp.int32), anchors)
 
@@ -169,7 +176,7 @@ def test_remat_and_scan_give_the_same_gradient(name, remat, is_stacked):
 
   plain = gradient(built, base, 'none')
   if is_stacked:
-    built = build.build(tiny.CONFIG, VARIANTS[name], tiny.LORA, is_stacked=True)
+    built = build.build(deep, VARIANTS[name], tiny.LORA, is_stacked=True)
     flat = stacks.Stacked(params.flatten(base), built.stacked_at)
     single = partitioning.default()
     base = params.unflatten(single.put(flat))
@@ -202,8 +209,9 @@ def test_gradient_equals_finite_differences(mode):
   total, base, adapter = summed_streams(mode)
   total = jax.jit(total)
   flat = params.flatten(jax.jit(jax.grad(total))(adapter, base))
-  for path in ('streams/embedding', 'layers/4/mlp/down/lora_a'):
-    direction = jax.random.normal(jax.random.key(1), flat[path].shape)
+  for path in ('streams/embedding', 'layers/2/mlp/down/lora_a'):
+    noise = jax.random.normal(jax.random.key(1), flat[path].shape)
+    direction = flat[path] / jnp.linalg.norm(flat[path]) + 0.1 * noise
     moved = lambda step, path=path, direction=direction: total(
       params.unflatten(
         {
@@ -258,6 +266,7 @@ def test_tree_pass_equals_a_fresh_pass_over_each_path(name):
     tree_lib.ancestor_mask(parents),
     cache,
   )
+  texts, ends = np.zeros((10, 9), np.int32), []
   for row in range(2):
     for node in range(5):
       path = [node]
@@ -265,15 +274,17 @@ def test_tree_pass_equals_a_fresh_pass_over_each_path(name):
         path.insert(0, int(parents[row, path[0]]))
       text = [*prompts[row, : lengths[row]].tolist()]
       text += [int(nodes[row, i]) for i in path]
-      fresh = run_train(
-        built, base, adapter, jnp.array([text]), jnp.array([[len(text) - 1]])
-      )
-      np.testing.assert_allclose(
-        hidden[row, node], fresh.main[0, -1], atol=3e-5
-      )
-      np.testing.assert_allclose(
-        streams[row, node], fresh.streams[0, 0], atol=3e-5
-      )
+      texts[len(ends), : len(text)] = text
+      ends.append(len(text) - 1)
+  fresh = run_train(
+    built, base, adapter, jnp.array(texts), jnp.array(ends)[:, None]
+  )
+  np.testing.assert_allclose(
+    hidden.reshape(10, -1), fresh.main[np.arange(10), ends], atol=3e-5
+  )
+  np.testing.assert_allclose(
+    streams.reshape(10, *streams.shape[2:]), fresh.streams[:, 0], atol=3e-5
+  )
 
 
 def test_deferred_streams_equal_parallel_streams():

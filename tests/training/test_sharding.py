@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import training_batches as tb
+import xla_flags
 
 from specstream_jax import processes
 from specstream_jax.data import records
@@ -32,14 +33,10 @@ def record_folder(tmp_path_factory):
 
 def start(mesh, folder, record_folder, *event, devices=8, job=()):
   """A process with that many devices; `job` is (port, processes, id)."""
-  flags = (
-    f'--xla_force_host_platform_device_count={devices}',
-    '--xla_backend_optimization_level=0',
-    '--xla_llvm_disable_expensive_passes=true',
-  )
+  count = f'--xla_force_host_platform_device_count={devices}'
   env = os.environ | {
     'RECORDS': record_folder,
-    'XLA_FLAGS': ' '.join(flags),
+    'XLA_FLAGS': xla_flags.fast(count),
     'JAX_COMPILATION_CACHE_DIR': os.path.join(record_folder, '..', 'xla'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }

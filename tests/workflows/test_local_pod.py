@@ -13,6 +13,7 @@ import time
 import byte_model
 import numpy as np
 import pytest
+import xla_flags
 
 from specstream_jax.checkpoints import adapters
 
@@ -61,7 +62,7 @@ def start(root, *arguments, **settings):
   gin = {**SETTINGS, **settings}
   env = os.environ | {
     'PATH': f'{root}/bin:{os.environ["PATH"]}',
-    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+    'XLA_FLAGS': xla_flags.fast(),
     'SPECSTREAM_COMPILATION_CACHE': str(root / 'xla'),
     'PYTHONPATH': str(LAUNCHER.parents[1]),
   }
