@@ -49,11 +49,13 @@ def stream(model, prompts, **options):
   return _generate.stream(model, prompts, _generate.Options(**options))
 
 
-def evaluate(model, progress=True, **options):
+def evaluate(model, progress=True, folder=None, **options):
   """Compares both ways of decoding on a task.
 
-  `options` are the fields of workflows.evaluate.Options. Returns a RunResult.
+  `options` are the fields of workflows.evaluate.Options. A stopped run goes on
+  from its `folder`, where shards meet. Returns a RunResult, or None while other
+  shards owe batches.
   """
   return _evaluate.evaluate(
-    model, _evaluate.Options(**options), progress=progress
+    model, _evaluate.Options(**options), folder=folder, progress=progress
   )

@@ -71,12 +71,16 @@ def make_mesh(
 
   Args:
     cfg: sizes; all 1 takes the first device of a single process.
-    devices: default all of the job.
+    devices: default all of the job; of this host where there is no job.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices.
   """
-  devices = list(jax.devices() if devices is None else devices)
+  if devices is None:
+    # Processes that joined no job work by themselves, each on its devices.
+    is_job = jax.distributed.is_initialized()
+    devices = jax.devices() if is_job else jax.local_devices()
+  devices = list(devices)
   if cfg == MeshConfig() and len({d.process_index for d in devices}) == 1:
     devices = devices[:1]
   ici = cfg.sizes(len(devices))

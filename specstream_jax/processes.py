@@ -122,6 +122,61 @@ def _check_reachable(address: str, timeout_seconds: int) -> None:
       time.sleep(0.2)
 
 
+# Variables with the number of a process and of all of them, as launchers set.
+_PLACES = (
+  ('JAX_PROCESS_ID', 'JAX_NUM_PROCESSES'),
+  ('SLURM_PROCID', 'SLURM_NTASKS'),
+  ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE'),
+)
+
+
+def shard(
+  text: str = 'auto', *, num_processes: int = 0, process_id: int = -1
+) -> tuple[int, int]:
+  """This process's part of work in which none waits for another.
+
+  Args:
+    text: '1/4' is the second of four; 'auto' takes the place that the other
+      arguments or the environment give (JAX_PROCESS_ID, SLURM, Open MPI, TPU
+      VMs), and '0/1' where there is none.
+    num_processes: of the job.
+    process_id: of this process.
+
+  Returns:
+    (number, of how many).
+
+  Raises:
+    ValueError: not of this form, or a number beyond the count.
+  """
+  if text != 'auto':
+    number, slash, count = text.partition('/')
+    if not (slash and number.isdecimal() and count.isdecimal()):
+      raise ValueError(
+        f'shard is {text!r}; write 1/4 for the second of four, or auto'
+      )
+    place = int(number), int(count)
+  elif num_processes:
+    place = process_id, num_processes
+  else:
+    place = _place()
+  if not 0 <= place[0] < place[1]:
+    raise ValueError(
+      f'shard is {place[0]} of {place[1]}; accepted: 0 to {place[1] - 1}'
+    )
+  return place
+
+
+def _place() -> tuple[int, int]:
+  env = os.environ
+  for number, count in _PLACES:
+    if number in env and count in env:
+      return int(env[number]), int(env[count])
+  hosts = env.get('TPU_WORKER_HOSTNAMES', '')
+  if ',' in hosts and ' ' not in hosts and 'TPU_WORKER_ID' in env:
+    return int(env['TPU_WORKER_ID']), len(hosts.split(','))
+  return 0, 1
+
+
 def is_main() -> bool:
   """Whether this process writes logs and files."""
   return jax.process_index() == 0

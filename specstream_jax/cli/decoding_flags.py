@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 import gin
 
-from specstream_jax import config, runtime
+from specstream_jax import config, processes, runtime
 from specstream_jax.decoding import topology
 
 
@@ -39,6 +39,23 @@ def define() -> None:
   flags.DEFINE_integer('top_k', None, 'Most likely tokens kept; 0 is off.')
   flags.DEFINE_float('top_p', None, 'Probability mass kept; 1 is off.')
   flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
+
+
+def define_shard() -> None:
+  flags.DEFINE_string(
+    'shard',
+    'auto',
+    'This run of how many, 1/4 being the second of four; auto is the place in '
+    'the launched job, 0/1 without one.',
+  )
+
+
+def shard() -> tuple[int, int]:
+  """(this run's number, of how many)."""
+  args = flags.FLAGS
+  return processes.shard(
+    args.shard, num_processes=args.num_processes, process_id=args.process_id
+  )
 
 
 def load_model() -> runtime.Model:

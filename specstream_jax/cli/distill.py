@@ -6,7 +6,8 @@
   specstream prepare --task=jsonl --split=train --data_dir=distilled …
 
 A stopped run goes on with the same command. Several machines share a run with
---shard=0/4 … --shard=3/4 and one --output_dir; the last to end merges.
+--shard=0/4 … --shard=3/4 and one --output_dir, which the processes of a
+launched job do by themselves; the last to end merges.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from specstream_jax import runtime
+from specstream_jax.cli import decoding_flags
 from specstream_jax.workflows import distill as workflow
 
 
@@ -48,7 +50,7 @@ def define_flags() -> None:
   flags.DEFINE_float('temperature', 0.0, '0 is greedy.')
   flags.DEFINE_float('top_p', 1.0, '1 is off.')
   flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
-  flags.DEFINE_string('shard', '0/1', 'This run of how many, from 0/N.')
+  decoding_flags.define_shard()
   flags.DEFINE_string('output_dir', 'distilled', 'Gets SPLIT.jsonl.')
 
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   prompts = _prompts(args)
-  shard, num_shards = _shard(args.shard)
+  shard, num_shards = decoding_flags.shard()
   model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
   options = workflow.Options(
     max_new_tokens=args.max_new_tokens,
@@ -94,13 +96,3 @@ def _prompts(args) -> list[str]:
     else workflow.task_prompts(args.task, args.split, args.data_dir)
   )
   return prompts[: args.num_prompts or None]
-
-
-def _shard(text: str) -> tuple[int, int]:
-  """(1, 4) from '1/4'."""
-  number, slash, count = text.partition('/')
-  if not (slash and number.isdecimal() and count.isdecimal() and int(count)):
-    raise ValueError(
-      f'--shard={text}; write --shard=1/4 for the second of four'
-    )
-  return int(number), int(count)

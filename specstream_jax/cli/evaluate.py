@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares speculative with plain decoding on a task: speed and quality."""
+"""Compares speculative with plain decoding on a task: speed and quality.
+
+A stopped run goes on with the same command. Several machines share a run with
+--shard=0/4 … --shard=3/4 and one --results_dir, which the processes of a
+launched job do by themselves; the last to end writes the results.
+"""
 
 from collections.abc import Sequence
 import shlex
@@ -29,6 +34,7 @@ def define_flags() -> None:
     'streams:setting=value,…, such as vocabulary=adapter,ngram_table=adapter for '
     "the adapter's own files.",
   )
+  decoding_flags.define_shard()
   flags.DEFINE_string(
     'results_dir', 'results', 'Gets results.json and report.html.'
   )
@@ -37,6 +43,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
+  shard, num_shards = decoding_flags.shard()
   model = decoding_flags.load_model()
   decode = decoding_flags.decode()
   options = workflow.Options(
@@ -52,11 +59,17 @@ def main(argv: Sequence[str]) -> int:
     repeats=args.repeats,
     seed=args.seed,
     drafter=config_drafting.parse(args.drafter),
+    shard=shard,
+    num_shards=num_shards,
   )
-  run = workflow.evaluate(model, options)
+  run = workflow.evaluate(model, options, folder=args.results_dir)
+  if run is None:
+    print('batches are still missing from other shards; the last one writes')
+    return 0
   path = workflow.write(
     args.results_dir, [run], command=shlex.join(sys.argv), source=model.source
   )
+  workflow.forget(args.results_dir, options)
   print(report.format_table([run]))
   print(f'report: {path}')
   return 0

@@ -8,7 +8,7 @@ and prompt passes are left out of the ratios on both sides.
 Axis letters: B rows, P path length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -18,9 +18,13 @@ import tqdm
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.evaluation import results, statistics
+from specstream_jax.evaluation import (
+  journal as journal_lib,
+  results,
+  statistics,
+)
 
-_LABELS = {'none': 'plain', 'streams': 'with streams'}
+_SIDES = {'none': 'plain', 'streams': 'with streams'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,23 +96,57 @@ def compare(
   Returns:
     (autoregressive, speculative).
   """
-  decode = dataclasses.replace(
-    settings.decode, prompt_bucket=_bucket(prompts, settings.decode)
-  )
-  rivals = {'none': 'none', 'streams': settings.drafter or 'streams'}
-  decoders = {
-    name: model.decoder(rival, decode, settings.sampling, settings.tree)
-    for name, rival in rivals.items()
-  }
+  kept = _Memory()
+  measure(model, prompts, settings, kept, progress=progress)
+  return sides(kept, len(prompts), settings)
+
+
+class _Memory(dict):
+  """A journal that nobody reads later."""
+
+  def add(self, key: journal_lib.Key, values: Mapping[str, Any]) -> None:
+    """Keeps one measurement."""
+    self[key] = values
+
+
+def measure(
+  model: runtime.Model,
+  prompts: Sequence[Sequence[int]],
+  settings: Settings,
+  journal: Any,
+  *,
+  shard: tuple[int, int] = (0, 1),
+  progress: bool = True,
+) -> int:
+  """Measures the batches that a journal lacks; they are in it when it returns.
+
+  Args:
+    model: with an adapter.
+    prompts: token ids, at least one; the same in every shard.
+    settings: see `Settings`.
+    journal: a `journal.Journal`, or what has its methods.
+    shard: (this one, of how many); batches are dealt out in turn.
+    progress: show a progress bar.
+
+  Returns:
+    How many were measured now; a batch counts once per side and pass.
+  """
   batches = _batches(len(prompts), settings.batch)
-  runs = {name: [] for name in decoders}
-  total = 2 * (1 + settings.repeats * len(batches))
-  with tqdm.tqdm(total=total, unit='batch', disable=not progress) as bar:
+  keys = _keys(len(batches), settings.repeats, shard)
+  todo = [key for key in keys if key not in journal]
+  if not todo:
+    return 0
+  decoders = _decoders(model, prompts, settings)
+  total, done = len(_SIDES) + len(keys), len(keys) - len(todo)
+  with tqdm.tqdm(
+    total=total, initial=done, unit='batch', disable=not progress
+  ) as bar:
 
     def run(name: str, number: int, label: str) -> decoder_lib.DecodeResult:
-      bar.set_description(f'{label} {_LABELS[name]}')
-      result = decoders[name].generate(
-        model.params(rivals[name]),
+      bar.set_description(f'{label} {_SIDES[name]}')
+      rival, decoder = decoders[name]
+      result = decoder.generate(
+        model.params(rival),
         [prompts[row] for row in batches[number]],
         seed=settings.seed,
         row_ids=batches[number],
@@ -116,20 +154,79 @@ def compare(
       bar.update()
       return result
 
-    cold = {name: _seconds(run(name, 0, 'compiling')) for name in decoders}
-    for repeat in range(settings.repeats):
-      for number in range(len(batches)):
-        # Alternating order, so that a drift of the machine favours neither.
-        names = list(decoders)[:: -1 if (repeat + number) % 2 else 1]
-        for name in names:
-          runs[name].append((repeat, number, run(name, number, 'timing')))
+    for name in _SIDES:
+      cold = run(name, todo[0][2], 'compiling')
+      if (name, 'cold', *shard) not in journal:
+        seconds = cold.prefill_seconds + cold.decode_seconds
+        where = {'batch': todo[0][2], 'seconds': seconds}
+        journal.add((name, 'cold', *shard), where)
+    for key in todo:
+      journal.add(key, _line(run(key[0], key[2], 'timing')))
+  return len(todo)
+
+
+def missing(
+  entries: Container[journal_lib.Key], num_prompts: int, settings: Settings
+) -> list[journal_lib.Key]:
+  """What no shard has measured yet: (side, pass, batch)."""
+  num_batches = len(_batches(num_prompts, settings.batch))
+  keys = _keys(num_batches, settings.repeats, (0, 1))
+  return [key for key in keys if key not in entries]
+
+
+def sides(
+  entries: Mapping[journal_lib.Key, Mapping[str, Any]],
+  num_prompts: int,
+  settings: Settings,
+) -> tuple[Side, Side]:
+  """(autoregressive, speculative) from the measurements of all shards.
+
+  Raises:
+    KeyError: a batch is missing.
+  """
+  batches = _batches(num_prompts, settings.batch)
   return tuple(
-    _side(runs[name], batches, len(prompts), cold[name]) for name in decoders
+    _side(name, entries, batches, num_prompts, settings.repeats)
+    for name in _SIDES
   )
 
 
-def _seconds(result):
-  return result.prefill_seconds + result.decode_seconds
+def _keys(num_batches, repeats, shard):
+  """(side, pass, batch) in the order of measurement."""
+  number, count = shard
+  keys = []
+  for repeat in range(repeats):
+    for i, batch in enumerate(range(number, num_batches, count)):
+      # Alternating order, so that a drift of the machine favours neither.
+      names = list(_SIDES)[:: -1 if (repeat + i) % 2 else 1]
+      keys += [(name, repeat, batch) for name in names]
+  return keys
+
+
+def _decoders(model, prompts, settings):
+  """Side -> (rival, decoder)."""
+  decode = dataclasses.replace(
+    settings.decode, prompt_bucket=_bucket(prompts, settings.decode)
+  )
+  rivals = {'none': 'none', 'streams': settings.drafter or 'streams'}
+  return {
+    name: (
+      rival,
+      model.decoder(rival, decode, settings.sampling, settings.tree),
+    )
+    for name, rival in rivals.items()
+  }
+
+
+def _line(result):
+  """A batch as a journal keeps it."""
+  return {
+    'tokens': result.tokens,
+    'accept_lengths': result.accept_lengths,
+    'calls': [int(n) for n in result.calls],
+    'prefill_seconds': result.prefill_seconds,
+    'decode_seconds': result.decode_seconds,
+  }
 
 
 def _bucket(prompts, decode):
@@ -145,24 +242,34 @@ def _batches(num_prompts, batch):
   return [rows + rows[:1] * (batch - len(rows)) for rows in full]
 
 
-def _side(runs, batches, num_prompts, cold_seconds):
-  """Collects the passes of one decoder; texts come from the last pass."""
-  num_batches = len(batches)
-  shape = (len(runs) // num_batches, num_batches)
-  seconds, prefill = np.zeros(shape), np.zeros(shape)
+def _side(name, entries, batches, num_prompts, repeats):
+  """The passes of one decoder; texts come from the last pass."""
+  grid = [
+    [entries[name, repeat, number] for number in range(len(batches))]
+    for repeat in range(repeats)
+  ]
+  pick = lambda what: np.array([[line[what] for line in row] for row in grid])
+  seconds, prefill = pick('decode_seconds'), pick('prefill_seconds')
   tokens, accepts = [None] * num_prompts, [None] * num_prompts
   calls = np.zeros(num_prompts, int)
-  steps = np.zeros(num_batches, int)
-  for repeat, number, result in runs:
-    for i, row in enumerate(batches[number]):
-      tokens[row], accepts[row] = result.tokens[i], result.accept_lengths[i]
-      calls[row] = result.calls[i]
-    steps[number] = result.calls.max()
-    seconds[repeat, number] = result.decode_seconds
-    prefill[repeat, number] = result.prefill_seconds
-  warm = float(np.median(seconds[:, 0] + prefill[:, 0]))
+  for rows, line in zip(batches, grid[-1], strict=True):
+    for i, row in enumerate(rows):
+      tokens[row], accepts[row] = line['tokens'][i], line['accept_lengths'][i]
+      calls[row] = line['calls'][i]
+  warm = np.median(seconds + prefill, axis=0)
+  cold = [
+    line['seconds'] - warm[line['batch']]
+    for key, line in entries.items()
+    if key[:2] == (name, 'cold')
+  ]
   return Side(
-    tokens, accepts, calls, seconds, prefill, steps, cold_seconds - warm
+    tokens,
+    accepts,
+    calls,
+    seconds,
+    prefill,
+    np.array([max(line['calls']) for line in grid[-1]]),
+    float(np.median(cold)),
   )
 
 

@@ -3,12 +3,16 @@
 
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 import os
+import pathlib
+from typing import Any
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.data import registry
 from specstream_jax.evaluation import (
   benchmark,
+  journal as journal_lib,
   metrics,
   report,
   results,
@@ -34,6 +38,8 @@ class Options:
     repeats: timed passes.
     seed: of the noise when temperature > 0.
     drafter: all settings; None takes plain streams.
+    shard: this shard's number.
+    num_shards: how many runs share the batches.
   """
 
   task: str = 'e2e_sample'
@@ -48,19 +54,33 @@ class Options:
   repeats: int = 2
   seed: int = 0
   drafter: config_drafting.DrafterConfig | None = None
+  shard: int = 0
+  num_shards: int = 1
 
 
 def evaluate(
   model: runtime.Model,
   options: Options = Options(),
   *,
+  folder: str | None = None,
   progress: bool = True,
-) -> results.RunResult:
+) -> results.RunResult | None:
   """Decodes the task's prompts both ways, and scores both outputs.
 
+  Args:
+    model: with an adapter.
+    options: see `Options`.
+    folder: keeps every measurement as it comes, so that a stopped run goes on
+      and shards meet; None keeps nothing.
+    progress: show a progress bar.
+
+  Returns:
+    The result of all shards, or None while another one owes batches.
+
   Raises:
-    ValueError: unknown task or split, no rows, no adapter, or another
-      drafter than streams.
+    ValueError: unknown task or split, no rows, no adapter, another drafter
+      than streams, shards without a folder, or a folder with measurements of
+      other settings.
   """
   spec = registry.get(options.task)
   examples = spec.load_split(options.split, options.data_dir)
@@ -74,11 +94,25 @@ def evaluate(
       'bench` takes any'
     )
   settings = _settings(model, options, drafter)
-  plain, fast = benchmark.compare(model, prompts, settings, progress=progress)
+  if folder is None:
+    if options.num_shards > 1:
+      raise ValueError('shards need a folder in which they meet')
+    found = benchmark.compare(model, prompts, settings, progress=progress)
+  else:
+    found = _shared(model, prompts, settings, options, folder, progress)
+    if found is None:
+      return None
+  return _summary(model, options, settings, examples, spec.metrics, found)
+
+
+def _summary(model, options, settings, examples, names, found):
+  """Both sides as a row of results, with the scores of their texts."""
+  plain, fast = found
+  drafter = settings.drafter
   references = [list(e.references) for e in examples]
   quality = {
-    'autoregressive': _score(model, spec.metrics, references, plain.tokens),
-    'speculative': _score(model, spec.metrics, references, fast.tokens),
+    'autoregressive': _score(model, names, references, plain.tokens),
+    'speculative': _score(model, names, references, fast.tokens),
   }
   samples = _samples(model, examples, fast, settings.num_samples)
   tree = drafter.tree or settings.tree
@@ -101,6 +135,54 @@ def evaluate(
     quality=quality,
     samples=samples,
   )
+
+
+def _shared(model, prompts, settings, options, folder, progress):
+  """Both sides once all shards' measurements are in the folder, else None."""
+  header = _header(model, prompts, options)
+  count = options.num_shards
+  journal = journal_lib.Journal(
+    _measured(folder, options.shard, count), header, resume=True
+  )
+  shard = options.shard, count
+  benchmark.measure(
+    model, prompts, settings, journal, shard=shard, progress=progress
+  )
+  entries = {}
+  for number in range(count):
+    entries |= journal_lib.read(_measured(folder, number, count), header)
+  if benchmark.missing(entries, len(prompts), settings):
+    return None
+  return benchmark.sides(entries, len(prompts), settings)
+
+
+def forget(folder: str, options: Options) -> None:
+  """Removes the measurements of a run of one shard, once they are written.
+
+  Those of several shards stay, for each of them may be the last.
+  """
+  if options.num_shards == 1:
+    pathlib.Path(_measured(folder, 0, 1)).unlink(missing_ok=True)
+
+
+def _measured(folder, shard, num_shards):
+  name = f'measured.shard-{shard:05d}-of-{num_shards:05d}.jsonl'
+  return os.path.join(folder, name)
+
+
+def _header(model, prompts, options) -> dict[str, Any]:
+  """What measurements depend on; shards and resumed runs must agree on it."""
+  settings = dataclasses.asdict(options)
+  del settings['shard']
+  digest = hashlib.sha256(repr([list(row) for row in prompts]).encode())
+  return {
+    'source': model.source,
+    'sha256': runtime.fingerprint(model),
+    'prompts_sha256': digest.hexdigest(),
+    'dtype': model.config.dtype,
+    'versions': results.versions(),
+    'options': settings,
+  }
 
 
 def write(

@@ -14,12 +14,10 @@ import pytest
 import training_batches as tb
 import xla_flags
 
-from specstream_jax import processes
 from specstream_jax.data import records
 
 SCRIPT = pathlib.Path(__file__).with_name('sharded_process.py')
 NUM_STEPS = 6
-CLUSTERS = ('SLURM_', 'OMPI_', 'TPU_WORKER_', 'MEGASCALE_')
 
 
 @pytest.fixture(scope='module')
@@ -153,23 +151,3 @@ def test_a_job_that_cannot_start_says_why(arguments, message):
     [sys.executable, '-c', code], capture_output=True, text=True, timeout=120
   )
   assert message in found.stdout, found
-
-
-@pytest.mark.parametrize(
-  'environment, is_cluster',
-  [
-    ({'SLURM_JOB_ID': '7'}, False),  # salloc, and no srun
-    ({'SLURM_NTASKS': '4'}, False),
-    ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, True),
-    ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
-    ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
-    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
-    ({'TPU_WORKER_HOSTNAMES': 'host-0,host-1'}, True),
-  ],
-)
-def test_only_several_tasks_are_a_cluster(monkeypatch, environment, is_cluster):
-  for name in [name for name in os.environ if name.startswith(CLUSTERS)]:
-    monkeypatch.delenv(name)
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  assert processes._in_cluster() == is_cluster
