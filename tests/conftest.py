@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of every test: CPU, and little time in the compiler."""
 
+import contextlib
 import os
+
+# torch's CUDA build brings triton, which ends the process if it is loaded after
+# TensorFlow.
+with contextlib.suppress(ImportError):
+  import triton  # noqa: F401
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
