@@ -25,6 +25,21 @@ def pytest_configure(config):
     os.environ.setdefault('XLA_FLAGS', xla_flags.fast())
 
 
+# Files of one or a few long tests. Workers take files in order, so these come
+# first: at the end, others would wait for them.
+_LONG = (
+  'test_sharding',
+  'test_local_pod',
+  'test_colab',
+  'test_smollm',
+  'test_readme',
+)
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
 @pytest.fixture(autouse=True)
 def rank_promotion():
   """Own code broadcasts explicitly where it matters; warn about the rest."""

@@ -53,7 +53,12 @@ FORBIDDEN = (
 )
 TRAINING_MAY_USE_OF_DECODING = {'decoding.tree'}
 TENSORFLOW = {'tensorflow', 'tensorflow_datasets', 'seqio', 'tensorflow_text'}
-MAY_USE_TENSORFLOW = {'data.tasks', 'data.prepare', 'data.tfds_source'}
+MAY_USE_TENSORFLOW = {
+  'data.beam_prepare',
+  'data.tasks',
+  'data.prepare',
+  'data.tfds_source',
+}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 

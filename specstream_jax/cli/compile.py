@@ -21,6 +21,7 @@ from specstream_jax.modeling import blocks
 from specstream_jax.workflows import (
   tpu_compile as workflow,
   tpu_programs,
+  tpu_scaling,
   train,
 )
 
@@ -50,6 +51,19 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'search_mesh', False, 'Try meshes until one fits, instead of MeshConfig.'
   )
+  flags.DEFINE_multi_integer(
+    'estimate_chips',
+    [],
+    'Estimate the training step on so many chips; may be repeated.',
+    lower_bound=1,
+  )
+  flags.DEFINE_float(
+    'utilization',
+    0.5,
+    'Share of the peak that the estimate takes products to reach.',
+    lower_bound=0.01,
+    upper_bound=1.0,
+  )
   flags.DEFINE_string('output', '', 'JSON file for what was found.')
   flags.mark_flag_as_required('topology')
 
@@ -67,10 +81,40 @@ def main(argv: Sequence[str]) -> int:
       found.append(one)
       print(f'{one.name} compiled in {one.seconds:.0f} s', file=sys.stderr)
   print(workflow.table(found))
+  if args.estimate_chips:
+    print(_estimate(args, job, found))
   if args.output:
     with open(args.output, 'w', encoding='utf-8') as file:
       json.dump([dataclasses.asdict(one) for one in found], file, indent=2)
   return 0 if found and all(one.fits for one in found) else 1
+
+
+def _estimate(args, job, found) -> str:
+  """The training step on other numbers of chips, in words and a table."""
+  steps = [one for one in found if one.name == 'train step' and one.flops]
+  if not steps:
+    raise ValueError('--estimate_chips is of a train step that compiles')
+  (step,), chip = steps, tpu_scaling.chip(args.topology)
+  count = len(workflow.devices(args.topology))
+  rows = tpu_scaling.estimate(
+    step,
+    chip,
+    count,
+    tpu_programs.gradient_bytes(job),
+    args.estimate_chips,
+    utilization=args.utilization,
+  )
+  even = tpu_scaling.break_even(step, chip, count, args.utilization)
+  return '\n'.join(
+    [
+      '',
+      'Estimated, not run: train step with as many tokens a chip as compiled.',
+      '',
+      tpu_scaling.table(rows, args.utilization),
+      '',
+      f'Below {even:.0f} tokens a chip collectives take longer than products.',
+    ]
+  )
 
 
 def _job(args) -> tpu_programs.Job:

@@ -2,6 +2,7 @@
 """`specstream prepare`: runs a task once and writes token records."""
 
 from collections.abc import Sequence
+import importlib
 import json
 import os
 
@@ -52,6 +53,19 @@ def define_flags() -> None:
     'Longer examples: drop them, or cut the end of the answer or the beginning '
     'of the prompt.',
   )
+  flags.DEFINE_integer(
+    'num_workers',
+    0,
+    'Processes of Apache Beam (extra `beam`), which share the files '
+    'SPLIT-*.jsonl of --task=jsonl; 0 does without Beam.',
+    lower_bound=0,
+  )
+  flags.DEFINE_multi_string(
+    'beam_option',
+    [],
+    'Flag of Beam, such as --beam_option=--runner=DataflowRunner; may be '
+    'repeated, and stands in for --num_workers.',
+  )
   flags.DEFINE_bool('skip_bad_rows', False, 'Count malformed rows, go on.')
   flags.DEFINE_bool('overwrite', False, 'Replace an existing folder.')
   flags.DEFINE_string(
@@ -71,13 +85,8 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Writes the records and prints the manifest."""
   del argv
-  try:
-    from specstream_jax.data import prepare  # TensorFlow: this command only.
-  except ImportError as error:
-    raise ValueError(
-      f'`specstream prepare` needs {error.name}; install the extra: '
-      "pip install 'specstream-jax[data]'"
-    ) from error
+  use_beam = bool(FLAGS.num_workers or FLAGS.beam_option)
+  prepare = _module('beam_prepare' if use_beam else 'prepare')
   manifest = prepare.prepare(
     registry.get(FLAGS.task),
     vocabulary.load(_tokenizer_path(), eos_token=FLAGS.eos_token),
@@ -89,6 +98,11 @@ def main(argv: Sequence[str]) -> None:
     max_length=FLAGS.max_length,
     too_long=FLAGS.too_long,
     overwrite=FLAGS.overwrite,
+    **(
+      {'num_workers': FLAGS.num_workers, 'options': FLAGS.beam_option}
+      if use_beam
+      else {}
+    ),
   )
   print(json.dumps(manifest, indent=2, ensure_ascii=False))
   if FLAGS.ngram_table:
@@ -99,6 +113,18 @@ def main(argv: Sequence[str]) -> None:
     ids, metadata = draft_vocabulary.build(FLAGS.output_dir)
     draft_vocabulary.save(FLAGS.draft_vocabulary, ids, metadata)
     print(json.dumps(metadata, indent=2, ensure_ascii=False))
+
+
+def _module(name: str):
+  """A module of `data` that imports TensorFlow: this command only."""
+  try:
+    return importlib.import_module(f'specstream_jax.data.{name}')
+  except ImportError as error:
+    extra = 'data,beam' if name == 'beam_prepare' else 'data'
+    raise ValueError(
+      f'`specstream prepare` needs {error.name}; install the extra: '
+      f"pip install 'specstream-jax[{extra}]'"
+    ) from error
 
 
 def _tokenizer_path() -> str:

@@ -10,7 +10,8 @@ I is the number of prompt tokens (BOS included if the tokenizer asks for one);
 the rest are answer tokens, EOS included.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -66,14 +67,18 @@ def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   Raises:
     ValueError: no records there.
   """
-  source = grain.ArrayRecordDataSource(
-    [os.path.join(path, name) for name in read_manifest(path)['files']]
-  )
+  for name in read_manifest(path)['files']:
+    yield from read_file(os.path.join(path, name))
+
+
+def read_file(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields (prompt ids, answer ids) of every record of a shard."""
+  source = grain.ArrayRecordDataSource([path])
   for i in range(len(source)):
     yield decode(source[i])
 
 
-class _Lengths:
+class Lengths:
   """Counts examples and their tokens, and shortens those too long."""
 
   def __init__(self, max_length: int, too_long: str, num_kept: int = 0):
@@ -134,13 +139,14 @@ def _statistics(lengths) -> dict[str, float]:
   }
 
 
-def _shard_name(shard: int, num_shards: int) -> str:
+def shard_name(shard: int, num_shards: int) -> str:
+  """File name of a shard."""
   return f'records-{shard:05d}-of-{num_shards:05d}.array_record'
 
 
-def _write_shards(pairs, folder: str, num_shards: int, lengths: _Lengths):
+def _write_shards(pairs, folder: str, num_shards: int, lengths: Lengths):
   """Deals the records out to the shards, one after the other."""
-  names = [_shard_name(i, num_shards) for i in range(num_shards)]
+  names = [shard_name(i, num_shards) for i in range(num_shards)]
   writers = [
     array_record_module.ArrayRecordWriter(
       os.path.join(folder, name), 'group_size:1'
@@ -223,37 +229,57 @@ def write(
   Raises:
     ValueError: the folder exists, no examples, or a bad argument.
   """
-  output_dir = os.path.abspath(output_dir)
   check_arguments(output_dir, num_shards, max_length, too_long, overwrite)
+  with new_folder(output_dir) as scratch:
+    has_bos = metadata.get('bos_id') is not None
+    lengths = Lengths(max_length, too_long, num_kept=int(has_bos))
+    files = _write_shards(pairs, scratch, num_shards, lengths)
+    return write_manifest(scratch, metadata, files, lengths.summary())
+
+
+@contextlib.contextmanager
+def new_folder(output_dir: str) -> Iterator[str]:
+  """A folder to write to, which takes the place of `output_dir` at the end."""
+  output_dir = os.path.abspath(output_dir)
   parent, name = os.path.split(output_dir)
   os.makedirs(parent, exist_ok=True)
   scratch = tempfile.mkdtemp(prefix=f'.{name}-', dir=parent)
   try:
-    has_bos = metadata.get('bos_id') is not None
-    lengths = _Lengths(max_length, too_long, num_kept=int(has_bos))
-    files = _write_shards(pairs, scratch, num_shards, lengths)
-    manifest = _manifest(metadata, files, lengths)
-    with open(os.path.join(scratch, MANIFEST), 'w', encoding='utf-8') as file:
-      json.dump(manifest, file, indent=2, ensure_ascii=False)
-      file.write('\n')
+    yield scratch
     os.chmod(scratch, 0o755)
     if os.path.exists(output_dir):
       shutil.rmtree(output_dir)
     os.rename(scratch, output_dir)
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
-  return manifest
 
 
-def _manifest(metadata, files, lengths: _Lengths) -> dict[str, Any]:
-  return {
+def write_manifest(
+  folder: str,
+  metadata: dict[str, Any],
+  files: Sequence[str],
+  summary: dict[str, Any],
+) -> dict[str, Any]:
+  """Writes and returns the manifest of records that lie in a folder.
+
+  Args:
+    folder: of the records.
+    metadata: see `write`.
+    files: names of its shards, in order.
+    summary: of the lengths, see `Lengths.summary`.
+  """
+  manifest = {
     'format_version': FORMAT_VERSION,
     'dtype': 'int32',
     **metadata,
-    **lengths.summary(),
-    'files': files,
+    **summary,
+    'files': list(files),
     'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
+  with open(os.path.join(folder, MANIFEST), 'w', encoding='utf-8') as file:
+    json.dump(manifest, file, indent=2, ensure_ascii=False)
+    file.write('\n')
+  return manifest
 
 
 def read_manifest(path: str) -> dict[str, Any]:

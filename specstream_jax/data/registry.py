@@ -12,6 +12,8 @@ from specstream_jax.data import prompts, readers, sources
 
 SPLITS = ('train', 'dev', 'test')
 ReadFn = Callable[[str, str | None, bool], readers.Rows]
+FilesFn = Callable[[str, str | None], tuple[str, ...]]
+ReadFileFn = Callable[[str, bool], readers.Rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,9 @@ class TaskSpec:
     multi_reference_splits: splits in which rows of equal source are one
       example with several references.
     metrics: names in `evaluation.metrics.METRICS` that score its answers.
+    files: (split, data_dir) -> the files `read` reads, where workers may share
+      them; with `read_file`.
+    read_file: (path, skip_bad_rows) -> raw rows of one of them.
   """
 
   name: str
@@ -42,6 +47,8 @@ class TaskSpec:
   splits: tuple[str, ...] = SPLITS
   multi_reference_splits: tuple[str, ...] = ()
   metrics: tuple[str, ...] = ('rouge', 'bleu')
+  files: FilesFn | None = None
+  read_file: ReadFileFn | None = None
 
   def load(
     self,
@@ -124,7 +131,13 @@ _TASKS = {
       splits=('train', 'test'),
       multi_reference_splits=('test',),
     ),
-    TaskSpec('jsonl', sources.read_jsonl, prompts.VERBATIM),
+    TaskSpec(
+      'jsonl',
+      sources.read_jsonl,
+      prompts.VERBATIM,
+      files=sources.jsonl_files,
+      read_file=sources.read_jsonl_file,
+    ),
     TaskSpec(
       'dialogsum',
       sources.read_dialogsum,

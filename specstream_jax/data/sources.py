@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the rows of each task come from: files, shipped rows, or a download."""
 
+import glob
 import importlib
 import os
 import urllib.error
@@ -94,14 +95,44 @@ def read_e2e_sample(
 def read_jsonl(
   split: str, data_dir: str | None, skip_bad_rows: bool
 ) -> readers.Rows:
-  """Rows of `{split}.jsonl` in a folder."""
+  """Rows of `{split}.jsonl`, or of all `{split}-*.jsonl`, in a folder."""
+  found = [
+    read_jsonl_file(path, skip_bad_rows)
+    for path in jsonl_files(split, data_dir)
+  ]
+  return readers.Rows(
+    tuple(pair for rows in found for pair in rows.pairs),
+    sum(rows.num_skipped for rows in found),
+  )
+
+
+def read_jsonl_file(path: str, skip_bad_rows: bool) -> readers.Rows:
+  """Rows of one file of prompts and completions."""
+  return readers.read_jsonl(path, skip_bad_rows=skip_bad_rows)
+
+
+def jsonl_files(split: str, data_dir: str | None) -> tuple[str, ...]:
+  """`{split}.jsonl`, or all `{split}-*.jsonl` by name; plain or .gz.
+
+  Raises:
+    ValueError: there is none.
+  """
   if data_dir is None:
     raise ValueError(
       f"task 'jsonl' needs --data_dir, a folder with {split}.jsonl (plain or "
-      '.gz) of {"prompt": …, "completion": …} lines'
+      '.gz, or several: '
+      f'{split}-*.jsonl) of {{"prompt": …, "completion": …}} lines'
     )
-  path = readers.find_file(data_dir, (f'{split}.jsonl',))
-  return readers.read_jsonl(path, skip_bad_rows=skip_bad_rows)
+  found = [
+    path
+    for suffix in ('', '.gz')
+    for path in glob.glob(
+      os.path.join(glob.escape(data_dir), f'{split}-*.jsonl{suffix}')
+    )
+  ]
+  if not found:
+    found = [readers.find_file(data_dir, (f'{split}.jsonl',))]
+  return tuple(sorted(found))
 
 
 def read_dialogsum(

@@ -12,7 +12,12 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from specstream_jax.data import features, registry, vocabulary as vocabulary_lib
+from specstream_jax.data import (
+  features,
+  readers,
+  registry,
+  vocabulary as vocabulary_lib,
+)
 
 PAIRS_SUFFIX = '_pairs'
 _SIGNATURE = {
@@ -88,7 +93,12 @@ def _prepend_bos(dataset, output_features):
 def _elements(spec: registry.TaskSpec, load, split: str):
   """Yields raw seqio elements; a `_pairs` split has one per reference."""
   as_pairs = split.endswith(PAIRS_SUFFIX)
-  for example in load(split.removesuffix(PAIRS_SUFFIX)).examples:
+  examples = load(split.removesuffix(PAIRS_SUFFIX)).examples
+  yield from _raw(spec, examples, as_pairs)
+
+
+def _raw(spec: registry.TaskSpec, examples, as_pairs: bool):
+  for example in examples:
     references = example.references if as_pairs else example.references[:1]
     for reference in references:
       yield {
@@ -108,6 +118,72 @@ def _source(spec: registry.TaskSpec, load) -> seqio.FunctionDataSource:
 
   pairs = tuple(s + PAIRS_SUFFIX for s in spec.multi_reference_splits)
   return seqio.FunctionDataSource(dataset_fn, splits=spec.splits + pairs)
+
+
+class FilesSource(seqio.DataSource):
+  """A task in several files, each a shard that a worker reads by itself."""
+
+  def __init__(
+    self, spec: registry.TaskSpec, data_dir: str, skip_bad_rows: bool
+  ):
+    self._spec, self._data_dir = spec, data_dir
+    self._skip_bad_rows = skip_bad_rows
+    super().__init__(spec.splits)
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return False
+
+  def num_input_examples(self, split: str) -> int | None:
+    return None
+
+  def list_shards(self, split: str) -> tuple[str, ...]:
+    return self._spec.files(split, self._data_dir)
+
+  def get_dataset(
+    self,
+    split: str,
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    *,
+    num_epochs: int | None = 1,
+    use_cached: bool = False,
+  ) -> tf.data.Dataset:
+    """Raw elements of the files of a shard, in the order of their names."""
+    del use_cached
+    paths = self.list_shards(split)
+    if shard_info:
+      paths = paths[shard_info.index :: shard_info.num_shards]
+
+    def elements():
+      for path in paths:
+        rows = self._spec.read_file(path, self._skip_bad_rows)
+        examples = (
+          readers.Example(self._spec.template.inputs(source), (answer,))
+          for source, answer in rows.pairs
+        )
+        yield from _raw(self._spec, examples, as_pairs=False)
+
+    dataset = tf.data.Dataset.from_generator(
+      elements, output_signature=_SIGNATURE
+    )
+    if shuffle:
+      dataset = dataset.shuffle(10_000, seed=seed)
+    return dataset.repeat(num_epochs)
+
+
+def _has_files(spec: registry.TaskSpec, data_dir: str | None) -> bool:
+  """Whether some split of the task lies in several files."""
+  if not (spec.files and data_dir):
+    return False
+  for split in spec.splits:
+    try:
+      if len(spec.files(split, data_dir)) > 1:
+        return True
+    except ValueError:  # a split that is not there
+      continue
+  return False
 
 
 def _postprocess(output, *, example=None, is_target=False, **unused):
@@ -144,16 +220,22 @@ def register(
   load = functools.partial(
     spec.load, data_dir=data_dir, skip_bad_rows=skip_bad_rows
   )
+  source = (
+    FilesSource(spec, data_dir, skip_bad_rows)
+    if _has_files(spec, data_dir)
+    else _source(spec, load)
+  )
   seqio_vocabulary = SeqioVocabulary(vocabulary)
   if spec.name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(spec.name)
   return seqio.TaskRegistry.add(
     spec.name,
-    source=_source(spec, load),
+    source=source,
     preprocessors=[
       seqio.preprocessors.tokenize,
       _prepend_bos,
       seqio.preprocessors.append_eos,
+      seqio.CacheDatasetPlaceholder(),
     ],
     output_features={
       'inputs': seqio.Feature(seqio_vocabulary, add_eos=False),

@@ -269,7 +269,7 @@ def _side(name, entries, batches, num_prompts, repeats):
     seconds,
     prefill,
     np.array([max(line['calls']) for line in grid[-1]]),
-    float(np.median(cold)),
+    max(float(np.median(cold)), 0.0),
   )
 
 

@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import jax
-from jax.experimental import layout as layout_lib
 import jax.numpy as jnp
 
 from specstream_jax import config, runtime
@@ -131,6 +130,13 @@ def _train_step(job, part, hbm) -> Compiled:
   return _measure('train step', trace, hbm, part.mesh.size, math.prod(shape))
 
 
+def gradient_bytes(job: Job) -> int:
+  """Of the adapter's gradient, in float32."""
+  recipe = job.recipe
+  built = build.build(job.model, recipe.stream, recipe.lora)
+  return 4 * params_lib.count(built.adapter)
+
+
 def _abstract(tree, part, transposed=False):
   """Shapes with their shardings, nested; see `Partitioner.shardings`."""
   flat = params_lib.flatten(tree)
@@ -219,27 +225,15 @@ def _decode_step(job, part, hbm, drafter='streams') -> Compiled:
   state = jax.tree_util.tree_map_with_path(
     lambda path, leaf: _row_leaf(path, leaf, job, part), state
   )
-  auto = jax.tree.map(
-    lambda leaf: layout_lib.Format(layout_lib.Layout.AUTO, leaf.sharding),
-    params,
-  )
   fun = part.jit(
     lambda params, state, limit: loop.run(decoder.setup, params, state, limit),
     donate_argnums=1,
-    in_shardings=(
-      auto,
-      jax.tree.map(lambda leaf: leaf.sharding, state),
-      part.replicated,
-    ),
   )
-  bare = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params
-  )
-  limit = jax.ShapeDtypeStruct((), jnp.int32)
+  limit = jax.ShapeDtypeStruct((), jnp.int32, sharding=part.replicated)
   ideal = _ideal(job, part, params, state, decoder.setup.drafter.size)
   return _measure(
     f'decode step, {decoder.setup.drafter.size} nodes',
-    lambda: fun.trace(bare, state, limit),
+    lambda: fun.trace(params, state, limit),
     hbm,
     part.mesh.size,
     job.decode_rows * decoder.setup.drafter.size,

@@ -49,7 +49,6 @@ def test_shards_meet(model, whole, tmp_path):
   done = run(model, tmp_path, **parts[2])
   assert facts(done) == whole
   assert facts(run(model, tmp_path, **parts[3])) == whole
-  assert min(done.compile_seconds.values()) > 0
 
 
 def test_sampled_tokens_do_not_depend_on_shards(model, tmp_path):
