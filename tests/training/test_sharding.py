@@ -115,7 +115,7 @@ def test_eight_devices_learn_and_decode_as_one(
 def test_killed_pair_resumes_on_other_meshes(
   one_device, record_folder, tmp_path
 ):
-  """2 x 4 devices, killed with -9 in step 5; resumed on 2 x 4 and 1 x 1."""
+  """2 x 4 devices, killed with -9 in step 5; resumed on 2 x 4, 1 x 8, 1 x 1."""
   folder, expected = one_device
   killed = pair('2,2,2', tmp_path / 'run', record_folder, 'kill', '5')
   for process in killed:
@@ -123,15 +123,20 @@ def test_killed_pair_resumes_on_other_meshes(
   assert all(process.returncode for process in killed)
   done = [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()]
   assert '6' not in done and {'2', '4'} & set(done), done
-  shutil.copytree(tmp_path / 'run', tmp_path / 'alone')
+  for name in ('alone', 'eight'):
+    shutil.copytree(tmp_path / 'run', tmp_path / name)
   resumed = pair('2,2,2', tmp_path / 'run', record_folder)
   found, _ = [finish(process) for process in resumed]
   assert (found['devices'], found['processes']) == (8, 2)
   same_weights(found, expected)
   last = lambda where: [x for x in lines(where) if x['step'] > 4]
   assert_same_losses(last(tmp_path / 'run'), last(folder))
-  alone = finish(start('1,1,1', tmp_path / 'alone', record_folder, devices=1))
-  same_weights(alone, expected)
+  for name, mesh, devices in (('alone', '1,1,1', 1), ('eight', '1,8,1', 8)):
+    where = tmp_path / name
+    other = finish(start(mesh, where, record_folder, devices=devices))
+    assert (other['devices'], other['processes']) == (devices, 1)
+    same_weights(other, expected)
+    assert_same_losses(last(where), last(folder))
 
 
 @pytest.mark.parametrize(
