@@ -202,6 +202,10 @@ class Partitioner:
     for axis, count in (('heads', num_heads), ('kv_heads', num_kv_heads)):
       self._check_divides(f'a model with {count} {axis}', count, axis)
 
+  def check_rows(self, num_rows: int) -> None:
+    """Raises ValueError if a batch cannot be dealt to the devices."""
+    self._check_divides(f'a batch of {num_rows} rows', num_rows, 'batch')
+
   def put(
     self,
     flat: Mapping[str, Any],

@@ -111,6 +111,13 @@ def test_batch_that_does_not_split_is_refused():
     batches.GlobalBatches(None, 6, 1, (0, 1), 4)
 
 
+def test_rows_that_do_not_divide_name_both():
+  part = abstract_partitioner(2, 2, 3)
+  part.check_rows(8)
+  with pytest.raises(ValueError, match=r'of 6 rows: .*divisible by the 4 ways'):
+    part.check_rows(6)
+
+
 @pytest.mark.parametrize('ways', [2, 4])
 def test_top_k_of_a_split_vocabulary(monkeypatch, ways):
   """Values and ids of the plain one; among equals, the smaller id first."""

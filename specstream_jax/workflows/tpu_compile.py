@@ -87,6 +87,8 @@ def compile_all(
   made = mesh_lib.make_mesh(mesh or mesh_lib.MeshConfig(), found)
   part = partitioning.Partitioner(made)
   part.check_fits(job.model.num_heads, job.model.num_kv_heads)
+  if 'train' in programs:
+    part.check_rows(job.recipe.train.batch_size)
   for name in programs:
     yield programs_lib.PROGRAMS[name](job, part, hbm)
 
