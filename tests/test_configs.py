@@ -33,6 +33,22 @@ def test_gin_file_makes_a_recipe_of_its_own(name):
   assert recipe(name) != default
 
 
+@pytest.mark.parametrize('task', sorted((CONFIGS / 'tasks').glob('*.gin')))
+@pytest.mark.parametrize('model', sorted(CONFIGS.glob('llama?_*.gin')))
+def test_every_task_goes_with_every_model(model, task):
+  alone = recipe(model.name)
+  size = config.ModelConfig()
+  gin.clear_config()
+  main.parse_gin([str(model), str(task)], ())
+  both = train.Recipe()
+  assert config.ModelConfig() == size
+  assert both.train != alone.train
+  # A task says how long to train, a model how: neither undoes the other.
+  assert both.train.num_steps % 5 == 0
+  for name in ('stream', 'lora', 'objective', 'data', 'tree'):
+    assert getattr(both, name) == getattr(alone, name)
+
+
 def test_shipped_adapter_has_the_recipes_of_its_gin_files():
   folder = pathlib.Path(runtime.adapter_folder('e2e_nlg'))
   saved = json.loads((folder / 'adapter_config.json').read_text())
