@@ -27,7 +27,7 @@ class ObjectiveConfig:
       rows with more are sampled.
     coupling_weight: of the loss of stream states that know their token's
       parent, with the a_j of the streams; see `modeling.streams.Coupling`.
-    chunk_size: rows of the LM head product computed at once.
+    chunk_size: rows of the LM head product that a device computes at once.
   """
 
   main_weight: float = 1.0

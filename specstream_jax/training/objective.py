@@ -89,7 +89,7 @@ def token_loss(
   """Softmax cross-entropy over V, `chunk_size` rows of it at a time.
 
   The logits of a chunk are recomputed in the backward pass, so that at most
-  chunk_size * V of them exist at once.
+  chunk_size * V of them exist at once on a device.
 
   Args:
     model: merged module, for its LM head.
@@ -112,19 +112,21 @@ def token_loss(
 
 
 def _by_chunks(fun, arrays, shape, chunk_size):
-  """fun over `arrays` [B, ..., *rest], `chunk_size` rows of all B at a time.
+  """fun over `arrays` [B, ..., *rest], `chunk_size` rows a device at a time.
 
   A chunk takes as many from each row of the batch, so that a batch that is
-  split over devices stays where it is.
+  split over devices stays where it is. Chunks are per device, for each of them
+  gathers the head once more where that is split.
 
   Args:
     fun: [B, c, *rest] of each array -> tree of [B, c].
     arrays: leading axes as in `shape`.
     shape: (B, ...) of the result.
-    chunk_size: B * c at most, and c is at least 1.
+    chunk_size: most of B * c on a device, and c is at least 1.
   """
   batch, count = shape[0], math.prod(shape[1:])
-  size = min(max(chunk_size // batch, 1), count)
+  ways = partitioning.num_shards('batch', batch)
+  size = min(max(chunk_size * ways // batch, 1), count)
   pad = -count % size
 
   def split(x):

@@ -11,7 +11,7 @@ import reference
 import tiny
 import training_batches as tb
 
-from specstream_jax import config
+from specstream_jax import config, partitioning
 from specstream_jax.data import features
 from specstream_jax.modeling import params, transformer
 from specstream_jax.training import objective
@@ -331,3 +331,27 @@ def test_streams_learn_from_the_main_stream_at_their_token():
     value, weight = metrics[f'loss/teacher_{j}']
     np.testing.assert_allclose(value, total, rtol=1e-4)
     np.testing.assert_allclose(weight, plain[f'loss/stream_{j}'][1])
+
+
+def test_a_chunk_holds_so_many_rows_of_each_device(monkeypatch):
+  """Four rows of three positions; loops of so many chunks of so many rows."""
+
+  def loops(chunk_size):
+    seen = []
+    hidden, targets = jnp.ones((4, 3, 2)), jnp.zeros((4, 3), jnp.int32)
+
+    def total(hidden, targets):
+      seen.append(targets.shape)
+      return hidden.sum(-1) + targets
+
+    found = objective._by_chunks(
+      total, (hidden, targets), targets.shape, chunk_size
+    )
+    np.testing.assert_array_equal(found, 2 * np.ones((4, 3)))
+    return seen[0]
+
+  assert loops(4) == (4, 1)
+  assert loops(8) == (4, 2)
+  monkeypatch.setattr(partitioning, 'num_shards', lambda axis, size: 2)
+  assert loops(4) == (4, 2)  # two rows of each device, two positions of each
+  assert loops(6) == loops(99) == (4, 3)
