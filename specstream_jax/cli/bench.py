@@ -20,6 +20,7 @@ from specstream_jax.workflows import bench as workflow
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
@@ -69,6 +70,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Measures every drafter on every task and writes tables and plots."""
   del argv
   args = flags.FLAGS
   model = load_model(args)

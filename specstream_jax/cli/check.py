@@ -29,6 +29,7 @@ _TREES = (
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
@@ -53,6 +54,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Prints one line per property; 1 when one fails."""
   del argv
   args = flags.FLAGS
   load = lambda dtype: runtime.load(

@@ -27,6 +27,7 @@ from specstream_jax.workflows import (
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:4x4.')
   flags.DEFINE_list(
     'programs', ['train', 'prefill', 'decode'], 'What to compile.'
@@ -69,6 +70,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Compiles, or searches a mesh; 1 when something does not fit."""
   del argv
   args, job = flags.FLAGS, _job(flags.FLAGS)
   found: list[tpu_programs.Compiled] = []
@@ -76,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
     for mesh, found in workflow.search_mesh(job, args.topology, args.programs):
       fits = all(one.fits for one in found)
       print(f'{mesh}: {"fits" if fits else "does not fit"}', flush=True)
+    if not found:
+      print('no mesh divides rows and heads and leaves room for the weights')
   else:
     for one in workflow.compile_all(job, args.topology, args.programs):
       found.append(one)

@@ -20,6 +20,7 @@ from specstream_jax.workflows import distill as workflow
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
@@ -55,6 +56,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Writes the model's own answers."""
   del argv
   args = flags.FLAGS
   prompts = _prompts(args)

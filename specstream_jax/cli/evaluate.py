@@ -19,6 +19,7 @@ from specstream_jax.workflows import evaluate as workflow
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   decoding_flags.define()
   flags.DEFINE_string('task', 'e2e_sample', 'Name of the task.')
   flags.DEFINE_string('split', 'test', 'Its split.')
@@ -41,6 +42,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Decodes a task and prints its metrics and speed."""
   del argv
   args = flags.FLAGS
   shard, num_shards = decoding_flags.shard()

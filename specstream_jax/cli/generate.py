@@ -12,6 +12,7 @@ from specstream_jax.workflows import generate as workflow
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   decoding_flags.define()
   flags.DEFINE_multi_string('prompt', [], 'A prompt; may be repeated.')
   flags.DEFINE_string('prompt_file', None, 'One prompt a line; - is stdin.')
@@ -26,6 +27,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Prints the completion of every prompt."""
   del argv
   args = flags.FLAGS
   prompts = _prompts()

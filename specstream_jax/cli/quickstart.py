@@ -22,6 +22,7 @@ DRAFTER = config_drafting.DrafterConfig(vocabulary='adapter')
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string(
     'results_dir', 'results', 'Gets results.json and report.html.'
   )
@@ -32,6 +33,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Decodes with and without streams and writes the report."""
   del argv
   args = flags.FLAGS
   print(f'1/3 fetching {MODEL}', flush=True)

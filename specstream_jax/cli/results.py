@@ -18,6 +18,7 @@ from specstream_jax.evaluation import results, results_table
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_list('rivals', [], 'Folders or results.json files of `bench`.')
   flags.DEFINE_list('base', [], 'The same of the model before fine-tuning.')
   flags.DEFINE_list('lora', [], 'The same of LoRA without streams.')
@@ -25,6 +26,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Writes the paper's table from benchmarks."""
   del argv
   args = flags.FLAGS
   if not args.rivals:

@@ -24,6 +24,7 @@ from specstream_jax.workflows import (
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
   flags.DEFINE_string(
     'data_dir',
@@ -79,6 +80,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Trains an adapter or a draft model; --dry_run describes the run."""
   del argv
   args = flags.FLAGS
   if args.draft_model_layers:

@@ -13,6 +13,7 @@ from specstream_jax.workflows import train_medusa as workflow
 
 
 def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
   flags.DEFINE_string(
     'adapter', None, 'Adapter whose fine-tuned model the heads are for.'
@@ -44,6 +45,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+  """Trains Medusa heads."""
   del argv
   args = flags.FLAGS
   trained = workflow.train(

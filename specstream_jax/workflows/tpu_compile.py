@@ -78,11 +78,7 @@ def compile_all(
   Raises:
     ValueError: unknown topology, or a mesh that does not fit it or the model.
   """
-  unknown = [name for name in programs if name not in programs_lib.PROGRAMS]
-  if unknown or not programs:
-    raise ValueError(
-      f'programs {unknown} are unknown; accepted: {", ".join(programs_lib.PROGRAMS)}'
-    )
+  _check_programs(programs)
   hbm, found = capacity(topology), devices(topology)
   made = mesh_lib.make_mesh(mesh or mesh_lib.MeshConfig(), found)
   part = partitioning.Partitioner(made)
@@ -93,6 +89,14 @@ def compile_all(
     yield programs_lib.PROGRAMS[name](job, part, hbm)
 
 
+def _check_programs(programs):
+  unknown = [name for name in programs if name not in programs_lib.PROGRAMS]
+  if unknown or not programs:
+    raise ValueError(
+      f'programs {unknown} are unknown; accepted: {", ".join(programs_lib.PROGRAMS)}'
+    )
+
+
 def search_mesh(
   job: programs_lib.Job, topology: str, programs: Sequence[str]
 ) -> Iterator[tuple[mesh_lib.MeshConfig, list[programs_lib.Compiled]]]:
@@ -100,7 +104,11 @@ def search_mesh(
 
   Meshes whose weights alone exceed the HBM of a chip, and those that do not
   divide heads or batch, are passed over.
+
+  Raises:
+    ValueError: unknown topology or program.
   """
+  _check_programs(programs)
   count = len(devices(topology))
   for mesh in _meshes(count):
     ways = mesh.fsdp * mesh.tensor

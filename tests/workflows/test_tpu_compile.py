@@ -8,9 +8,11 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
+from specstream_jax import config
 from specstream_jax.workflows import tpu_compile, tpu_programs
 
 HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
@@ -55,6 +57,59 @@ def test_every_mesh_covers_the_devices(count):
     assert mesh.data * mesh.fsdp * mesh.tensor == count
   ways = [mesh.tensor for mesh in meshes]
   assert ways == sorted(ways)
+
+
+def search(monkeypatch, job, fits):
+  """Meshes that are tried when `fits(mesh)` says what the compiler would."""
+
+  def compile_all(job, topology, programs, mesh):
+    if job.model.num_kv_heads % mesh.tensor:
+      raise ValueError('heads do not divide')
+    yield compiled(peak=1 if fits(mesh) else 3, capacity=2)
+
+  monkeypatch.setattr(tpu_compile, 'devices', lambda _: range(8))
+  monkeypatch.setattr(tpu_compile, 'compile_all', compile_all)
+  found = tpu_compile.search_mesh(job, 'v5e:2x4', ['train'])
+  return [(mesh.data, mesh.fsdp, mesh.tensor) for mesh, _ in found]
+
+
+def llama13b(**fields):
+  sizes = dict(
+    vocab_size=32000,
+    hidden_size=5120,
+    intermediate_size=13824,
+    num_layers=40,
+    num_heads=40,
+    num_kv_heads=40,
+    head_dim=128,
+  )
+  recipe = types.SimpleNamespace(train=config.TrainConfig(batch_size=8))
+  model = config.ModelConfig(**(sizes | fields))
+  return tpu_programs.Job(model, recipe)
+
+
+def test_search_goes_from_few_splits_to_many_and_stops_where_it_fits(
+  monkeypatch,
+):
+  # 26 GB of weights leave 16 GiB only when split.
+  tried = search(monkeypatch, llama13b(), lambda mesh: mesh.fsdp == 8)
+  assert tried == [(4, 2, 1), (2, 4, 1), (1, 8, 1)]
+  tried = search(monkeypatch, llama13b(), lambda mesh: mesh.tensor == 4)
+  assert tried[-1] == (2, 1, 4)
+
+
+def test_search_passes_over_meshes_that_do_not_divide(monkeypatch):
+  tried = search(monkeypatch, llama13b(num_kv_heads=2), lambda _: False)
+  assert {tensor for _, _, tensor in tried} == {1, 2}
+  job = llama13b()
+  job.recipe.train = config.TrainConfig(batch_size=2)
+  tried = search(monkeypatch, job, lambda _: False)
+  assert {data * fsdp for data, fsdp, _ in tried} == {1, 2}
+
+
+def test_search_refuses_an_unknown_program(monkeypatch):
+  with pytest.raises(ValueError, match='unknown'):
+    list(tpu_compile.search_mesh(llama13b(), 'v5e:2x4', ['trian']))
 
 
 def test_hbm_of_an_unknown_chip_is_refused():
