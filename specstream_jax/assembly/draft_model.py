@@ -43,10 +43,12 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
   )
   _check_vocabulary(model, cfg.path, draft_cfg, tokenizer)
   fns = transformer_fns.model_fns(build.build(draft_cfg, layout=LAYOUT))
+  built = build.build(model.config, layout=model.layout)
   return assembly.Assembled(
-    transformer_fns.model_fns(build.build(model.config, layout=model.layout)),
+    transformer_fns.model_fns(built),
     draft_model.DraftModel(fns, tree, decode, cfg),
     transformer_fns.Params(model.base, drafter=weights),
+    prompt_model=transformer_fns.model_fns(built, is_prompt=True),
   )
 
 

@@ -14,8 +14,10 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
     ValueError: the drafter cannot draft or be verified this way.
   """
   del decode
+  built = build.build(model.config, layout=model.layout)
   return assembly.Assembled(
-    transformer_fns.model_fns(build.build(model.config, layout=model.layout)),
+    transformer_fns.model_fns(built),
     lookahead.Lookahead(cfg),
     transformer_fns.Params(model.base),
+    prompt_model=transformer_fns.model_fns(built, is_prompt=True),
   )

@@ -36,10 +36,12 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
   )
   written = os.stat(os.path.join(cfg.path, heads_lib.CONFIG)).st_mtime_ns
   weights = _load(cfg.path, model.config.dtype, written)
+  built = build.build(model.config, layout=model.layout)
   return assembly.Assembled(
-    transformer_fns.model_fns(build.build(model.config, layout=model.layout)),
+    transformer_fns.model_fns(built),
     drafter,
     transformer_fns.Params(model.base, drafter=weights),
+    prompt_model=transformer_fns.model_fns(built, is_prompt=True),
   )
 
 

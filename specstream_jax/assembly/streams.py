@@ -47,7 +47,7 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
         _table(model, cfg), _head(model, cfg, built, topology.width(tree))
       ),
     ),
-    prompt_model=transformer_fns.model_fns(built),
+    prompt_model=transformer_fns.model_fns(built, is_prompt=True),
   )
 
 

@@ -66,6 +66,7 @@ def model_fns(
   keep_nodes: int = 0,
   *,
   has_draft_head: bool = False,
+  is_prompt: bool = False,
 ) -> interface.ModelFns:
   """Callables for one schedule; `params` is a `Params`.
 
@@ -73,19 +74,18 @@ def model_fns(
     built: structure of the model, with streams if a drafter wants them.
     schedule: `parallel` or `deferred`.
     keep_nodes: nodes the pruning adapter lets into the MSA layers; 0 is all.
-      For the verifying pass, not for prompts.
     has_draft_head: streams draft from `params.drafter.head` alone.
+    is_prompt: for passes over prompts, whose cache is empty.
   """
   is_parallel, cfg = schedule == 'parallel', built.cfg
-
-  def init_cache(batch: int, cache_length: int) -> cache_lib.Cache:
-    return cache_lib.init(cfg, batch, cache_length, cfg.dtype)
+  merge = lambda params: built.merge(params.base, params.adapter)
+  init_cache = lambda *sizes: cache_lib.init(cfg, *sizes, cfg.dtype)
 
   def forward(
     params, tokens, positions, tree_mask, cache, *, with_streams
   ) -> interface.Forward:
     """See `interface.ModelFns`; streams run along if the schedule says so."""
-    model = built.merge(params.base, params.adapter)
+    model = merge(params)
     result = transformer.forward_tree(
       model,
       tokens,
@@ -94,16 +94,16 @@ def model_fns(
       cache,
       with_streams=with_streams and is_parallel,
       keep_nodes=keep_nodes,
+      is_prompt=is_prompt,
     )
     seen = result.survivors
     pruned = None if seen is None else interface.Pruned(seen, model.first_msa)
     return interface.Forward(result.main, result.cache, result.streams, pruned)
 
-  def logits(params: Any, hidden: typing.Array) -> typing.Array:
-    return built.merge(params.base, params.adapter).logits(hidden)
+  logits = lambda params, hidden: merge(params).logits(hidden)
 
   def stream_logits(params, stream_state, cache, positions) -> typing.Array:
-    model = built.merge(params.base, params.adapter)
+    model = merge(params)
     if not is_parallel:
       stream_state = transformer.forward_streams(
         model, stream_state, positions, cache

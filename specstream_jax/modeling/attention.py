@@ -5,10 +5,12 @@ Paper, eqs. 1 and 2: the main stream attends to the main stream; stream j of
 anchor t attends to the main stream up to t and to streams <= j of the same t,
 with one softmax over both.
 
-Axis letters: B rows, T query positions, S key slots, A anchors, J streams,
-K KV heads, G query heads per KV head, H head dim, D model width.
+Axis letters: B rows, T query positions, N main tokens of the pass, S cache
+slots, A anchors, J streams, K KV heads, G query heads per KV head, H head dim,
+D model width.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flax import nnx
@@ -16,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, typing
-from specstream_jax.decoding import cache as cache_lib
 from specstream_jax.modeling import layers
 
 
@@ -26,16 +27,18 @@ class Rows(NamedTuple):
   Attributes:
     cos: RoPE table [B, T, H/2] float32, T = num_main + A * J.
     sin: like `cos`.
-    mask: [B, T, S] bool, True = may attend to that main-stream slot. Two main
-      tokens and the two streams of the second, S = 2:
+    mask: [B, T, N] bool, True = may attend to that main token of the pass. Two
+      main tokens and the two streams of the second, N = 2:
           1 0    main 0
           1 1    main 1
           1 1    stream 1 of main 1
           1 1    stream 2 of main 1   (and, by group, stream 1)
-    num_main: static; how many of the T tokens are main tokens.
+    num_main: static; N.
     num_streams: static; J.
     lora_start: static; first token that LoRA acts on.
-    start: [B] int32 first cache slot to write, or None without a cache.
+    cache_mask: [B, T, S] bool, the same of the cache's slots, or None without.
+    start: [B] int32 cache slot of the first main token; None if their keys and
+      values are not kept.
   """
 
   cos: typing.Array
@@ -44,6 +47,7 @@ class Rows(NamedTuple):
   num_main: int
   num_streams: int
   lora_start: int = 0
+  cache_mask: typing.Array | None = None
   start: typing.Array | None = None
 
 
@@ -54,47 +58,84 @@ class KeyValues(NamedTuple):
   values: typing.Array
 
 
+class New(NamedTuple):
+  """Keys and values [B, N, K, H] of a pass's main tokens, as projected."""
+
+  keys: typing.Array
+  values: typing.Array
+
+  def by_head(self) -> KeyValues:
+    """In the cache's layout."""
+    return KeyValues(self.keys.swapaxes(1, 2), self.values.swapaxes(1, 2))
+
+
+class Seen(NamedTuple):
+  """Keys and values, and who may attend to them.
+
+  Attributes:
+    main: [B, K, S, H].
+    mask: bool [B, T, S].
+  """
+
+  main: KeyValues
+  mask: typing.Array
+
+
 def attend(
   query: typing.Array,
-  main: KeyValues,
-  mask: typing.Array,
+  seen: Sequence[Seen],
   streams: KeyValues | None = None,
 ) -> typing.Array:
-  """Softmax attention over main slots and, if given, the own stream group.
+  """One softmax over main slots, part by part, and the own stream group.
 
   Args:
     query: [B, T, K, G, H], already scaled by H ** -0.5.
-    main: keys and values [B, K, S, H].
-    mask: bool [B, T, S]; a row with no True attends to nothing meaningful.
+    seen: parts of the main stream; a query that none of the masks lets see
+      anything attends to nothing meaningful.
     streams: keys and values [B, A, J, K, H] with T = A * J; stream j sees
       streams <= j of its own anchor.
 
   Returns:
     [B, T, K, G, H] in the dtype of `query`; logits and softmax are float32.
   """
-  f32, shape = jnp.float32, query.shape
+  logits = [_logits(query, part) for part in seen]
+  if streams is not None:
+    logits.append(_own_logits(query, streams))
+  weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
+  weights = weights.astype(query.dtype)
+  out, first = 0, 0
+  for part in seen:
+    last = first + part.main.keys.shape[2]
+    out += _mix(weights[..., first:last], part.main.values)
+    first = last
+  if streams is not None:
+    own = weights[..., first:]
+    own = own.reshape(*own.shape[:3], *streams.keys.shape[1:3], own.shape[-1])
+    extra = jnp.einsum('BKGAJL,BALKH->BAJKGH', own, streams.values)
+    out += extra.reshape(query.shape)
+  return out
+
+
+def _logits(query, part):
+  """Logits [B, K, G, T, S] against one part of the main stream."""
+  f32 = jnp.float32
   # One product over G * T rows per KV head, batch axes in front: the cache is
   # read where it lies. The einsum with five letters makes XLA copy it.
   flat = query.transpose(0, 2, 3, 1, 4)  # [B, K, G, T, H]
-  flat = flat.reshape(*main.keys.shape[:2], -1, shape[-1])
+  flat = flat.reshape(*part.main.keys.shape[:2], -1, query.shape[-1])
   logits = jnp.einsum(
-    'BKXH,BKSH->BKXS', flat, main.keys, preferred_element_type=f32
-  ).reshape(shape[0], shape[2], shape[3], shape[1], -1)  # [B, K, G, T, S]
-  logits = jnp.where(mask[:, None, None], logits, jnp.finfo(f32).min)
-  if streams is not None:
-    logits = jnp.concatenate([logits, _own_logits(query, streams)], axis=-1)
-  weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
-  num_slots = main.keys.shape[2]
-  flat = weights[..., :num_slots].reshape(*flat.shape[:3], num_slots)
-  out = jnp.einsum('BKXS,BKSH->BKXH', flat, main.values)
-  out = out.reshape(shape[0], shape[2], shape[3], shape[1], shape[4])
-  out = out.transpose(0, 3, 1, 2, 4)
-  if streams is not None:
-    own = weights[..., num_slots:]
-    own = own.reshape(*own.shape[:3], *streams.keys.shape[1:3], own.shape[-1])
-    extra = jnp.einsum('BKGAJL,BALKH->BAJKGH', own, streams.values)
-    out += extra.reshape(shape)
-  return out
+    'BKXH,BKSH->BKXS', flat, part.main.keys, preferred_element_type=f32
+  )
+  batch, length, heads, groups, _ = query.shape
+  logits = logits.reshape(batch, heads, groups, length, -1)
+  return jnp.where(part.mask[:, None, None], logits, jnp.finfo(f32).min)
+
+
+def _mix(weights, values):
+  """Values [B, K, S, H] by weights [B, K, G, T, S], as [B, T, K, G, H]."""
+  flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1])
+  out = jnp.einsum('BKXS,BKSH->BKXH', flat, values)
+  return out.reshape(*weights.shape[:4], -1).transpose(0, 3, 1, 2, 4)
 
 
 def _own_logits(query, streams):
@@ -137,22 +178,35 @@ class Attention(nnx.Module):
 
   def __call__(
     self, x: typing.Array, rows: Rows, cached: KeyValues | None
-  ) -> tuple[typing.Array, KeyValues | None]:
-    """Attention output for x [B, T, D] and the cache with the new main K/V."""
+  ) -> tuple[typing.Array, New | None]:
+    """Attention output for x [B, T, D], and K/V of its main tokens.
+
+    The caller writes those to the cache, after all layers: a cache that is
+    written before it is read makes the TPU compiler carry each layer to VMEM
+    and back (docs/SCALE.md).
+
+    Args:
+      x: main tokens, then streams.
+      rows: what the layer needs to know of them.
+      cached: the main stream before this pass; None if it starts here.
+    """
     query, key, value = self._project(x, rows)
-    main, cached = self._main_keys(key, value, rows, cached)
     num_main = rows.num_main
+    new = New(key[:, :num_main], value[:, :num_main])
+    parts = [(cached, rows.cache_mask)] if cached is not None else []
+    if num_main:
+      parts.append((new.by_head(), rows.mask))
     outs = []
     if num_main:
-      outs.append(attend(query[:, :num_main], main, rows.mask[:, :num_main]))
+      seen = [Seen(main, mask[:, :num_main]) for main, mask in parts]
+      outs.append(attend(query[:, :num_main], seen))
     if x.shape[1] > num_main:
+      seen = [Seen(main, mask[:, num_main:]) for main, mask in parts]
       streams = self._stream_keys(key, value, rows)
-      outs.append(
-        attend(query[:, num_main:], main, rows.mask[:, num_main:], streams)
-      )
+      outs.append(attend(query[:, num_main:], seen, streams))
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
-    out = out.reshape(*x.shape[:2], -1)
-    return self.out(out, rows.lora_start), cached
+    out = self.out(out.reshape(*x.shape[:2], -1), rows.lora_start)
+    return out, None if rows.start is None else new
 
   def _project(self, x, rows):
     """q [B, T, K, G, H] scaled, k and v [B, T, K, H]; RoPE applied."""
@@ -166,18 +220,6 @@ class Attention(nnx.Module):
       *x.shape[:2], cfg.num_kv_heads, cfg.group_size, cfg.head_dim
     )
     return query, key, value
-
-  def _main_keys(self, key, value, rows, cached):
-    """Main keys to attend to, and the cache after writing the new ones."""
-    key, value = key[:, : rows.num_main], value[:, : rows.num_main]
-    if cached is None:
-      return KeyValues(key.swapaxes(1, 2), value.swapaxes(1, 2)), None
-    if rows.num_main:
-      cached = KeyValues(
-        cache_lib.append(cached.keys, key, rows.start),
-        cache_lib.append(cached.values, value, rows.start),
-      )
-    return cached, cached
 
   def _stream_keys(self, key, value, rows):
     """Stream keys and values [B, A, J, K, H]; values rotated if asked for."""

@@ -48,13 +48,13 @@ class DecoderLayer(nnx.Module):
     x: typing.Array,
     rows: attention.Rows,
     cached: attention.KeyValues | None,
-  ) -> tuple[typing.Array, attention.KeyValues | None]:
-    """x [B, T, D] -> x, and the layer's cache with the new main K/V."""
+  ) -> tuple[typing.Array, attention.New | None]:
+    """x [B, T, D] -> x, and the K/V of its main tokens if they are kept."""
     x = partitioning.constrain(x, 'batch', 'length', 'activation')
-    attended, cached = self.attention(self.attention_norm(x), rows, cached)
+    attended, new = self.attention(self.attention_norm(x), rows, cached)
     x += attended
     x += self.mlp(self.mlp_norm(x), rows.lora_start)
-    return x, cached
+    return x, new
 
 
 def run(
@@ -63,8 +63,8 @@ def run(
   rows: attention.Rows,
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
-) -> tuple[typing.Array, list[attention.KeyValues] | None]:
-  """x [B, T, D] through layers one after the other, and their caches.
+) -> tuple[typing.Array, list[attention.New] | None]:
+  """x [B, T, D] through layers one after the other, and their new K/V.
 
   Args:
     layers_: bottom first.
@@ -72,6 +72,9 @@ def run(
     rows: of every layer.
     cached: K/V per layer, or None.
     remat: a name of `REMAT`.
+
+  Returns:
+    x, and new K/V per layer or None, see `attention.Rows.start`.
   """
   written = []
   for i, layer in enumerate(layers_):
@@ -82,7 +85,7 @@ def run(
       graphdef, state = nnx.split(layer)
       x, own = _call(graphdef, rows, remat)(state, x, own)
     written.append(own)
-  return x, written if cached else None
+  return x, None if rows.start is None else written
 
 
 def scan(
@@ -91,7 +94,7 @@ def scan(
   rows: attention.Rows,
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
-) -> tuple[typing.Array, list[attention.KeyValues] | None]:
+) -> tuple[typing.Array, list[attention.New] | None]:
   """As `run`, with a layer whose weights are stacks [N, ...]; N may be 0."""
   graphdef, state = nnx.split(stack)
   call = _call(graphdef, rows, remat, prevent_cse=False)
@@ -103,10 +106,11 @@ def scan(
     jax.tree.map(lambda *leaves: jnp.stack(leaves), *cached) if cached else None
   )
   x, written = jax.lax.scan(body, x, (state, stacked))
-  if not cached:
+  if written is None:
     return x, None
   return x, [
-    jax.tree.map(lambda leaf, i=i: leaf[i], written) for i in range(len(cached))
+    jax.tree.map(lambda leaf, i=i: leaf[i], written)
+    for i in range(len(written.keys))
   ]
 
 

@@ -23,27 +23,28 @@ def segment_mask(segment_ids: typing.Array) -> typing.Array:
 
 
 def slot_mask(
-  tree_mask: typing.Array, length: typing.Array, num_slots: int
+  earlier_mask: typing.Array, length: typing.Array, num_slots: int
 ) -> typing.Array:
-  """Which cache slots each node sees, [B, M, S].
+  """Which cache slots the nodes of a pass see, [B, M, S].
 
-  Slots below `length` are the prefix; slot length + m holds node m. For
-  length 2, S = 5 and a root with two children:
+  Slots below `length` are the prefix; slot length + l holds node l of earlier
+  passes over the same tree. For length 2, S = 5, a root (L = 1) and two nodes,
+  its children:
 
     1 1 1 0 0
-    1 1 1 1 0
-    1 1 1 0 1
+    1 1 1 0 0
 
   Args:
-    tree_mask: [B, M, M] bool, self and ancestors; with more columns than rows,
-      the rows are the last nodes.
+    earlier_mask: [B, M, L] bool, which earlier nodes are ancestors; L may be 0.
     length: [B] int32.
     num_slots: S.
   """
-  num_nodes = tree_mask.shape[-1]
+  num_earlier = earlier_mask.shape[-1]
   slots = jnp.arange(num_slots)[None]
   node = (slots - length[:, None])[:, None]  # [B, 1, S]
+  if not num_earlier:
+    return jnp.broadcast_to(node < 0, (*earlier_mask.shape[:2], num_slots))
   placed = jnp.take_along_axis(
-    tree_mask, jnp.clip(node, 0, num_nodes - 1), axis=2
+    earlier_mask, jnp.clip(node, 0, num_earlier - 1), axis=2
   )
-  return (node < 0) | (placed & (node < num_nodes))
+  return (node < 0) | (placed & (node < num_earlier))

@@ -22,6 +22,7 @@ from specstream_jax.modeling import (
   layers,
   masks,
   params,
+  rows as rows_lib,
   streams as streams_lib,
 )
 
@@ -174,20 +175,21 @@ def forward_train(
     anchors: [B, A] int32 indices into T that carry streams; None for none.
     remat: a name of `blocks.REMAT`.
   """
-  mask, num_main = masks.segment_mask(segment_ids), tokens.shape[1]
+  num_main = tokens.shape[1]
+  visible = rows_lib.Visible(masks.segment_mask(segment_ids))
   x = model.embed(tokens)
-  rows = _rows(model, positions, mask, num_main)
-  x, _ = _run(model, x, rows, None, False, remat)
+  rows = rows_lib.of_tokens(model, positions, visible, num_main)
+  x, _ = _layers(model, x, rows, None, False, remat)
   insertion = x
   if anchors is not None:
     pick = lambda y: jnp.take_along_axis(y, anchors[..., None], axis=1)
     anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
-    carries = (anchor_positions, pick(mask))
+    carries = (anchor_positions, rows_lib.Visible(pick(visible.mask)))
     if model.is_lossless:
       return _streams_after_main(model, x, rows, carries, pick(x), remat)
     x = _append_streams(model, x, pick(x))
-    rows = _rows(model, positions, mask, num_main, carries)
-  x, _ = _run(model, x, rows, None, True, remat)
+    rows = rows_lib.of_tokens(model, positions, visible, num_main, carries)
+  x, _ = _layers(model, x, rows, None, True, remat)
   x = model.final_norm(x)
   streams = None
   if anchors is not None:
@@ -197,17 +199,15 @@ def forward_train(
 
 def _streams_after_main(model, insertion, rows, carries, anchored, remat):
   """The MSA layers of `forward_train` in lossless mode."""
-  batch, num_main = insertion.shape[:2]
-  cache = cache_lib.init(model.cfg, batch, num_main, insertion.dtype)
-  x, cache = _run(
-    model, insertion, rows._replace(start=cache.length), cache, True
-  )
-  x, cache, anchored = jax.lax.stop_gradient((x, cache, anchored))
+  start = jnp.zeros((len(insertion),), jnp.int32)
+  x, new = _layers(model, insertion, rows._replace(start=start), None, True)
+  x, new, anchored = jax.lax.stop_gradient((x, new, anchored))
   nothing = anchored[:, :0]
-  positions, mask = carries
-  rows = _rows(model, positions[:, :0], mask[:, :0], 0, carries)
+  positions, visible = carries
+  rows = rows_lib.of_streams(model, positions, visible.mask)
   streams = _append_streams(model, nothing, anchored)
-  streams, _ = _run(model, streams, rows, cache, True, remat)
+  cached = [layer.by_head() for layer in new]
+  streams, _ = _layers(model, streams, rows, cached, True, remat)
   streams = _split_streams(model, model.final_norm(streams), 0)
   return TrainHidden(model.final_norm(x), streams, insertion)
 
@@ -238,6 +238,7 @@ def forward_tree(
   *,
   with_streams: bool,
   keep_nodes: int = 0,
+  is_prompt: bool = False,
 ) -> TreeHidden:
   """One pass over a draft tree, writing node m's K/V to slot length + m.
 
@@ -254,26 +255,27 @@ def forward_tree(
     keep_nodes: M', nodes that the pruning adapter lets into the MSA layers;
       0 keeps all. Survivor i then writes slot length + i of those layers. Only
       for a tree that is whole.
+    is_prompt: the cache is empty, so nobody looks there.
   """
-  num_slots, num_nodes = cache.num_slots, tokens.shape[1]
-  mask = masks.slot_mask(tree_mask, cache.length, num_slots)
-  x = model.embed(tokens)
+  num_nodes = tokens.shape[1]
   start = cache.length + tree_mask.shape[-1] - num_nodes
-  rows = _rows(model, positions, mask, num_nodes, start=start)
+  visible = _visible_to_nodes(tree_mask, cache, is_prompt)
+  x = model.embed(tokens)
+  rows = rows_lib.of_tokens(model, positions, visible, num_nodes, start=start)
   x, cache = _run(model, x, rows, cache, False)
   survivors = None
   if 0 < keep_nodes < num_nodes:
     survivors = _survivors(model, x, tokens, positions, tree_mask, keep_nodes)
     pick = lambda y: jnp.take_along_axis(y, survivors[..., None], axis=1)
     x, positions = pick(x), jnp.take_along_axis(positions, survivors, axis=1)
-    tree_mask = jnp.take_along_axis(pick(tree_mask), survivors[:, None], axis=2)
-    mask, num_nodes = (
-      masks.slot_mask(tree_mask, cache.length, num_slots),
-      keep_nodes,
-    )
+    visible, num_nodes = jax.tree.map(pick, visible), keep_nodes
+    own = jnp.take_along_axis(visible.mask, survivors[:, None], axis=2)
+    visible = visible._replace(mask=own)
   stream_state = x
-  anchors = (positions, mask) if with_streams else None
-  rows = _rows(model, positions, mask, num_nodes, anchors, start)
+  anchors = (positions, visible) if with_streams else None
+  rows = rows_lib.of_tokens(
+    model, positions, visible, num_nodes, anchors, start
+  )
   if with_streams:
     x = _append_streams(model, x, x)
   x, cache = _run(model, x, rows, cache, True)
@@ -281,6 +283,17 @@ def forward_tree(
   if with_streams:
     stream_state = _split_streams(model, x, num_nodes)
   return TreeHidden(x[:, :num_nodes], cache, stream_state, survivors)
+
+
+def _visible_to_nodes(tree_mask, cache, is_prompt):
+  """Nodes of this pass and, unless it starts with them, slots of the cache."""
+  earlier, own = jnp.split(
+    tree_mask, [tree_mask.shape[2] - tree_mask.shape[1]], axis=2
+  )
+  if is_prompt:
+    return rows_lib.Visible(own)
+  slots = masks.slot_mask(earlier, cache.length, cache.num_slots)
+  return rows_lib.Visible(own, slots)
 
 
 def _survivors(model, x, tokens, positions, tree_mask, keep_nodes):
@@ -325,26 +338,10 @@ def forward_streams(
   """
   num_slots = cache.keys[0].shape[2]
   mask = (jnp.arange(num_slots)[None] < cache.length[:, None])[:, None]
-  empty = positions[:, None][:, :0]
-  rows = _rows(model, empty, mask[:, :0], 0, (positions[:, None], mask))
+  rows = rows_lib.of_streams(model, positions[:, None], mask)
   x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
-  x, _ = _run(model, x, rows, cache, True)
+  x, _ = _layers(model, x, rows, _cached(model, cache, True), True)
   return model.final_norm(x)
-
-
-def _rows(model, positions, mask, num_main, anchors=None, start=None):
-  """Rows for main tokens and, after them, streams of (positions, mask)."""
-  num_streams = 0
-  if anchors is not None:
-    num_streams = model.stream_cfg.num_streams
-    stream_pos = streams_lib.stream_positions(anchors[0], model.stream_cfg)
-    positions = jnp.concatenate([positions, stream_pos], axis=1)
-    stream_mask = jnp.repeat(anchors[1], num_streams, axis=1)
-    mask = jnp.concatenate([mask, stream_mask], axis=1)
-  cos, sin = layers.rope_tables(positions, model.cfg)
-  return attention.Rows(
-    cos, sin, mask, num_main, num_streams, model.lora_start(num_main), start
-  )
 
 
 def _append_streams(model, x, hidden):
@@ -360,25 +357,39 @@ def _split_streams(model, x, num_main):
   return x[:, num_main:].reshape(x.shape[0], -1, num_streams, x.shape[-1])
 
 
-def _run(model, x, rows, cache, is_msa, remat='none'):
-  """The layers below the insertion, or the MSA layers; the cache, if any, gets
-  their new K/V."""
-  first, last = model.first_msa, model.cfg.num_layers
-  span = slice(first, last) if is_msa else slice(0, first)
+def _span(model, is_msa):
+  """The layers below the insertion, or the MSA layers."""
+  first = model.first_msa
+  return slice(first, model.cfg.num_layers) if is_msa else slice(0, first)
+
+
+def _cached(model, cache, is_msa):
+  """The cache of these layers, one `KeyValues` each."""
+  span = _span(model, is_msa)
+  return list(map(attention.KeyValues, cache.keys[span], cache.values[span]))
+
+
+def _layers(model, x, rows, cached, is_msa, remat='none'):
+  """x through these layers, and their new K/V if rows are kept."""
+  span = _span(model, is_msa)
   if span.start == span.stop:
-    return x, cache
-  cached = None
-  if cache:
-    cached = list(
-      map(attention.KeyValues, cache.keys[span], cache.values[span])
-    )
+    return x, []
   if model.is_stacked:
     stack = model.msa_layers if is_msa else model.lower_layers
-    x, cached = blocks.scan(stack, x, rows, cached, remat)
-  else:
-    x, cached = blocks.run(model.layers[span], x, rows, cached, remat)
-  if cache:
-    keys, values = list(cache.keys), list(cache.values)
-    keys[span], values[span] = zip(*cached)
-    cache = cache_lib.Cache(tuple(keys), tuple(values), cache.length)
-  return x, cache
+    return blocks.scan(stack, x, rows, cached, remat)
+  return blocks.run(model.layers[span], x, rows, cached, remat)
+
+
+def _run(model, x, rows, cache, is_msa):
+  """As `_layers`; the cache gets the new K/V when all layers have read it."""
+  cached = None
+  if rows.cache_mask is not None:
+    cached = _cached(model, cache, is_msa)
+  x, new = _layers(model, x, rows, cached, is_msa)
+  x, new = jax.lax.optimization_barrier((x, new))
+  span = _span(model, is_msa)
+  keys, values = list(cache.keys), list(cache.values)
+  for i, layer in zip(range(span.start, span.stop), new, strict=True):
+    keys[i] = cache_lib.append(keys[i], layer.keys, rows.start)
+    values[i] = cache_lib.append(values[i], layer.values, rows.start)
+  return x, cache_lib.Cache(tuple(keys), tuple(values), cache.length)

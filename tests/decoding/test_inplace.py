@@ -34,18 +34,22 @@ def _attend(query, keys, values):
 
 
 def _step(state, *, plant=None):
-  """Append, attend, commit, with the data flow of a real step."""
+  """Attend, append, commit, with the data flow of a real step."""
   cache, x = state
-  keys, values = [], []
+  new_keys, new_values = [], []
   for i, (key, value) in enumerate(zip(cache.keys, cache.values, strict=True)):
-    key = cache_lib.append(key, jnp.sin(x + i), cache.length)
-    value = cache_lib.append(value, jnp.tanh(x - i), cache.length)
+    new_keys.append(jnp.sin(x + i))
+    new_values.append(jnp.tanh(x - i))
     seen = key
     if plant == 'transpose':
       seen = jax.lax.optimization_barrier(key.swapaxes(1, 2)).swapaxes(1, 2)
     x += _attend(x, seen, value)
-    keys.append(key)
-    values.append(value)
+  x, new_keys, new_values = jax.lax.optimization_barrier(
+    (x, new_keys, new_values)
+  )
+  write = lambda layer, new: cache_lib.append(layer, new, cache.length)
+  keys = map(write, cache.keys, new_keys)
+  values = map(write, cache.values, new_values)
   written = cache_lib.Cache(tuple(keys), tuple(values), cache.length)
   path = jnp.argsort(x[:, 1:, 0, 0], axis=1)[:, : PATH - 1] + 1
   path = jnp.pad(jnp.sort(path, axis=1), ((0, 0), (1, 0)))
