@@ -43,11 +43,11 @@ def run_train(built, base, adapter, tokens, anchors):
   return run(base, adapter, tokens, anchors)
 
 
-def tree_pass(built, *, with_streams):
+def tree_pass(built, *, with_streams, **settings):
   """Jitted `forward_tree` of (base, adapter, tokens, positions, mask, cache)."""
   return jax.jit(
     lambda base, adapter, *args: transformer.forward_tree(
-      built.merge(base, adapter), *args, with_streams=with_streams
+      built.merge(base, adapter), *args, with_streams=with_streams, **settings
     )
   )
 
@@ -285,6 +285,43 @@ def test_tree_pass_equals_a_fresh_pass_over_each_path(name):
   np.testing.assert_allclose(
     streams.reshape(10, *streams.shape[2:]), fresh.streams[:, 0], atol=3e-5
   )
+
+
+@pytest.mark.parametrize('with_streams', [False, True])
+def test_a_prompt_need_not_look_at_the_empty_cache(with_streams):
+  built, base, adapter = tiny.model(streams=tiny.STREAMS)
+  tokens = tiny.tokens(17, (2, 5))
+  causal = jnp.broadcast_to(jnp.tri(5, dtype=bool), (2, 5, 5))
+  positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
+  cache = cache_lib.init(built.cfg, 2, 9, 'float32')
+  args = (base, adapter, tokens, positions, causal, cache)
+  looked = tree_pass(built, with_streams=with_streams)(*args)
+  found = tree_pass(built, with_streams=with_streams, is_prompt=True)(*args)
+  for one, other in zip(
+    jax.tree.leaves(found), jax.tree.leaves(looked), strict=True
+  ):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_tree_that_grows_is_the_whole_tree():
+  built, base, adapter = tiny.model(streams=tiny.STREAMS)
+  prompts, lengths = tiny.tokens(17, (2, 5)), jnp.array([5, 3])
+  cache = prefix_cache(built, base, adapter, prompts, lengths)
+  nodes = tiny.tokens(19, (2, 5))
+  parents = jnp.array([[0, 0, 0, 1, 3], [0, 0, 1, 1, 2]])
+  depths = jnp.array([[0, 1, 1, 2, 3], [0, 1, 2, 2, 3]])
+  places, mask = lengths[:, None] + depths, tree_lib.ancestor_mask(parents)
+  run = tree_pass(built, with_streams=True)
+  whole = run(base, adapter, nodes, places, mask, cache)
+  for first, last in ((0, 1), (1, 3), (3, 5)):
+    part = slice(first, last)
+    seen = mask[:, part, :last]
+    grown = run(base, adapter, nodes[:, part], places[:, part], seen, cache)
+    cache = grown.cache
+    np.testing.assert_allclose(grown.main, whole.main[:, part], atol=3e-5)
+    np.testing.assert_allclose(grown.streams, whole.streams[:, part], atol=3e-5)
+  for one, other in zip(cache.keys, whole.cache.keys, strict=True):
+    np.testing.assert_allclose(one, other, atol=3e-5)
 
 
 def test_deferred_streams_equal_parallel_streams():
