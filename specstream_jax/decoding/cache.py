@@ -12,6 +12,7 @@ H head dim.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,31 @@ def init(
   )
   empty = lambda: (zeros,) * cfg.num_layers
   return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32))
+
+
+def order(
+  x: typing.Array, new: Any, start: typing.Array
+) -> tuple[typing.Array, Any, typing.Array]:
+  """(x, new, start) such that writes of `new` wait for x, which read the cache.
+
+  Without an order XLA may write first, into a copy of the cache. The TPU
+  compiler keeps a barrier's order; elsewhere barriers may be gone before copies
+  are placed, so there `start` also depends on x in fact, by a term that is 0.
+
+  Args:
+    x: [B, T, D] states that the attention over the cache led to.
+    new: keys and values to be written.
+    start: [B] int32 slots they go to.
+  """
+  x, new = jax.lax.optimization_barrier((x, new))
+  never = lambda one: jnp.isnan(one) & (one > 0)
+  start = jax.lax.platform_dependent(
+    start,
+    x[:, 0, 0],
+    tpu=lambda start, _: start,
+    default=lambda start, one: start + never(one),
+  )
+  return x, new, start
 
 
 def append(

@@ -386,10 +386,11 @@ def _run(model, x, rows, cache, is_msa):
   if rows.cache_mask is not None:
     cached = _cached(model, cache, is_msa)
   x, new = _layers(model, x, rows, cached, is_msa)
-  x, new = jax.lax.optimization_barrier((x, new))
   span = _span(model, is_msa)
+  if new:
+    x, new, start = cache_lib.order(x, new, rows.start)
   keys, values = list(cache.keys), list(cache.values)
   for i, layer in zip(range(span.start, span.stop), new, strict=True):
-    keys[i] = cache_lib.append(keys[i], layer.keys, rows.start)
-    values[i] = cache_lib.append(values[i], layer.values, rows.start)
+    keys[i] = cache_lib.append(keys[i], layer.keys, start)
+    values[i] = cache_lib.append(values[i], layer.values, start)
   return x, cache_lib.Cache(tuple(keys), tuple(values), cache.length)
