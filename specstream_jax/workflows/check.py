@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Is decoding lossless here? Properties of a model and its drafters, measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import hashlib
 import json
@@ -84,6 +84,7 @@ def check(
   model: runtime.Model,
   options: Options,
   bfloat16: runtime.Model | None = None,
+  read_again: Callable[[bool], runtime.Model] | None = None,
 ) -> Iterator[Property]:
   """Yields every property as soon as it is known.
 
@@ -91,6 +92,8 @@ def check(
     model: in float32.
     options: what to check.
     bfloat16: the same model in bfloat16, to see where rounding parts the ways.
+    read_again: loads the model, with or without its adapter, once more; what
+      decoded is compared with it.
 
   Raises:
     ValueError: unknown drafter or task, or the model is not float32.
@@ -131,6 +134,8 @@ def check(
     f'sha256 {before[:16]} and {after[:16]}',
     {'before': before, 'after': after},
   )
+  if read_again is not None:
+    yield from _as_on_disk(model, prompts, options, read_again)
 
 
 def write(
@@ -207,6 +212,30 @@ def _equality(text, drafter, temperature, plain, fast) -> Property:
     + (' (lossy)' if drafter.is_lossy else ''),
     {'equal': equal, 'rows': len(plain), 'lossy': drafter.is_lossy},
   )
+
+
+def _as_on_disk(model, prompts, options, read_again) -> Iterator[Property]:
+  """Weights, and of a lossless adapter tokens, against a model read again."""
+  is_lossless = model.stream is not None and model.stream.mode == 'lossless'
+  again = read_again(not is_lossless)
+  own, other = weights_hash(model), weights_hash(again)
+  yield Property(
+    'weights that decoded and those of '
+    + ('the base on disk' if is_lossless else 'model and adapter on disk'),
+    own == other,
+    f'sha256 {own[:16]} and {other[:16]}',
+    {'decoded': own, 'disk': other},
+  )
+  for temperature in options.temperatures if is_lossless else ():
+    plain = _decode(again, 'none', prompts, temperature, options)
+    fast = _decode(model, 'streams', prompts, temperature, options)
+    equal = sum(a == b for a, b in zip(plain, fast, strict=True))
+    yield Property(
+      f'tokens of the base without its adapter at temperature {temperature:g}',
+      equal == len(plain),
+      f'{equal} of {len(plain)} rows with streams equal them',
+      {'equal': equal, 'rows': len(plain)},
+    )
 
 
 def _laws(seed):

@@ -67,6 +67,41 @@ def test_changed_weights_fail(model, monkeypatch):
   assert found['base weights before and after'].passed is False
 
 
+def test_weights_and_tokens_are_held_against_the_model_on_disk(model):
+  found = run(model, read_again=lambda given: tiny_runtime.model())
+  assert found[
+    'weights that decoded and those of model and adapter on disk'
+  ].passed
+  base = dataclasses.replace(model, adapter={}, stream=None, lora=None)
+  streams = dataclasses.replace(model.stream, mode='lossless')
+  lossless = dataclasses.replace(
+    model, stream=streams, _decoders={}, _params={}
+  )
+  found = run(lossless, read_again=lambda given: model if given else base)
+  assert found['weights that decoded and those of the base on disk'].passed
+  for temperature in OPTIONS.temperatures:
+    name = (
+      f'tokens of the base without its adapter at temperature {temperature:g}'
+    )
+    assert found[name].passed
+
+
+def test_an_adapter_that_changed_the_base_fails(model):
+  streams = dataclasses.replace(model.stream, mode='lossless')
+  lossless = dataclasses.replace(
+    model, stream=streams, _decoders={}, _params={}
+  )
+  other = dataclasses.replace(
+    model,
+    base=jax.tree.map(lambda leaf: leaf[..., ::-1], model.base),
+    adapter={}, stream=None, lora=None, _decoders={}, _params={},
+  )  # fmt: skip
+  found = run(lossless, read_again=lambda given: other)
+  assert not found['weights that decoded and those of the base on disk'].passed
+  name = 'tokens of the base without its adapter at temperature 0.8'
+  assert not found[name].passed
+
+
 def test_lossy_rules_are_reported_and_cannot_pass(model):
   lossy = 'streams:kind=chain,depth=2,verifier=typical'
   options = dataclasses.replace(OPTIONS, drafters=(lossy,), temperatures=(0.8,))
