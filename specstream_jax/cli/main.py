@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import textwrap
+from typing import NoReturn
 
 from absl import app, flags, logging
 import gin
@@ -156,8 +157,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   args = list(sys.argv[1:] if argv is None else argv)
   given = ['specstream', *args]
   if not args or args[0] in ('-h', '--help', 'help'):
-    print(usage())
-    raise SystemExit(0)
+    _show_help(usage())
   name = args.pop(0)
   if name not in COMMANDS:
     print(f'specstream: unknown command {name!r}\n\n{usage()}', file=sys.stderr)
@@ -173,8 +173,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   own = _defined_by(command.define_flags)
   common = _defined_by(define_common_flags)
   if _HELP & set(args):
-    print(command_usage(name, command.__doc__, own, common))
-    raise SystemExit(0)
+    _show_help(command_usage(name, command.__doc__, own, common))
 
   def main(remaining: Sequence[str]) -> int:
     takes_names = getattr(command, 'TAKES_NAMES', False)
@@ -183,6 +182,15 @@ def run(argv: Sequence[str] | None = None) -> None:
   # What results say they were made with.
   sys.argv[:] = given
   app.run(main, argv=[f'specstream {name}', *args])
+
+
+def _show_help(text: str) -> NoReturn:
+  """Prints it and leaves; `--help | head` is not an error."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  raise SystemExit(0)
 
 
 def _defined_by(define: Callable[[], None]) -> list[str]:

@@ -28,6 +28,20 @@ def test_help_lists_the_flags_of_a_command(name):
     assert f'\n  --{flag}' in done.stdout
 
 
+def test_help_into_a_closed_pipe_is_not_an_error():
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'specstream_jax.cli.main', 'bench', '--help'],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  process.stdout.close()  # before anything was written
+  with process.stderr:
+    errors = process.stderr.read()
+  assert process.wait(120) == 0, errors
+  assert 'BrokenPipe' not in errors
+
+
 def test_every_command_can_describe_its_flags():
   # Flags are global to a process and two commands share names, so they are
   # cleared in between.
