@@ -22,6 +22,9 @@ def define_flags() -> None:
   flags.DEFINE_list('rivals', [], 'Folders or results.json files of `bench`.')
   flags.DEFINE_list('base', [], 'The same of the model before fine-tuning.')
   flags.DEFINE_list('lora', [], 'The same of LoRA without streams.')
+  flags.DEFINE_list(
+    'streams', [], 'The same of LoRA with streams, on the prompts of --lora.'
+  )
   flags.DEFINE_string('output', '', 'Markdown file; empty prints the tables.')
 
 
@@ -32,9 +35,8 @@ def main(argv: Sequence[str]) -> int:
   if not args.rivals:
     raise ValueError('--rivals is empty; give the folders of benchmarks')
   read = lambda paths: [results.read(_file(path)) for path in paths]
-  text = results_table.markdown(
-    read(args.rivals), read(args.base), read(args.lora)
-  )
+  sources = (args.rivals, args.base, args.lora, args.streams)
+  text = results_table.markdown(*map(read, sources))
   if not args.output:
     print(text, end='')
     return 0

@@ -50,6 +50,7 @@ def markdown(
   rivals: Sequence[results.Document],
   base: Sequence[results.Document] = (),
   lora: Sequence[results.Document] = (),
+  streams: Sequence[results.Document] = (),
 ) -> str:
   """One table per task, temperature and batch.
 
@@ -57,6 +58,7 @@ def markdown(
     rivals: benchmarks of the model with streams.
     base: of the model before fine-tuning; gives its metric.
     lora: of a LoRA fine-tuning without streams; gives its metric.
+    streams: of the model with streams, on as many prompts as `base` and `lora`.
 
   Raises:
     ValueError: there are no runs.
@@ -71,7 +73,11 @@ def markdown(
       'there is no run among the results; give folders that `specstream bench` '
       'wrote'
     )
-  columns = {'base model': base, 'LoRA without streams': lora}
+  columns = {
+    'base model': base,
+    'LoRA without streams': lora,
+    'LoRA with streams': streams,
+  }
   parts = [_group(key, pairs, columns) for key, pairs in groups.items()]
   return '\n\n'.join([*parts, _LEGEND]) + '\n'
 

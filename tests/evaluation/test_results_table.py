@@ -30,12 +30,16 @@ def test_table_has_the_three_qualities_and_every_rival():
     quality={'autoregressive': {'rouge1': 50.0, 'rougeLsum': 40.0}},
   )
   text = results_table.markdown(
-    [document(name='streams 7', extra_parameters=960)], [base], [document()]
+    [document(name='streams 7', extra_parameters=960)],
+    [base],
+    [document()],
+    [document(num_prompts=500)],
   )
   found = rows(text)
   assert found['method'][4] == 'rouge1 / rougeLsum' and 'paper' in text
   assert found['base model'][4] == '50.00 / 40.00 (2 prompts)'
   assert found['LoRA without streams'][4] == '71.25 / 60.50 (2 prompts)'
+  assert found['LoRA with streams'][4] == '71.25 / 60.50 (500 prompts)'
   assert found['LoRA with streams, no drafts'][4] == '71.25 / 60.50'
   assert found['streams 7'] == [
     '1.79 (1.62–1.93)', '2.30 (0.00–0.00)', '1.25', '100.0 %',
