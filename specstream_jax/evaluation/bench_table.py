@@ -97,22 +97,37 @@ def _notes(runs):
     if run.num_truncated:
       text += f', {run.num_truncated} prompts truncated'
     lines.append(text)
-  categories = sorted({c for run in runs for c in run.by_category})
-  if len(categories) > 1:
-    lines += ['', 'Tokens per call by category:', '']
-    lines.append(_line(['drafter', *categories]))
-    lines.append(_line(['---'] * (1 + len(categories))))
-    lines += [
-      _line(
-        [f'`{run.label}`']
-        + [
-          f'{run.by_category[c]:.2f}' if c in run.by_category else '–'
-          for c in categories
-        ]
-      )
-      for run in runs
-    ]
+  lines += _breakdown(
+    runs, 'category', [run.by_category for run in runs], key=str
+  )
+  lines += _breakdown(
+    runs,
+    'prompt length, tokens up to',
+    [run.by_prompt_length for run in runs],
+    key=int,
+  )
   return '\n'.join(lines)
+
+
+def _breakdown(runs, title, values, key):
+  """Tokens per call in each group of prompts, a row per drafter.
+
+  Args:
+    runs: the rows.
+    title: of the groups.
+    values: of each run, group -> tokens per call.
+    key: orders the groups.
+  """
+  groups = sorted({group for found in values for group in found}, key=key)
+  if len(groups) < 2:
+    return []
+  lines = ['', f'Tokens per call by {title}:', '']
+  lines += [_line(['drafter', *groups]), _line(['---'] * (1 + len(groups)))]
+  for run, found in zip(runs, values, strict=True):
+    if found:
+      cells = [f'{found[g]:.2f}' if g in found else '–' for g in groups]
+      lines.append(_line([f'`{run.label}`', *cells]))
+  return lines
 
 
 def _line(cells):
