@@ -28,6 +28,30 @@ _PAIRS = {
   'independent': ('walk', 'multi_step', 'typical'),
   'top_k': ('walk', 'typical'),
 }
+_VERIFIED = (
+  'drafting',
+  'verifier',
+  'typical_epsilon',
+  'typical_delta',
+  'synthetic_acceptance',
+)
+_SCORED = (*_VERIFIED, 'couple_noise', 'noise_weight')
+# The settings that each drafter reads, beside its tree.
+_READ = {
+  'none': (),
+  'streams': (
+    *_SCORED,
+    'coupling',
+    'ngram_table',
+    'ngram_weight',
+    'vocabulary',
+    'vocabulary_size',
+  ),
+  'draft_model': (*_SCORED, 'path'),
+  'medusa': (*_SCORED, 'path'),
+  'prompt_lookup': (*_VERIFIED, 'ngram', 'num_guesses'),
+  'lookahead': (*_VERIFIED, 'ngram', 'window', 'pool_size', 'num_guesses'),
+}
 
 
 @gin.configurable
@@ -153,7 +177,8 @@ def parse(text: str) -> DrafterConfig:
   latter gives the drafter a tree of its own, `kind` among them.
 
   Raises:
-    ValueError: a name is unknown, or a value out of range.
+    ValueError: a name is unknown, a value out of range, or a setting is one
+      that the drafter does not read.
   """
   name, _, settings = text.partition(':')
   own = {f.name for f in dataclasses.fields(DrafterConfig)} - {'name', 'tree'}
@@ -169,7 +194,17 @@ def parse(text: str) -> DrafterConfig:
     (values if key in own else tree)[key] = _value(value)
   if tree:
     values['tree'] = config.TreeConfig(**tree)
-  return DrafterConfig(**values)
+  drafter = DrafterConfig(**values)
+  unread = sorted(set(values) - {'name', 'tree', *_READ[name]})
+  if name == 'none':
+    unread += sorted(tree)
+  checks.check(
+    not unread,
+    f'drafter {text!r}: {name!r} does not read {", ".join(unread)}; it reads '
+    f'{", ".join(_READ[name]) or "no settings"}'
+    + (' and those of a tree' if name != 'none' else ''),
+  )
+  return drafter
 
 
 def _value(text: str) -> Any:
