@@ -211,7 +211,6 @@ class Partitioner:
     flat: Mapping[str, Any],
     *,
     transposed: bool = False,
-    change: Callable[[str, Any], Any] = lambda path, leaf: leaf,
   ) -> dict[str, jax.Array]:
     """A flat dict on the devices, one tensor in the host's memory at a time.
 
@@ -219,7 +218,6 @@ class Partitioner:
       flat: arrays by path, the same in every process; a lazy mapping that
         has `shapes` is read leaf by leaf.
       transposed: lay kernels [in, out] as [out, in].
-      change: (path, leaf) -> what to put, of the same shape.
     """
     shapes, placed = getattr(flat, 'shapes', flat), {}
     for path, shape in shapes.items():
@@ -228,7 +226,7 @@ class Partitioner:
         shape.shape[::-1] if turn else shape.shape, shape.dtype
       )
       sharding = self.shardings({path: size}, transposed=transposed)[path]
-      leaf = change(path, flat[path])
+      leaf = flat[path]
       placed[path] = put_leaf(leaf.T if turn else leaf, sharding)
     return placed
 

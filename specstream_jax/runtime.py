@@ -2,12 +2,12 @@
 """A loaded model with its adapter, ready to decode.
 
 LoRA of a fine-tuned adapter is folded into the base weights once, so neither
-decoder pays for it. A lossless adapter keeps the base as it is.
+decoder pays for it. A lossless adapter keeps the base as it is, or as the LoRA
+that comes with it has tuned it.
 """
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -182,6 +182,7 @@ def load(
   *,
   dtype: str = 'float32',
   partitioner: partitioning.Partitioner | None = None,
+  streams: bool = True,
 ) -> Model:
   """Loads a base model and, if given, an adapter trained on it.
 
@@ -191,6 +192,7 @@ def load(
     dtype: of weights and activations.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
+    streams: False takes of the adapter only what is folded into the base.
 
   Raises:
     ValueError: something cannot be read, or the adapter is of another base.
@@ -199,23 +201,22 @@ def load(
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   source = {'base': str(loaded.source), 'dtype': dtype}
-  rest, fold = {}, lambda path, leaf: leaf
+  rest, folded, folded_lora = {}, {}, config.LoraConfig(rank=0)
   stream, kept_lora, tree = None, None, config.TreeConfig()
   folder = adapter_folder(adapter) if adapter is not None else ''
   if folder:
-    rest, cfg = adapters.load_adapter(folder)
+    flat, cfg = adapters.load_adapter(folder)
     adapters.check_base(cfg, loaded)
+    folded, folded_lora, rest = adapters.split(flat, cfg)
     stream, tree = cfg.stream, cfg.tree
     source['adapter'] = str(adapter)
-    if stream.mode == 'fine_tuned':
-      fold = functools.partial(lora.merge_leaf, adapter=rest, cfg=cfg.lora)
-      rest = lora.without(rest)
-    else:
-      kept_lora = cfg.lora
+    kept_lora = cfg.lora if stream.mode == 'lossless' else None
+  if not streams:
+    rest, stream, kept_lora = {}, None, None
   return Model(
     config=loaded.config,
     base=params_lib.unflatten(
-      part.put(loaded.params, transposed=True, change=fold)
+      part.put(lora.Folded(loaded.params, folded, folded_lora), transposed=True)
     ),
     adapter=params_lib.unflatten(
       part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})

@@ -14,6 +14,7 @@ import numpy as np
 
 from specstream_jax import config, typing
 from specstream_jax.checkpoints import loading, pair
+from specstream_jax.modeling import lora as lora_lib
 
 FORMAT_VERSION = 1
 WEIGHTS = 'adapter.safetensors'
@@ -23,7 +24,9 @@ _SECTIONS = {
   'stream': config.StreamConfig,
   'lora': config.LoraConfig,
   'tree': config.TreeConfig,
+  'folded_lora': config.LoraConfig,
 }
+_FOLDED = 'folded/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,9 @@ class AdapterConfig:
     lora: settings of LoRA; rank 0 if it was folded into the base.
     tree: the draft tree to use unless told otherwise.
     provenance: how it was trained, JSON types.
+    folded_lora: settings of the LoRA that tuned the model which lossless streams
+      were trained on; it comes with the adapter, under `folded/`, and is folded
+      into the base. Rank 0: they were trained on the base itself.
     format_version: of the two files.
   """
 
@@ -48,6 +54,7 @@ class AdapterConfig:
   lora: config.LoraConfig
   tree: config.TreeConfig
   provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+  folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
   format_version: int = FORMAT_VERSION
 
 
@@ -106,12 +113,47 @@ def read_config(folder: str | os.PathLike) -> AdapterConfig:
   return _read_config(os.fspath(folder))[0]
 
 
+def split(
+  flat: typing.FlatParams, cfg: AdapterConfig
+) -> tuple[dict[str, Any], config.LoraConfig, dict[str, Any]]:
+  """What of an adapter is folded into the base, and what stays beside it.
+
+  Args:
+    flat: all weights of the adapter.
+    cfg: of the adapter.
+
+  Returns:
+    (flat LoRA by paths of the base, its settings, all other weights). LoRA of
+    fine-tuned streams is folded; that of lossless streams acts on them alone and
+    stays, and `folded_lora` is folded.
+  """
+  folded = {
+    path.removeprefix(_FOLDED): leaf
+    for path, leaf in flat.items()
+    if path.startswith(_FOLDED)
+  }
+  rest = {p: leaf for p, leaf in flat.items() if not p.startswith(_FOLDED)}
+  if cfg.stream.mode == 'lossless':
+    return folded, cfg.folded_lora, rest
+  kept = lora_lib.without(rest)
+  return {p: v for p, v in rest.items() if p not in kept}, cfg.lora, kept
+
+
+def with_folded(
+  flat: typing.FlatParams, folded: typing.FlatParams
+) -> dict[str, Any]:
+  """An adapter's weights and the LoRA to fold, as `split` parts them."""
+  return {**flat, **{f'{_FOLDED}{p}': leaf for p, leaf in folded.items()}}
+
+
 def _read_config(folder: str) -> tuple[AdapterConfig, str]:
   """The config and the sha256 of the weights it belongs to."""
   expected = {field.name for field in dataclasses.fields(AdapterConfig)}
-  fields, digest = pair.read_fields(folder, KIND, expected)
-  for name, cls in _SECTIONS.items():
-    fields[name] = config.from_json(cls, fields[name])
+  fields, digest = pair.read_fields(
+    folder, KIND, expected, optional=frozenset(['folded_lora'])
+  )
+  for name in _SECTIONS.keys() & fields.keys():
+    fields[name] = config.from_json(_SECTIONS[name], fields[name])
   return AdapterConfig(**fields), digest
 
 
@@ -126,6 +168,7 @@ def _check_tensors(
     'pruning/': cfg.stream.pruning_rank > 0,
     'coupling/': cfg.stream.coupling_rank > 0,
     'layers/': cfg.lora.rank > 0,
+    _FOLDED: cfg.folded_lora.rank > 0,
   }
   for prefix, is_wanted in wanted.items():
     if any(path.startswith(prefix) for path in tensors) != is_wanted:
@@ -155,7 +198,8 @@ def _size_problems(tensors, cfg: AdapterConfig) -> list[str]:
     elif path == 'streams/insertion/down':
       size = cfg.stream.insertion_rank
     elif path.endswith('/lora_a'):
-      size = cfg.lora.rank
+      is_folded = path.startswith(_FOLDED)
+      size = (cfg.folded_lora if is_folded else cfg.lora).rank
     if size is not None and leaf.shape[axis] != size:
       lines.append(f'{path} has {leaf.shape[axis]} in axis {axis}, not {size}')
   return lines
@@ -189,7 +233,8 @@ def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
 
   Returns:
     `embedding` (γh), `pruning` (16h at rank 8), `insertion`, `coupling`, their
-    sum `streams`, `lora`, and `total`.
+    sum `streams`, `lora`, `folded` (LoRA that lossless streams stand on), and
+    `total`.
   """
   parts = {
     'embedding': 'streams/embedding',
@@ -197,6 +242,7 @@ def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
     'insertion': 'streams/insertion/',
     'coupling': 'coupling/',
     'lora': 'layers/',
+    'folded': _FOLDED,
   }
   counts = {
     name: sum(int(v.size) for p, v in flat.items() if p.startswith(prefix))
@@ -205,4 +251,5 @@ def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
   counts['streams'] = sum(
     counts[n] for n in ('embedding', 'pruning', 'insertion', 'coupling')
   )
-  return counts | {'total': counts['streams'] + counts['lora']}
+  total = counts['streams'] + counts['lora'] + counts['folded']
+  return counts | {'total': total}

@@ -35,16 +35,18 @@ def export_merged(
     dtype: of the checkpoint on disk.
 
   Raises:
-    ValueError: another base, or a lossless adapter: its LoRA acts on stream
-      tokens only, so folding it would change the model.
+    ValueError: another base, or a lossless adapter without a LoRA to fold: that
+      of its streams acts on them alone, folding it would change the model.
   """
   adapters.check_base(cfg, loaded)
-  if cfg.stream.mode != 'fine_tuned':
+  is_lossless = cfg.stream.mode == 'lossless'
+  if is_lossless and not cfg.folded_lora.rank:
     raise ValueError(
-      f"adapter mode is {cfg.stream.mode!r}; only 'fine_tuned' adapters can be "
-      'merged; keep a lossless adapter beside the untouched base'
+      f"adapter mode is {cfg.stream.mode!r}; only 'fine_tuned' adapters and those "
+      'with folded_lora can be merged; keep a lossless adapter beside the untouched base'
     )
-  flat, rest = lora.merge(loaded.params, adapter, cfg.lora)
+  folded, folded_cfg, rest = adapters.split(adapter, cfg)
+  flat, _ = lora.merge(loaded.params, folded, folded_cfg)
   stored = {p: np.asarray(leaf, np.dtype(dtype)) for p, leaf in flat.items()}
   tokenizer = loaded.tokenizer
   if isinstance(tokenizer, loading.MissingTokenizer):
@@ -55,7 +57,8 @@ def export_merged(
     cfg,
     base_model_id=os.path.basename(os.path.abspath(folder)),
     base_fingerprint=weights.fingerprint(stored),
-    lora=dataclasses.replace(cfg.lora, rank=0),
+    lora=cfg.lora if is_lossless else dataclasses.replace(cfg.lora, rank=0),
+    folded_lora=dataclasses.replace(folded_cfg, rank=0),
     provenance={**cfg.provenance, 'merged_from': cfg.base_model_id},
   )
   adapters.save_adapter(os.path.join(folder, SIDECAR), rest, sidecar)

@@ -63,9 +63,18 @@ def write(
 
 
 def read_fields(
-  folder: str, kind: Kind, expected: set[str]
+  folder: str,
+  kind: Kind,
+  expected: set[str],
+  optional: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Any], str]:
   """The JSON fields, and the sha256 of the weights they belong to.
+
+  Args:
+    folder: that holds the pair.
+    kind: of it.
+    expected: names of all fields.
+    optional: those among them that older files lack.
 
   Raises:
     ValueError: no such file, another version, or missing or unknown fields.
@@ -83,10 +92,10 @@ def read_fields(
       f'{kind.version}; use the release that wrote it'
     )
   digest = fields.pop(_DIGEST, None)
-  if set(fields) != expected:
+  if not expected - optional <= set(fields) <= expected:
     raise ValueError(
       f'{kind.noun} {folder!r}: {kind.config} lacks '
-      f'{sorted(expected - set(fields))} and has unknown '
+      f'{sorted(expected - optional - set(fields))} and has unknown '
       f'{sorted(set(fields) - expected)}; save it again'
     )
   return fields, digest

@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
   """Prints one line per property; 1 when one fails."""
   del argv
   args = flags.FLAGS
-  load = lambda dtype, with_adapter=True: runtime.load(
-    args.model, (args.adapter or None) if with_adapter else None, dtype=dtype
+  load = lambda dtype, streams=True: runtime.load(
+    args.model, args.adapter or None, dtype=dtype, streams=streams
   )
   options = workflow.Options(
     drafters=_drafters(args),

@@ -58,6 +58,8 @@ def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
   yield 'MSA layers', f'{stream.num_msa_layers} (N_s)'
   yield 'insertion', _fields(stream, ('insertion', 'embedding', 'position'))
   yield 'LoRA', _lora(cfg.lora)
+  if cfg.folded_lora.rank:
+    yield 'folded LoRA', _lora(cfg.folded_lora)
   yield 'tree', _fields(cfg.tree)
   yield (
     'stream parameters',
@@ -66,7 +68,11 @@ def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
     f'{counts["insertion"]:,} insertion'
     + (f' + {counts["coupling"]:,} coupling' if counts['coupling'] else ''),
   )
-  yield 'LoRA parameters', f'{counts["lora"]:,}'
+  yield (
+    'LoRA parameters',
+    f'{counts["lora"]:,}'
+    + (f' + {counts["folded"]:,} folded' if counts['folded'] else ''),
+  )
   yield 'provenance', json.dumps(cfg.provenance, ensure_ascii=False)
 
 

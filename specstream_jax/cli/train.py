@@ -38,6 +38,12 @@ def define_flags() -> None:
     'Adapter to start from, a folder or one that ships; its stream and LoRA '
     'settings hold. --gin.OptimizerConfig.trainable=coupling/ trains a part.',
   )
+  flags.DEFINE_string(
+    'fold_adapter',
+    None,
+    'Fine-tuned adapter whose LoRA is folded into the base, under lossless '
+    'streams (--gin.StreamConfig.mode=lossless): answers stay those of that LoRA.',
+  )
   flags.DEFINE_string('output_dir', None, 'Folder of the run.')
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
@@ -104,6 +110,8 @@ def main(argv: Sequence[str]) -> int:
     eval_data_dir=args.eval_data_dir,
     init_adapter=args.init_adapter
     and runtime.adapter_folder(args.init_adapter),
+    fold_adapter=args.fold_adapter
+    and runtime.adapter_folder(args.fold_adapter),
     recipe=recipe,
     dtype=args.dtype,
     execution=workflow.Execution(

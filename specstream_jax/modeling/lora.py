@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folding LoRA into the base weights: W + scale * A B."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,3 +54,29 @@ def without(adapter: typing.FlatParams) -> dict[str, Any]:
     for path, leaf in adapter.items()
     if not path.endswith(('/lora_a', '/lora_b'))
   }
+
+
+class Folded(Mapping[str, Any]):
+  """A view of flat base weights with LoRA folded in, each when it is asked for.
+
+  Attributes:
+    shapes: what has a shape and a dtype, by path, known without reading.
+  """
+
+  def __init__(
+    self,
+    base: typing.FlatParams,
+    adapter: typing.FlatParams,
+    cfg: config.LoraConfig,
+  ):
+    self._base, self._adapter, self._cfg = base, adapter, cfg
+    self.shapes = getattr(base, 'shapes', base)
+
+  def __getitem__(self, path: str) -> Any:
+    return merge_leaf(path, self._base[path], self._adapter, self._cfg)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self.shapes)
+
+  def __len__(self) -> int:
+    return len(self.shapes)

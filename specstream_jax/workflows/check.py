@@ -92,7 +92,7 @@ def check(
     model: in float32.
     options: what to check.
     bfloat16: the same model in bfloat16, to see where rounding parts the ways.
-    read_again: loads the model, with or without its adapter, once more; what
+    read_again: loads the model once more, whole or without its streams; what
       decoded is compared with it.
 
   Raises:
@@ -221,7 +221,8 @@ def _as_on_disk(model, prompts, options, read_again) -> Iterator[Property]:
   own, other = weights_hash(model), weights_hash(again)
   yield Property(
     'weights that decoded and those of '
-    + ('the base on disk' if is_lossless else 'model and adapter on disk'),
+    + ('the model without streams' if is_lossless else 'model and adapter')
+    + ' on disk',
     own == other,
     f'sha256 {own[:16]} and {other[:16]}',
     {'decoded': own, 'disk': other},
@@ -231,7 +232,7 @@ def _as_on_disk(model, prompts, options, read_again) -> Iterator[Property]:
     fast = _decode(model, 'streams', prompts, temperature, options)
     equal = sum(a == b for a, b in zip(plain, fast, strict=True))
     yield Property(
-      f'tokens of the base without its adapter at temperature {temperature:g}',
+      f'tokens of the model without streams at temperature {temperature:g}',
       equal == len(plain),
       f'{equal} of {len(plain)} rows with streams equal them',
       {'equal': equal, 'rows': len(plain)},

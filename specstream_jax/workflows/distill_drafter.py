@@ -236,15 +236,14 @@ def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def _load_target(base, adapter, dtype) -> loading.LoadedModel:
-  """The weights that decode: LoRA of a fine-tuned adapter folded in."""
+  """The weights that decode: LoRA folded in, unless it acts on streams alone."""
   loaded = loading.load_model(base, dtype=dtype)
   if not adapter:
     return loaded
   flat, cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
   adapters.check_base(cfg, loaded)
-  if cfg.stream.mode != 'fine_tuned':
-    return loaded
-  merged = lora.merge(loaded.params, flat, cfg.lora)[0]
+  folded, folded_cfg, _ = adapters.split(flat, cfg)
+  merged = lora.merge(loaded.params, folded, folded_cfg)[0]
   return dataclasses.replace(loaded, params=merged)
 
 

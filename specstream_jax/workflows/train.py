@@ -17,6 +17,7 @@ from specstream_jax.evaluation import plots
 from specstream_jax.modeling import (
   build,
   initialize,
+  lora as lora_lib,
   params as params_lib,
   stacks,
 )
@@ -26,7 +27,7 @@ from specstream_jax.training import (
   metrics as metrics_lib,
   step as step_lib,
 )
-from specstream_jax.workflows import resume
+from specstream_jax.workflows import resume, train_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,7 @@ def train(
   *,
   eval_data_dir: str | None = None,
   init_adapter: str | None = None,
+  fold_adapter: str | None = None,
   recipe: Recipe | None = None,
   dtype: str = 'float32',
   execution: Execution | None = None,
@@ -119,6 +121,8 @@ def train(
     eval_data_dir: token records for evaluation; None skips it.
     init_adapter: adapter to start from; its stream and LoRA settings hold, but
       for `coupling_rank`.
+    fold_adapter: fine-tuned adapter whose LoRA is folded into the base that
+      lossless streams learn; it goes into their adapter.
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     execution: how to compute it.
@@ -132,28 +136,40 @@ def train(
   """
   part = partitioning.default()
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
-  initial, recipe = _initial(init_adapter, loaded, recipe or Recipe())
+  start = train_start.start(
+    init_adapter, fold_adapter, loaded, recipe or Recipe()
+  )
+  recipe = start.recipe
   check_tokenizer(loaded, data_dir)
   batches = open_training(data_dir, recipe, part)
   execution = execution or Execution()
-  setup = _setup(loaded, batches, recipe, initial, part, execution)
-  resume.start(output_dir, recipe, loaded, data_dir, start=init_adapter)
-  checkpoints, writer = open_outputs(output_dir, recipe)
+  setup = _setup(loaded, batches, start, part, execution)
+  resume.start(
+    output_dir, recipe, loaded, data_dir, start=init_adapter, fold=fold_adapter
+  )
+  open_eval = eval_opener(eval_data_dir, recipe, part)
+  outcome, checkpoints = _run(setup, batches, open_eval, output_dir, progress)
+  folder = None
+  if not outcome.interrupted:
+    state = _chosen(checkpoints, outcome.state, _ranks(recipe, export), part)
+    folder = _export(output_dir, loaded, state, start, data_dir)
+  step = int(outcome.state.step)
+  return Trained(folder, step, outcome.interrupted, outcome.shares)
+
+
+def _run(setup, batches, open_eval, output_dir, progress):
+  """The outcome of the loop, and its checkpoints, which stay open."""
+  checkpoints, writer = open_outputs(output_dir, setup)
   outcome = loop.train(
     setup,
     batches,
-    eval_opener(eval_data_dir, recipe, part),
+    open_eval,
     checkpoints,
     writer,
     progress=progress and processes.is_main(),
   )
   writer.close()
-  folder = None
-  if not outcome.interrupted:
-    state = _chosen(checkpoints, outcome.state, _ranks(recipe, export), part)
-    folder = _export(output_dir, loaded, state, recipe, data_dir, init_adapter)
-  step = int(outcome.state.step)
-  return Trained(folder, step, outcome.interrupted, outcome.shares)
+  return outcome, checkpoints
 
 
 def _chosen(checkpoints, state, is_best, part):
@@ -165,47 +181,27 @@ def _chosen(checkpoints, state, is_best, part):
   return dataclasses.replace(state, adapter=part.gather(state.adapter))
 
 
-def _origin(folder):
-  """Name and provenance of the adapter that a run started from, or None."""
-  if not folder:
-    return None
-  name = os.path.basename(os.path.normpath(folder))
-  provenance = adapters.load_adapter(folder)[1].provenance
-  return {'name': name, 'provenance': provenance}
-
-
 def _ranks(recipe, export):
   """Whether the best evaluation is exported."""
   return export == 'best' and any(recipe.objective.stream_weights(1))
 
 
-def _initial(folder, loaded, recipe):
-  """Weights of an adapter on this base, and the recipe with its settings."""
-  if not folder:
-    return {}, recipe
-  flat, cfg = adapters.load_adapter(folder)
-  adapters.check_base(cfg, loaded)
-  rank = recipe.stream.coupling_rank or cfg.stream.coupling_rank
-  stream = dataclasses.replace(cfg.stream, coupling_rank=rank)
-  return flat, dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
-
-
-def _setup(loaded, batches, recipe, initial, part, execution):
+def _setup(loaded, batches, start, part, execution):
   """Structure, weights and fresh adapter of a run."""
-  cfg = loaded.config
+  cfg, recipe = loaded.config, start.recipe
   built = build.build(
     cfg, recipe.stream, recipe.lora, is_stacked=execution.scan_layers
   )
   _check_trainable(built, recipe.optimizer.trainable)
   part.check_fits(cfg.num_heads, cfg.num_kv_heads)
-  flat = loaded.params
+  flat = lora_lib.Folded(loaded.params, start.folded, start.folded_lora)
   if execution.scan_layers:
     flat = stacks.Stacked(flat, built.stacked_at)
   weights = params_lib.unflatten(part.put(flat))
   return loop.Setup(
     built=built,
     base=weights,
-    adapter=_fresh_adapter(built, weights, batches, recipe, initial, part),
+    adapter=_fresh_adapter(built, weights, batches, start, part),
     train=recipe.train,
     objective=recipe.objective,
     optimizer=recipe.optimizer,
@@ -285,14 +281,14 @@ def _check_trainable(built, trainable):
     )
 
 
-def _fresh_adapter(built, weights, batches, recipe, initial, part):
+def _fresh_adapter(built, weights, batches, start, part):
   """Initial adapter; P_j at the scale of the hidden state on one batch.
 
-  Weights in `initial` (flat) take the place of fresh ones.
+  Weights that the run starts from take the place of fresh ones.
   """
-  start = batches.get_state()
+  place, recipe = batches.get_state(), start.recipe
   rms = step_lib.hidden_rms(built, weights, next(batches), part)
-  batches.set_state(start)
+  batches.set_state(place)
   logging.info('hidden RMS at insertion: %.3g', rms)
   fresh = initialize.init_adapter(
     jax.random.key(recipe.train.seed),
@@ -302,16 +298,16 @@ def _fresh_adapter(built, weights, batches, recipe, initial, part):
     hidden_rms=rms,
   )
   flat = params_lib.flatten(fresh) | {
-    path: jnp.asarray(leaf) for path, leaf in initial.items()
+    path: jnp.asarray(leaf) for path, leaf in start.initial.items()
   }
   return params_lib.unflatten(flat)
 
 
-def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
+def _export(output_dir, loaded, state, start, data_dir):
   """The state as adapter/, which is returned, and the learning curves."""
   if processes.is_main():
-    cfg = _adapter_config(loaded, state, recipe, data_dir, init_adapter)
-    flat = params_lib.flatten(state.adapter)
+    cfg = _adapter_config(loaded, state, start, data_dir)
+    flat = adapters.with_folded(params_lib.flatten(state.adapter), start.folded)
     adapters.save_adapter(os.path.join(output_dir, 'adapter'), flat, cfg)
     curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
     with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
@@ -320,12 +316,13 @@ def _export(output_dir, loaded, state, recipe, data_dir, init_adapter):
   return os.path.join(output_dir, 'adapter')
 
 
-def _adapter_config(loaded, state, recipe, data_dir, init_adapter):
+def _adapter_config(loaded, state, start, data_dir):
   """What the adapter says of itself."""
+  recipe = start.recipe
   provenance = {
     'step': int(state.step),
     **mixtures.describe(mixtures.manifests(data_dir)),
-    'init_adapter': _origin(init_adapter),
+    **start.origins,
     'recipe': recipe.to_json(),
   }
   return adapters.AdapterConfig(
@@ -336,4 +333,5 @@ def _adapter_config(loaded, state, recipe, data_dir, init_adapter):
     lora=recipe.lora,
     tree=recipe.tree,
     provenance=provenance,
+    folded_lora=start.folded_lora,
   )

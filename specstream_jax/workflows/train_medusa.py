@@ -173,9 +173,9 @@ def _main_model(base, adapter, dtype, num_heads):
   if adapter is not None:
     extra, adapter_cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
     adapters.check_base(adapter_cfg, loaded)
-    if adapter_cfg.stream.mode == 'fine_tuned':
-      fold = lambda flat: lora.merge(flat, extra, adapter_cfg.lora)[0]
-      flats = {d: fold(flat) for d, flat in flats.items()}
+    folded, folded_cfg, _ = adapters.split(extra, adapter_cfg)
+    fold = lambda flat: lora.merge(flat, folded, folded_cfg)[0]
+    flats = {d: fold(flat) for d, flat in flats.items()}
   fingerprints = {weights_lib.fingerprint(flat) for flat in flats.values()}
   cfg = checkpoint.MedusaConfig(
     base_model_id=str(loaded.source),

@@ -78,11 +78,11 @@ def test_weights_and_tokens_are_held_against_the_model_on_disk(model):
     model, stream=streams, _decoders={}, _params={}
   )
   found = run(lossless, read_again=lambda given: model if given else base)
-  assert found['weights that decoded and those of the base on disk'].passed
+  assert found[
+    'weights that decoded and those of the model without streams on disk'
+  ].passed
   for temperature in OPTIONS.temperatures:
-    name = (
-      f'tokens of the base without its adapter at temperature {temperature:g}'
-    )
+    name = f'tokens of the model without streams at temperature {temperature:g}'
     assert found[name].passed
 
 
@@ -97,8 +97,10 @@ def test_an_adapter_that_changed_the_base_fails(model):
     adapter={}, stream=None, lora=None, _decoders={}, _params={},
   )  # fmt: skip
   found = run(lossless, read_again=lambda given: other)
-  assert not found['weights that decoded and those of the base on disk'].passed
-  name = 'tokens of the base without its adapter at temperature 0.8'
+  assert not found[
+    'weights that decoded and those of the model without streams on disk'
+  ].passed
+  name = 'tokens of the model without streams at temperature 0.8'
   assert not found[name].passed
 
 
