@@ -49,15 +49,31 @@ def test_every_task_goes_with_every_model(model, task):
     assert getattr(both, name) == getattr(alone, name)
 
 
-def test_shipped_adapter_has_the_recipes_of_its_gin_files():
-  folder = pathlib.Path(runtime.adapter_folder('e2e_nlg'))
+@pytest.mark.parametrize(
+  ('name', 'stages'),
+  [
+    ('e2e_nlg', {'e2e_smollm2': ['init'], 'e2e_smollm2_coupling': []}),
+    (
+      'sql_create_context',
+      {
+        'sql_smollm2_lora': ['fold', 'init'],
+        'sql_smollm2_lora_second': ['fold'],
+        'sql_smollm2_lossless': [],
+      },
+    ),
+    ('instruct_lossless', {'lossless_smollm2': []}),
+  ],
+)
+def test_shipped_adapter_has_the_recipes_of_its_gin_files(name, stages):
+  folder = pathlib.Path(runtime.adapter_folder(name))
   saved = json.loads((folder / 'adapter_config.json').read_text())
   now = json.loads(json.dumps(train.Recipe().to_json()))
-  second = saved['provenance']
-  first = second['init_adapter']['provenance']
-  for name, stage in (('', first), ('_coupling', second)):
+  for gin_file, origins in stages.items():
     gin.clear_config()
-    values = recipe(f'e2e_smollm2{name}.gin').to_json()
+    values = recipe(f'{gin_file}.gin').to_json()
+    stage = saved['provenance']
+    for origin in origins:
+      stage = stage[f'{origin}_adapter']['provenance']
     expected = json.loads(json.dumps(values))
     tree = expected.pop('tree')
     # A field that came later is at its default.
