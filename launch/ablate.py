@@ -7,6 +7,7 @@ ablations.md, a row per finished variant, after each.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import os
 import shlex
@@ -19,9 +20,30 @@ from specstream_jax.evaluation import results
 
 FLAGS = flags.FLAGS
 
-# Name -> bindings. The first is the recipe as it is.
-VARIANTS: dict[str, tuple[str, ...]] = {
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """The recipe with a change.
+
+  Attributes:
+    bindings: of gin, in place of the recipe's.
+    after: the variant whose adapter it goes on from.
+    share: of --steps.
+  """
+
+  bindings: tuple[str, ...] = ()
+  after: str = ''
+  share: float = 1.0
+
+
+_PLAIN = (
+  'ObjectiveConfig.stream_weight=0.0',
+  'ObjectiveConfig.pruning_weight=0.0',
+)
+_SETTINGS: dict[str, tuple[str, ...]] = {
   'recipe': (),
+  'recipe seed 1': ('TrainConfig.seed=1',),
+  'recipe seed 2': ('TrainConfig.seed=2',),
   'position anchor': ('StreamConfig.position=anchor',),
   '2 MSA layers': ('StreamConfig.num_msa_layers=2',),
   '4 MSA layers': ('StreamConfig.num_msa_layers=4',),
@@ -37,6 +59,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   'P_j std 0.02': ('StreamConfig.embedding_init_scale=0.002',),
   'P_j scale 1': ('StreamConfig.embedding_init_scale=1.0',),
   'P_j rate 0.001': ('OptimizerConfig.embedding_learning_rate=0.001',),
+  'P_j std 0.02 rate 0.001': (
+    'StreamConfig.embedding_init_scale=0.002',
+    'OptimizerConfig.embedding_learning_rate=0.001',
+  ),
   'P_j rate 0.2': ('OptimizerConfig.embedding_learning_rate=0.2',),
   'f_eta rank 8': ('StreamConfig.insertion=low_rank',),
   'value rotation': ('StreamConfig.embedding=value_rotation',),
@@ -49,21 +75,39 @@ VARIANTS: dict[str, tuple[str, ...]] = {
   'rate 3e-4': ('OptimizerConfig.learning_rate=3e-4',),
   'half teacher': ('ObjectiveConfig.teacher_weight=0.5',),
   'teacher': ('ObjectiveConfig.teacher_weight=1.0',),
+  'coupling rank 64': (
+    'StreamConfig.coupling_rank=64',
+    'TreeConfig.branching=32',
+  ),
   'no pruning adapter': ('ObjectiveConfig.pruning_weight=0.0',),
+  'o_theta without residual': ('StreamConfig.pruning_residual=False',),
   'half the anchors': ('ObjectiveConfig.anchors_per_sequence=48',),
   'lossless': ('StreamConfig.mode=lossless',),
-  'plain LoRA': (
-    'ObjectiveConfig.stream_weight=0.0',
-    'ObjectiveConfig.pruning_weight=0.0',
+  'plain LoRA': _PLAIN,
+}
+# The first is the recipe as it is.
+VARIANTS: dict[str, Variant] = {
+  **{name: Variant(bindings) for name, bindings in _SETTINGS.items()},
+  'o_theta afterwards': Variant(
+    ('OptimizerConfig.trainable=pruning/',), after='no pruning adapter'
+  ),
+  'plain LoRA half the steps': Variant(_PLAIN, share=0.5),
+  'streams in a second half': Variant(
+    (), after='plain LoRA half the steps', share=0.5
   ),
 }
 
 
 def define_flags() -> None:
-  flags.DEFINE_string('gin_file', 'configs/e2e_smollm2.gin', 'The recipe.')
+  flags.DEFINE_string(
+    'gin_file', 'configs/sql_smollm2_ablation.gin', 'The recipe.'
+  )
   flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
   flags.DEFINE_string('data_dir', None, 'Token records.', required=True)
   flags.DEFINE_string('eval_data_dir', None, 'Records to compare on.')
+  flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+  )
   flags.DEFINE_integer('steps', 60, 'Of each variant.', lower_bound=1)
   flags.DEFINE_integer('eval_batches', 8, 'Evaluated at the end.')
   flags.DEFINE_list(
@@ -75,22 +119,29 @@ def define_flags() -> None:
 
 def command(name: str) -> list[str]:
   """What trains a variant."""
+  variant = VARIANTS[name]
+  steps = max(round(FLAGS.steps * variant.share), 1)
   bindings = (
-    f'TrainConfig.num_steps={FLAGS.steps}',
-    f'TrainConfig.eval_every={FLAGS.steps}',
+    f'TrainConfig.num_steps={steps}',
+    f'TrainConfig.eval_every={steps}',
     f'TrainConfig.eval_batches={FLAGS.eval_batches}',
     f'OptimizerConfig.warmup_steps={max(FLAGS.steps // 10, 1)}',
-    *VARIANTS[name],
+    *variant.bindings,
   )
   args = [
     f'--model={FLAGS.model}',
     f'--gin_file={FLAGS.gin_file}',
+    f'--dtype={FLAGS.dtype}',
     f'--data_dir={FLAGS.data_dir}',
     f'--output_dir={folder(name)}',
     *(f'--gin.{binding}' for binding in bindings),
   ]
   if FLAGS.eval_data_dir:
     args.append(f'--eval_data_dir={FLAGS.eval_data_dir}')
+  if variant.after:
+    args.append(
+      f'--init_adapter={os.path.join(folder(variant.after), "adapter")}'
+    )
   return [sys.executable, '-m', 'specstream_jax.cli.main', 'train', *args]
 
 
@@ -110,19 +161,24 @@ def final(name: str) -> dict[str, dict[str, float]]:
 
 
 def table() -> str:
-  """Markdown; accuracies in percent on the evaluation records."""
-  head = '| variant | tokens per call | main loss | top-1: main, streams | tokens/s |'
-  lines = [head, '|---' * 5 + '|']
+  """Markdown; accuracies in percent on the evaluation records.
+
+  Early exit: top-1 of the pruning adapter o_theta.
+  """
+  lines = [
+    '| variant | tokens per call | main loss | top-1: main, streams | early exit |',
+    '|---' * 5 + '|',
+  ]
   for name in VARIANTS:
     found = final(name)
     values = found.get('eval') or found.get('train')
     if values:
       top = [v for k, v in sorted(values.items()) if _is_accuracy(k)]
-      accuracies = ' '.join(f'{100 * value:.0f}' for value in top)
-      speed = found['train'].get('tokens_per_second', 0)
+      accuracies = ' '.join(f'{100 * value:.1f}' for value in top)
       lines.append(
         f'| {name} | {values.get("tokens_per_call", 0):.2f} | '
-        f'{values["loss/main"]:.3f} | {accuracies} | {speed:.0f} |'
+        f'{values["loss/main"]:.3f} | {accuracies} | '
+        f'{100 * values.get("top1/pruning", 0):.1f} |'
       )
   return '\n'.join(lines) + '\n'
 
@@ -141,6 +197,11 @@ def main(argv: Sequence[str]) -> None:
     print(f'[{number}/{len(names)}] {name}\n{shlex.join(command(name))}')
     if FLAGS.dry_run or final(name):
       continue
+    before = VARIANTS[name].after
+    if before and not final(before):
+      raise app.UsageError(
+        f'{name!r} goes on from {before!r}; train that first'
+      )
     subprocess.run(command(name), check=True)
     results.write_text(os.path.join(FLAGS.output_dir, 'ablations.md'), table())
   print(table())

@@ -134,6 +134,7 @@ class StreamConfig:
       stream j by j·rotation_step and has no parameters (paper, appendix B).
     position: RoPE position of stream j at t: `anchor` = t, `future` = t + j.
     pruning_rank: rank of the pruning adapter o_θ; 0 leaves it out.
+    pruning_residual: the early exit reads M + o_θ(M); if False, o_θ(M) alone.
     coupling_rank: rank of the map from a draft token's parent to a correction
       of its logits (ours, not in the paper); 0 leaves it out.
     embedding_init_scale: standard deviation of P_j relative to the RMS of the
@@ -149,6 +150,7 @@ class StreamConfig:
   embedding: str = 'learned'
   position: str = 'future'
   pruning_rank: int = 8
+  pruning_residual: bool = True
   coupling_rank: int = 0
   embedding_init_scale: float = 0.5
   rotation_step: float = 1e-3

@@ -109,10 +109,15 @@ def ablations():
 
 @pytest.mark.parametrize('name', ablations())
 def test_variant_of_the_ablations_is_a_recipe_of_its_own(name):
-  bindings = [f'--gin.{binding}' for binding in ablations()[name]]
-  changed = recipe('e2e_smollm2.gin', *main.split_gin(bindings)[1])
+  variants = ablations()
+  variant, gin_file = variants[name], 'sql_smollm2_ablation.gin'
+  bindings = [f'--gin.{binding}' for binding in variant.bindings]
+  changed = recipe(gin_file, *main.split_gin(bindings)[1])
   gin.clear_config()
-  assert (changed != recipe('e2e_smollm2.gin')) == bool(bindings)
+  assert (changed != recipe(gin_file)) == bool(bindings)
+  # What goes on from another comes after it.
+  names = list(variants)
+  assert not variant.after or variant.after in names[: names.index(name)]
 
 
 def test_include_looks_beside_the_file(tmp_path, monkeypatch):

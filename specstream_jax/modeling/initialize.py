@@ -41,7 +41,7 @@ def init_adapter(
   """Fresh adapter weights in float32.
 
   LoRA starts at zero effect (A random, B zero), o_theta and low-rank f_eta at
-  the identity. P_j is normal with std `embedding_init_scale * hidden_rms`: at
+  the identity; an o_theta without residual is random on both sides. P_j is normal with std `embedding_init_scale * hidden_rms`: at
   the usual 0.02 the streams would start as copies of the main stream.
 
   Args:
@@ -56,7 +56,8 @@ def init_adapter(
   for path, leaf in shapes.items():
     key, subkey = jax.random.split(key)
     std = 0.0
-    if path.endswith(('lora_a', 'down')):
+    is_alone = path == 'pruning/up' and not streams.pruning_residual
+    if path.endswith(('lora_a', 'down')) or is_alone:
       std = 1.0 / math.sqrt(leaf.shape[0])
     elif path.endswith('embedding'):
       std = streams.embedding_init_scale * hidden_rms

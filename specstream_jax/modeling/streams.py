@@ -13,15 +13,20 @@ from specstream_jax.modeling import params
 
 
 class LowRank(nnx.Module):
-  """x + up(down(x)), bias-free; the identity while `up` is zero."""
+  """x + up(down(x)), bias-free; the identity while `up` is zero.
 
-  def __init__(self, features: int, rank: int):
+  Without the residual, up(down(x)).
+  """
+
+  def __init__(self, features: int, rank: int, *, is_residual: bool = True):
+    self.is_residual = is_residual
     self.down = params.AdapterParam(jnp.zeros((features, rank)))
     self.up = params.AdapterParam(jnp.zeros((rank, features)))
 
   def __call__(self, x: typing.Array) -> typing.Array:
     low = x @ self.down[...].astype(x.dtype)
-    return x + low @ self.up[...].astype(x.dtype)
+    change = low @ self.up[...].astype(x.dtype)
+    return x + change if self.is_residual else change
 
 
 class Coupling(nnx.Module):

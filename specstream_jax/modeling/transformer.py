@@ -80,7 +80,9 @@ class Transformer(nnx.Module):
       self.streams = streams_lib.StreamInsertion(cfg.hidden_size, streams)
       if streams.pruning_rank:
         self.pruning = streams_lib.LowRank(
-          cfg.hidden_size, streams.pruning_rank
+          cfg.hidden_size,
+          streams.pruning_rank,
+          is_residual=streams.pruning_residual,
         )
       if streams.coupling_rank:
         self.coupling = streams_lib.Coupling(

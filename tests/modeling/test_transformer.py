@@ -12,7 +12,13 @@ import tiny
 
 from specstream_jax import config, partitioning
 from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
-from specstream_jax.modeling import build, params, stacks, transformer
+from specstream_jax.modeling import (
+  build,
+  initialize,
+  params,
+  stacks,
+  transformer,
+)
 
 VARIANTS = {
   'fine_tuned': tiny.STREAMS,
@@ -407,3 +413,27 @@ def test_full_size_model_has_the_expected_shapes():
     jax.ShapeDtypeStruct((2, 64), jnp.int32),
   )
   assert out.shape == (2, 3, 4, 4096)
+
+
+@pytest.mark.parametrize('is_residual', [True, False])
+def test_early_exit_reads_its_adapter_with_and_without_residual(is_residual):
+  streams = dataclasses.replace(tiny.STREAMS, pruning_residual=is_residual)
+  built, base, adapter = tiny.model(streams=streams)
+  flat = params.flatten(adapter)
+  hidden = jax.random.normal(jax.random.key(1), (5, tiny.CONFIG.hidden_size))
+  got = built.merge(base, adapter).early_hidden(hidden)
+  change = hidden @ flat['pruning/down'] @ flat['pruning/up']
+  early = np.asarray(hidden + change if is_residual else change)
+  rms = np.sqrt((early**2).mean(-1, keepdims=True) + tiny.CONFIG.rms_norm_eps)
+  scale = params.flatten(base)['final_norm/scale']
+  np.testing.assert_allclose(got, early / rms * scale, rtol=1e-5)
+
+
+def test_pruning_adapter_without_residual_starts_away_from_zero():
+  alone = dataclasses.replace(tiny.STREAMS, pruning_residual=False)
+  for streams in (tiny.STREAMS, alone):
+    adapter = initialize.init_adapter(
+      jax.random.key(0), tiny.CONFIG, streams, tiny.LORA
+    )
+    up = params.flatten(adapter)['pruning/up']
+    assert bool(jnp.any(up)) == (not streams.pruning_residual)
