@@ -9,6 +9,9 @@ status is 1 when a property fails.
 """
 
 from collections.abc import Sequence
+import functools
+import shlex
+import sys
 
 from absl import flags
 
@@ -73,7 +76,10 @@ def main(argv: Sequence[str]) -> int:
   )
   low = load('bfloat16') if args.bfloat16 else None
   properties: list[workflow.Property] = []
-  workflow.write(args.output, properties, finished=False)
+  write = functools.partial(
+    workflow.write, args.output, properties, command=shlex.join(sys.argv)
+  )
+  write(finished=False)
   finished = False
   try:
     for found in workflow.check(
@@ -83,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
       print(found.line(), flush=True)
     finished = True
   finally:
-    workflow.write(args.output, properties, finished=finished)
+    write(finished=finished)
   skipped = _skipped(options.drafters)
   if skipped:
     print(f'not asked for: {", ".join(skipped)} (--drafters=NAME:path=FOLDER)')

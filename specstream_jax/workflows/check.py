@@ -139,7 +139,11 @@ def check(
 
 
 def write(
-  path: str, properties: Sequence[Property], *, finished: bool = True
+  path: str,
+  properties: Sequence[Property],
+  *,
+  command: str = '',
+  finished: bool = True,
 ) -> None:
   """The properties as JSON; `passed` only if the check came to its end.
 
@@ -147,6 +151,7 @@ def write(
     ValueError: the folder cannot be written.
   """
   document = {
+    'command': command,
     'finished': finished,
     'passed': finished and all(p.passed is not False for p in properties),
     'properties': [dataclasses.asdict(p) for p in properties],

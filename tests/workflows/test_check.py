@@ -165,7 +165,8 @@ def test_json_beside_the_lines(model, tmp_path):
     check.Property('b', None, 'seen'),
     check.Property('c', False, 'wrong', {'rows': 3}),
   ]
-  check.write(tmp_path / 'check.json', properties)
+  check.write(tmp_path / 'check.json', properties, command='specstream check')
   document = json.loads((tmp_path / 'check.json').read_text())
+  assert document['command'] == 'specstream check'
   assert document['passed'] is False
   assert document['properties'][2]['values'] == {'rows': 3}
