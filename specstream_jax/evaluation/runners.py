@@ -66,7 +66,7 @@ class OwnRunner:
     self.is_lossy, self.output = drafter.is_lossy, drafter.output
     made = model.decoder(drafter, decode).setup.drafter
     self.max_depth, self.size = made.max_depth, made.size
-    self.extra_parameters = count_extra(model.params(drafter))
+    self.extra_parameters = count_extra(model.params(drafter), drafter)
     self.fingerprint = _fingerprint(model.params(drafter).drafter)
 
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):
@@ -85,9 +85,20 @@ def _fingerprint(weights: Any) -> str:
   return weights_lib.fingerprint(flat, whole=True)[:16]
 
 
-def count_extra(params: transformer_fns.Params) -> int:
-  """Numbers that a drafter keeps beside the model's own weights."""
-  extra = (params.adapter, params.drafter)
+def count_extra(
+  params: transformer_fns.Params, drafter: config_drafting.DrafterConfig
+) -> int:
+  """Numbers that a drafter keeps beside the model's own weights.
+
+  Args:
+    params: what decodes.
+    drafter: an adapter's coupling counts only if the drafter uses it.
+  """
+  adapter = params.adapter
+  if not drafter.coupling:
+    adapter = {k: v for k, v in adapter.items() if k != 'coupling'}
   return sum(
-    leaf.size for leaf in jax.tree.leaves(extra) if hasattr(leaf, 'size')
+    leaf.size
+    for leaf in jax.tree.leaves((adapter, params.drafter))
+    if hasattr(leaf, 'size')
   )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark on a tiny model: grid, journal, resume, outputs."""
 
+import dataclasses
 import json
 import os
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_runtime
 
+from specstream_jax import config, config_drafting, runtime
 from specstream_jax.data import chat, questions
 from specstream_jax.evaluation import (
   external,
@@ -49,6 +51,19 @@ def run(model, options, folder):
   return bench.bench(
     model, options, str(folder), command='test', progress=False
   )
+
+
+def test_a_coupling_counts_where_it_is_used(model):
+  stream = dataclasses.replace(model.stream, coupling_rank=3)
+  coupled = runtime.with_random_streams(model, stream)
+  text = 'streams:num_nodes=3,depth=2,branching=2'
+  counts = [
+    runners.OwnRunner(
+      coupled, config_drafting.parse(text + more), 'x', config.DecodeConfig()
+    ).extra_parameters
+    for more in ('', ',coupling=False')
+  ]
+  assert counts == [2 * 16 + 2 * 3 * 16, 2 * 16]
 
 
 def test_bench_writes_table_report_answers_and_journal(
