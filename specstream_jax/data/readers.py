@@ -172,12 +172,34 @@ def _pick(row: dict[str, object], names: tuple[str, ...]) -> str | None:
   return next((name for name in names if name in row), None)
 
 
-def _json_object(line: str) -> dict[str, object] | str:
+def _json_rows(
+  path: str, file: IO[str]
+) -> Iterator[tuple[int, dict[str, object] | str]]:
+  """(line, object or what is wrong with it); of an array, (number, object)."""
+  line = next(filter(str.strip, file), '')
+  if line.lstrip().startswith('['):
+    file.seek(0)
+    try:
+      rows = json.load(file)
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{path}: not a JSON array: {error}') from error
+    yield from enumerate(map(_json_object, rows), start=1)
+    return
+  file.seek(0)
+  for number, line in enumerate(file, start=1):
+    if line.strip():
+      yield number, _json_line(line)
+
+
+def _json_line(line: str) -> dict[str, object] | str:
   """The JSON object of a line, or what is wrong with it."""
   try:
-    row = json.loads(line)
+    return _json_object(json.loads(line))
   except json.JSONDecodeError as error:
     return f'not JSON: {error.msg} at column {error.colno}'
+
+
+def _json_object(row: object) -> dict[str, object] | str:
   if not isinstance(row, dict):
     return f'is a JSON {type(row).__name__}, not an object'
   return row
@@ -212,7 +234,8 @@ def read_jsonl(
 ) -> Rows:
   """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
 
-  `inputs` and `targets` are accepted as names too.
+  `inputs` and `targets` are accepted as names too, and one JSON array of such
+  objects in place of lines.
 
   Args:
     path: plain or .gz file.
@@ -224,10 +247,7 @@ def read_jsonl(
   """
   collector = _Collector(path, skip_bad_rows)
   with _open(path) as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      row = _json_object(line)
+    for number, row in _json_rows(path, file):
       texts = row if isinstance(row, str) else pair(row)
       if isinstance(texts, str):
         collector.bad(number, texts)

@@ -17,6 +17,12 @@ _E2E_ORIGINAL = {
   'dev': 'devset.csv',
   'test': 'testset_w_refs.csv',
 }
+# The originals on the hub: repository, file of each split.
+_DIALOGSUM = 'knkarthick/dialogsum'
+_SQL = 'b-mc2/sql-create-context'
+_SQL_ORIGINAL = 'sql_create_context_v4.json'
+# The original SQL file is one split: of 50 rows, one each for these.
+_SQL_HELD_OUT = {'dev': 48, 'test': 49}
 _SAMPLE_DIR = os.path.join(os.path.dirname(__file__), 'e2e_sample')
 _TIMEOUT_SECONDS = 30
 
@@ -138,12 +144,14 @@ def jsonl_files(split: str, data_dir: str | None) -> tuple[str, ...]:
 def read_dialogsum(
   split: str, data_dir: str | None, skip_bad_rows: bool
 ) -> readers.Rows:
-  """DialogSum CSV files (`id,dialogue,summary,topic`) of a folder."""
+  """DialogSum rows (`id,dialogue,summary,topic`) of a folder or the hub."""
   name = {'dev': 'validation'}.get(split, split)
-  data_dir = _needed(data_dir, 'dialogsum', f'dialogsum_{name}.csv')
-  path = readers.find_file(
-    data_dir, (f'dialogsum_{name}.csv', f'{name}.csv', f'{split}.csv')
-  )
+  if data_dir is None:
+    path = download_hub(_DIALOGSUM, f'{name}.csv')
+  else:
+    path = readers.find_file(
+      data_dir, (f'dialogsum_{name}.csv', f'{name}.csv', f'{split}.csv')
+    )
   return readers.read_csv(
     path,
     source_column='dialogue',
@@ -155,17 +163,55 @@ def read_dialogsum(
 def read_sql(
   split: str, data_dir: str | None, skip_bad_rows: bool
 ) -> readers.Rows:
-  """sql-create-context lines (`question, context, answer`) of a folder."""
-  data_dir = _needed(data_dir, 'sql_create_context', f'{split}.jsonl')
-  path = readers.find_file(
-    data_dir, (f'{split}.jsonl', f'wikisql_{split}.jsonl')
-  )
-  return readers.read_jsonl(
+  """sql-create-context rows (`question, context, answer`), a folder's or the hub's.
+
+  The original is one file without splits. Of every 50 of its rows the 49th is
+  `dev`, the 50th `test`; questions about one table may fall on both sides.
+  """
+  if data_dir is None:
+    path = download_hub(_SQL, _SQL_ORIGINAL)
+  else:
+    path = readers.find_file(
+      data_dir, (f'{split}.jsonl', f'wikisql_{split}.jsonl', _SQL_ORIGINAL)
+    )
+  rows = readers.read_jsonl(
     path, skip_bad_rows=skip_bad_rows, pair=readers.sql_pair
   )
+  is_whole = os.path.basename(path).startswith(_SQL_ORIGINAL)
+  return _sql_part(rows, split) if is_whole else rows
 
 
-def _needed(data_dir: str | None, task: str, name: str) -> str:
-  if data_dir is None:
-    raise ValueError(f'task {task!r} needs --data_dir, a folder with {name}')
-  return data_dir
+def _sql_part(rows: readers.Rows, split: str) -> readers.Rows:
+  """Rows of one split of the original file."""
+  held_out = {place: name for name, place in _SQL_HELD_OUT.items()}
+  pairs = tuple(
+    pair
+    for i, pair in enumerate(rows.pairs)
+    if held_out.get(i % 50, 'train') == split
+  )
+  if not pairs:
+    raise ValueError(
+      f'{_SQL_ORIGINAL} has {len(rows.pairs)} rows, too few for a split '
+      f'{split!r}; give {split}.jsonl beside it'
+    )
+  return readers.Rows(pairs, rows.num_skipped)
+
+
+def download_hub(repository: str, name: str) -> str:
+  """Fetches a file of a data set on the hub once; returns its path.
+
+  Raises:
+    ValueError: the hub cannot be reached or has no such file; says how to pass
+      files instead.
+  """
+  hub = importlib.import_module('huggingface_hub')
+  try:
+    return hub.hf_hub_download(
+      repository, name, repo_type='dataset', etag_timeout=_TIMEOUT_SECONDS
+    )
+  except Exception as error:  # Network, name, access: many unrelated classes.
+    first = (str(error).strip().splitlines() or [repr(error)])[0]
+    raise ValueError(
+      f'cannot get {name} of the data set {repository} from the hub ({first}); '
+      f'pass --data_dir with a folder that holds {name}'
+    ) from error
