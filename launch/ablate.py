@@ -3,7 +3,7 @@
 
 Each variant is the gin file and a few bindings. A run that is there is kept and
 one that was stopped goes on, so the same command finishes the work. Writes
-ablations.md, a row per finished variant, after each.
+ablations.md, a row per finished variant, after each, and ablations.svg.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from specstream_jax.evaluation import results
+from specstream_jax.evaluation import results, svg
 
 FLAGS = flags.FLAGS
 
@@ -187,6 +187,43 @@ def _is_accuracy(key):
   return key == 'top1/main' or key.startswith('top1/stream_')
 
 
+def plot() -> svg.Svg:
+  """Tokens per call of each finished variant; a band spans the recipe's seeds."""
+  values = {
+    name: found['eval']['tokens_per_call']
+    for name in VARIANTS
+    if 'eval' in (found := final(name))
+  }
+  names = sorted(values, key=values.get, reverse=True)
+  seeds = [value for name, value in values.items() if name.startswith('recipe')]
+
+  def paint(axes):
+    ax = axes[0, 0]
+    colours = [
+      svg.COLOURS[1 if name.startswith('recipe') else 0] for name in names
+    ]
+    ax.barh(range(len(names)), [values[n] for n in names], 0.6, color=colours)
+    if seeds:
+      ax.axvspan(min(seeds), max(seeds), color=svg.MUTED, alpha=0.35)
+    ax.set(xlabel='tokens per call', xlim=(1, None), yticks=range(len(names)))
+    ax.set_yticklabels(names)
+    ax.grid(visible=False, axis='y')
+    ax.invert_yaxis()
+
+  width = 5 + svg.text_width(names)
+  size = (width, 1.2 + 0.24 * len(names))
+  return svg.draw(paint, title='Tokens per call of each variant', size=size)
+
+
+def report() -> None:
+  """Writes table and plot of what is finished."""
+  files = {'ablations.md': table()}
+  if any('eval' in final(name) for name in VARIANTS):
+    files['ablations.svg'] = plot()
+  for name, text in files.items():
+    results.write_text(os.path.join(FLAGS.output_dir, name), text)
+
+
 def main(argv: Sequence[str]) -> None:
   del argv
   names = FLAGS.variants or list(VARIANTS)
@@ -203,7 +240,9 @@ def main(argv: Sequence[str]) -> None:
         f'{name!r} goes on from {before!r}; train that first'
       )
     subprocess.run(command(name), check=True)
-    results.write_text(os.path.join(FLAGS.output_dir, 'ablations.md'), table())
+    report()
+  if not FLAGS.dry_run:
+    report()
   print(table())
 
 

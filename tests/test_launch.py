@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Launch scripts: what they would do, and what they do with fake clusters."""
 
+import json
 import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -190,3 +192,35 @@ def test_slurm_job_saves_and_queues_itself_again(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert (tmp_path / 'requeued').read_text() == 'requeue 7\n'
+
+
+def test_ablations_that_are_done_become_table_and_plot(tmp_path):
+  values = {'tokens_per_call': 2.5, 'loss/main': 0.5, 'top1/main': 0.75}
+  for name, more in (('recipe', {}), ('lossless', {'tokens_per_call': 1.25})):
+    (tmp_path / name / 'adapter').mkdir(parents=True)
+    lines = [
+      {'split': 'train', 'tokens_per_second': 3},
+      {'split': 'eval', 'top1/stream_1': 0.5, 'top1/pruning': 0.125}
+      | values
+      | more,
+    ]
+    text = '\n'.join(map(json.dumps, lines))
+    (tmp_path / name / 'metrics.jsonl').write_text(text)
+  flags = ['--data_dir=x', f'--output_dir={tmp_path}']
+  run = lambda *more: subprocess.run(
+    [sys.executable, LAUNCH / 'ablate.py', *flags, *more],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  done = run('--variants=recipe,lossless')
+  assert done.returncode == 0, done.stderr
+  rows = (tmp_path / 'ablations.md').read_text().splitlines()[2:]
+  assert rows == [
+    '| recipe | 2.50 | 0.500 | 75.0 50.0 | 12.5 |',
+    '| lossless | 1.25 | 0.500 | 75.0 50.0 | 12.5 |',
+  ]
+  assert '>lossless<' in (tmp_path / 'ablations.svg').read_text()
+  early = run('--variants=o_theta afterwards')
+  assert "goes on from 'no pruning adapter'; train that first" in early.stderr
