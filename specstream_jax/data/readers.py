@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import json
 import os
+import re
 from typing import IO
 import zlib
 
@@ -226,11 +227,33 @@ def sql_pair(row: dict[str, object]) -> tuple[str, str] | str:
   return problem or (f'{row["context"]}\n{row["question"]}', row['answer'])
 
 
+def dialogue_pairs(row: dict[str, object]) -> list[tuple[str, str]] | str:
+  """(dialogue, summary) for each summary of a DialogSum row, or a problem.
+
+  The authors' files call them `summary`, in the test set `summary1` to
+  `summary3`.
+  """
+  names = [name for name in sorted(row) if re.fullmatch(r'summary\d*', name)]
+  missing = [] if 'dialogue' in row else ['dialogue']
+  missing += [] if names else ['summary']
+  if missing:
+    return f'has no {", ".join(missing)}, only {sorted(row)}'
+  texts = {name: row[name] for name in ('dialogue', *names)}
+  problem = _text_problem(texts)
+  if problem:
+    return problem
+  dialogue, *summaries = (text.strip() for text in texts.values())
+  return [(dialogue, summary) for summary in summaries]
+
+
+Pairs = tuple[str, str] | list[tuple[str, str]]
+
+
 def read_jsonl(
   path: str,
   *,
   skip_bad_rows: bool = False,
-  pair: Callable[[dict[str, object]], tuple[str, str] | str] = json_pair,
+  pair: Callable[[dict[str, object]], Pairs | str] = json_pair,
 ) -> Rows:
   """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
 
@@ -240,7 +263,8 @@ def read_jsonl(
   Args:
     path: plain or .gz file.
     skip_bad_rows: count malformed rows and leave them out.
-    pair: JSON object -> (source, answer), or what is wrong with it.
+    pair: JSON object -> (source, answer), a list of such pairs, or what is
+      wrong with it.
 
   Raises:
     ValueError: a malformed row (file, line, problem).
@@ -251,8 +275,9 @@ def read_jsonl(
       texts = row if isinstance(row, str) else pair(row)
       if isinstance(texts, str):
         collector.bad(number, texts)
-      else:
-        collector.add(*texts)
+        continue
+      for one in texts if isinstance(texts, list) else [texts]:
+        collector.add(*one)
   return collector.rows()
 
 

@@ -61,6 +61,39 @@ def test_dialogsum_comes_from_the_hub(tmp_path, monkeypatch):
   assert asked == [('knkarthick/dialogsum', 'validation.csv', 'dataset')]
 
 
+def test_the_authors_test_rows_hold_three_references(tmp_path):
+  rows = [
+    {'fname': 't_0', 'dialogue': '#A#: hi '}
+    | {f'summary{i}': f'text {i}' for i in (1, 2, 3)},
+    {'fname': 't_1', 'dialogue': '#A#: ho', 'summary1': 'one'},
+  ]
+  path = tmp_path / 'dialogsum.test.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  examples = registry.get('dialogsum').load_split('test', str(tmp_path))
+  assert [e.references for e in examples] == [
+    ('text 1', 'text 2', 'text 3'),
+    ('one',),
+  ]
+  train = {'fname': 'a', 'dialogue': '#A#: hi', 'summary': 's', 'topic': 'x'}
+  (tmp_path / 'dialogsum.train.jsonl').write_text(json.dumps(train))
+  (example,) = registry.get('dialogsum').load_split('train', str(tmp_path))
+  assert example.references == ('s',)
+
+
+@pytest.mark.parametrize(
+  ('row', 'message'),
+  [
+    ({'dialogue': 'a', 'topic': 'x'}, 'jsonl:1: has no summary, only'),
+    ({'summary': 'a'}, 'jsonl:1: has no dialogue, only'),
+    ({'dialogue': 'a', 'summary2': ''}, 'jsonl:1: summary2 is empty'),
+  ],
+)
+def test_bad_lines_of_dialogues(tmp_path, row, message):
+  (tmp_path / 'dialogsum.dev.jsonl').write_text(json.dumps(row))
+  with pytest.raises(ValueError, match=message):
+    registry.get('dialogsum').load('dev', str(tmp_path))
+
+
 @pytest.mark.parametrize(
   ('header', 'row', 'message'),
   [
