@@ -110,6 +110,7 @@ class LoraConfig:
   def __post_init__(self):
     object.__setattr__(self, 'modules', tuple(self.modules))
     checks.at_least('LoraConfig.rank', self.rank, 0)
+    checks.at_least('LoraConfig.alpha', self.alpha, 0.0)
     for module in self.modules:
       checks.one_of('LoraConfig.modules entry', module, LORA_MODULES)
 
@@ -161,6 +162,8 @@ class StreamConfig:
     checks.at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
     checks.at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
     checks.at_least('StreamConfig.coupling_rank', self.coupling_rank, 0)
+    for name in ('embedding_init_scale', 'rotation_step'):
+      checks.at_least(f'StreamConfig.{name}', getattr(self, name), 0.0)
     checks.one_of('StreamConfig.mode', self.mode, ('fine_tuned', 'lossless'))
     checks.one_of(
       'StreamConfig.insertion', self.insertion, ('identity', 'low_rank')

@@ -82,6 +82,25 @@ def test_shipped_adapter_has_the_recipes_of_its_gin_files(name, stages):
   assert saved['tree'] == tree  # chosen after training
 
 
+@pytest.mark.parametrize(
+  ('binding', 'message'),
+  [
+    ('LoraConfig.alpha = "x"', "LoraConfig.alpha is 'x'; it must be a number"),
+    (
+      'StreamConfig.rotation_step = "x"',
+      "StreamConfig.rotation_step is 'x'; it must be a number >= 0",
+    ),
+    (
+      'StreamConfig.embedding_init_scale = -1',
+      'StreamConfig.embedding_init_scale is -1; it must be a number >= 0',
+    ),
+  ],
+)
+def test_values_that_are_no_sizes_are_refused(binding, message):
+  with pytest.raises(ValueError, match=message):
+    recipe('tiny.gin', binding)
+
+
 def test_a_binding_on_the_command_line_wins_over_the_file():
   assert recipe('tiny.gin', 'LoraConfig.rank = 5').lora.rank == 5
 

@@ -206,14 +206,30 @@ def _json_object(row: object) -> dict[str, object] | str:
   return row
 
 
+class CutAnswer(str):
+  """An answer that stopped before its end, so that no EOS follows it."""
+
+  __slots__ = ()
+
+
 def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
-  """The (source, answer) of a JSON object, or what is wrong with it."""
+  """The (source, answer) of a JSON object, or what is wrong with it.
+
+  An answer whose row says `"finished": false` is a `CutAnswer`.
+  """
   names = _pick(row, _SOURCE_KEYS), _pick(row, _ANSWER_KEYS)
   for name, accepted in zip(names, (_SOURCE_KEYS, _ANSWER_KEYS), strict=True):
     if name is None:
       return f'has no {" or ".join(map(repr, accepted))}, only {sorted(row)}'
   texts = {name: row[name] for name in names}
-  return _text_problem(texts) or tuple(texts.values())
+  is_finished = row.get('finished', True)
+  if not isinstance(is_finished, bool):
+    return f'finished is {is_finished!r}, not true or false'
+  problem = _text_problem(texts)
+  if problem:
+    return problem
+  source, answer = texts.values()
+  return source, answer if is_finished else CutAnswer(answer)
 
 
 def sql_pair(row: dict[str, object]) -> tuple[str, str] | str:
@@ -258,7 +274,7 @@ def read_jsonl(
   """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
 
   `inputs` and `targets` are accepted as names too, and one JSON array of such
-  objects in place of lines.
+  objects in place of lines. `"finished": false` marks an answer that was cut.
 
   Args:
     path: plain or .gz file.
@@ -295,7 +311,8 @@ def find_file(data_dir: str, names: tuple[str, ...]) -> str:
       if os.path.isfile(path):
         return path
   raise ValueError(
-    f'data_dir {data_dir!r} has none of {", ".join(names)} (plain or .gz); '
+    f'data_dir {data_dir!r} has none of {", ".join(dict.fromkeys(names))} '
+    '(plain or .gz); '
     f'it has: {", ".join(sorted(os.listdir(data_dir))[:20]) or "nothing"}'
   )
 

@@ -24,6 +24,7 @@ _SIGNATURE = {
   'inputs': tf.TensorSpec((), tf.string),
   'targets': tf.TensorSpec((), tf.string),
   'references': tf.TensorSpec((None,), tf.string),
+  'is_cut': tf.TensorSpec((), tf.bool),
 }
 
 
@@ -90,6 +91,19 @@ def _prepend_bos(dataset, output_features):
   )
 
 
+def _append_eos(dataset, output_features):
+  """Ends every answer with EOS, but those that were cut before their end."""
+  dataset = seqio.preprocessors.append_eos(dataset, output_features)
+
+  def end(example):
+    targets = example['targets']
+    length = tf.size(targets) - tf.cast(example['is_cut'], tf.int32)
+    rest = {k: v for k, v in example.items() if k != 'is_cut'}
+    return {**rest, 'targets': targets[:length]}
+
+  return dataset.map(end)
+
+
 def _elements(spec: registry.TaskSpec, load, split: str):
   """Yields raw seqio elements; a `_pairs` split has one per reference."""
   as_pairs = split.endswith(PAIRS_SUFFIX)
@@ -105,6 +119,7 @@ def _raw(spec: registry.TaskSpec, examples, as_pairs: bool):
         'inputs': example.inputs,
         'targets': spec.template.targets(reference),
         'references': [reference] if as_pairs else list(example.references),
+        'is_cut': isinstance(reference, readers.CutAnswer),
       }
 
 
@@ -234,7 +249,7 @@ def register(
     preprocessors=[
       seqio.preprocessors.tokenize,
       _prepend_bos,
-      seqio.preprocessors.append_eos,
+      _append_eos,
       seqio.CacheDatasetPlaceholder(),
     ],
     output_features={

@@ -105,11 +105,12 @@ def _notes(runs):
     'prompt length, tokens up to',
     [run.by_prompt_length for run in runs],
     key=int,
+    counts=runs[0].prompts_by_length,
   )
   return '\n'.join(lines)
 
 
-def _breakdown(runs, title, values, key):
+def _breakdown(runs, title, values, key, counts=None):
   """Tokens per call in each group of prompts, a row per drafter.
 
   Args:
@@ -117,12 +118,16 @@ def _breakdown(runs, title, values, key):
     title: of the groups.
     values: of each run, group -> tokens per call.
     key: orders the groups.
+    counts: prompts of each group, if known.
   """
   groups = sorted({group for found in values for group in found}, key=key)
   if len(groups) < 2:
     return []
   lines = ['', f'Tokens per call by {title}:', '']
   lines += [_line(['drafter', *groups]), _line(['---'] * (1 + len(groups)))]
+  if counts:
+    numbers = [str(counts.get(group, 0)) for group in groups]
+    lines.append(_line(['*prompts*', *numbers]))
   for run, found in zip(runs, values, strict=True):
     if found:
       cells = [f'{found[g]:.2f}' if g in found else '–' for g in groups]

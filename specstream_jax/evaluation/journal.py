@@ -107,6 +107,11 @@ def _whole_lines(path: str, header: Mapping[str, Any]) -> list[dict[str, Any]]:
         lines.append(json.loads(text))
       except json.JSONDecodeError:
         break
+  if not lines and os.path.getsize(path):
+    raise ValueError(
+      f'{path} does not begin with a line of JSON, so no run wrote it; give '
+      'another folder, or remove it'
+    )
   header = json.loads(json.dumps(header))  # as it reads from disk
   if lines and lines[0] != header:
     raise ValueError(
@@ -117,8 +122,21 @@ def _whole_lines(path: str, header: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+  """Names and values that differ, within dicts too: `options.seed 0 -> 1`."""
+  old, new = _leaves(old), _leaves(new)
   names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
   return ', '.join(
     f'{name} {str(old.get(name))[:80]!r} -> {str(new.get(name))[:80]!r}'
     for name in names
   )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested dicts as one, by dotted names."""
+  flat = {}
+  for name, value in values.items():
+    nested = isinstance(value, Mapping)
+    flat |= (
+      _leaves(value, f'{prefix}{name}.') if nested else {prefix + name: value}
+    )
+  return flat

@@ -67,6 +67,7 @@ class RunResult:
     extra_parameters: weights beside the model's own (LoRA is folded in).
     by_category: category -> tokens per call, micro.
     by_prompt_length: prompt tokens, at most -> tokens per call, micro.
+    prompts_by_length: the same groups -> how many prompts.
     autoregressive_prefill_ms: `prefill_ms` of the other side.
     num_truncated: prompts that lost their beginning.
     synthetic: acceptance was drawn, not earned; times only.
@@ -112,6 +113,7 @@ class RunResult:
   extra_parameters: int = 0
   by_category: dict[str, float] = dataclasses.field(default_factory=dict)
   by_prompt_length: dict[str, float] = dataclasses.field(default_factory=dict)
+  prompts_by_length: dict[str, int] = dataclasses.field(default_factory=dict)
   autoregressive_prefill_ms: float = 0.0
   num_truncated: int = 0
   synthetic: bool = False

@@ -46,16 +46,16 @@ def _keep_ends(text: str) -> list[str]:
 def structure(query: str) -> str | None:
   """Canonical text of the query's syntax tree; None if it does not parse.
 
-  Beyond `normalize`: table aliases are replaced by their tables, the operands
-  of AND, OR and = are in one order, and so are the tables of an inner join.
-  Two queries of one structure answer alike; the reverse need not hold.
+  Beyond `normalize`: table aliases are replaced by their tables, and the
+  operands of AND, OR and = are in one order; joined tables stay in theirs. Two
+  queries of one structure answer alike; the reverse need not hold.
   """
   import sqlglot
   from sqlglot import errors, expressions
 
   try:
     # Spider and WikiSQL quote values with either kind of quotes.
-    text = _STRING.sub(lambda m: f"'{m.group()[1:-1]}'", query.strip())
+    text = _STRING.sub(_single_quoted, query.strip())
     tree = sqlglot.parse_one(text)
   except (errors.SqlglotError, RecursionError):
     return None
@@ -65,6 +65,14 @@ def structure(query: str) -> str | None:
   for select in tree.find_all(expressions.Select):
     _resolve_aliases(select, expressions)
   return tree.transform(_sort_operands).sql(normalize_functions='upper')
+
+
+def _single_quoted(match):
+  """The value in single quotes; apostrophes in double ones are doubled."""
+  quoted = match.group()
+  if quoted[0] == "'":
+    return quoted
+  return "'{}'".format(quoted[1:-1].replace("'", "''"))
 
 
 def _lower(node):
@@ -77,19 +85,38 @@ def _lower(node):
 
 def _resolve_aliases(select, expressions):
   """Columns name their table, not its alias, where a table is named once."""
-  tables = [
+  tables = _tables(select, expressions)
+  names = [table.name for table in tables]
+  for table in tables:
+    if table.alias and names.count(table.name) == 1:
+      columns = [
+        column
+        for column in select.find_all(expressions.Column)
+        if column.table == table.alias and _owner(column, expressions) is select
+      ]
+      table.set('alias', None)
+      for column in columns:
+        column.set('table', expressions.to_identifier(table.name))
+
+
+def _tables(select, expressions):
+  """Those a SELECT names itself."""
+  return [
     table
     for table in select.find_all(expressions.Table)
     if table.parent_select is select
   ]
-  names = [table.name for table in tables]
-  for table in tables:
-    if table.alias and names.count(table.name) == 1:
-      alias = table.alias
-      table.set('alias', None)
-      for column in select.find_all(expressions.Column):
-        if column.table == alias:
-          column.set('table', expressions.to_identifier(table.name))
+
+
+def _owner(column, expressions):
+  """The innermost SELECT around a column that has its table; else None."""
+  select = column.parent_select
+  while select is not None:
+    names = [t.alias_or_name for t in _tables(select, expressions)]
+    if column.table in names:
+      return select
+    select = select.parent_select
+  return None
 
 
 def _sort_operands(node):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every rival on every task: one table, one report, one journal."""
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -239,6 +240,7 @@ def _summary(model, cell, runner, rows, plain, fast, options):
   )
   score = lambda side: metrics.compute(names, references, texts(side))
   tree = runner.settings.get('tree') or {}
+  lengths = [_length_group(len(row.prompt)) for row in rows]
   return benchmark.summarize(
     plain,
     fast,
@@ -259,9 +261,10 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     by_category=_tokens_per_call_by(
       [row.question.category for row in rows], fast
     ),
-    by_prompt_length=_tokens_per_call_by(
-      [_length_group(len(row.prompt)) for row in rows], fast
-    ),
+    by_prompt_length=_tokens_per_call_by(lengths, fast),
+    prompts_by_length={
+      str(n): count for n, count in sorted(collections.Counter(lengths).items())
+    },
     num_truncated=sum(row.is_truncated for row in rows),
     quality={'autoregressive': score(plain), 'speculative': score(fast)},
     samples=_samples(model, rows, fast),

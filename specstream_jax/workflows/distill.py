@@ -62,6 +62,12 @@ class Options:
         f'shard is {self.shard} of {self.num_shards}; accepted: 0 to '
         f'{self.num_shards - 1}'
       )
+    _ = self.sampling  # told before anything is written
+
+  @property
+  def sampling(self) -> config.SamplingConfig:
+    """How a token is drawn."""
+    return config.SamplingConfig(self.temperature, top_p=self.top_p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,8 @@ def read_prompts(path: str) -> list[str]:
 
   def pair(row: dict[str, object]) -> tuple[str, str] | str:
     text = row.get('prompt', row.get('inputs'))
+    if isinstance(text, str) and _NO_CHARACTER in text:
+      return 'the prompt is not valid UTF-8'
     if isinstance(text, str) and text.strip():
       return text, ''
     return 'has no text under "prompt" or "inputs"'
@@ -182,7 +190,6 @@ def _answer(model, rows, options, journal, progress, total):
   for row in rows:
     bucket = -(-len(row.tokens) // _BUCKET) * _BUCKET
     buckets.setdefault(bucket, []).append(row)
-  sampling = config.SamplingConfig(options.temperature, top_p=options.top_p)
   bar = tqdm.tqdm(
     total=total, initial=total - len(rows), unit='row', disable=not progress
   )
@@ -193,7 +200,7 @@ def _answer(model, rows, options, journal, progress, total):
         prompt_bucket=bucket,
         eos_ids=model.eos_ids,
       )
-      decoder = model.decoder(options.drafter, decode, sampling)
+      decoder = model.decoder(options.drafter, decode, options.sampling)
       for start in range(0, len(waiting), options.batch_size):
         part = waiting[start : start + options.batch_size]
         # One shape per bucket: a short batch repeats its first row.

@@ -4,13 +4,14 @@
 import dataclasses
 import errno
 import json
+import pathlib
 
 import jax.numpy as jnp
 import model_files
 import numpy as np
 import pytest
 
-from specstream_jax import config
+from specstream_jax import config, runtime
 from specstream_jax.checkpoints import (
   adapters,
   files,
@@ -158,6 +159,29 @@ def test_parameter_counts_are_those_of_the_paper():
   assert counts['streams'] == J * D + 16 * D
   assert counts['lora'] == 2 * RANK * (D + 60)
   assert counts['total'] == counts['streams'] + counts['lora']
+
+
+SHIPPED = [
+  pathlib.Path(runtime.adapter_folder(name))
+  for name in runtime.shipped_adapters()
+]
+DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'adapters'
+
+
+@pytest.mark.parametrize(
+  'folder', [*SHIPPED, *sorted(DOCS.iterdir())], ids=lambda path: path.name
+)
+def test_adapters_of_the_tasks_cost_what_the_paper_says(folder):
+  flat, cfg = adapters.load_adapter(str(folder))
+  size = lambda *starts: sum(
+    leaf.size for path, leaf in flat.items() if path.startswith(starts)
+  )
+  streams, width = cfg.stream, 576
+  assert streams.num_streams == 4
+  assert size('streams/', 'pruning/') == (4 + 16) * width == 11_520
+  assert size('coupling/') == 2 * streams.coupling_rank * width
+  assert (folder / 'adapter.safetensors').stat().st_size <= 12_000_000
+  assert (folder / 'README.md').is_file()
 
 
 def test_merged_checkpoint_with_sidecar(tmp_path, cfg, loaded):

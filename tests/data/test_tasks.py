@@ -52,6 +52,26 @@ def test_task_gives_the_ids_of_the_vocabulary(data_dir, bos_id):
   assert len(_elements(task, 'train')) == 3
 
 
+def test_an_answer_that_was_cut_has_no_eos(tmp_path):
+  row = '{"prompt": "name[A]", "completion": "One.", "finished": %s}\n'
+  (tmp_path / 'train.jsonl').write_text(row % 'true' + row % 'false')
+  vocab = data_testing.make_vocabulary()
+  prepare.prepare(
+    registry.get('jsonl'),
+    vocab,
+    str(tmp_path / 'records'),
+    split='train',
+    data_dir=str(tmp_path),
+  )
+  name = records.shard_name(0, 1)
+  (_, whole), (_, cut) = records.read_file(str(tmp_path / 'records' / name))
+  assert whole[-1] == vocab.eos_id
+  np.testing.assert_array_equal(cut, whole[:-1])
+  (tmp_path / 'train.jsonl').write_text(row % '"no"')
+  with pytest.raises(ValueError, match="1: finished is 'no', not true or"):
+    registry.get('jsonl').load('train', str(tmp_path))
+
+
 def test_registering_again_replaces(data_dir):
   spec = registry.get('e2e_nlg')
   tasks.register_tasks(data_testing.make_vocabulary(), data_dir=data_dir)

@@ -28,6 +28,16 @@ def test_prompt_lengths_are_in_order_and_gaps_are_marked():
   ]
 
 
+def test_groups_say_how_many_prompts_they_have():
+  run = samples.run(
+    by_prompt_length={'128': 1.5, '256': 2.0},
+    prompts_by_length={'256': 1, '128': 10},
+  )
+  text = bench_table.markdown(samples.document(run))
+  found = table_after(text, 'Tokens per call by prompt length, tokens up to:')
+  assert found[1] == ['*prompts*', '10', '1']
+
+
 def test_one_group_needs_no_table():
   run = samples.run(by_prompt_length={'128': 2.0}, by_category={'qa': 2.0})
   text = bench_table.markdown(samples.document(run))

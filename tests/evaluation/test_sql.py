@@ -15,6 +15,9 @@ SAME_STRUCTURE = [
   ('SELECT a FROM t WHERE b = 1 OR (c = 2 AND d = 3)', 'SELECT a FROM t WHERE (d = 3 AND c = 2) OR b = 1'),
   ('SELECT T1.a FROM x AS T1 JOIN y AS T2 ON T1.k = T2.k', 'SELECT x.a FROM x JOIN y ON y.k = x.k'),
   ('SELECT a FROM t WHERE b = "x"', "SELECT a FROM t WHERE 'x' = b"),
+  ('SELECT a FROM t WHERE b = "it\'s" AND c = 1', 'SELECT a FROM t WHERE c = 1 AND b = "it\'s"'),
+  ('SELECT T1.a FROM x AS T1 WHERE T1.b IN (SELECT T1.b FROM y AS T1)', 'SELECT x.a FROM x WHERE x.b IN (SELECT y.b FROM y)'),
+  ('SELECT T1.a FROM x AS T1 WHERE T1.b IN (SELECT c FROM y WHERE d = T1.e)', 'SELECT x.a FROM x WHERE x.b IN (SELECT c FROM y WHERE d = x.e)'),
 ]  # fmt: skip
 DIFFERENT = [
   ('SELECT a FROM t', 'SELECT b FROM t'),
@@ -25,6 +28,7 @@ DIFFERENT = [
   ('SELECT MAX(a) FROM t', 'SELECT MIN(a) FROM t'),
   ('SELECT T1.a FROM x AS T1 JOIN x AS T2 ON T1.k = T2.p', 'SELECT T2.a FROM x AS T1 JOIN x AS T2 ON T1.k = T2.p'),
   ('SELECT a FROM t ORDER BY a', 'SELECT a FROM t ORDER BY a DESC'),
+  ('SELECT T1.a FROM x AS T1 WHERE T1.b IN (SELECT T1.b FROM y AS T1)', 'SELECT x.a FROM x WHERE x.b IN (SELECT x.b FROM y)'),
 ]  # fmt: skip
 
 

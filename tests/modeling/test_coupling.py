@@ -13,7 +13,7 @@ import tiny_runtime
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.modeling import params
+from specstream_jax.modeling import params, transformer
 from specstream_jax.training import objective, step as step_lib
 
 STREAMS = dataclasses.replace(tiny.STREAMS, coupling_rank=3)
@@ -126,6 +126,46 @@ def test_loss_moves_the_coupling_and_leaves_the_streams_alone():
       assert jnp.abs(gradient).max() > 0 and not without[path].any()
     else:
       np.testing.assert_allclose(gradient, without[path], atol=2e-5)
+
+
+def test_loss_tells_each_stream_the_token_before_its_own():
+  built, base, adapter = tiny.model(streams=STREAMS)
+  num_streams, weight = STREAMS.num_streams, 0.3
+  cfg = config.ObjectiveConfig(
+    stream_weight=weight, anchors_per_sequence=12, pruning_weight=0.0
+  )
+  data, anchors = batch(built), jnp.tile(jnp.arange(12), (2, 1))
+
+  @jax.jit
+  def run(adapter):
+    model = built.merge(base, adapter)
+    _, metrics = objective.loss(model, data, jax.random.key(0), cfg)
+    hidden = transformer.forward_train(
+      model,
+      data['decoder_input_tokens'],
+      data['decoder_positions'],
+      data['decoder_segment_ids'],
+      anchors,
+    ).streams
+    # Logits of every stream under every parent that a row may name.
+    by_parent = jax.vmap(
+      lambda token: model.logits(
+        model.coupled(hidden, jnp.full(hidden.shape[:-1], token))
+      )
+    )(jnp.arange(built.cfg.vocab_size))
+    return metrics, jax.nn.log_softmax(by_parent, axis=-1)
+
+  metrics, log_probs = run(adapter)
+  targets = np.asarray(data['decoder_target_tokens'])
+  for j in range(1, num_streams + 1):
+    losses = [
+      -log_probs[targets[b, t + j - 1], b, t, j - 1, targets[b, t + j]]
+      for b in range(2)
+      for t in range(12 - j)
+    ]
+    total, count = metrics[f'loss/coupled_{j}']
+    assert count == len(losses)
+    np.testing.assert_allclose(total / count, np.mean(losses), rtol=1e-5)
 
 
 def test_training_a_part_moves_that_part():

@@ -76,6 +76,7 @@ def test_bench_writes_table_report_answers_and_journal(
   assert result.num_truncated == 1
   assert set(result.by_category) == {'writing', 'math'}
   assert set(result.by_prompt_length) == {'128'}
+  assert result.prompts_by_length == {'128': 4}
   assert result.extra_parameters == 2 * 16
   with open(out / 'results.json') as file:
     document = json.load(file)

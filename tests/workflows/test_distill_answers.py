@@ -147,7 +147,7 @@ def test_long_prompts_are_left_out_and_counted(model, tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'seed': 1}, r'other settings: options.*give another folder'),
+    ({'seed': 1}, r"options.seed '0' -> '1'; give another folder"),
     ({'is_chat': True}, 'none of 7 prompts has at most 2 tokens'),
   ],
 )
@@ -166,6 +166,29 @@ def test_mistakes_are_named(model, tmp_path, changes, message):
 def test_bad_options(values):
   with pytest.raises(ValueError, match=r'(shard|batch_size) is'):
     distill.Options(**values)
+
+
+@pytest.mark.parametrize('values', [{'temperature': -1.0}, {'top_p': 0.0}])
+def test_bad_sampling_is_told_before_anything_is_written(values):
+  with pytest.raises(
+    ValueError, match=r'SamplingConfig\.(temperature|top_p) is'
+  ):
+    distill.Options(**values)
+
+
+def test_a_file_that_no_run_wrote_is_not_lost(model, tmp_path):
+  shard = tmp_path / 'train.shard-00000-of-00001.jsonl'
+  shard.write_text('notes of mine\n')
+  with pytest.raises(ValueError, match='so no run wrote it'):
+    run(model, tmp_path)
+  assert shard.read_text() == 'notes of mine\n'
+
+
+def test_prompts_that_are_not_text(tmp_path):
+  path = tmp_path / 'p.jsonl'
+  path.write_bytes(b'{"prompt": "caf\xe9"}\n')
+  with pytest.raises(ValueError, match='the prompt is not valid UTF-8'):
+    distill.read_prompts(str(path))
 
 
 def test_prompt_files(tmp_path):
