@@ -40,8 +40,9 @@ _BEGIN, _END = '<!-- results: begin -->', '<!-- results: end -->'
 _LEGEND = """\
 Speed-up: wall clock against our own jitted loop without drafts, on the model of the
 row's table; CR: calls without / with drafts; step cost: time of a call with /
-without, so speed-up = CR / step cost. Intervals: bootstrap over prompts. Equal:
-prompts with the tokens of plain decoding. Extra parameters: beside model and LoRA.
+without, medians, so speed-up is about CR / step cost. Intervals: bootstrap over
+prompts. Equal: prompts with the tokens of plain decoding. Extra parameters: beside the
+model and a LoRA folded into it; lossless streams bring a LoRA of their own, which counts.
 Paper rows: OPT-1.3b / Phi-1.3b / OpenLlama-7b on one A100-80G, against a Hugging Face
 loop."""
 
