@@ -41,6 +41,12 @@ def define_flags() -> None:
   flags.DEFINE_integer('length', 512, 'Tokens of a row.', lower_bound=2)
   flags.DEFINE_integer('rows', 4, 'Rows of a batch.', lower_bound=1)
   flags.DEFINE_integer('layers', 8, 'MSA layers.', lower_bound=1)
+  flags.DEFINE_list(
+    'anchors', ['512', '128', '64', '32'], 'Positions per row with streams.'
+  )
+  flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+  )
   flags.DEFINE_integer('repeats', 3, 'Timed steps.', lower_bound=1)
   flags.DEFINE_enum('remat', 'none', list(blocks.REMAT), 'What is recomputed.')
   flags.DEFINE_bool('time', True, 'Run the steps; else memory alone.')
@@ -50,11 +56,14 @@ def define_flags() -> None:
 def variants() -> dict[str, tuple[str, config.ObjectiveConfig]]:
   """name -> (mode, objective)."""
   some = lambda n: config.ObjectiveConfig(anchors_per_sequence=n)
-  plain = dataclasses.replace(
-    some(FLAGS.length), stream_weight=0.0, pruning_weight=0.0
+  plain = lambda n: dataclasses.replace(
+    some(n), stream_weight=0.0, pruning_weight=0.0
   )
-  found = {'plain LoRA': ('fine_tuned', plain)}
-  for count in (FLAGS.length, 128, 64, 32):
+  found = {
+    'plain LoRA': ('fine_tuned', plain(FLAGS.length)),
+    'plain LoRA, head at 128 anchors': ('fine_tuned', plain(128)),
+  }
+  for count in map(int, FLAGS.anchors):
     found[f'streams, {count} anchors'] = 'fine_tuned', some(count)
   found['lossless, 128 anchors'] = 'lossless', some(128)
   return found
@@ -123,7 +132,7 @@ def table(made: dict[str, Variant]) -> str:
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  loaded = loading.load_model(FLAGS.model)
+  loaded = loading.load_model(FLAGS.model, dtype=FLAGS.dtype)
   base = params_lib.unflatten(
     {path: jnp.asarray(leaf) for path, leaf in loaded.params.items()}
   )
