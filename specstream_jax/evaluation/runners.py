@@ -66,7 +66,11 @@ class OwnRunner:
     self.is_lossy, self.output = drafter.is_lossy, drafter.output
     made = model.decoder(drafter, decode).setup.drafter
     self.max_depth, self.size = made.max_depth, made.size
-    self.extra_parameters = count_extra(model.params(drafter), drafter)
+    tree = drafter.tree or model.tree
+    self.extra_parameters = count_extra(
+      model.params(drafter),
+      has_coupling=drafter.coupling and tree.kind == 'best_first',
+    )
     self.fingerprint = _fingerprint(model.params(drafter).drafter)
 
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):
@@ -85,17 +89,15 @@ def _fingerprint(weights: Any) -> str:
   return weights_lib.fingerprint(flat, whole=True)[:16]
 
 
-def count_extra(
-  params: transformer_fns.Params, drafter: config_drafting.DrafterConfig
-) -> int:
+def count_extra(params: transformer_fns.Params, *, has_coupling: bool) -> int:
   """Numbers that a drafter keeps beside the model's own weights.
 
   Args:
     params: what decodes.
-    drafter: an adapter's coupling counts only if the drafter uses it.
+    has_coupling: an adapter's coupling is used, so it counts.
   """
   adapter = params.adapter
-  if not drafter.coupling:
+  if not has_coupling:
     adapter = {k: v for k, v in adapter.items() if k != 'coupling'}
   return sum(
     leaf.size

@@ -56,14 +56,14 @@ def run(model, options, folder):
 def test_a_coupling_counts_where_it_is_used(model):
   stream = dataclasses.replace(model.stream, coupling_rank=3)
   coupled = runtime.with_random_streams(model, stream)
-  text = 'streams:num_nodes=3,depth=2,branching=2'
+  text = 'streams:depth=2,branching=2'
   counts = [
     runners.OwnRunner(
       coupled, config_drafting.parse(text + more), 'x', config.DecodeConfig()
     ).extra_parameters
-    for more in ('', ',coupling=False')
+    for more in ('', ',coupling=False', ',kind=full')
   ]
-  assert counts == [2 * 16 + 2 * 3 * 16, 2 * 16]
+  assert counts == [2 * 16 + 2 * 3 * 16, 2 * 16, 2 * 16]
 
 
 def test_bench_writes_table_report_answers_and_journal(
