@@ -131,7 +131,10 @@ def _summary(model, options, settings, examples, names, found):
     lossy=drafter.is_lossy,
     synthetic=drafter.output == 'synthetic',
     settings=config.to_json(drafter),
-    extra_parameters=runners.count_extra(model.params(drafter)),
+    extra_parameters=runners.count_extra(
+      model.params(drafter),
+      has_coupling=drafter.coupling and tree.kind == 'best_first',
+    ),
     quality=quality,
     samples=samples,
   )
