@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrap intervals over prompts for ratios of sums, such as a speed-up."""
+"""Bootstrap intervals over prompts: of ratios of sums, of mean differences."""
 
 import numpy as np
 from numpy import typing as npt
@@ -49,6 +49,46 @@ def ratio_of_sums_ci(
   low, high = np.percentile(
     (draws @ top) / (draws @ bottom), (tail, 100 - tail)
   )
+  return float(low), float(high)
+
+
+def mean_difference_ci(
+  first: npt.ArrayLike,
+  second: npt.ArrayLike,
+  *,
+  confidence: float = 0.95,
+  num_samples: int = 2000,
+  seed: int = 0,
+) -> tuple[float, float]:
+  """Percentile bootstrap interval of mean(first - second) over prompts.
+
+  Args:
+    first: [N], a score of each of N prompts.
+    second: [N], of the same prompts.
+    confidence: probability inside the interval.
+    num_samples: bootstrap samples.
+    seed: of the samples.
+
+  Returns:
+    Lower and upper bound, in the scores' unit.
+
+  Raises:
+    ValueError: shapes differ, are empty, or a score is not finite.
+  """
+  scores = [np.asarray(side, float) for side in (first, second)]
+  shapes = [side.shape for side in scores]
+  if shapes[0] != shapes[1] or scores[0].ndim != 1 or not scores[0].size:
+    raise ValueError(
+      f'scores have shapes {shapes[0]} and {shapes[1]}; accepted: one number '
+      'for every prompt on both sides, at least one prompt'
+    )
+  if not np.isfinite(scores).all():
+    raise ValueError('a score is not a finite number')
+  differences = scores[0] - scores[1]
+  rng = np.random.default_rng(seed)
+  draws = rng.choice(differences, (num_samples, differences.size))
+  tail = 50 * (1 - confidence)
+  low, high = np.percentile(draws.mean(axis=1), (tail, 100 - tail))
   return float(low), float(high)
 
 

@@ -76,3 +76,36 @@ def test_bad_numbers(top, bottom, message):
 def test_bad_shape_of_seconds():
   with pytest.raises(ValueError, match=r'shape \(1, 1, 1\); accepted'):
     statistics.speedup([[[1.0]]], [1.0])
+
+
+def test_difference_agrees_with_enumeration_of_all_resamples():
+  first, second = np.array([5.0, 1.0, 2.0]), np.array([1.0, 1.0, 4.0])
+  means = [
+    (first - second)[list(rows)].mean()
+    for rows in itertools.product(range(3), repeat=3)
+  ]
+  interval = statistics.mean_difference_ci(
+    first, second, confidence=0.8, num_samples=20000
+  )
+  np.testing.assert_allclose(
+    interval, np.percentile(means, (10, 90)), atol=1e-12
+  )
+
+
+def test_difference_is_paired():
+  first = np.random.default_rng(0).normal(size=50)
+  interval = statistics.mean_difference_ci(first, first - 0.25)
+  np.testing.assert_allclose(interval, (0.25, 0.25))
+
+
+@pytest.mark.parametrize(
+  ('first', 'second', 'message'),
+  [
+    ([1.0], [1.0, 2.0], r'shapes \(1,\) and \(2,\)'),
+    ([], [], r'at least one prompt'),
+    ([np.nan], [1.0], 'not a finite number'),
+  ],
+)
+def test_scores_that_cannot_be_compared(first, second, message):
+  with pytest.raises(ValueError, match=message):
+    statistics.mean_difference_ci(first, second)

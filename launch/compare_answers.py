@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of two models' answers to a task's test prompts, and their difference.
+
+The answers are what `specstream distill --task=… --split=test` writes:
+
+  specstream distill --task=e2e_nlg --split=test --data_dir=DIR --num_prompts=500 \
+    --adapter=runs/lora/adapter --output_dir=answers/lora
+  specstream distill …  --adapter=e2e_nlg --output_dir=answers/streams
+  python launch/compare_answers.py --task=e2e_nlg --data_dir=DIR \
+    --answers=answers/lora/test.jsonl,answers/streams/test.jsonl
+
+Prints a Markdown table; the interval is a paired bootstrap over prompts, which
+says nothing about other seeds of training. BLEU, which is no mean over prompts,
+has none.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+
+from absl import app, flags
+
+from specstream_jax.data import registry
+from specstream_jax.evaluation import metrics, statistics
+
+FLAGS = flags.FLAGS
+_CORPUS_METRICS = ('bleu',)
+
+
+def define_flags() -> None:
+  """Declares the flags."""
+  flags.DEFINE_string('task', 'e2e_nlg', 'Name of the task.')
+  flags.DEFINE_string('split', 'test', 'Its split.')
+  flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
+  flags.DEFINE_list('answers', None, 'Two JSONL files.', required=True)
+
+
+def read(path: str, references: Mapping[str, list[str]]) -> dict[str, str]:
+  """Prompt -> answer.
+
+  Args:
+    path: JSONL with `prompt` and `completion`.
+    references: of each prompt of the task.
+
+  Raises:
+    ValueError: a prompt is not the task's.
+  """
+  with open(path, encoding='utf-8') as file:
+    rows = [json.loads(line) for line in file]
+  for row in rows:
+    if row['prompt'] not in references:
+      raise ValueError(f'{path}: not a prompt of the task: {row["prompt"]!r}')
+  return {row['prompt']: row['completion'].strip() for row in rows}
+
+
+def table(
+  names: Sequence[str],
+  targets: Sequence[Sequence[str]],
+  first: Sequence[str],
+  second: Sequence[str],
+) -> str:
+  """Scores of both sides, 0 to 100, second minus first with its interval.
+
+  Args:
+    names: of metrics.
+    targets: references of each prompt.
+    first: an answer for each.
+    second: likewise.
+  """
+  lines = ['| metric | first | second | difference (95 %) |', '|---' * 4 + '|']
+  for name in names:
+    one = lambda answers, n=name: metrics.compute([n], targets, answers)
+    whole = one(first), one(second)
+    each = (
+      {} if name in _CORPUS_METRICS else _each(name, targets, first, second)
+    )
+    for key in whole[0]:
+      a, b = (side[key] for side in whole)
+      interval = ''
+      if each:
+        low, high = statistics.mean_difference_ci(*each[key])
+        interval = f' ({low:+.2f} to {high:+.2f})'
+      lines.append(f'| {key} | {a:.2f} | {b:.2f} | {b - a:+.2f}{interval} |')
+  return '\n'.join(lines) + '\n'
+
+
+def _each(name, targets, first, second):
+  """Metric -> (scores of second, scores of first), a number per prompt."""
+  score = lambda answers: [
+    metrics.compute([name], [refs], [answer])
+    for refs, answer in zip(targets, answers, strict=True)
+  ]
+  sides = score(second), score(first)
+  return {
+    key: [[s[key] for s in side] for side in sides] for key in sides[0][0]
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the table."""
+  del argv
+  if len(FLAGS.answers) != 2:
+    raise app.UsageError('--answers takes two files: FIRST,SECOND')
+  task = registry.get(FLAGS.task)
+  examples = task.load_split(FLAGS.split, FLAGS.data_dir)
+  references: dict[str, list[str]] = {}
+  for example in examples:
+    references.setdefault(example.inputs, []).extend(example.references)
+  first, second = (read(path, references) for path in FLAGS.answers)
+  both = [prompt for prompt in first if prompt in second]
+  if not both:
+    raise app.UsageError('the files have no prompt in common')
+  print(
+    f'{len(both)} prompts; {len(first)} in {FLAGS.answers[0]}, '
+    f'{len(second)} in {FLAGS.answers[1]}\n'
+  )
+  print(
+    table(
+      task.metrics,
+      [references[prompt] for prompt in both],
+      [first[prompt] for prompt in both],
+      [second[prompt] for prompt in both],
+    )
+  )
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""launch/compare_answers.py: two models' answers, scored prompt by prompt."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'compare_answers.py'
+MEANINGS = ('name[Aromi], area[riverside]', 'name[Zizzi], food[Thai]')
+REFERENCES = ('Aromi is by the river.', 'Zizzi serves Thai food.')
+
+
+@pytest.fixture(name='compare')
+def fixture_compare(tmp_path):
+  rows = [f'"{mr}","{ref}"' for mr, ref in zip(MEANINGS, REFERENCES)]
+  (tmp_path / 'test.csv').write_text('\n'.join(['"mr","ref"', *rows]) + '\n')
+
+  def run(*sides):
+    paths = []
+    for number, answers in enumerate(sides):
+      path = tmp_path / f'{number}.jsonl'
+      path.write_text(''.join(json.dumps(row) + '\n' for row in answers))
+      paths.append(str(path))
+    flags = ['--task=e2e_nlg', f'--data_dir={tmp_path}']
+    return subprocess.run(
+      [sys.executable, SCRIPT, *flags, f'--answers={",".join(paths)}'],
+      capture_output=True,
+      text=True,
+      timeout=120,
+      check=False,
+    )
+
+  return run
+
+
+def answers(*texts):
+  return [
+    {'prompt': f'{mr}\nDescription:', 'completion': text}
+    for mr, text in zip(MEANINGS, texts)
+  ]
+
+
+def test_difference_and_its_interval(compare):
+  done = compare(answers(*REFERENCES), answers(' ' + REFERENCES[0], 'no'))
+  assert done.returncode == 0, done.stderr
+  assert '2 prompts; 2 in ' in done.stdout
+  row = '| rouge1 | 100.00 | 50.00 | -50.00 (-100.00 to +0.00) |'
+  assert row in done.stdout
+  (bleu,) = [x for x in done.stdout.splitlines() if x.startswith('| bleu')]
+  assert bleu.startswith('| bleu | 100.00 | ') and '(' not in bleu
+
+
+def test_prompts_of_both_files_count(compare):
+  done = compare(answers(*REFERENCES), answers(REFERENCES[0]))
+  assert '1 prompts; 2 in ' in done.stdout
+  assert '| rouge1 | 100.00 | 100.00 | +0.00 (+0.00 to +0.00) |' in done.stdout
+
+
+def test_answers_of_another_task(compare):
+  other = [{'prompt': 'Name a colour.', 'completion': 'red'}]
+  done = compare(answers(*REFERENCES), other)
+  assert done.returncode
+  assert "not a prompt of the task: 'Name a colour.'" in done.stderr
+  assert 'takes two files' in compare(answers(*REFERENCES)).stderr
