@@ -99,6 +99,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def define_flags() -> None:
+  """Declares the flags."""
   flags.DEFINE_string(
     'gin_file', 'configs/sql_smollm2_ablation.gin', 'The recipe.'
   )
@@ -225,6 +226,7 @@ def report() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Trains what is missing, then prints the table."""
   del argv
   names = FLAGS.variants or list(VARIANTS)
   unknown = [name for name in names if name not in VARIANTS]

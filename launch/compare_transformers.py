@@ -26,6 +26,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Declares the flags."""
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
@@ -100,6 +101,7 @@ def measure(sides, prompts):
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs both and prints the comparison."""
   del argv
   threads = limit_threads()
   model = runtime.load(FLAGS.model)

@@ -26,6 +26,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Declares the flags."""
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
@@ -72,6 +73,7 @@ def median_ms(model: runtime.Model, length: int) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Measures all sizes and writes the files."""
   del argv
   curves = {}
   for dtype in FLAGS.dtypes:

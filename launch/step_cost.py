@@ -34,6 +34,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+  """Declares the flags."""
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
@@ -131,6 +132,7 @@ def table(made: dict[str, Variant]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
+  """Measures all variants and writes the files."""
   del argv
   loaded = loading.load_model(FLAGS.model, dtype=FLAGS.dtype)
   base = params_lib.unflatten(
