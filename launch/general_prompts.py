@@ -272,11 +272,14 @@ def _given(flag):
 
 
 def _read(path, *fields):
-  """Text under the first of the fields that each row has."""
+  """Texts under the first of the fields that each row has; a text or a list."""
 
   def pair(row):
-    found = [row[f] for f in fields if f in row]
-    return (found[0], '') if found else f'has no {" or ".join(fields)}'
+    found = next((row[f] for f in fields if row.get(f)), None)
+    texts = found if isinstance(found, list) else [found]
+    if not all(isinstance(text, str) for text in texts):
+      return f'has no text under {" or ".join(map(repr, fields))}'
+    return [(text, '') for text in texts]
 
   return [text for text, _ in readers.read_jsonl(path, pair=pair).pairs]
 
@@ -322,10 +325,8 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'kinds {unknown}; accepted: {list(KINDS)}')
   taken = set()
   if FLAGS.exclude:
-    with open(FLAGS.exclude, encoding='utf-8') as file:
-      for row in map(json.loads, file):
-        for turn in row['turns']:
-          taken |= runs(turn, FLAGS.overlap)
+    for text in _read(FLAGS.exclude, 'turns', 'prompt'):
+      taken |= runs(text, FLAGS.overlap)
   lines = []
   for kind in FLAGS.kinds:
     prompts, num_near = choose(

@@ -116,4 +116,9 @@ def test_a_kind_that_is_unknown_or_lacks_its_source(sources, tmp_path):
   assert "kinds ['riddles']; accepted: ['instructions'" in done.stderr
   done, _ = write(sources, output, '--kinds=summary', '--passages=')
   assert '--passages is needed for these --kinds' in done.stderr
+  exclude = f'--exclude={sources}/passages.jsonl'
+  done, _ = write(sources, output, '--kinds=translation', exclude)
+  assert (
+    "passages.jsonl:1: has no text under 'turns' or 'prompt'" in done.stderr
+  )
   assert not output.exists()
