@@ -17,7 +17,7 @@ has none.
 from collections.abc import Mapping, Sequence
 import json
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from specstream_jax.data import registry
 from specstream_jax.evaluation import metrics, statistics
@@ -98,6 +98,9 @@ def _each(name, targets, first, second):
 def main(argv: Sequence[str]) -> None:
   """Prints the table."""
   del argv
+  logging.set_verbosity(
+    logging.WARNING
+  )  # rouge-score says its tokenizer per text
   if len(FLAGS.answers) != 2:
     raise app.UsageError('--answers takes two files: FIRST,SECOND')
   task = registry.get(FLAGS.task)
