@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of two models' answers to a task's test prompts, and their difference.
 
-The answers are what `specstream distill --task=… --split=test` writes:
+The answers are what `specstream distill --task=… --split=test` writes, of all
+prompts or the first few (a benchmark's --num_prompts are spread over the set):
 
-  specstream distill --task=e2e_nlg --split=test --data_dir=DIR --num_prompts=500 \
-    --adapter=runs/lora/adapter --output_dir=answers/lora
+  specstream distill --task=e2e_nlg --split=test --data_dir=DIR \
+    --max_new_tokens=64 --adapter=runs/lora/adapter --output_dir=answers/lora
   specstream distill …  --adapter=e2e_nlg --output_dir=answers/streams
   python launch/compare_answers.py --task=e2e_nlg --data_dir=DIR \
     --answers=answers/lora/test.jsonl,answers/streams/test.jsonl
 
 Prints a Markdown table; the interval is a paired bootstrap over prompts, which
 says nothing about other seeds of training. BLEU, which is no mean over prompts,
-has none.
+has none. A prompt that one file lacks, as distill leaves out empty answers,
+counts as an empty answer.
 """
 
 from collections.abc import Mapping, Sequence
-import json
 
 from absl import app, flags, logging
 
-from specstream_jax.data import registry
+from specstream_jax.data import readers, registry
 from specstream_jax.evaluation import metrics, statistics
 
 FLAGS = flags.FLAGS
@@ -42,14 +43,19 @@ def read(path: str, references: Mapping[str, list[str]]) -> dict[str, str]:
     references: of each prompt of the task.
 
   Raises:
-    ValueError: a prompt is not the task's.
+    ValueError: a row (file, line) without them, or a prompt that is not the
+      task's.
   """
-  with open(path, encoding='utf-8') as file:
-    rows = [json.loads(line) for line in file]
-  for row in rows:
-    if row['prompt'] not in references:
-      raise ValueError(f'{path}: not a prompt of the task: {row["prompt"]!r}')
-  return {row['prompt']: row['completion'].strip() for row in rows}
+
+  def pair(row):
+    prompt, answer = row.get('prompt'), row.get('completion')
+    if not isinstance(prompt, str) or not isinstance(answer, str):
+      return 'has no texts under "prompt" and "completion"'
+    if prompt not in references:
+      return f'not a prompt of the task: {prompt!r}'
+    return prompt, answer.strip()
+
+  return dict(readers.read_jsonl(path, pair=pair).pairs)
 
 
 def table(
@@ -108,20 +114,22 @@ def main(argv: Sequence[str]) -> None:
   references: dict[str, list[str]] = {}
   for example in examples:
     references.setdefault(example.inputs, []).extend(example.references)
-  first, second = (read(path, references) for path in FLAGS.answers)
-  both = [prompt for prompt in first if prompt in second]
-  if not both:
-    raise app.UsageError('the files have no prompt in common')
-  print(
-    f'{len(both)} prompts; {len(first)} in {FLAGS.answers[0]}, '
-    f'{len(second)} in {FLAGS.answers[1]}\n'
-  )
+  try:
+    first, second = (read(path, references) for path in FLAGS.answers)
+  except (ValueError, OSError) as error:
+    raise app.UsageError(str(error)) from error
+  asked = list(dict.fromkeys([*first, *second]))
+  print(f'{len(asked)} of {len(references)} prompts of the task')
+  for path, side in zip(FLAGS.answers, (first, second), strict=True):
+    if missing := len(asked) - len(side):
+      print(f'{path} lacks {missing} of them, which count as empty answers')
+  print()
   print(
     table(
       task.metrics,
-      [references[prompt] for prompt in both],
-      [first[prompt] for prompt in both],
-      [second[prompt] for prompt in both],
+      [references[prompt] for prompt in asked],
+      [first.get(prompt, '') for prompt in asked],
+      [second.get(prompt, '') for prompt in asked],
     )
   )
 

@@ -167,10 +167,10 @@ def define_flags() -> None:
 
 def instructions(rng: random.Random) -> Prompts:
   """What users ask, as given."""
-  with open(_given('instructions'), encoding='utf-8') as file:
-    rows = json.load(file)
-  for row in rng.sample(rows, len(rows)):
-    yield '\n\n'.join(filter(None, (row['instruction'], row.get('input'))))
+  path = _given('instructions')
+  rows = readers.read_jsonl(path, pair=_instruction).pairs
+  for text, _ in rng.sample(rows, len(rows)):
+    yield text
 
 
 def questions(rng: random.Random) -> Prompts:
@@ -253,11 +253,13 @@ def choose(
 
 
 def runs(text: str, length: int) -> set[str]:
-  """All runs of `length` words, in lower case and without punctuation."""
+  """All runs of `length` words, in lower case and without punctuation.
+
+  A shorter text is one run.
+  """
   words = re.findall(r'\w+', text.lower())
-  return {
-    ' '.join(words[i : i + length]) for i in range(len(words) - length + 1)
-  }
+  starts = range(max(len(words) - length, 0) + 1)
+  return {' '.join(words[i : i + length]) for i in starts}
 
 
 def _rng(kind, seed):
@@ -269,6 +271,14 @@ def _given(flag):
   if not value:
     raise app.UsageError(f'--{flag} is needed for these --kinds')
   return value
+
+
+def _instruction(row):
+  """A row's text, or what is wrong with it."""
+  texts = row.get('instruction'), row.get('input') or ''
+  if not all(isinstance(text, str) for text in texts) or not texts[0].strip():
+    return 'has no text under "instruction", or an input that is not text'
+  return '\n\n'.join(filter(None, texts)), ''
 
 
 def _read(path, *fields):
@@ -320,6 +330,13 @@ def _fill(template, rng):
 def main(argv: Sequence[str]) -> None:
   """Writes the file, a line per kind on the way."""
   del argv
+  try:
+    _write()
+  except (ValueError, OSError) as error:
+    raise app.UsageError(str(error)) from error
+
+
+def _write():
   unknown = [kind for kind in FLAGS.kinds if kind not in KINDS]
   if unknown:
     raise app.UsageError(f'kinds {unknown}; accepted: {list(KINDS)}')
@@ -328,7 +345,7 @@ def main(argv: Sequence[str]) -> None:
     for text in _read(FLAGS.exclude, 'turns', 'prompt'):
       taken |= runs(text, FLAGS.overlap)
   lines = []
-  for kind in FLAGS.kinds:
+  for kind in dict.fromkeys(FLAGS.kinds):
     prompts, num_near = choose(
       kind, FLAGS.per_kind, FLAGS.seed, taken, FLAGS.overlap
     )

@@ -46,22 +46,26 @@ def answers(*texts):
 def test_difference_and_its_interval(compare):
   done = compare(answers(*REFERENCES), answers(' ' + REFERENCES[0], 'no'))
   assert done.returncode == 0, done.stderr
-  assert '2 prompts; 2 in ' in done.stdout
+  assert '2 of 2 prompts of the task' in done.stdout
   row = '| rouge1 | 100.00 | 50.00 | -50.00 (-100.00 to +0.00) |'
   assert row in done.stdout
   (bleu,) = [x for x in done.stdout.splitlines() if x.startswith('| bleu')]
   assert bleu.startswith('| bleu | 100.00 | ') and '(' not in bleu
 
 
-def test_prompts_of_both_files_count(compare):
+def test_a_missing_answer_is_an_empty_one(compare):
   done = compare(answers(*REFERENCES), answers(REFERENCES[0]))
-  assert '1 prompts; 2 in ' in done.stdout
-  assert '| rouge1 | 100.00 | 100.00 | +0.00 (+0.00 to +0.00) |' in done.stdout
+  assert '2 of 2 prompts of the task' in done.stdout
+  assert '1.jsonl lacks 1 of them, which count as empty' in done.stdout
+  row = '| rouge1 | 100.00 | 50.00 | -50.00 (-100.00 to +0.00) |'
+  assert row in done.stdout
 
 
 def test_answers_of_another_task(compare):
   other = [{'prompt': 'Name a colour.', 'completion': 'red'}]
   done = compare(answers(*REFERENCES), other)
   assert done.returncode
-  assert "not a prompt of the task: 'Name a colour.'" in done.stderr
+  assert "1.jsonl:1: not a prompt of the task: 'Name a colour.'" in done.stderr
+  done = compare(answers(*REFERENCES), [{'prompt': 'x'}])
+  assert '1.jsonl:1: has no texts under "prompt"' in done.stderr
   assert 'takes two files' in compare(answers(*REFERENCES)).stderr

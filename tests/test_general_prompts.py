@@ -110,6 +110,41 @@ def test_what_a_benchmark_shares_is_left_out(sources, tmp_path, overlap, near):
   assert any(SENTENCES[1] in row['prompt'] for row in rows) == (not near)
 
 
+def test_a_short_prompt_of_a_benchmark_is_left_out(sources, tmp_path):
+  benchmark = tmp_path / 'benchmark.jsonl'
+  benchmark.write_text('{"turns": "name a colour"}\n')
+  done, rows = write(
+    sources,
+    tmp_path / 'prompts.jsonl',
+    '--kinds=instructions,instructions',
+    f'--exclude={benchmark}',
+  )
+  assert 'instructions: 1 prompts, 1 too near' in done.stdout
+  assert [row['prompt'] for row in rows] == ['Sort the words.\n\nb, a']
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('[{"input": "x"}]', 'has no text under "instruction"'),
+    ('[{"instruction": 3}]', 'has no text under "instruction"'),
+    (None, 'No such file'),
+  ],
+)
+def test_instructions_that_are_none(sources, tmp_path, text, message):
+  path = tmp_path / 'instructions.json'
+  if text:
+    path.write_text(text)
+  done, _ = write(
+    sources,
+    tmp_path / 'prompts.jsonl',
+    '--kinds=instructions',
+    f'--instructions={path}',
+  )
+  assert done.returncode and message in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
 def test_a_kind_that_is_unknown_or_lacks_its_source(sources, tmp_path):
   output = tmp_path / 'prompts.jsonl'
   done, _ = write(sources, output, '--kinds=riddles')

@@ -8,6 +8,7 @@ long as training goes on; a small folder starts its next epoch sooner.
 from collections.abc import Sequence
 import dataclasses
 import math
+import os
 from typing import Any
 
 from specstream_jax.data import records
@@ -24,13 +25,15 @@ class Part:
 def parse(text: str) -> tuple[Part, ...]:
   """The parts of `FOLDER` or `FOLDER=RATE,FOLDER=RATE,…`.
 
+  A folder that exists is one, whatever is in its name.
+
   Raises:
     ValueError: a rate that is not a number above 0, or a folder named twice.
   """
-  if '=' not in text and ',' not in text:
+  if not set('=,') & set(text) or os.path.isdir(text):
     return (Part(text),)
   parts = tuple(_part(piece.strip(), text) for piece in text.split(','))
-  paths = [part.path for part in parts]
+  paths = [os.path.normpath(part.path) for part in parts]
   twice = sorted({path for path in paths if paths.count(path) > 1})
   if twice:
     raise ValueError(f'mixture {text!r} names {twice} more than once')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads task files (CSV and JSONL, plain or gzip) into pairs of texts.
+"""Reads task files (CSV and JSONL, plain, gzip or zip) into pairs of texts.
 
 A malformed row is an error that names file, line and what is wrong, or, on
 request, is skipped and counted.
@@ -9,17 +9,21 @@ from collections.abc import Callable, Iterator
 import contextlib
 import csv
 import dataclasses
+import glob
 import gzip
+import io
 import json
 import os
 import re
 from typing import IO
+import zipfile
 import zlib
 
 from absl import logging
 
 _SOURCE_KEYS = ('prompt', 'inputs')
 _ANSWER_KEYS = ('completion', 'targets')
+_IN_ZIP = '.zip/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +76,28 @@ class _Collector:
 
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[IO[str]]:
-  """Opens text, through gzip if the name ends in .gz; bad bytes become U+FFFD.
+  """Opens text, also of a .gz or in a .zip; bad bytes become U+FFFD.
 
   Raises:
     ValueError: the compressed file is damaged or cut short.
   """
-  opener = gzip.open if path.endswith('.gz') else open
   how = {'encoding': 'utf-8-sig', 'errors': 'replace', 'newline': ''}
-  with opener(path, 'rt', **how) as file:
+  archive, in_archive, member = path.rpartition(_IN_ZIP)
+  with contextlib.ExitStack() as stack:
     try:
-      yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+      if in_archive and os.path.isfile(archive + '.zip'):
+        outer = stack.enter_context(zipfile.ZipFile(archive + '.zip'))
+        file = io.TextIOWrapper(outer.open(member), **how)
+      else:
+        opener = gzip.open if path.endswith('.gz') else open
+        file = opener(path, 'rt', **how)
+      yield stack.enter_context(file)
+    except (
+      EOFError,
+      zlib.error,
+      gzip.BadGzipFile,
+      zipfile.BadZipFile,
+    ) as error:
       raise ValueError(
         f'{path}: damaged or cut short ({error}); get the file again'
       ) from error
@@ -119,9 +134,18 @@ def _text_problem(texts: dict[str, object]) -> str:
       return f'{name} is {type(text).__name__}, not text'
     if not text.strip():
       return f'{name} is empty'
-    if '\ufffd' in text:
+    if '\ufffd' in text or not _is_encodable(text):
       return f'{name} is not valid UTF-8'
   return ''
+
+
+def _is_encodable(text):
+  """Whether the text has no half of a surrogate pair, which JSON can hold."""
+  try:
+    text.encode('utf-8')
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def read_csv(
@@ -300,6 +324,9 @@ def read_jsonl(
 def find_file(data_dir: str, names: tuple[str, ...]) -> str:
   """The first of `names`, plain or .gz, that exists in `data_dir`.
 
+  If there is none, the first in a .zip of that folder, whichever folder of the
+  archive it is in; its path is ARCHIVE.zip/MEMBER, which only readers open.
+
   Raises:
     ValueError: none exists; lists what was looked for and what is there.
   """
@@ -310,11 +337,26 @@ def find_file(data_dir: str, names: tuple[str, ...]) -> str:
       path = os.path.join(data_dir, name + suffix)
       if os.path.isfile(path):
         return path
+  for archive in sorted(
+    glob.glob(os.path.join(glob.escape(data_dir), '*.zip'))
+  ):
+    if found := _find_in_zip(archive, names):
+      return found
   raise ValueError(
     f'data_dir {data_dir!r} has none of {", ".join(dict.fromkeys(names))} '
-    '(plain or .gz); '
+    '(plain, .gz or in a .zip); '
     f'it has: {", ".join(sorted(os.listdir(data_dir))[:20]) or "nothing"}'
   )
+
+
+def _find_in_zip(archive, names):
+  """ARCHIVE.zip/MEMBER of the first name that is in it, or ''."""
+  if not zipfile.is_zipfile(archive):
+    return ''
+  with zipfile.ZipFile(archive) as file:
+    members = {os.path.basename(member): member for member in file.namelist()}
+  found = next((members[name] for name in names if name in members), '')
+  return found and f'{archive}/{found}'
 
 
 def group(pairs: tuple[tuple[str, str], ...]) -> list[tuple[str, list[str]]]:

@@ -10,7 +10,7 @@ import data_testing
 import numpy as np
 import pytest
 
-from specstream_jax.data import batches, features, records
+from specstream_jax.data import batches, features, mixtures, records
 
 
 @pytest.fixture(name='path', scope='module')
@@ -220,3 +220,12 @@ def test_loads_no_tensorflow():
   assert (
     subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
   )
+
+
+def test_a_folder_that_exists_is_one_whatever_its_name(tmp_path):
+  folder = tmp_path / 'rate=0.1,b'
+  assert mixtures.parse(f'{tmp_path}/rate=2')[0].rate == 2
+  folder.mkdir()
+  assert mixtures.parse(str(folder)) == (mixtures.Part(str(folder)),)
+  with pytest.raises(ValueError, match='more than once'):
+    mixtures.parse('a=1,./a=1')

@@ -2,6 +2,8 @@
 """Readers name file, line and fault; grouping keeps first appearance."""
 
 import gzip
+import json
+import zipfile
 
 import pytest
 
@@ -110,3 +112,30 @@ def test_find_file_lists_what_is_there(tmp_path):
     readers.find_file(str(tmp_path), ('train.csv',))
   with pytest.raises(ValueError, match='is not a folder'):
     readers.find_file(str(tmp_path / 'absent'), ('train.csv',))
+
+
+def test_a_file_in_an_archive(tmp_path):
+  rows = [{'prompt': 'ü', 'completion': 'b'}]
+  text = '\n'.join(map(json.dumps, rows))
+  (tmp_path / 'broken.zip').write_text('no archive')
+  with zipfile.ZipFile(tmp_path / 'data.zip', 'w') as file:
+    file.writestr('folder/dev.csv', 'mr,ref\nname[A],A.\n')
+    file.writestr('folder/dev.jsonl', text)
+  table = readers.find_file(str(tmp_path), ('test.csv', 'dev.csv'))
+  assert readers.read_csv(table).pairs == (('name[A]', 'A.'),)
+  lines = readers.find_file(str(tmp_path), ('dev.jsonl',))
+  assert readers.read_jsonl(lines).pairs == (('ü', 'b'),)
+  (tmp_path / 'dev.csv').write_text('mr,ref\nname[B],B.\n')
+  plain = readers.find_file(str(tmp_path), ('dev.csv',))
+  assert plain == str(tmp_path / 'dev.csv')
+  folder = tmp_path / 'folder.zip'
+  folder.mkdir()
+  (folder / 'dev.csv').write_text('mr,ref\nname[C],C.\n')
+  assert readers.read_csv(str(folder / 'dev.csv')).pairs == (('name[C]', 'C.'),)
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"prompt": "a \\ud800 b", "completion": "c"}\n')
+  with pytest.raises(ValueError, match=r'a\.jsonl:1: prompt is not valid UTF-8'):
+    readers.read_jsonl(str(path))
