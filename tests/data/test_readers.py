@@ -137,5 +137,7 @@ def test_a_file_in_an_archive(tmp_path):
 def test_half_a_surrogate_pair_is_no_text(tmp_path):
   path = tmp_path / 'a.jsonl'
   path.write_text('{"prompt": "a \\ud800 b", "completion": "c"}\n')
-  with pytest.raises(ValueError, match=r'a\.jsonl:1: prompt is not valid UTF-8'):
+  with pytest.raises(
+    ValueError, match=r'a\.jsonl:1: prompt is not valid UTF-8'
+  ):
     readers.read_jsonl(str(path))
