@@ -14,6 +14,7 @@ from absl import flags
 import gin
 
 from specstream_jax import runtime
+from specstream_jax.data import mixtures
 from specstream_jax.modeling import blocks
 from specstream_jax.training import goodput
 from specstream_jax.workflows import (
@@ -89,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
   """Trains an adapter or a draft model; --dry_run describes the run."""
   del argv
   args = flags.FLAGS
+  mixtures.parse(args.data_dir)
   if args.draft_model_layers:
     return _distill(args)
   if args.adapter:

@@ -138,6 +138,18 @@ def test_the_original_sql_file_is_split_without_overlap(tmp_path, monkeypatch):
   assert [e.inputs for e in again] == [e.inputs for e in parts['test']]
 
 
+def test_sql_parts_are_found_by_their_names(tmp_path):
+  def write(name, answer):
+    row = {'question': 'q', 'context': 'c', 'answer': answer}
+    (tmp_path / name).write_text(json.dumps(row))
+
+  task = registry.get('sql_create_context')
+  for name in ('spider_train.jsonl', 'wikisql_train.jsonl', 'train.jsonl'):
+    write(name, f'SELECT {name[:6]}')
+    examples = task.load_split('train', str(tmp_path))
+    assert [e.references for e in examples] == [(f'SELECT {name[:6]}',)]
+
+
 def test_an_original_too_small_to_split(tmp_path):
   (tmp_path / 'sql_create_context_v4.json').write_text(json.dumps(SQL[:9]))
   with pytest.raises(ValueError, match="has 9 rows, too few for a split 'dev'"):

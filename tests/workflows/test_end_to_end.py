@@ -301,6 +301,10 @@ def test_cli_generates_and_reports_mistakes_in_one_line(folder):
   assert status == 1 and 'draft tree has depth 9' in text
   status, text = run_cli('evaluate', *flags, '--task=nonsense')
   assert status == 1 and "task 'nonsense' is not known" in text
+  status, text = run_cli(
+    'train', '--dry_run', '--data_dir=a=1,b=0', '--output_dir=out'
+  )
+  assert status == 1 and "'b=0' has no rate above 0" in text
 
 
 def test_cli_lists_commands_and_refuses_unknown_ones():
