@@ -48,10 +48,16 @@ def init(
 ) -> Cache:
   """An empty cache of `cache_length` slots for `batch` rows."""
   shape = (batch, cfg.num_kv_heads, cache_length, cfg.head_dim)
-  zeros = partitioning.constrain(
-    jnp.zeros(shape, dtype), 'batch', 'kv_heads', None, None
-  )
-  empty = lambda: (zeros,) * cfg.num_layers
+
+  def empty():
+    # An array for each layer: one for all could not be donated.
+    return tuple(
+      partitioning.constrain(
+        jnp.zeros(shape, dtype), 'batch', 'kv_heads', None, None
+      )
+      for _ in range(cfg.num_layers)
+    )
+
   return Cache(empty(), empty(), jnp.zeros((batch,), jnp.int32))
 
 
