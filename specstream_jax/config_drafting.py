@@ -79,7 +79,8 @@ class DrafterConfig:
     ngram: longest n-gram to look up, or n of lookahead.
     window: columns of the lookahead branch.
     pool_size: n-grams that lookahead keeps per row.
-    num_guesses: n-grams verified per call (lookahead, prompt look-up).
+    num_guesses: n-grams verified per call; None takes 2 for lookahead and 1
+      for prompt look-up.
     ngram_table: file of an n-gram table that re-weights stream trees;
       'adapter' is the one in the adapter's folder.
     ngram_weight: its weight; 0 leaves stream scores as they are.
@@ -103,7 +104,7 @@ class DrafterConfig:
   ngram: int = 3
   window: int = 4
   pool_size: int = 64
-  num_guesses: int = 2
+  num_guesses: int | None = None
   ngram_table: str = ''
   ngram_weight: float = 1.0
   vocabulary: str = ''
@@ -122,7 +123,8 @@ class DrafterConfig:
       f'{self.drafting!r} can be verified by {", ".join(accepted)}',
     )
     for name in ('window', 'pool_size', 'num_guesses'):
-      checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 1)
+      if (value := getattr(self, name)) is not None:
+        checks.at_least(f'DrafterConfig.{name}', value, 1)
     checks.at_least('DrafterConfig.ngram', self.ngram, 2)
     if self.noise_weight is not None:
       checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
@@ -156,6 +158,12 @@ class DrafterConfig:
       return 0.0
     default = 1.0 if self.name == 'draft_model' else 0.5
     return default if self.noise_weight is None else self.noise_weight
+
+  @property
+  def used_num_guesses(self) -> int:
+    """What `num_guesses` comes to."""
+    default = 1 if self.name == 'prompt_lookup' else 2
+    return default if self.num_guesses is None else self.num_guesses
 
   @property
   def output(self) -> str:

@@ -4,6 +4,7 @@
 import pytest
 
 from specstream_jax import config, config_drafting
+from specstream_jax.decoding.drafters import lookahead, prompt_lookup
 
 
 def test_settings_go_to_the_drafter_or_its_tree():
@@ -48,3 +49,14 @@ def test_a_setting_that_nothing_reads_is_refused(text, unread):
   name = text.partition(':')[0]
   with pytest.raises(ValueError, match=f"'{name}' does not read {unread}; it"):
     config_drafting.parse(text)
+
+
+def test_default_trees_have_widths_that_a_cpu_likes():
+  look_up = prompt_lookup.PromptLookup(
+    config_drafting.parse('prompt_lookup')
+  )
+  assert (look_up.size, look_up.max_depth) == (8, 7)
+  guessed = config_drafting.parse('prompt_lookup:num_guesses=2,depth=4')
+  assert prompt_lookup.PromptLookup(guessed).size == 9
+  ahead = lookahead.Lookahead(config_drafting.parse('lookahead'))
+  assert ahead.size % 4 == 0

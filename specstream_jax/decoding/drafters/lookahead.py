@@ -73,13 +73,13 @@ class Lookahead:
     self.max_depth = max(options.window + options.ngram - 3, self.num_rows)
     self._nodes = self._window_nodes()
     # The root is an entry of the window.
-    self.size = self.num_rows * (options.num_guesses + options.window)
+    self.size = self.num_rows * (options.used_num_guesses + options.window)
 
   def _window_nodes(self):
     """Tree node of each window entry, [n - 1, W]: row 0, then by column."""
     num_rows, width = self.num_rows, self.options.window
     nodes = np.zeros((num_rows, width), int)
-    start = 1 + self.options.num_guesses * num_rows
+    start = 1 + self.options.used_num_guesses * num_rows
     nodes[0, 1:] = start + np.arange(width - 1)
     below = start + width - 1 + np.arange(width * (num_rows - 1))
     nodes[1:] = below.reshape(width, num_rows - 1).T
@@ -114,7 +114,7 @@ class Lookahead:
         state = advance(state, answers)
       window = state.window.at[:, 0, 0].set(context.root)
       state = state._replace(window=window)
-      chains = guesses(state.pool, context.root, self.options.num_guesses)
+      chains = guesses(state.pool, context.root, self.options.used_num_guesses)
       tree = self._tree(context.root, window, chains)
     return tree, state
 

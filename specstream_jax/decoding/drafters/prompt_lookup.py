@@ -23,7 +23,9 @@ from specstream_jax.decoding import (
   tree as tree_lib,
 )
 
-DEFAULT_DEPTH = 4
+# With the root eight nodes; a CPU is slow where their number is no multiple of
+# four (docs/LOG.md).
+DEFAULT_DEPTH = 7
 
 
 class Prompts(NamedTuple):
@@ -41,7 +43,7 @@ class Prompts(NamedTuple):
 class PromptLookup:
   """Copies of what followed earlier occurrences of the last tokens.
 
-  Of `options.tree` only the depth counts, which is L; its `num_guesses` are C.
+  Of `options.tree` only the depth counts, which is L; its `used_num_guesses` are C.
   """
 
   with_streams = False
@@ -56,7 +58,7 @@ class PromptLookup:
     tree = options.tree
     self.options = options
     self.max_depth = DEFAULT_DEPTH if tree is None else tree.max_depth
-    self.size = 1 + options.num_guesses * self.max_depth
+    self.size = 1 + options.used_num_guesses * self.max_depth
 
   def init(
     self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
@@ -80,7 +82,7 @@ class PromptLookup:
         text,
         length,
         ngram=self.options.ngram,
-        num_chains=self.options.num_guesses,
+        num_chains=self.options.used_num_guesses,
         chain_length=self.max_depth,
       )
       tree = chains_lib.from_chains(context.root, chains)
