@@ -2,8 +2,7 @@
 """Times a forward pass with LM head over 1, 2, 4, … tokens on this machine.
 
 Writes forward_cost.json and forward_cost.svg: flat where weights are read,
-rising where they are multiplied. One-token bfloat16 passes can fall on a slow
-path on a CPU; no speed-up should be quoted against that point.
+rising where they are multiplied.
 """
 
 from collections.abc import Sequence

@@ -102,7 +102,7 @@ class DrafterConfig:
   noise_weight: float | None = None
   coupling: bool = True
   ngram: int = 3
-  window: int = 6
+  window: int = 2
   pool_size: int = 64
   num_guesses: int | None = None
   ngram_table: str = ''

@@ -173,16 +173,17 @@ def read_sql(
 ) -> readers.Rows:
   """sql-create-context rows (`question, context, answer`), a folder's or the hub's.
 
-  A folder's file is `{split}.jsonl`, `wikisql_{split}.jsonl`,
-  `spider_{split}.jsonl` or the original, the first that is there. The original
-  is one file without splits. Of every 50 of its rows the 49th is `dev`, the
-  50th `test`; questions about one table may fall on both sides.
+  A folder's file is `{split}.jsonl`, `wikisql_{split}.jsonl` or the original,
+  the first that is there. The original is one file without splits. Of every 50
+  of its rows the 49th is `dev`, the 50th `test`; questions about one table may
+  fall on both sides.
   """
   if data_dir is None:
     path = download_hub(_SQL, _SQL_ORIGINAL)
   else:
-    names = [f'{part}{split}.jsonl' for part in ('', 'wikisql_', 'spider_')]
-    path = readers.find_file(data_dir, (*names, _SQL_ORIGINAL))
+    path = readers.find_file(
+      data_dir, (f'{split}.jsonl', f'wikisql_{split}.jsonl', _SQL_ORIGINAL)
+    )
   rows = readers.read_jsonl(
     path, skip_bad_rows=skip_bad_rows, pair=readers.sql_pair
   )

@@ -16,7 +16,7 @@ def of_products(jaxpr: Any) -> int:
   """2 * m * n * k of every product, over all devices.
 
   A scan counts as often as it runs, a while loop once (one decoding step), of
-  a conditional the most expensive branch.
+  a conditional the most expensive branch, of `platform_dependent` the default.
 
   Args:
     jaxpr: closed or open, such as `jax.jit(f).trace(*args).jaxpr`.
@@ -29,7 +29,9 @@ def of_products(jaxpr: Any) -> int:
     inner = [of_products(one) for one in _inner(equation)]
     if not inner:
       continue
-    if equation.primitive.name == 'cond':
+    if equation.params.get('branches_platforms'):
+      total += inner[-1]
+    elif equation.primitive.name == 'cond':
       total += max(inner)
     else:
       total += equation.params.get('length', 1) * sum(inner)

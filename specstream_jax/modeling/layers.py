@@ -87,7 +87,7 @@ def project(
 def _two_rows(product):
   """`product` of one row and a row of zeros.
 
-  XLA's bfloat16 product with a single row is some nine times slower on a CPU
+  XLA's bfloat16 product with a single row is several times slower on a CPU
   than with two, which go to a library.
   """
 

@@ -131,6 +131,11 @@ def _header(model, options, runners) -> dict[str, Any]:
     'source': model.source,
     'weights': runtime.fingerprint(model),
     'drafters': {runner.label: runner.fingerprint for runner in runners},
+    # Settings that are left out have defaults, which may change.
+    'trees': {
+      runner.label: [getattr(runner, 'size', 0), runner.max_depth]
+      for runner in runners
+    },
   }
 
 

@@ -144,7 +144,7 @@ def test_sql_parts_are_found_by_their_names(tmp_path):
     (tmp_path / name).write_text(json.dumps(row))
 
   task = registry.get('sql_create_context')
-  for name in ('spider_train.jsonl', 'wikisql_train.jsonl', 'train.jsonl'):
+  for name in ('wikisql_train.jsonl', 'train.jsonl'):
     write(name, f'SELECT {name[:6]}')
     examples = task.load_split('train', str(tmp_path))
     assert [e.references for e in examples] == [(f'SELECT {name[:6]}',)]

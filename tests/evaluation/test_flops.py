@@ -26,6 +26,13 @@ def branched(x, w):
   )
 
 
+def by_platform(x, w):
+  twice = lambda x, w: jnp.concatenate([x, x]) @ w
+  return jax.lax.platform_dependent(
+    x, w, cpu=lambda x, w: twice(x, w)[:3], default=lambda x, w: x @ w
+  )
+
+
 @pytest.mark.parametrize(
   'fun, expected',
   [
@@ -33,6 +40,7 @@ def branched(x, w):
     (jax.jit(lambda x, w: x @ w), ONE),
     (scanned, 4 * 2 * ONE),
     (looped, 2 * ONE),
+    (by_platform, ONE),
     (branched, ONE + 2 * 7 * 5 * 7 + 2 * 3 * 7 * 7),
     (jax.grad(lambda x, w: (x @ w).sum()), 2 * ONE),
     (jax.grad(lambda x, w: (jax.checkpoint(jnp.tanh)(x @ w)).sum()), 2 * ONE),

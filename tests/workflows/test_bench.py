@@ -13,6 +13,7 @@ import tiny_runtime
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.data import chat, questions
+from specstream_jax.decoding.drafters import prompt_lookup
 from specstream_jax.evaluation import (
   external,
   journal as journal_lib,
@@ -130,6 +131,18 @@ def test_resume_with_other_settings_is_refused(model, options, tmp_path):
   other = bench.dataclasses.replace(options, max_new_tokens=5, resume=True)
   with pytest.raises(ValueError, match='written with other settings: options'):
     run(model, other, out)
+
+
+def test_resume_with_another_default_tree_is_refused(
+  model, options, tmp_path, monkeypatch
+):
+  asked = bench.dataclasses.replace(options, drafters=('prompt_lookup',))
+  run(model, asked, tmp_path)
+  monkeypatch.setattr(prompt_lookup, 'DEFAULT_DEPTH', 3)
+  other = bench.dataclasses.replace(model, _decoders={}, _params={})
+  resumed = bench.dataclasses.replace(asked, resume=True)
+  with pytest.raises(ValueError, match='written with other settings: trees'):
+    run(other, resumed, tmp_path)
 
 
 def test_folder_that_cannot_be_written(model, options, tmp_path):

@@ -23,8 +23,8 @@ from specstream_jax.decoding import (
   tree as tree_lib,
 )
 
-# With the root eight nodes; a CPU is slow where their number is no multiple of
-# four (docs/LOG.md).
+# With the root eight nodes, which cost a CPU less than seven or nine
+# (docs/LOG.md).
 DEFAULT_DEPTH = 7
 
 
