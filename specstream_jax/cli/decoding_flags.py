@@ -12,6 +12,10 @@ from specstream_jax.decoding import topology
 
 
 def define() -> None:
+  """Declares the flags of model, tree, schedule and sampling.
+
+  None as a default leaves the value to gin or to the adapter.
+  """
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
@@ -42,6 +46,7 @@ def define() -> None:
 
 
 def define_shard() -> None:
+  """Declares --shard, which `shard` reads."""
   flags.DEFINE_string(
     'shard',
     'auto',
@@ -59,6 +64,7 @@ def shard() -> tuple[int, int]:
 
 
 def load_model() -> runtime.Model:
+  """The model of --model, --adapter and --dtype."""
   args = flags.FLAGS
   return runtime.load(args.model, args.adapter or None, dtype=args.dtype)
 

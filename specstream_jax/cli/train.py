@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
   """Trains an adapter or a draft model; --dry_run describes the run."""
   del argv
   args = flags.FLAGS
-  mixtures.parse(args.data_dir)
+  mixtures.parse(args.data_dir)  # a bad one ends a dry run, too
   if args.draft_model_layers:
     return _distill(args)
   if args.adapter:

@@ -43,7 +43,8 @@ class Prompts(NamedTuple):
 class PromptLookup:
   """Copies of what followed earlier occurrences of the last tokens.
 
-  Of `options.tree` only the depth counts, which is L; its `used_num_guesses` are C.
+  Of `options.tree` only the depth counts, which is L; C are its
+  `used_num_guesses`.
   """
 
   with_streams = False
