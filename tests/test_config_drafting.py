@@ -52,9 +52,7 @@ def test_a_setting_that_nothing_reads_is_refused(text, unread):
 
 
 def test_default_trees_have_widths_that_a_cpu_likes():
-  look_up = prompt_lookup.PromptLookup(
-    config_drafting.parse('prompt_lookup')
-  )
+  look_up = prompt_lookup.PromptLookup(config_drafting.parse('prompt_lookup'))
   assert (look_up.size, look_up.max_depth) == (8, 7)
   guessed = config_drafting.parse('prompt_lookup:num_guesses=2,depth=4')
   assert prompt_lookup.PromptLookup(guessed).size == 9

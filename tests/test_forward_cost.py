@@ -21,7 +21,10 @@ def test_every_size_and_dtype_is_timed(tmp_path):
     '--repeats=2',
   )
   done = subprocess.run(
-    [sys.executable, SCRIPT, *flags], capture_output=True, text=True, check=False
+    [sys.executable, SCRIPT, *flags],
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert done.returncode == 0, done.stderr
   document = json.loads((tmp_path / 'out' / 'forward_cost.json').read_text())

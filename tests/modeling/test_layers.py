@@ -32,7 +32,9 @@ def test_a_cpu_gets_no_bfloat16_product_of_one_row(dtype, columns):
   x = jnp.ones((1, 1, IN), dtype)
   kernel = jnp.ones((OUT, IN), dtype)
   lowered = jax.jit(layers.project).lower(x, kernel)
-  (result,) = re.findall(r'dot_general.*-> tensor<(\S+)x\w+>', lowered.as_text())
+  (result,) = re.findall(
+    r'dot_general.*-> tensor<(\S+)x\w+>', lowered.as_text()
+  )
   sizes = np.prod([int(size) for size in result.split('x')])
   assert sizes == OUT * columns
 
