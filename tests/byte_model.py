@@ -12,9 +12,10 @@ from specstream_jax.data import records
 from specstream_jax.modeling import params
 
 
-def byte_tokenizer(extra=()):
-  """257 tokens: <eos> and every byte."""
-  names = ['<eos>', *sorted(pre_tokenizers.ByteLevel.alphabet()), *extra]
+def byte_tokenizer(extra=(), alphabet=None):
+  """257 tokens: <eos> and every byte, or those of an alphabet."""
+  alphabet = alphabet or pre_tokenizers.ByteLevel.alphabet()
+  names = ['<eos>', *sorted(alphabet), *extra]
   tokenizer = tokenizers.Tokenizer(
     models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[])
   )
@@ -49,9 +50,9 @@ def write_model(folder, cfg, tokenizer=None):
   huggingface.export(folder, cfg, flat, extras)
 
 
-def write_records(folder, rows):
+def write_records(folder, rows, tokenizer=None):
   """Token records of (prompt, completion) texts."""
-  tokenizer = byte_tokenizer()
+  tokenizer = tokenizer or byte_tokenizer()
   encode = lambda text: np.array(tokenizer.encode(text).ids, np.int32)
   pairs = [
     (encode(a), np.append(encode(b), 0).astype(np.int32)) for a, b in rows

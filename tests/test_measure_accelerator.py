@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import string
 import subprocess
 import sys
 import tarfile
@@ -29,10 +30,15 @@ def call(*words, **env):
 def fixture_data(tmp_path_factory):
   """A model, and the folders that the script reads."""
   folder = tmp_path_factory.mktemp('accelerator')
-  byte_model.write_model(folder / 'model', byte_model.model_config())
+  # Letters alone, or a random model's answers would be no text.
+  letters = [*string.ascii_letters, *string.digits, *'[],:.', 'Ċ', 'Ġ']
+  tokenizer = byte_model.byte_tokenizer(alphabet=letters)
+  cfg = byte_model.model_config(vocab_size=tokenizer.get_vocab_size())
+  byte_model.write_model(folder / 'model', cfg, tokenizer)
   rows = [(f'{MR}\nDescription:', f' Aromi is {i}.') for i in range(6)]
   for name in ('e2e_train', 'e2e_dev'):
-    byte_model.write_records(folder / 'data' / 'records' / name, rows)
+    path = folder / 'data' / 'records' / name
+    byte_model.write_records(path, rows, tokenizer)
   prompts, tasks = (
     folder / 'data' / 'prompts',
     folder / 'data' / 'tasks' / 'e2e',
