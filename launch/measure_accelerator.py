@@ -5,7 +5,8 @@ For a machine with jax on a GPU or TPU and no network. Here, with a network:
 
   python launch/measure_accelerator.py --pack=PACK --data_dir=DATA
 
-puts the model, wheels and everything under DATA (records/, prompts/, tasks/)
+puts the model, wheels and everything under DATA (prompts/, tasks/; both made by
+task_prompts.py and general_prompts.py, and copies of the tasks' files)
 into parts below 60 MB. There, with the parts and a checkout:
 
   launch/measure_accelerator.sh --unpack=PACK --output_dir=OUT --time_limit=1800
@@ -62,13 +63,13 @@ class Task:
 
   Attributes:
     task: name, folder and split that measure it, as `bench --tasks` has them.
-    records: to tune LoRA on; empty for streams of the base itself.
-    dev: records of LoRA's evaluation.
     prompts: to answer, a file of prompts/.
     dev_prompts: likewise, for the evaluation.
     length: most tokens of a training row.
     bucket: of the prompts' lengths; each length compiles once.
-    lora_steps: of 32 rows.
+    references: to tune LoRA on, a file of prompts/ with answers; empty for
+      streams of the base itself.
+    lora_steps: of 32 rows of 256 tokens.
     stream_steps: of `rows` rows.
     rows: of a step of streams.
     temperatures: of the answers.
@@ -81,8 +82,7 @@ class Task:
   length: int
   bucket: int
   stream_steps: int
-  records: str = ''
-  dev: str = ''
+  references: str = ''
   lora_steps: int = 0
   rows: int = 32
   temperatures: tuple[float, ...] = (0.0,)
@@ -92,22 +92,22 @@ class Task:
 TASKS = {
   'e2e_nlg': Task(
     'e2e_nlg/test@{data}/tasks/e2e', 'e2e.jsonl', 'e2e_dev.jsonl', 256, 128,
-    stream_steps=1000, records='e2e_train', dev='e2e_dev', lora_steps=620,
+    stream_steps=600, references='e2e_references.jsonl', lora_steps=620,
     temperatures=(0.0, 0.8),
   ),
   'sql_create_context': Task(
     'sql_create_context/test@{data}/tasks/sql', 'sql.jsonl', 'sql_dev.jsonl',
-    256, 256, stream_steps=1000, records='wikisql_train=9,spider_train=1',
-    dev='wikisql_dev', lora_steps=1000,
+    256, 256, stream_steps=600, references='sql_references.jsonl',
+    lora_steps=1000,
   ),
   'dialogsum': Task(
     'dialogsum/test@{data}/tasks/dialogsum', 'dialogsum.jsonl',
-    'dialogsum_dev.jsonl', 512, 512, stream_steps=1000, rows=16,
-    records='dialogsum_train', dev='dialogsum_dev', lora_steps=560,
+    'dialogsum_dev.jsonl', 512, 512, stream_steps=900, rows=16,
+    references='dialogsum_references.jsonl', lora_steps=560,
   ),
   'instruct_lossless': Task(
     'spec_bench/test@{data}/tasks/spec_bench', 'own.jsonl', 'own_dev.jsonl',
-    512, 512, stream_steps=1800, rows=16, max_new_tokens=128,
+    512, 512, stream_steps=1600, rows=16, max_new_tokens=128,
   ),
 }  # fmt: skip
 
@@ -118,7 +118,7 @@ def define_flags() -> None:
   flags.DEFINE_list('tasks', list(TASKS), 'Of the parts that have tasks.')
   flags.DEFINE_integer('time_limit', 1800, 'Seconds for all.', lower_bound=1)
   flags.DEFINE_string('output_dir', 'results/accelerator', 'Folder to write.')
-  flags.DEFINE_string('data_dir', 'data', 'records/, prompts/ and tasks/.')
+  flags.DEFINE_string('data_dir', 'data', 'prompts/ and tasks/.')
   flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
   flags.DEFINE_string('dtype', 'bfloat16', 'Of weights and activations.')
   flags.DEFINE_float('scale', 1.0, 'Of training steps.', lower_bound=0.0)
@@ -126,6 +126,10 @@ def define_flags() -> None:
   flags.DEFINE_bool('tiny', False, 'Sizes for a test on a CPU.')
   flags.DEFINE_string('pack', '', 'Write parts to this folder and stop.')
   flags.DEFINE_integer('part_mb', 58, 'Most of a part, in MB.', lower_bound=1)
+
+
+# Of processes that compute at once on one device.
+_SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 
 
 class Runner:
@@ -262,31 +266,33 @@ def buffers(runner: Runner) -> None:
 def _bench(runner: Runner, prefix: str, adapters: dict[str, str]) -> None:
   """Speed-ups of adapters on their tasks, by schedule.
 
-  The compiled loops are kept, so that the second run of a task, the one that
-  counts, compiles nothing.
+  All are compiled first, at once, into the cache that processes share; then
+  they are timed, one after the other.
   """
-  for schedule in ('parallel', 'deferred'):
+  commands = {}
+  for schedule, nodes in (('parallel', (8, 16, 32)), ('deferred', (8,))):
     for name, adapter in adapters.items():
-      nodes = ('8',) if FLAGS.tiny else ('8', '16', '32')
-      depth = _depth(adapter)
-      trees = [
-        f'streams {n}=streams:num_nodes={n},depth={depth},branching=32'
-        for n in nodes
-      ]
       own = f'{prefix}_{name}_{schedule}'
-      runner.run(
-        own,
-        [
-          *_CLI, 'bench', f'--model={FLAGS.model}', f'--adapter={adapter}',
-          f'--dtype={FLAGS.dtype}', f'--schedule={schedule}',
-          f'--drafters={";".join(trees)}',
-          f'--tasks={TASKS[name].task.format(data=FLAGS.data_dir)}',
-          f'--num_prompts={FLAGS.num_prompts}', '--overwrite',
-          f'--max_new_tokens={TASKS[name].max_new_tokens}',
-          f'--gin.DecodeConfig.prompt_bucket={TASKS[name].bucket}',
-          f'--results_dir={runner.folder / own}',
-        ],
-      )  # fmt: skip
+      trees = [
+        f'streams {n}=streams:num_nodes={n},depth={_depth(adapter)},branching=32'
+        for n in nodes[: 1 if FLAGS.tiny else None]
+      ]
+      commands[own] = [
+        *_CLI, 'bench', f'--model={FLAGS.model}', f'--adapter={adapter}',
+        f'--dtype={FLAGS.dtype}', f'--schedule={schedule}',
+        f'--drafters={";".join(trees)}',
+        f'--tasks={TASKS[name].task.format(data=FLAGS.data_dir)}',
+        f'--max_new_tokens={TASKS[name].max_new_tokens}',
+        f'--num_prompts={FLAGS.num_prompts}', '--overwrite',
+        f'--gin.DecodeConfig.prompt_bucket={TASKS[name].bucket}',
+      ]  # fmt: skip
+  out = lambda own: f'--results_dir={runner.folder / own}'
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for own, words in commands.items():
+      warm = [*words, '--num_prompts=1', out(f'warm/{own}')]
+      pool.submit(runner.run, f'warm_{own}', warm, **_SHARED)
+  for own, words in commands.items():
+    runner.run(own, [*words, out(own)])
 
 
 def _depth(adapter: str) -> int:
@@ -326,7 +332,7 @@ def train_step(runner: Runner) -> None:
     'train_step',
     [
       _PYTHON, _ROOT / 'launch' / 'step_cost.py', f'--model={FLAGS.model}',
-      f'--data_dir={FLAGS.data_dir}/records/e2e_train', f'--rows={rows}',
+      f'--data_dir={runner.folder}/work/e2e_nlg/records_references', f'--rows={rows}',
       f'--length={length}', f'--layers={layers}', '--anchors=96',
       f'--dtype={FLAGS.dtype}', '--repeats=10',
       f'--output_dir={runner.folder / "train_step"}',
@@ -347,15 +353,21 @@ def _adapter(runner: Runner, name: str) -> None:
   task, data = TASKS[name], pathlib.Path(FLAGS.data_dir)
   work = runner.folder / 'work' / name
   work.mkdir(parents=True, exist_ok=True)
-  env = {
-    'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
-    'TF_GPU_ALLOCATOR': 'cuda_malloc_async',
-  }
-  run = lambda part, *words: runner.run(f'{name}_{part}', words, **env)
+  run = lambda part, *words: runner.run(f'{name}_{part}', words, **_SHARED)
   common = [f'--model={FLAGS.model}', f'--dtype={FLAGS.dtype}']
+  records = lambda part, answers: run(
+    f'records_{part}', _PYTHON, _ROOT / 'launch' / 'records_of_answers.py',
+    f'--answers={",".join(map(str, answers))}', f'--tokenizer={FLAGS.model}',
+    f'--max_length={task.length}', f'--output_dir={work / f"records_{part}"}',
+    f'--draft_vocabulary={work / f"vocabulary_{part}.json"}',
+  )  # fmt: skip
   tuned = work / 'lora' / 'adapter'
-  if task.records and not run('lora', *_lora(task, data, work, common)):
-    return
+  if task.references:
+    given = [data / 'prompts' / task.references]
+    if not records('references', given):
+      return
+    if not run('lora', *_lora(task, work, common)):
+      return
   files = {'own': [], 'dev': []}
   for part, prompts, temperatures in (
     ('own', task.prompts, task.temperatures),
@@ -366,22 +378,16 @@ def _adapter(runner: Runner, name: str) -> None:
       files[part].append(str(folder / 'train.jsonl'))
       words = [
         *_CLI, 'distill', *common, f'--prompts={data / "prompts" / prompts}',
-        f'--adapter={tuned if task.records else ""}',
+        f'--adapter={tuned if task.references else ""}',
         f'--temperature={temperature}', f'--seed={seed}',
         f'--batch_size={2 if FLAGS.tiny else 256}',
         f'--prompt_bucket={task.bucket}',
         f'--max_new_tokens={task.max_new_tokens}', f'--output_dir={folder}',
-        *['--chat'] * (not task.records),
+        *['--chat'] * (not task.references),
       ]  # fmt: skip
       if not run(f'answers_{part}_{temperature:g}', *words):
         return
-    words = [
-      _PYTHON, _ROOT / 'launch' / 'records_of_answers.py',
-      f'--answers={",".join(files[part])}', f'--tokenizer={FLAGS.model}',
-      f'--max_length={task.length}', f'--output_dir={work / f"records_{part}"}',
-      f'--draft_vocabulary={work / f"vocabulary_{part}.json"}',
-    ]  # fmt: skip
-    if not run(f'records_{part}', *words):
+    if not records(part, files[part]):
       return
   if run('streams', *_streams(task, work, tuned, common)):
     run(
@@ -404,17 +410,11 @@ def _train(name, steps, rows, length, common):
   ]  # fmt: skip
 
 
-def _lora(task, data, work, common):
+def _lora(task, work, common):
   rows = 32 * 256 // task.length
-  found = [part.partition('=') for part in task.records.split(',')]
-  mixture = [
-    f'{data / "records" / folder}{equals}{rate}'
-    for folder, equals, rate in found
-  ]
   return [
     *_train('lora', task.lora_steps * 32 // rows, rows, task.length, common),
-    f'--data_dir={",".join(mixture)}',
-    f'--eval_data_dir={data / "records" / task.dev}',
+    f'--data_dir={work / "records_references"}',
     f'--output_dir={work / "lora"}', '--export=last',
   ]  # fmt: skip
 
@@ -425,7 +425,7 @@ def _streams(task, work, tuned, common):
     f'--data_dir={work / "records_own"}',
     f'--eval_data_dir={work / "records_dev"}',
     f'--output_dir={work / "streams"}',
-    *[f'--fold_adapter={tuned}'] * bool(task.records),
+    *[f'--fold_adapter={tuned}'] * bool(task.references),
   ]  # fmt: skip
 
 
@@ -453,10 +453,10 @@ def pack(folder: pathlib.Path) -> None:
     ],
     check=True,
   )  # fmt: skip
-  whole = folder / 'whole.tar.gz'
-  with tarfile.open(whole, 'w:gz', compresslevel=3) as tar:
+  whole = folder / 'whole.tar.xz'
+  with tarfile.open(whole, 'w:xz', preset=3) as tar:
     tar.add(wheels, 'wheels')
-    for name in ('records', 'prompts', 'tasks'):
+    for name in ('prompts', 'tasks'):
       tar.add(pathlib.Path(FLAGS.data_dir) / name, f'data/{name}')
     model = pathlib.Path(loading.resolve(FLAGS.model))
     tar.add(model, f'models/{FLAGS.model}/{model.name}')

@@ -31,15 +31,16 @@ done
 python=${PYTHON:-python3}
 if [ -n "$unpack" ] && [ ! -f "$work/unpacked" ]; then
   mkdir -p "$work"
-  cat "$unpack"/part-* | tar -xz -C "$work"
+  cat "$unpack"/part-* | tar -xJ -C "$work"
   "$python" -m pip install -q --no-index --no-deps --no-compile \
     --target "$work/site" "$work"/wheels/*.whl
   touch "$work/unpacked"
 fi
 if [ -d "$work/data" ]; then
-  export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+  PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
   export SPECSTREAM_CACHE=$work/models
   rest=("--data_dir=$work/data" "${rest[@]}")
 fi
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$work/compiled}
 exec "$python" launch/measure_accelerator.py "${rest[@]}"

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a task's prompts, each once, for `specstream distill --prompts`.
 
+With --references, every prompt and reference answer as `--task=jsonl` reads
+them.
+
 Streams that sit on a tuned model learn its own answers, and those need no
 references: E2E's meanings may lose attributes (--shortened), which gives
 prompts that nobody has described. --exclude names splits whose prompts must not
@@ -39,6 +42,7 @@ def define_flags() -> None:
     lower_bound=0,
   )  # fmt: skip
   flags.DEFINE_list('exclude', [], 'Splits that share no prompt with these.')
+  flags.DEFINE_bool('references', False, 'Also write the answers.')
   flags.DEFINE_integer('seed', 0, 'Of all choices.')
   flags.DEFINE_string('output', None, 'JSONL to write.', required=True)
 
@@ -76,14 +80,25 @@ def main(argv: Sequence[str]) -> None:
   """Reads the task and writes the file."""
   del argv
   try:
-    found = _collect()
+    if FLAGS.references:
+      found = _pairs()
+    else:
+      found = [{'prompt': text} for text in _collect()]
     results.write_text(
-      FLAGS.output,
-      ''.join(json.dumps({'prompt': text}) + '\n' for text in found),
+      FLAGS.output, ''.join(json.dumps(row) + '\n' for row in found)
     )
   except (ValueError, OSError) as error:
     raise app.UsageError(str(error)) from error
-  print(f'{FLAGS.output}: {len(found)} prompts')
+  print(f'{FLAGS.output}: {len(found)} rows')
+
+
+def _pairs():
+  spec = registry.get(FLAGS.task)
+  return [
+    {'prompt': prompt, 'completion': answer}
+    for folder in FLAGS.data_dir or [None]
+    for prompt, answer in spec.pairs(spec.load(FLAGS.split, folder).examples)
+  ]
 
 
 def _collect():

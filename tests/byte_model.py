@@ -50,9 +50,9 @@ def write_model(folder, cfg, tokenizer=None):
   huggingface.export(folder, cfg, flat, extras)
 
 
-def write_records(folder, rows, tokenizer=None):
+def write_records(folder, rows):
   """Token records of (prompt, completion) texts."""
-  tokenizer = tokenizer or byte_tokenizer()
+  tokenizer = byte_tokenizer()
   encode = lambda text: np.array(tokenizer.encode(text).ids, np.int32)
   pairs = [
     (encode(a), np.append(encode(b), 0).astype(np.int32)) for a, b in rows

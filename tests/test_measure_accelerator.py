@@ -36,18 +36,19 @@ def fixture_data(tmp_path_factory):
   cfg = byte_model.model_config(vocab_size=tokenizer.get_vocab_size())
   byte_model.write_model(folder / 'model', cfg, tokenizer)
   rows = [(f'{MR}\nDescription:', f' Aromi is {i}.') for i in range(6)]
-  for name in ('e2e_train', 'e2e_dev'):
-    path = folder / 'data' / 'records' / name
-    byte_model.write_records(path, rows, tokenizer)
   prompts, tasks = (
     folder / 'data' / 'prompts',
     folder / 'data' / 'tasks' / 'e2e',
   )
-  prompts.mkdir()
+  prompts.mkdir(parents=True)
   tasks.mkdir(parents=True)
   lines = ''.join(json.dumps({'prompt': prompt}) + '\n' for prompt, _ in rows)
   for name in ('e2e.jsonl', 'e2e_dev.jsonl'):
     (prompts / name).write_text(lines)
+  pairs = [{'prompt': a, 'completion': b} for a, b in rows]
+  (prompts / 'e2e_references.jsonl').write_text(
+    ''.join(json.dumps(pair) + '\n' for pair in pairs)
+  )
   (tasks / 'test.csv').write_text(f'mr,ref\n"{MR}",Aromi is nice.\n')
   return folder
 
@@ -86,8 +87,8 @@ def test_everything_runs(data, tmp_path):
   """The shell script, on what `--pack` would have packed."""
   parts = tmp_path / 'parts'
   (parts / 'wheels').mkdir(parents=True)
-  whole = parts / 'whole.tar.gz'
-  with tarfile.open(whole, 'w:gz') as tar:
+  whole = parts / 'whole.tar.xz'
+  with tarfile.open(whole, 'w:xz') as tar:
     tar.add(data / 'data', 'data')
   block = whole.read_bytes()
   (parts / 'part-000').write_bytes(block[:1000])
@@ -104,7 +105,7 @@ def test_everything_runs(data, tmp_path):
     *(LAUNCH / 'measure_accelerator.sh', f'--unpack={parts}'),
     *(f'--work_dir={work}', f'--output_dir={out}', '--tiny', '--num_prompts=2'),
     *(f'--model={data / "model"}', '--tasks=e2e_nlg', '--dtype=float32'),
-    '--parts=device,decode,train_step,adapters,trained,large,buffers',
+    '--parts=device,decode,adapters,train_step,trained,large,buffers',
     PYTHON=sys.executable,
   )
   assert done.returncode == 0, done.stderr
