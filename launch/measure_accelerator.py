@@ -66,7 +66,7 @@ class Task:
     prompts: to answer, a file of prompts/.
     dev_prompts: likewise, for the evaluation.
     length: most tokens of a training row.
-    bucket: of the prompts' lengths; each length compiles once.
+    bucket: of the prompts' lengths when they are answered.
     references: to tune LoRA on, a file of prompts/ with answers; empty for
       streams of the base itself.
     lora_steps: of 32 rows of 256 tokens.
@@ -74,6 +74,7 @@ class Task:
     rows: of a step of streams.
     temperatures: of the answers.
     max_new_tokens: of an answer.
+    nodes: of the trees that are timed.
   """
 
   task: str
@@ -87,6 +88,7 @@ class Task:
   rows: int = 32
   temperatures: tuple[float, ...] = (0.0,)
   max_new_tokens: int = 64
+  nodes: tuple[int, ...] = (8, 16, 32)
 
 
 TASKS = {
@@ -103,11 +105,12 @@ TASKS = {
   'dialogsum': Task(
     'dialogsum/test@{data}/tasks/dialogsum', 'dialogsum.jsonl',
     'dialogsum_dev.jsonl', 512, 512, stream_steps=900, rows=16,
-    references='dialogsum_references.jsonl', lora_steps=560,
+    references='dialogsum_references.jsonl', lora_steps=560, nodes=(16,),
   ),
   'instruct_lossless': Task(
     'spec_bench/test@{data}/tasks/spec_bench', 'own.jsonl', 'own_dev.jsonl',
     512, 512, stream_steps=1600, rows=16, max_new_tokens=128,
+    nodes=(16,),
   ),
 }  # fmt: skip
 
@@ -270,12 +273,12 @@ def _bench(runner: Runner, prefix: str, adapters: dict[str, str]) -> None:
   they are timed, one after the other.
   """
   commands = {}
-  for schedule, nodes in (('parallel', (8, 16, 32)), ('deferred', (8,))):
+  for schedule in ('parallel', 'deferred'):
     for name, adapter in adapters.items():
       own = f'{prefix}_{name}_{schedule}'
       trees = [
         f'streams {n}=streams:num_nodes={n},depth={_depth(adapter)},branching=32'
-        for n in nodes[: 1 if FLAGS.tiny else None]
+        for n in TASKS[name].nodes[: 1 if FLAGS.tiny else None]
       ]
       commands[own] = [
         *_CLI, 'bench', f'--model={FLAGS.model}', f'--adapter={adapter}',
@@ -284,12 +287,11 @@ def _bench(runner: Runner, prefix: str, adapters: dict[str, str]) -> None:
         f'--tasks={TASKS[name].task.format(data=FLAGS.data_dir)}',
         f'--max_new_tokens={TASKS[name].max_new_tokens}',
         f'--num_prompts={FLAGS.num_prompts}', '--overwrite',
-        f'--gin.DecodeConfig.prompt_bucket={TASKS[name].bucket}',
       ]  # fmt: skip
   out = lambda own: f'--results_dir={runner.folder / own}'
   with concurrent.futures.ThreadPoolExecutor() as pool:
     for own, words in commands.items():
-      warm = [*words, '--num_prompts=1', out(f'warm/{own}')]
+      warm = [*words, out(f'warm/{own}')]
       pool.submit(runner.run, f'warm_{own}', warm, **_SHARED)
   for own, words in commands.items():
     runner.run(own, [*words, out(own)])
