@@ -59,33 +59,29 @@ _WHEELS = (
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What becomes an adapter; sizes are those of a full run.
+  """What becomes an adapter.
 
   Attributes:
     task: name, folder and split that measure it, as `bench --tasks` has them.
+    recipe: of configs/RECIPE_deep_lora.gin and configs/RECIPE_deep_streams.gin.
     prompts: to answer, a file of prompts/.
     dev_prompts: likewise, for the evaluation.
     length: most tokens of a training row.
     bucket: of the prompts' lengths when they are answered.
     references: to tune LoRA on, a file of prompts/ with answers; empty for
       streams of the base itself.
-    lora_steps: of 32 rows of 256 tokens.
-    stream_steps: of `rows` rows.
-    rows: of a step of streams.
     temperatures: of the answers.
     max_new_tokens: of an answer.
     nodes: of the trees that are timed.
   """
 
   task: str
+  recipe: str
   prompts: str
   dev_prompts: str
   length: int
   bucket: int
-  stream_steps: int
   references: str = ''
-  lora_steps: int = 0
-  rows: int = 32
   temperatures: tuple[float, ...] = (0.0,)
   max_new_tokens: int = 64
   nodes: tuple[int, ...] = (8, 16, 32)
@@ -93,24 +89,20 @@ class Task:
 
 TASKS = {
   'e2e_nlg': Task(
-    'e2e_nlg/test@{data}/tasks/e2e', 'e2e.jsonl', 'e2e_dev.jsonl', 256, 128,
-    stream_steps=600, references='e2e_references.jsonl', lora_steps=620,
-    temperatures=(0.0, 0.8),
+    'e2e_nlg/test@{data}/tasks/e2e', 'e2e', 'e2e.jsonl', 'e2e_dev.jsonl',
+    256, 128, 'e2e_references.jsonl', temperatures=(0.0, 0.8),
   ),
   'sql_create_context': Task(
-    'sql_create_context/test@{data}/tasks/sql', 'sql.jsonl', 'sql_dev.jsonl',
-    256, 256, stream_steps=600, references='sql_references.jsonl',
-    lora_steps=1000,
+    'sql_create_context/test@{data}/tasks/sql', 'sql', 'sql.jsonl',
+    'sql_dev.jsonl', 256, 256, 'sql_references.jsonl',
   ),
   'dialogsum': Task(
-    'dialogsum/test@{data}/tasks/dialogsum', 'dialogsum.jsonl',
-    'dialogsum_dev.jsonl', 512, 512, stream_steps=900, rows=16,
-    references='dialogsum_references.jsonl', lora_steps=560, nodes=(16,),
+    'dialogsum/test@{data}/tasks/dialogsum', 'dialogsum', 'dialogsum.jsonl',
+    'dialogsum_dev.jsonl', 512, 512, 'dialogsum_references.jsonl', nodes=(16,),
   ),
   'instruct_lossless': Task(
-    'spec_bench/test@{data}/tasks/spec_bench', 'own.jsonl', 'own_dev.jsonl',
-    512, 512, stream_steps=1600, rows=16, max_new_tokens=128,
-    nodes=(16,),
+    'spec_bench/test@{data}/tasks/spec_bench', 'any', 'own.jsonl',
+    'own_dev.jsonl', 512, 512, max_new_tokens=128, nodes=(16,),
   ),
 }  # fmt: skip
 
@@ -124,7 +116,6 @@ def define_flags() -> None:
   flags.DEFINE_string('data_dir', 'data', 'prompts/ and tasks/.')
   flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
   flags.DEFINE_string('dtype', 'bfloat16', 'Of weights and activations.')
-  flags.DEFINE_float('scale', 1.0, 'Of training steps.', lower_bound=0.0)
   flags.DEFINE_integer('num_prompts', 64, 'Of a task that is measured.')
   flags.DEFINE_bool('tiny', False, 'Sizes for a test on a CPU.')
   flags.DEFINE_string('pack', '', 'Write parts to this folder and stop.')
@@ -400,22 +391,19 @@ def _adapter(runner: Runner, name: str) -> None:
     )  # fmt: skip
 
 
-def _train(name, steps, rows, length, common):
-  steps = 2 if FLAGS.tiny else max(1, round(FLAGS.scale * steps))
-  tiny = ['--gin_file=configs/tiny.gin'] if FLAGS.tiny else []
+def _train(task, kind, common):
+  tiny = [
+    '--gin_file=configs/tiny.gin', f'--gin.DataConfig.sequence_length={task.length}'
+  ]  # fmt: skip
   return [
-    *_CLI, 'train', *common, f'--gin_file=configs/accelerator_{name}.gin',
-    *tiny, f'--gin.TrainConfig.num_steps={steps}',
-    f'--gin.TrainConfig.batch_size={2 if FLAGS.tiny else rows}',
-    f'--gin.TrainConfig.eval_every={max(1, steps // 4)}',
-    f'--gin.DataConfig.sequence_length={length}',
+    *_CLI, 'train', *common,
+    f'--gin_file=configs/{task.recipe}_deep_{kind}.gin', *tiny * FLAGS.tiny,
   ]  # fmt: skip
 
 
 def _lora(task, work, common):
-  rows = 32 * 256 // task.length
   return [
-    *_train('lora', task.lora_steps * 32 // rows, rows, task.length, common),
+    *_train(task, 'lora', common),
     f'--data_dir={work / "records_references"}',
     f'--output_dir={work / "lora"}', '--export=last',
   ]  # fmt: skip
@@ -423,7 +411,7 @@ def _lora(task, work, common):
 
 def _streams(task, work, tuned, common):
   return [
-    *_train('streams', task.stream_steps, task.rows, task.length, common),
+    *_train(task, 'streams', common),
     f'--data_dir={work / "records_own"}',
     f'--eval_data_dir={work / "records_dev"}',
     f'--output_dir={work / "streams"}',
