@@ -80,10 +80,17 @@ def split(contexts: Sequence[str], dev: int, test: int) -> dict[str, list[int]]:
 def main(argv: Sequence[str]) -> None:
   """Reads the rows and writes the three files."""
   del argv
+  try:
+    _write()
+  except (ValueError, OSError) as error:
+    raise app.UsageError(str(error)) from error
+
+
+def _write():
   opener = gzip.open if FLAGS.rows.endswith('.gz') else open
   with opener(FLAGS.rows, 'rt', encoding='utf-8') as file:
     lines = [line for line in file if line.strip()]
-  contexts = [json.loads(line)['context'] for line in lines]
+  contexts = [str(json.loads(line).get('context')) for line in lines]
   os.makedirs(FLAGS.output_dir, exist_ok=True)
   for name, rows in split(contexts, FLAGS.dev, FLAGS.test).items():
     path = os.path.join(FLAGS.output_dir, f'{name}.jsonl')
