@@ -94,22 +94,13 @@ def prefill(
     stops: stop texts.
     text_states: [B] int32 where rows stand among them before the first token.
   """
-  batch, padded_length = prompts.shape
-  positions = jnp.arange(padded_length)[None]
-  causal = jnp.tri(padded_length, dtype=bool)
-  forward = setup.prompt_model.forward(
-    params,
-    prompts,
-    jnp.broadcast_to(positions, prompts.shape),
-    jnp.broadcast_to(causal[None], (batch, *causal.shape)),
-    setup.prompt_model.init_cache(batch, cache_length),
-    with_streams=setup.drafter.with_streams,
-  )
+  forward = _forward_prompts(setup, params, prompts, cache_length)
   last = prompt_lengths - 1
   logits = setup.prompt_model.logits(params, _at(forward.hidden, last))
   first = sampling.draw(
     logits[:, None], row_keys, prompt_lengths[:, None], setup.sampling
   )
+  batch = prompts.shape[0]
   zeros = jnp.zeros((batch,), jnp.int32)
   buffer = jnp.zeros((batch, setup.cfg.max_new_tokens), jnp.int32)
   state = DecodeState(
@@ -178,6 +169,20 @@ def run(
 
   body = functools.partial(step, setup, params, stops=stops)
   return jax.lax.while_loop(should_continue, body, state)
+
+
+def _forward_prompts(setup, params, prompts, cache_length):
+  batch, padded_length = prompts.shape
+  positions = jnp.arange(padded_length)[None]
+  causal = jnp.tri(padded_length, dtype=bool)
+  return setup.prompt_model.forward(
+    params,
+    prompts,
+    jnp.broadcast_to(positions, prompts.shape),
+    jnp.broadcast_to(causal[None], (batch, *causal.shape)),
+    setup.prompt_model.init_cache(batch, cache_length),
+    with_streams=setup.drafter.with_streams,
+  )
 
 
 def _forward_tree(setup, params, state):
