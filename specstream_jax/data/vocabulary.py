@@ -8,7 +8,7 @@ import os
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import gguf
+from specstream_jax.checkpoints import gguf, huggingface
 from specstream_jax.data import records
 
 
@@ -83,7 +83,7 @@ def _read(path: str) -> tuple[tokenizers.Tokenizer, int | None]:
       f'tokenizer {path!r} is neither a tokenizer.json, nor a folder with one, '
       'nor a GGUF file'
     )
-  tokenizer = tokenizers.Tokenizer.from_file(file)
+  tokenizer = huggingface.open_tokenizer(file)
   eos_token = _configured_eos(os.path.dirname(file))
   return tokenizer, tokenizer.token_to_id(eos_token) if eos_token else None
 
