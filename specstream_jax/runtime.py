@@ -195,20 +195,8 @@ class Model:
   def token_texts(
     self, tokens: Sequence[int], prompt: Sequence[int] = ()
   ) -> list[str]:
-    """What each token adds to a prompt's text; EOS and its like by name.
-
-    A character of several tokens is with the last of them.
-    """
-    if not self.pieces.is_exact:
-      decode = self.tokenizer.decode
-      return [decode([t], skip_special_tokens=False) for t in tokens]
-    text = self.completion(prompt)
-    is_named = lambda t: t in self.eos_ids or self.pieces.is_skipped(t)
-    texts = [
-      self.tokenizer.id_to_token(token) or '' if is_named(token) else added
-      for token, added in ((token, text.add([token])) for token in tokens)
-    ]
-    return [*texts[:-1], texts[-1] + text.finish()] if texts else []
+    """What each token adds to a prompt's text; EOS and its like by name."""
+    return completion_lib.token_texts(self.pieces, tokens, prompt, self.eos_ids)
 
   def stop_texts(self, texts: Sequence[str]) -> stopping.StopTexts | None:
     """What a decoder takes to stop at texts; None for none.

@@ -52,7 +52,8 @@ def prepare(
   """Writes the records of one split with Beam.
 
   Examples lie in the order in which workers finished. Malformed rows that are
-  skipped are in the workers' logs, not in the manifest.
+  skipped, and answers that start inside a token, are in the workers' logs; of
+  the latter the manifest has the number.
 
   Args:
     spec: one of `registry.names()`; workers look it up.
@@ -85,9 +86,11 @@ def prepare(
     with beam.Pipeline(options=_options(num_workers, options)) as pipeline:
       _build(pipeline, read, fit, scratch, num_shards)
     lengths = records.Lengths(max_length, too_long)
-    return _finish(
+    manifest = _finish(
       scratch, _metadata(spec, split, vocabulary), num_shards, lengths
     )
+  records.warn_of_inside(manifest)
+  return manifest
 
 
 def _metadata(spec, split, vocabulary):
@@ -98,6 +101,7 @@ def _metadata(spec, split, vocabulary):
     'eos_id': vocabulary.eos_id,
     'bos_id': vocabulary.bos_id,
     'num_skipped_rows': None,
+    records.NUM_INSIDE: 0,
     'seqio_version': importlib.metadata.version('seqio'),
     'beam_version': beam.__version__,
   }
@@ -177,6 +181,9 @@ def _fit(max_length, too_long, num_kept, example) -> Iterator[Any]:
   )
   if pair is not None:
     yield records.encode(*pair)
+  if example['is_inside']:
+    logging.warning('answer inside a token: %s', tasks.boundary(example))
+    yield beam.pvalue.TaggedOutput(_COUNTS, records.NUM_INSIDE)
   for name in ('num_dropped', 'num_truncated'):
     if getattr(lengths, name):
       yield beam.pvalue.TaggedOutput(_COUNTS, name)
@@ -198,7 +205,10 @@ def _finish(folder, metadata, num_shards, lengths):
     with open(path, encoding='utf-8') as file:
       for line in file:
         name, count = json.loads(line)
-        setattr(lengths, name, count)
+        if name == records.NUM_INSIDE:
+          metadata[name] = count
+        else:
+          setattr(lengths, name, count)
     os.remove(path)
   if not lengths.inputs:
     raise ValueError(

@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from typing import Any
 
+from absl import logging
 from array_record.python import array_record_module
 import grain.python as grain
 import numpy as np
@@ -27,6 +28,8 @@ import tokenizers
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
+# Of the manifest: answers that start inside a token of the joined text.
+NUM_INSIDE = 'num_answers_inside_a_token'
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
 _DTYPE = np.dtype('<i4')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
@@ -304,6 +307,24 @@ def read_manifest(path: str) -> dict[str, Any]:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest
+
+
+def warn_of_inside(manifest: dict[str, Any]) -> None:
+  """Tells of answers that start inside a token, what became of them, and how
+  a prompt avoids it."""
+  count = manifest[NUM_INSIDE]
+  if not count:
+    return
+  first = next(iter(manifest.get('answers_inside_a_token', ())), None)
+  logging.warning(
+    '%d of %d answers start inside a token of prompt and answer together%s; '
+    'their prompts keep the ids that generation gives them, and the answers '
+    'are encoded from there on. A prompt that ends without a space, before an '
+    'answer that begins with it, avoids this',
+    count,
+    manifest['num_examples'],
+    f', the first {first}' if first else '',
+  )
 
 
 def check_tokenizer(manifest: dict[str, Any], tokenizer_sha256: str) -> None:

@@ -105,3 +105,27 @@ class Completion:
     reach = max(length for _, length in places) - 1
     self._recent = text[len(text) - min(reach, len(text)) :]
     return data
+
+
+def token_texts(
+  pieces: pieces_lib.Pieces,
+  tokens: Sequence[int],
+  prompt: Sequence[int] = (),
+  eos_ids: Iterable[int] = (),
+) -> list[str]:
+  """What each token adds to a prompt's text; EOS and its like by name.
+
+  A character of several tokens is with the last of them.
+  """
+  if not pieces.is_exact:
+    decode = pieces.tokenizer.decode
+    return [decode([token], skip_special_tokens=False) for token in tokens]
+  text, named, texts = Completion(pieces, prompt), frozenset(eos_ids), []
+  for token in tokens:
+    added = text.add([token])
+    if token in named or pieces.is_skipped(token):
+      added = pieces.tokenizer.id_to_token(token) or ''
+    texts.append(added)
+  if texts:
+    texts[-1] += text.finish()
+  return texts

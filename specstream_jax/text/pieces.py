@@ -32,8 +32,8 @@ class Pieces:
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     self.tokenizer = tokenizer
-    added = tokenizer.get_added_tokens_decoder()
-    special = {token.content for token in added.values() if token.special}
+    self._added = tokenizer.get_added_tokens_decoder()
+    special = {t.content for t in self._added.values() if t.special}
     self._special = {tokenizer.token_to_id(text) for text in special}
     steps = _steps(tokenizer.decoder)
     kinds = [step['type'] for step in steps]
@@ -45,6 +45,10 @@ class Pieces:
   def is_skipped(self, token: int) -> bool:
     """Whether a text has nothing of the token: special, or not known."""
     return token in self._special or self.tokenizer.id_to_token(token) is None
+
+  def is_added(self, token: int) -> bool:
+    """Whether the token is found before a text is tokenized."""
+    return token in self._added
 
   def spell(self, token: int, *, is_first: bool = False) -> bytes:
     """What the token adds to a text.
