@@ -52,8 +52,7 @@ def prepare(
   """Writes the records of one split with Beam.
 
   Examples lie in the order in which workers finished. Malformed rows that are
-  skipped, and answers that start inside a token, are in the workers' logs; of
-  the latter the manifest has the number.
+  skipped are in the workers' logs, not in the manifest.
 
   Args:
     spec: one of `registry.names()`; workers look it up.
@@ -101,7 +100,7 @@ def _metadata(spec, split, vocabulary):
     'eos_id': vocabulary.eos_id,
     'bos_id': vocabulary.bos_id,
     'num_skipped_rows': None,
-    records.NUM_INSIDE: 0,
+    **records.none_inside(),
     'seqio_version': importlib.metadata.version('seqio'),
     'beam_version': beam.__version__,
   }
@@ -174,7 +173,8 @@ def _register(name, tokenizer, special_ids, data_dir, skip_bad_rows):
 
 
 def _fit(max_length, too_long, num_kept, example) -> Iterator[Any]:
-  """The record of an example, and what was done to make it fit."""
+  """The record of an example, what was done to make it fit, and where the
+  prompt ends if that is inside a token."""
   lengths = records.Lengths(max_length, too_long, num_kept=num_kept)
   pair = lengths.fit(
     np.asarray(example['inputs']), np.asarray(example['targets'])
@@ -182,8 +182,8 @@ def _fit(max_length, too_long, num_kept, example) -> Iterator[Any]:
   if pair is not None:
     yield records.encode(*pair)
   if example['is_inside']:
-    logging.warning('answer inside a token: %s', tasks.boundary(example))
-    yield beam.pvalue.TaggedOutput(_COUNTS, records.NUM_INSIDE)
+    where = tuple(tasks.boundary(example).items())
+    yield beam.pvalue.TaggedOutput(_COUNTS, where)
   for name in ('num_dropped', 'num_truncated'):
     if getattr(lengths, name):
       yield beam.pvalue.TaggedOutput(_COUNTS, name)
@@ -204,11 +204,11 @@ def _finish(folder, metadata, num_shards, lengths):
   for path in glob.glob(os.path.join(folder, _COUNTS + '*')):
     with open(path, encoding='utf-8') as file:
       for line in file:
-        name, count = json.loads(line)
-        if name == records.NUM_INSIDE:
-          metadata[name] = count
+        counted, count = json.loads(line)
+        if isinstance(counted, str):
+          setattr(lengths, counted, count)
         else:
-          setattr(lengths, name, count)
+          records.note_inside(metadata, dict(counted), count)
     os.remove(path)
   if not lengths.inputs:
     raise ValueError(

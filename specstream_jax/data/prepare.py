@@ -20,9 +20,6 @@ from specstream_jax.data import (
   vocabulary as vocabulary_lib,
 )
 
-# Answers that start inside a token and are named in the manifest.
-_NUM_SHOWN = 5
-
 
 def _pairs(
   task, split: str, total: int, metadata: dict[str, Any]
@@ -38,10 +35,8 @@ def _pairs(
   bar = tqdm.tqdm(elements, total=total, desc=split, unit='example')
   for number, element in enumerate(bar):
     if element['is_inside']:
-      metadata[records.NUM_INSIDE] += 1
-      if metadata[records.NUM_INSIDE] <= _NUM_SHOWN:
-        where = {'example': number} | tasks.boundary(element)
-        metadata['answers_inside_a_token'].append(where)
+      where = {'example': number} | tasks.boundary(element)
+      records.note_inside(metadata, where)
     yield element['inputs'], element['targets']
 
 
@@ -94,8 +89,7 @@ def prepare(
     'eos_id': vocabulary.eos_id,
     'bos_id': vocabulary.bos_id,
     'num_skipped_rows': loaded.num_skipped,
-    records.NUM_INSIDE: 0,
-    'answers_inside_a_token': [],
+    **records.none_inside(),
     'seqio_version': importlib.metadata.version('seqio'),
   }
   manifest = records.write(
