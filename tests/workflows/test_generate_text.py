@@ -3,6 +3,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import tiny_runtime
 import tokenizer_kinds
@@ -10,7 +11,9 @@ import tokenizer_kinds
 from specstream_jax import config, config_drafting
 from specstream_jax.checkpoints import loading
 from specstream_jax.cli import generate as cli
-from specstream_jax.workflows import generate
+from specstream_jax.data import questions, readers
+from specstream_jax.evaluation import bench as bench_grid, benchmark
+from specstream_jax.workflows import bench, evaluate, generate
 
 TREE = config.TreeConfig(num_nodes=3, depth=2, branching=2)
 DRAFTERS = {
@@ -108,6 +111,30 @@ def test_a_completion_keeps_the_space_before_its_first_word(base, kind):
   assert model.decode_text(new, prompt) == ' the ab'
   assert model.decode_text(new) == 'the ab'
   assert model.token_texts([*new, 2], prompt) == [' the', ' ab', '</s>']
+
+
+def test_answers_of_benchmarks_keep_that_space_as_well(base):
+  model = of_kind(base, 'sentencepiece')
+  ids = tokenizer_kinds.make('sentencepiece').encode('It the ab').ids
+  question = questions.Question(7, 'math', ('It',), ('the ab',))
+  row = bench_grid.Row(0, question, 0, tuple(ids[:1]), False)
+  side = benchmark.Side(
+    tokens=[[*ids[1:], 2]],
+    accept_lengths=[[1]],
+    calls=np.array([1]),
+    seconds=np.ones((1, 1)),
+    prefill_seconds=np.ones((1, 1)),
+    steps=np.array([1]),
+    compile_seconds=0.0,
+    batch_of=(0,),
+  )
+  (answer,) = bench._answers(model, [row], side)
+  assert answer['choices'][0]['turns'] == [' the ab']
+  (sample,) = bench._samples(model, [row], side)
+  assert sample['tokens'] == [' the', ' ab', '</s>']
+  example = readers.Example('It', ('the ab',))
+  (sample,) = evaluate._samples(model, [(ids[:1], example)], side)
+  assert sample['tokens'] == [' the', ' ab', '</s>']
 
 
 def test_texts_of_single_tokens(base):
