@@ -25,7 +25,7 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'stop',
     [],
-    'Text that ends a completion, as its last part; may be repeated.',
+    'Text that ends a completion as soon as it is there; it is printed as well.',
   )
   flags.DEFINE_bool('stream', False, 'Print tokens as they are accepted.')
 
