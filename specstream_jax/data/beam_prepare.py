@@ -11,7 +11,6 @@ Imports TensorFlow and Beam (extra `beam`).
 from collections.abc import Iterator, Sequence
 import functools
 import glob
-import importlib.metadata
 import json
 import os
 from typing import Any
@@ -85,25 +84,11 @@ def prepare(
     with beam.Pipeline(options=_options(num_workers, options)) as pipeline:
       _build(pipeline, read, fit, scratch, num_shards)
     lengths = records.Lengths(max_length, too_long)
-    manifest = _finish(
-      scratch, _metadata(spec, split, vocabulary), num_shards, lengths
-    )
+    metadata = tasks.metadata(spec, split, vocabulary, num_skipped=None)
+    metadata['beam_version'] = beam.__version__
+    manifest = _finish(scratch, metadata, num_shards, lengths)
   records.warn_of_inside(manifest)
   return manifest
-
-
-def _metadata(spec, split, vocabulary):
-  return {
-    'task': spec.name,
-    'split': split,
-    'tokenizer_sha256': vocabulary.sha256,
-    'eos_id': vocabulary.eos_id,
-    'bos_id': vocabulary.bos_id,
-    'num_skipped_rows': None,
-    **records.none_inside(),
-    'seqio_version': importlib.metadata.version('seqio'),
-    'beam_version': beam.__version__,
-  }
 
 
 def _read(spec, vocabulary, split, data_dir, skip_bad_rows):

@@ -7,7 +7,6 @@ Imports TensorFlow; the records are read without it (`batches.py`).
 from collections.abc import Iterator
 import dataclasses
 import functools
-import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -82,16 +81,7 @@ def prepare(
     spec, vocabulary, data_dir=data_dir, skip_bad_rows=skip_bad_rows
   )
   total = sum(len(example.references) for example in loaded.examples)
-  metadata = {
-    'task': spec.name,
-    'split': split,
-    'tokenizer_sha256': vocabulary.sha256,
-    'eos_id': vocabulary.eos_id,
-    'bos_id': vocabulary.bos_id,
-    'num_skipped_rows': loaded.num_skipped,
-    **records.none_inside(),
-    'seqio_version': importlib.metadata.version('seqio'),
-  }
+  metadata = tasks.metadata(spec, split, vocabulary, loaded.num_skipped)
   manifest = records.write(
     _pairs(task, tasks.pairs_split(spec, split), total, metadata),
     output_dir,

@@ -7,6 +7,7 @@ it.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import tensorflow as tf
 from specstream_jax.data import (
   features,
   readers,
+  records,
   registry,
   vocabulary as vocabulary_lib,
 )
@@ -111,6 +113,25 @@ def _tokenize(dataset, output_features):
     }
 
   return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def metadata(
+  spec: registry.TaskSpec,
+  split: str,
+  vocabulary: vocabulary_lib.Vocabulary,
+  num_skipped: int | None,
+) -> dict[str, Any]:
+  """What the manifest of a task's records says of where they come from."""
+  return {
+    'task': spec.name,
+    'split': split,
+    'tokenizer_sha256': vocabulary.sha256,
+    'eos_id': vocabulary.eos_id,
+    'bos_id': vocabulary.bos_id,
+    'num_skipped_rows': num_skipped,
+    **records.none_inside(),
+    'seqio_version': importlib.metadata.version('seqio'),
+  }
 
 
 def boundary(element: Mapping[str, Any], width: int = 20) -> dict[str, str]:
