@@ -137,7 +137,7 @@ def _is_copy_of_embedding(tensors) -> bool:
 
 
 def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
-  """The tokenizer of a folder.
+  """The tokenizer of a folder, see `open_tokenizer`.
 
   Raises:
     ValueError: there is no tokenizer.json, or it cannot be read.
@@ -148,12 +148,27 @@ def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
       f'{os.fspath(folder)!r} has no tokenizer.json; save the fast tokenizer '
       'of the model there'
     )
+  return open_tokenizer(path)
+
+
+def open_tokenizer(path: str) -> tokenizers.Tokenizer:
+  """The tokenizer of a tokenizer.json, which encodes texts whole.
+
+  Some files were saved with settings of a training run, which cut texts or
+  fill them up; they are switched off.
+
+  Raises:
+    ValueError: the file cannot be read.
+  """
   try:
-    return tokenizers.Tokenizer.from_file(path)
+    tokenizer = tokenizers.Tokenizer.from_file(path)
   except Exception as error:  # The library raises nothing narrower.
     raise ValueError(
       f'{path!r} cannot be read ({error}); download it again'
     ) from error
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  return tokenizer
 
 
 def read_chat_template(folder: str | os.PathLike) -> str | None:

@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from typing import Any
 
+from absl import logging
 from array_record.python import array_record_module
 import grain.python as grain
 import numpy as np
@@ -27,6 +28,11 @@ import tokenizers
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
+# Of the manifest: answers that start inside a token of the joined text, and so
+# many of them by name.
+_NUM_INSIDE = 'num_answers_inside_a_token'
+_INSIDE = 'answers_inside_a_token'
+_NUM_SHOWN = 5
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
 _DTYPE = np.dtype('<i4')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
@@ -304,6 +310,35 @@ def read_manifest(path: str) -> dict[str, Any]:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest
+
+
+def none_inside() -> dict[str, Any]:
+  """Metadata for `note_inside`."""
+  return {_NUM_INSIDE: 0, _INSIDE: []}
+
+
+def note_inside(
+  metadata: dict[str, Any], where: dict[str, Any], count: int = 1
+) -> None:
+  """Counts answers that start inside a token, and keeps the first places."""
+  metadata[_NUM_INSIDE] += count
+  if len(metadata[_INSIDE]) < _NUM_SHOWN:
+    metadata[_INSIDE].append(where)
+
+
+def warn_of_inside(manifest: dict[str, Any]) -> None:
+  """Tells of answers that start inside a token, what became of them, and how
+  a prompt avoids it."""
+  if manifest[_NUM_INSIDE]:
+    logging.warning(
+      '%d of %d answers start inside a token of prompt and answer together, '
+      'the first %s; their prompts keep the ids that generation gives them, '
+      'and the answers are encoded from there on. A prompt that ends without '
+      'a space, before an answer that begins with it, avoids this',
+      manifest[_NUM_INSIDE],
+      manifest['num_examples'],
+      manifest[_INSIDE][0],
+    )
 
 
 def check_tokenizer(manifest: dict[str, Any], tokenizer_sha256: str) -> None:

@@ -226,7 +226,7 @@ def _answer(model, rows, options, journal, progress, total):
             (row.index,),
             {
               'prompt': row.prompt,
-              'completion': model.decode_text(tokens),
+              'completion': model.decode_text(tokens, row.tokens),
               'num_tokens': len(tokens),
               'finished': reason == 'eos',
             },
