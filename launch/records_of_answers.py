@@ -42,9 +42,9 @@ def pairs(
   """Prompt and answer ids of all rows; a cut answer has no EOS."""
   for path in paths:
     for prompt, answer in readers.read_jsonl(path).pairs:
-      targets = vocabulary.encode_targets(answer)
       is_cut = isinstance(answer, readers.CutAnswer)
-      yield vocabulary.encode_inputs(prompt), targets[: -1 if is_cut else None]
+      pair = vocabulary.encode_pair(prompt, answer, is_cut=is_cut)
+      yield pair.inputs, pair.targets
 
 
 def main(argv: Sequence[str]) -> None:
