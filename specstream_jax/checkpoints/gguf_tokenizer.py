@@ -7,6 +7,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from specstream_jax.checkpoints import fields
+
 _PREFIX = 'tokenizer.ggml.'
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _SPACE = '▁'  # SentencePiece's mark of a space.
@@ -37,30 +39,63 @@ def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   model = metadata.get(f'{_PREFIX}model')
   if f'{_PREFIX}tokens' not in metadata:
     raise ValueError('the GGUF file has no tokenizer.ggml.tokens')
+  _get(metadata, 'tokens', fields.TEXTS)
   if model == 'gpt2':
     tokenizer = _byte_level_bpe(metadata)
   elif model == 'llama':
     tokenizer = _sentencepiece_bpe(metadata)
   else:
     raise ValueError(
-      f"tokenizer.ggml.model is {model!r}; accepted: 'gpt2', 'llama'"
+      f"tokenizer.ggml.model is {fields.shown(model)}; accepted: 'gpt2', 'llama'"
     )
   _add_tokens(tokenizer, metadata)
   _add_bos(tokenizer, metadata, default=model == 'llama')
   return tokenizer
 
 
+def _get(metadata, name: str, kind: fields.Kind, *default: Any) -> Any:
+  """The metadata of that name; without a default it must be there."""
+  return fields.get(metadata, _PREFIX + name, kind, 'the GGUF file', *default)
+
+
+def _id(metadata, name: str, *default: Any) -> Any:
+  """The token id of that name."""
+  last = len(metadata[f'{_PREFIX}tokens']) - 1
+  return _get(metadata, name, fields.integers(0, last), *default)
+
+
+def _merge_pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
+  """What each merge joins, which a space parts."""
+  pairs = [tuple(merge.split(' ', 1)) for merge in merges]
+  for merge, pair in zip(merges, pairs):
+    if len(pair) != 2:
+      raise ValueError(
+        f'tokenizer.ggml.merges holds {fields.shown(merge)}; accepted: two '
+        'tokens, a space between them'
+      )
+  return pairs
+
+
+def _bpe(vocab: dict[str, int], merges, **options: Any) -> models.BPE:
+  try:
+    return models.BPE(vocab, merges, **options)
+  except Exception as error:  # The library raises nothing narrower.
+    raise ValueError(
+      f'tokenizer.ggml.merges do not fit tokenizer.ggml.tokens ({error})'
+    ) from error
+
+
 def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """BPE over bytes spelled as characters, as GPT-2 does."""
   pre = metadata.get(f'{_PREFIX}pre')
-  if pre not in _PRE_TOKENIZERS:
+  if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
     raise ValueError(
-      f'tokenizer.ggml.pre is {pre!r}; accepted: '
+      f'tokenizer.ggml.pre is {fields.shown(pre)}; accepted: '
       f'{", ".join(map(repr, _PRE_TOKENIZERS))}'
     )
   vocab = {t: i for i, t in enumerate(metadata[f'{_PREFIX}tokens'])}
-  merges = [tuple(m.split(' ', 1)) for m in metadata[f'{_PREFIX}merges']]
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
+  merges = _merge_pairs(_get(metadata, 'merges', fields.TEXTS))
+  tokenizer = tokenizers.Tokenizer(_bpe(vocab, merges))
   tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer
@@ -69,21 +104,21 @@ def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
 def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """SentencePiece BPE with byte fallback, as in Llama 2."""
   tokens = metadata[f'{_PREFIX}tokens']
-  merges = metadata.get(f'{_PREFIX}merges')
+  merges = _get(metadata, 'merges', fields.TEXTS, None)
   if merges is None:
-    merges = _merges(tokens, metadata[f'{_PREFIX}scores'])
+    merges = _merges(tokens, _get(metadata, 'scores', fields.NUMBERS))
   else:
-    merges = [tuple(m.split(' ', 1)) for m in merges]
-  unknown = tokens[metadata.get(f'{_PREFIX}unknown_token_id', 0)]
+    merges = _merge_pairs(merges)
+  unknown = tokens[_id(metadata, 'unknown_token_id', 0)]
   vocab = {token: i for i, token in enumerate(tokens)}
-  bpe = models.BPE(
+  bpe = _bpe(
     vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
   )
   tokenizer = tokenizers.Tokenizer(bpe)
   steps = [normalizers.Replace(' ', _SPACE)]
   undo = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback()]
   undo.append(decoders.Fuse())
-  if metadata.get(f'{_PREFIX}add_space_prefix', True):
+  if _get(metadata, 'add_space_prefix', fields.BOOL, True):
     steps.insert(0, normalizers.Prepend(_SPACE))
     undo.append(decoders.Strip(' ', 1, 0))
   tokenizer.normalizer = normalizers.Sequence(steps)
@@ -95,6 +130,11 @@ def _merges(
   tokens: Sequence[str], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
   """Merges in the order of the pieces' scores, best first."""
+  if len(scores) != len(tokens):
+    raise ValueError(
+      f'tokenizer.ggml.scores has {len(scores):,} numbers; accepted: one for '
+      f'each of {len(tokens):,} tokens'
+    )
   ids = {token: i for i, token in enumerate(tokens)}
   ranked = []
   for token, score in zip(tokens, scores, strict=True):
@@ -111,7 +151,7 @@ def _merges(
 def _add_tokens(tokenizer, metadata) -> None:
   """Control tokens become special; user-defined ones are never split."""
   tokens = metadata[f'{_PREFIX}tokens']
-  kinds = metadata.get(f'{_PREFIX}token_type', [])
+  kinds = _get(metadata, 'token_type', fields.COUNTS, [])
   for token, kind in zip(tokens, kinds):
     added = tokenizers.AddedToken(
       token, normalized=False, special=kind != _USER_DEFINED
@@ -124,8 +164,10 @@ def _add_tokens(tokenizer, metadata) -> None:
 
 def _add_bos(tokenizer, metadata, *, default: bool) -> None:
   """Puts BOS in front where the file asks for it."""
-  bos_id = metadata.get(f'{_PREFIX}bos_token_id')
-  if bos_id is None or not metadata.get(f'{_PREFIX}add_bos_token', default):
+  bos_id = _id(metadata, 'bos_token_id', None)
+  if bos_id is None or not _get(
+    metadata, 'add_bos_token', fields.BOOL, default
+  ):
     return
   bos = metadata[f'{_PREFIX}tokens'][bos_id]
   tokenizer.post_processor = processors.TemplateProcessing(

@@ -47,7 +47,7 @@ def test_dequantises(tmp_path):
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
-  tensor = gguf._open(str(tmp_path / 'q.gguf')).tensors[0]
+  tensor = gguf._open(str(tmp_path / 'q.gguf'))[1]['x']
   np.testing.assert_array_equal(gguf._dequantise('q', tensor), values)
 
 
