@@ -95,7 +95,10 @@ def open_file(path: str | os.PathLike, *, dtype: str = 'float32') -> Header:
   metadata = {key: field.contents() for key, field in reader.fields.items()}
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   weights.refuse(f'GGUF file {path!r}', _metadata_problems(metadata), _FIX)
-  cfg = _config(path, metadata, tensors, dtype)
+  try:
+    cfg = _config(metadata, tensors, dtype)
+  except ValueError as error:  # sizes that do not go together
+    raise ValueError(f'GGUF file {path!r}: {error}') from error
   found = {name: _shape(tensor) for name, tensor in tensors.items()}
   found.pop(_FREQUENCIES, None)
   names, expected = weights.gguf_names(cfg), weights.shapes(cfg)
@@ -175,10 +178,10 @@ def _float(value: float) -> float:
   return float(str(np.float32(value)))
 
 
-def _config(path, metadata, tensors, dtype) -> config.ModelConfig:
+def _config(metadata, tensors, dtype) -> config.ModelConfig:
   get = lambda name, default=None: metadata.get(f'llama.{name}', default)
   if 'token_embd.weight' not in tensors:
-    raise ValueError(f'GGUF file {path!r} has no tensor token_embd.weight')
+    raise ValueError('it has no tensor token_embd.weight')
   cfg = config.ModelConfig(
     vocab_size=int(get('vocab_size', _shape(tensors['token_embd.weight'])[0])),
     hidden_size=int(get('embedding_length')),
@@ -196,14 +199,15 @@ def _config(path, metadata, tensors, dtype) -> config.ModelConfig:
     dtype=dtype,
   )
   return dataclasses.replace(
-    cfg, rope_scaling=_rope_scaling(path, metadata, tensors, cfg)
+    cfg, rope_scaling=_rope_scaling(metadata, tensors, cfg)
   )
 
 
-def _rope_scaling(path, metadata, tensors, cfg) -> config.RopeScaling:
+def _rope_scaling(metadata, tensors, cfg) -> config.RopeScaling:
   """Linear scaling from metadata, Llama 3's from its table of divisors."""
   factor = metadata.get('llama.rope.scaling.factor', 1.0)
-  is_linear = metadata.get('llama.rope.scaling.type') == 'linear'
+  # llama.cpp scales linearly where only a factor is given.
+  is_linear = metadata.get('llama.rope.scaling.type', 'linear') == 'linear'
   scaling = config.RopeScaling()
   if is_linear and factor != 1.0:
     scaling = config.RopeScaling('linear', factor=_float(factor))
@@ -216,8 +220,8 @@ def _rope_scaling(path, metadata, tensors, cfg) -> config.RopeScaling:
       if table.shape == divisors.shape and np.allclose(table, divisors, 1e-4):
         return known
   raise ValueError(
-    f'GGUF file {path!r} has {_FREQUENCIES} that is neither all ones nor that '
-    'of Llama 3.1 or 3.2; use the Hugging Face checkpoint of the same model'
+    f'it has {_FREQUENCIES} that is neither all ones nor that of Llama 3.1 or '
+    '3.2; use the Hugging Face checkpoint of the same model'
   )
 
 
