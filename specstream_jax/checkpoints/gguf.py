@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import tokenizers
 
-from specstream_jax import config
+from specstream_jax import config, config_checks as checks
 from specstream_jax.checkpoints import gguf_tokenizer, weights
 
 _REQUIRED = (
@@ -98,7 +98,8 @@ def open_file(path: str | os.PathLike, *, dtype: str = 'float32') -> Header:
   try:
     cfg = _config(metadata, tensors, dtype)
   except ValueError as error:  # sizes that do not go together
-    raise ValueError(f'GGUF file {path!r}: {error}') from error
+    problem = checks.message(error)
+    raise ValueError(f'GGUF file {path!r}: {problem}') from error
   found = {name: _shape(tensor) for name, tensor in tensors.items()}
   found.pop(_FREQUENCIES, None)
   names, expected = weights.gguf_names(cfg), weights.shapes(cfg)

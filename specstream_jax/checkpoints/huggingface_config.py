@@ -8,7 +8,7 @@ and what version 5 writes (`rope_parameters`, `dtype`).
 from collections.abc import Mapping
 from typing import Any
 
-from specstream_jax import config
+from specstream_jax import config, config_checks as checks
 from specstream_jax.checkpoints import huggingface_rope as rope, weights
 
 # Architectures with the same mathematics, and what they leave out of the file.
@@ -110,7 +110,7 @@ def parse(
   try:
     return _model_config(raw, dtype)
   except ValueError as error:  # each number is one, but they do not fit
-    raise ValueError(f'{source}: {error}') from error
+    raise ValueError(f'{source}: {checks.message(error)}') from error
 
 
 def _type_problems(raw: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 import gin
 import jax
 
-from specstream_jax import processes
+from specstream_jax import config_checks as checks, processes
 
 COMMANDS = {
   'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
@@ -99,14 +99,15 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
     raise ValueError(
       f'gin: {str(error).splitlines()[0] if str(error) else error!r}. '
       'Configurable classes: '
-      + ', '.join(_configurables())
+      + ', '.join(configurables())
       + '; a field is set as Class.field = value'
     ) from error
   finally:
     logging.set_verbosity(verbosity)
 
 
-def _configurables() -> list[str]:
+def configurables() -> list[str]:
+  """Names of the classes whose fields gin can bind."""
   modules = (
     'specstream_jax.config',
     'specstream_jax.config_training',
@@ -254,9 +255,9 @@ def _guarded(name, main, remaining, bindings, takes_names):
   except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
     if flags.FLAGS.debug:
       raise
-    text = 'interrupted' if isinstance(error, KeyboardInterrupt) else error
-    # gin appends where it was called from.
-    text = str(text).partition('\n  In call to configurable')[0]
+    text = 'interrupted'
+    if not isinstance(error, KeyboardInterrupt):
+      text = checks.message(error)
     print(f'specstream {name}: {text}', file=sys.stderr)
     return 1
 
