@@ -17,7 +17,7 @@ from specstream_jax import (
   partitioning,
 )
 from specstream_jax.checkpoints import adapters, medusa
-from specstream_jax.cli import main
+from specstream_jax.cli import gin_files, main
 from specstream_jax.workflows import (
   bench,
   check,
@@ -77,7 +77,7 @@ def clean_gin():
 
 def test_every_gin_class_is_among_them():
   names = {type(cfg).__name__ for cfg in CONFIGS}
-  assert set(main.configurables()) <= names
+  assert set(gin_files.classes()) <= names
 
 
 @pytest.mark.parametrize(
