@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from specstream_jax import config, typing
+from specstream_jax import config, config_checks as checks, typing
 from specstream_jax.checkpoints import loading, pair
 from specstream_jax.modeling import lora as lora_lib
 
@@ -56,6 +56,9 @@ class AdapterConfig:
   provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
   folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
   format_version: int = FORMAT_VERSION
+
+  def __post_init__(self):
+    checks.option_types(self)
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
@@ -152,9 +155,10 @@ def _read_config(folder: str) -> tuple[AdapterConfig, str]:
   fields, digest = pair.read_fields(
     folder, KIND, expected, optional=frozenset(['folded_lora'])
   )
-  for name in _SECTIONS.keys() & fields.keys():
-    fields[name] = config.from_json(_SECTIONS[name], fields[name])
-  return AdapterConfig(**fields), digest
+  with pair.naming(folder, KIND):
+    for name in _SECTIONS.keys() & fields.keys():
+      fields[name] = config.from_json(_SECTIONS[name], fields[name])
+    return AdapterConfig(**fields), digest
 
 
 def _check_tensors(

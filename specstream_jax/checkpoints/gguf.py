@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import tokenizers
 
-from specstream_jax import config
+from specstream_jax import config, config_checks as checks
 from specstream_jax.checkpoints import (
   fields,
   gguf_file,
@@ -103,7 +103,11 @@ def open_file(path: str | os.PathLike, *, dtype: str = 'float32') -> Header:
   path = os.fspath(path)
   metadata, tensors = _open(path)
   weights.refuse(f'GGUF file {path!r}', _metadata_problems(metadata), _FIX)
-  cfg = _config(path, metadata, tensors, dtype)
+  try:
+    cfg = _config(metadata, tensors, dtype)
+  except ValueError as error:  # sizes that do not go together
+    problem = checks.message(error)
+    raise ValueError(f'GGUF file {path!r}: {problem}') from error
   weights.check_layers(f'GGUF file {path!r}', cfg, len(tensors), _FIX)
   found = {name: tensor.shape for name, tensor in tensors.items()}
   found.pop(_FREQUENCIES, None)
@@ -185,10 +189,10 @@ def _float(value: float) -> float:
   return float(str(np.float32(value)))
 
 
-def _config(path, metadata, tensors, dtype) -> config.ModelConfig:
+def _config(metadata, tensors, dtype) -> config.ModelConfig:
   get = lambda name, default=None: metadata.get(f'llama.{name}', default)
   if 'token_embd.weight' not in tensors:
-    raise ValueError(f'GGUF file {path!r} has no tensor token_embd.weight')
+    raise ValueError('it has no tensor token_embd.weight')
   cfg = config.ModelConfig(
     vocab_size=int(get('vocab_size', tensors['token_embd.weight'].shape[0])),
     hidden_size=int(get('embedding_length')),
@@ -206,28 +210,29 @@ def _config(path, metadata, tensors, dtype) -> config.ModelConfig:
     dtype=dtype,
   )
   return dataclasses.replace(
-    cfg, rope_scaling=_rope_scaling(path, metadata, tensors, cfg)
+    cfg, rope_scaling=_rope_scaling(metadata, tensors, cfg)
   )
 
 
-def _rope_scaling(path, metadata, tensors, cfg) -> config.RopeScaling:
+def _rope_scaling(metadata, tensors, cfg) -> config.RopeScaling:
   """Linear scaling from metadata, Llama 3's from its table of divisors."""
   factor = metadata.get('llama.rope.scaling.factor', 1.0)
-  is_linear = metadata.get('llama.rope.scaling.type') == 'linear'
+  # llama.cpp scales linearly where only a factor is given.
+  is_linear = metadata.get('llama.rope.scaling.type', 'linear') == 'linear'
   scaling = config.RopeScaling()
   if is_linear and factor != 1.0:
     scaling = config.RopeScaling('linear', factor=_float(factor))
   if _FREQUENCIES not in tensors:
     return scaling
   table = np.asarray(tensors[_FREQUENCIES].data, np.float32)
-  if scaling.kind == 'default':
+  if scaling.kind == 'default' and table.shape == (cfg.head_dim // 2,):
     for known in (scaling, *_LLAMA3):
       divisors = _rope_divisors(known, cfg)
-      if table.shape == divisors.shape and np.allclose(table, divisors, 1e-4):
+      if np.allclose(table, divisors, 1e-4):
         return known
   raise ValueError(
-    f'GGUF file {path!r} has {_FREQUENCIES} that is neither all ones nor that '
-    'of Llama 3.1 or 3.2; use the Hugging Face checkpoint of the same model'
+    f'it has {_FREQUENCIES} that is neither all ones nor that of Llama 3.1 or '
+    '3.2; use the Hugging Face checkpoint of the same model'
   )
 
 

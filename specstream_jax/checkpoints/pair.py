@@ -4,7 +4,8 @@
 Adapters and Medusa heads lie on disk this way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import functools
 import os
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from specstream_jax import config_checks as checks
 from specstream_jax.checkpoints import files
 
 _DIGEST = 'weights_sha256'
@@ -99,6 +101,17 @@ def read_fields(
       f'{sorted(set(fields) - expected)}; save it again'
     )
   return fields, digest
+
+
+@contextlib.contextmanager
+def naming(folder: str, kind: Kind) -> Iterator[None]:
+  """Puts the file's name before what is wrong with a field of it."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(
+      f'{kind.noun} {folder!r}: {kind.config}: {checks.message(error)}'
+    ) from error
 
 
 def read_tensors(folder: str, kind: Kind, digest: str) -> dict[str, np.ndarray]:

@@ -73,7 +73,8 @@ class Options:
   overwrite: bool = False
 
   def __post_init__(self):
-    """Raises ValueError if a value is out of range."""
+    """Raises ValueError if a value is out of range or of another type."""
+    checks.option_types(self)
     for name, bound in (
       ('num_prompts', 0),
       ('max_new_tokens', 2),  # the first is of the prompt pass

@@ -74,7 +74,8 @@ class Options:
   laws: bool = True
 
   def __post_init__(self):
-    """Raises ValueError if a value is out of range."""
+    """Raises ValueError if a value is out of range or of another type."""
+    checks.option_types(self)
     checks.at_least('num_prompts', self.num_prompts, 0)
     checks.at_least('max_new_tokens', self.max_new_tokens, 2)
     checks.at_least('batch', self.batch, 1)

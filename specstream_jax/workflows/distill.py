@@ -15,7 +15,7 @@ from typing import Any
 
 import tqdm
 
-from specstream_jax import config, runtime
+from specstream_jax import config, config_checks as checks, runtime
 from specstream_jax.data import chat, readers, records, registry
 from specstream_jax.evaluation import journal as journal_lib, results
 
@@ -54,6 +54,7 @@ class Options:
   num_shards: int = 1
 
   def __post_init__(self):
+    checks.option_types(self)
     for name in ('max_new_tokens', 'max_prompt_tokens', 'batch_size'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} is {getattr(self, name)}; at least 1')

@@ -16,7 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from specstream_jax import config, partitioning, processes, runtime
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  partitioning,
+  processes,
+  runtime,
+)
 from specstream_jax.checkpoints import (
   adapters,
   files,
@@ -54,6 +60,10 @@ class Recipe:
     default_factory=lambda: config.TreeConfig()
   )
   num_layers: int = 4
+
+  def __post_init__(self):
+    checks.option_types(self)
+    checks.at_least('num_layers', self.num_layers, 1)
 
   def to_json(self) -> dict[str, Any]:
     """Nested dict of JSON types."""

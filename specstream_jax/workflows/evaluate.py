@@ -8,7 +8,12 @@ import os
 import pathlib
 from typing import Any
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  runtime,
+)
 from specstream_jax.data import registry
 from specstream_jax.evaluation import (
   benchmark,
@@ -56,6 +61,16 @@ class Options:
   drafter: config_drafting.DrafterConfig | None = None
   shard: int = 0
   num_shards: int = 1
+
+  def __post_init__(self):
+    checks.option_types(self)
+    for name, bound in (
+      ('num_prompts', 0),
+      ('max_new_tokens', 1),
+      ('batch', 1),
+      ('repeats', 1),
+    ):
+      checks.at_least(name, getattr(self, name), bound)
 
 
 def evaluate(

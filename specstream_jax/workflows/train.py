@@ -10,11 +10,17 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, partitioning, processes
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  partitioning,
+  processes,
+)
 from specstream_jax.checkpoints import adapters, loading
 from specstream_jax.data import batches as batches_lib, mixtures, records
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import (
+  blocks,
   build,
   initialize,
   lora as lora_lib,
@@ -57,6 +63,7 @@ class Recipe:
   )
 
   def __post_init__(self):
+    checks.option_types(self)
     self.tree.check_fits(self.stream)
 
   def to_json(self) -> dict[str, Any]:
@@ -77,6 +84,10 @@ class Execution:
   remat: str = 'none'
   scan_layers: bool = False
   profile_steps: tuple[int, int] | None = None
+
+  def __post_init__(self):
+    checks.option_types(self)
+    checks.one_of('remat', self.remat, tuple(blocks.REMAT))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Recipe:
   )
 
   def __post_init__(self):
+    checks.option_types(self)
     checks.at_least('num_heads', self.num_heads, 1)
     checks.at_least('head_decay', self.head_decay, 0.0)
     checks.at_least('calibration_batches', self.calibration_batches, 1)
