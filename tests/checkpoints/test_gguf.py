@@ -162,7 +162,9 @@ def test_rope_scaling(tmp_path):
 def test_sizes_that_do_not_fit_name_the_file(tmp_path):
   negative = [lambda w: w.add_float32('llama.rope.scaling.factor', -4.0)]
   path = model_files.write_gguf(tmp_path / 'a.gguf', extra=negative)
-  with pytest.raises(ValueError, match=r"a\.gguf': RopeScaling.factor is -4.0"):
+  with pytest.raises(
+    ValueError, match=r"a\.gguf'[^;]*rope.scaling.factor is -4.0"
+  ):
     gguf.open_file(path)
 
 
