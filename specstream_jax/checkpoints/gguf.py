@@ -300,7 +300,7 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
     ValueError: it is of a kind that is not understood.
   """
   try:
-    return gguf_tokenizer.build(header.metadata)
+    return gguf_tokenizer.build(header.metadata, header.config.vocab_size)
   except ValueError as error:
     raise ValueError(
       f'tokenizer of GGUF file {header.path!r}: {error}; use the Hugging Face '
@@ -320,13 +320,7 @@ def chat_template(header: Header) -> str | None:
 
 
 def eos_ids(header: Header) -> tuple[int, ...]:
-  """Token ids that end a text, by the file's metadata.
-
-  Raises:
-    ValueError: one is no id of the vocabulary.
-  """
+  """Token ids that end a text, by the file's metadata."""
   keys = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
-  kind = fields.integers(0, header.config.vocab_size - 1)
-  source = f'GGUF file {header.path!r}'
-  found = (fields.get(header.metadata, k, kind, source, None) for k in keys)
-  return tuple(dict.fromkeys(i for i in found if i is not None))
+  ids = [int(header.metadata[key]) for key in keys if key in header.metadata]
+  return tuple(dict.fromkeys(ids))

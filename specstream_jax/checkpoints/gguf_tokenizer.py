@@ -11,6 +11,7 @@ from specstream_jax.checkpoints import fields
 
 _PREFIX = 'tokenizer.ggml.'
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_LONGEST = 1024
 _SPACE = '▁'  # SentencePiece's mark of a space.
 
 
@@ -27,11 +28,14 @@ _PRE_TOKENIZERS = {
 }
 
 
-def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def build(
+  metadata: Mapping[str, Any], vocab_size: int | None = None
+) -> tokenizers.Tokenizer:
   """The tokenizer that gives the ids the model was trained on.
 
   Args:
     metadata: GGUF metadata by key.
+    vocab_size: most tokens there may be; None for no check.
 
   Raises:
     ValueError: no tokenizer, or one of a kind that is not understood.
@@ -39,7 +43,13 @@ def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   model = metadata.get(f'{_PREFIX}model')
   if f'{_PREFIX}tokens' not in metadata:
     raise ValueError('the GGUF file has no tokenizer.ggml.tokens')
-  _get(metadata, 'tokens', fields.TEXTS)
+  num_tokens = len(_get(metadata, 'tokens', fields.TEXTS))
+  most = num_tokens if vocab_size is None else vocab_size
+  if not 0 < num_tokens <= most:
+    raise ValueError(
+      f'tokenizer.ggml.tokens has {num_tokens:,} tokens; accepted: at least '
+      f'one, and no more than the {most:,} that the model embeds'
+    )
   if model == 'gpt2':
     tokenizer = _byte_level_bpe(metadata)
   elif model == 'llama':
@@ -64,25 +74,22 @@ def _id(metadata, name: str, *default: Any) -> Any:
   return _get(metadata, name, fields.integers(0, last), *default)
 
 
-def _merge_pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
-  """What each merge joins, which a space parts."""
+def _merge_pairs(
+  merges: Sequence[str], vocab: Mapping[str, int]
+) -> list[tuple[str, str]]:
+  """What each merge joins, which a space parts.
+
+  Raises:
+    ValueError: a part or the whole is no token; the library would panic.
+  """
   pairs = [tuple(merge.split(' ', 1)) for merge in merges]
   for merge, pair in zip(merges, pairs):
-    if len(pair) != 2:
+    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocab.keys():
       raise ValueError(
-        f'tokenizer.ggml.merges holds {fields.shown(merge)}; accepted: two '
-        'tokens, a space between them'
+        f'tokenizer.ggml.merges holds {fields.shown(merge)}; accepted: two of '
+        'its tokens, a space between them, that make a third'
       )
   return pairs
-
-
-def _bpe(vocab: dict[str, int], merges, **options: Any) -> models.BPE:
-  try:
-    return models.BPE(vocab, merges, **options)
-  except Exception as error:  # The library raises nothing narrower.
-    raise ValueError(
-      f'tokenizer.ggml.merges do not fit tokenizer.ggml.tokens ({error})'
-    ) from error
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -94,8 +101,8 @@ def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
       f'{", ".join(map(repr, _PRE_TOKENIZERS))}'
     )
   vocab = {t: i for i, t in enumerate(metadata[f'{_PREFIX}tokens'])}
-  merges = _merge_pairs(_get(metadata, 'merges', fields.TEXTS))
-  tokenizer = tokenizers.Tokenizer(_bpe(vocab, merges))
+  merges = _merge_pairs(_get(metadata, 'merges', fields.TEXTS), vocab)
+  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
   tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer
@@ -104,14 +111,14 @@ def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
 def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """SentencePiece BPE with byte fallback, as in Llama 2."""
   tokens = metadata[f'{_PREFIX}tokens']
+  vocab = {token: i for i, token in enumerate(tokens)}
   merges = _get(metadata, 'merges', fields.TEXTS, None)
   if merges is None:
     merges = _merges(tokens, _get(metadata, 'scores', fields.NUMBERS))
   else:
-    merges = _merge_pairs(merges)
+    merges = _merge_pairs(merges, vocab)
   unknown = tokens[_id(metadata, 'unknown_token_id', 0)]
-  vocab = {token: i for i, token in enumerate(tokens)}
-  bpe = _bpe(
+  bpe = models.BPE(
     vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
   )
   tokenizer = tokenizers.Tokenizer(bpe)
@@ -134,6 +141,12 @@ def _merges(
     raise ValueError(
       f'tokenizer.ggml.scores has {len(scores):,} numbers; accepted: one for '
       f'each of {len(tokens):,} tokens'
+    )
+  longest = max(map(len, tokens))
+  if longest > _LONGEST:  # all of its parts are tried
+    raise ValueError(
+      f'tokenizer.ggml.tokens has one of {longest:,} characters; accepted: up '
+      f'to {_LONGEST:,}'
     )
   ids = {token: i for i, token in enumerate(tokens)}
   ranked = []
