@@ -15,7 +15,7 @@ import numpy as np
 import tokenizers
 
 from specstream_jax import config, config_checks as checks
-from specstream_jax.checkpoints import gguf_tokenizer, weights
+from specstream_jax.checkpoints import eos, gguf_tokenizer, weights
 
 _REQUIRED = (
   'block_count',
@@ -46,6 +46,7 @@ _NEUTRAL = {
 # Keys that say where the numbers came from.
 _IGNORED = ('rope.scaling.finetuned', 'rope.scaling.original_context_length')
 _OTHER_PREFIXES = ('GGUF.', 'general.', 'tokenizer.', 'quantize.')
+_EOS = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
 _FREQUENCIES = 'rope_freqs.weight'
 # `rope_freqs.weight` of Llama 3.x comes without the numbers that made it.
 _LLAMA3 = tuple(
@@ -304,7 +305,18 @@ def chat_template(header: Header) -> str | None:
 
 
 def eos_ids(header: Header) -> tuple[int, ...]:
-  """Token ids that end a text, by the file's metadata."""
-  keys = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
-  ids = [int(header.metadata[key]) for key in keys if key in header.metadata]
-  return tuple(dict.fromkeys(ids))
+  """Token ids that end a text, by the file's metadata.
+
+  Raises:
+    ValueError: an id is none of the vocabulary.
+  """
+  ids = [
+    eos.check(
+      f'GGUF file {header.path!r}: {key}',
+      header.metadata[key],
+      header.config.vocab_size,
+    )
+    for key in _EOS
+    if key in header.metadata
+  ]
+  return eos.union(*ids)
