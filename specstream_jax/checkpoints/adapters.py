@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from specstream_jax import config, config_checks as checks, typing
-from specstream_jax.checkpoints import loading, pair
+from specstream_jax.checkpoints import eos, loading, pair
 from specstream_jax.modeling import lora as lora_lib
 
 FORMAT_VERSION = 1
@@ -40,7 +40,8 @@ class AdapterConfig:
     stream: settings of the streams.
     lora: settings of LoRA; rank 0 if it was folded into the base.
     tree: the draft tree to use unless told otherwise.
-    provenance: how it was trained, JSON types.
+    provenance: how it was trained, JSON types; `eos_ids` among them, where it
+      made answers end.
     folded_lora: settings of the LoRA that tuned the model which lossless streams
       were trained on; it comes with the adapter, under `folded/`, and is folded
       into the base. Rank 0: they were trained on the base itself.
@@ -59,6 +60,12 @@ class AdapterConfig:
 
   def __post_init__(self):
     checks.option_types(self)
+    eos.check('provenance.eos_ids', self.provenance.get('eos_ids', []), None)
+
+  @property
+  def eos_ids(self) -> tuple[int, ...]:
+    """Token ids that ended the answers it was trained on."""
+    return tuple(self.provenance.get('eos_ids', ()))
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:

@@ -16,6 +16,7 @@ import tokenizers
 
 from specstream_jax import config, config_checks as checks
 from specstream_jax.checkpoints import (
+  eos,
   fields,
   gguf_file,
   gguf_tokenizer,
@@ -56,6 +57,7 @@ _NEUTRAL = {
 # Keys that say where the numbers came from.
 _IGNORED = ('rope.scaling.finetuned', 'rope.scaling.original_context_length')
 _OTHER_PREFIXES = ('general.', 'tokenizer.', 'quantize.')
+_EOS = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
 _FREQUENCIES = 'rope_freqs.weight'
 # `rope_freqs.weight` of Llama 3.x comes without the numbers that made it.
 _LLAMA3 = tuple(
@@ -320,7 +322,18 @@ def chat_template(header: Header) -> str | None:
 
 
 def eos_ids(header: Header) -> tuple[int, ...]:
-  """Token ids that end a text, by the file's metadata."""
-  keys = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
-  ids = [int(header.metadata[key]) for key in keys if key in header.metadata]
-  return tuple(dict.fromkeys(ids))
+  """Token ids that end a text, by the file's metadata.
+
+  Raises:
+    ValueError: an id is none of the vocabulary.
+  """
+  ids = [
+    eos.check(
+      f'GGUF file {header.path!r}: {key}',
+      header.metadata[key],
+      header.config.vocab_size,
+    )
+    for key in _EOS
+    if key in header.metadata
+  ]
+  return eos.union(*ids)

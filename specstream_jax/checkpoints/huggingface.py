@@ -23,16 +23,15 @@ from specstream_jax.checkpoints import (
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-# What a checkpoint needs; keeps other formats of the same weights away.
-PATTERNS = (
+SMALL_FILES = (
   'config.json',
   'generation_config.json',
-  'model*.safetensors',
-  INDEX,
   'tokenizer.json',
   'tokenizer_config.json',
   'chat_template.jinja',
 )
+# What a checkpoint needs; keeps other formats of the same weights away.
+PATTERNS = (*SMALL_FILES, 'model*.safetensors', INDEX)
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 # Tables that old checkpoints store though they follow from the config.
 _DERIVED = re.compile(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq')
@@ -204,20 +203,6 @@ def read_chat_template(folder: str | os.PathLike) -> str | None:
     named = {entry['name']: entry['template'] for entry in template}
     template = named.get('default')
   return template
-
-
-def read_eos_ids(folder: str | os.PathLike) -> tuple[int, ...]:
-  """Token ids that end a text: generation_config.json, else config.json."""
-  for name in ('generation_config.json', 'config.json'):
-    path = os.path.join(folder, name)
-    eos = (
-      files.read_json(path).get('eos_token_id')
-      if os.path.isfile(path)
-      else None
-    )
-    if eos is not None:
-      return tuple(eos) if isinstance(eos, list) else (int(eos),)
-  return ()
 
 
 @dataclasses.dataclass(frozen=True)

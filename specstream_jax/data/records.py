@@ -25,6 +25,8 @@ import grain.python as grain
 import numpy as np
 import tokenizers
 
+from specstream_jax.checkpoints import token_ids
+
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
@@ -90,6 +92,7 @@ class Lengths:
     self.num_truncated = 0
     self.inputs = []
     self.targets = []
+    self.max_id = 0
 
   def fit(self, inputs, targets):
     """The example, shortened to max_length tokens, or None if dropped."""
@@ -100,9 +103,15 @@ class Lengths:
         self.num_dropped += 1
         return None
       self.num_truncated += 1
+    self.count(inputs, targets)
+    return inputs, targets
+
+  def count(self, inputs, targets) -> None:
+    """Takes the lengths and ids of an example that is kept."""
     self.inputs.append(len(inputs))
     self.targets.append(len(targets))
-    return inputs, targets
+    for ids in (inputs, targets):
+      self.max_id = max(self.max_id, int(np.max(ids, initial=0)))
 
   def _shorten(self, inputs, targets, excess):
     """The example without `excess` tokens; no targets if that cannot be."""
@@ -123,6 +132,7 @@ class Lengths:
       'num_truncated': self.num_truncated,
       'max_length': self._max_length,
       'too_long': self._too_long,
+      'max_token_id': self.max_id,
       'lengths': {
         'inputs': _statistics(self.inputs),
         'targets': _statistics(self.targets),
@@ -306,12 +316,35 @@ def read_manifest(path: str) -> dict[str, Any]:
   return manifest
 
 
-def check_tokenizer(manifest: dict[str, Any], tokenizer_sha256: str) -> None:
-  """Raises ValueError if the records were written with another tokenizer."""
+def check_ids(path: str, vocab_size: int, tokenizer: Any = None) -> None:
+  """Raises ValueError if a record holds a token that the model does not embed.
+
+  Args:
+    path: folder of records; one whose manifest lacks `max_token_id` is read.
+    vocab_size: V of the model.
+    tokenizer: of the model, for the token's text.
+  """
+  manifest = read_manifest(path)
+  most = manifest.get('max_token_id')
+  if isinstance(most, int) and most < vocab_size:
+    return
+  for name in manifest['files']:
+    file = os.path.join(path, name)
+    for number, (inputs, targets) in enumerate(read_file(file), start=1):
+      for part, ids in (('prompt', inputs), ('answer', targets)):
+        what = f'{file}, record {number}, {part}'
+        token_ids.check(ids, vocab_size, what, tokenizer)
+
+
+def check_tokenizer(
+  manifest: dict[str, Any], tokenizer_sha256: str, path: str = ''
+) -> None:
+  """Raises ValueError if the records, at `path`, are another tokenizer's."""
   written = manifest['tokenizer_sha256']
   if written != tokenizer_sha256:
+    place = f'{path!r}: ' if path else ''
     raise ValueError(
-      f'records of task {manifest["task"]!r} were written with tokenizer '
+      f'{place}records of task {manifest["task"]!r} were written with tokenizer '
       f'{written[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
       "them again with the model's tokenizer"
     )

@@ -2,13 +2,12 @@
 """A tokenizer with the ids that start and end a sequence."""
 
 import dataclasses
-import json
 import os
 
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import gguf, huggingface, tokenizer_errors
+from specstream_jax.checkpoints import eos, gguf, huggingface, tokenizer_errors
 from specstream_jax.data import records
 
 
@@ -57,16 +56,6 @@ class Vocabulary:
     return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def _configured_eos(folder: str) -> str | None:
-  """The `eos_token` of tokenizer_config.json, if there is one."""
-  path = os.path.join(folder, 'tokenizer_config.json')
-  if not os.path.isfile(path):
-    return None
-  with open(path, encoding='utf-8') as file:
-    token = json.load(file).get('eos_token')
-  return token.get('content') if isinstance(token, dict) else token
-
-
 def _asked_bos(tokenizer: tokenizers.Tokenizer) -> int | None:
   """The id the tokenizer's own post-processing puts in front, if any."""
   plain = tokenizer.encode('a', add_special_tokens=False).ids
@@ -86,8 +75,20 @@ def _read(path: str) -> tuple[tokenizers.Tokenizer, int | None]:
       'nor a GGUF file'
     )
   tokenizer = huggingface.open_tokenizer(file)
-  eos_token = _configured_eos(os.path.dirname(file))
+  eos_token = eos.configured_token(os.path.dirname(file))
   return tokenizer, tokenizer.token_to_id(eos_token) if eos_token else None
+
+
+def eos_said(path: str, tokenizer: tokenizers.Tokenizer) -> eos.Said:
+  """EOS ids by the file that names them, beside a tokenizer of `load`.
+
+  Raises:
+    ValueError: a file names something else than ids.
+  """
+  if os.path.isfile(path) and gguf.is_gguf(path):
+    return {os.path.basename(path): gguf.eos_ids(gguf.open_file(path))}
+  folder = path if os.path.isdir(path) else os.path.dirname(path)
+  return eos.read(folder, tokenizer)
 
 
 def load(path: str, *, eos_token: str = '') -> Vocabulary:

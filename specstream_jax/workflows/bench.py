@@ -107,6 +107,7 @@ def bench(
       written.
   """
   plan = make_plan(options)
+  bench_lib.check_ids(model, plan)
   runners = make_runners(model, options)
   journal = journal_lib.Journal(
     os.path.join(folder, 'journal.jsonl'),

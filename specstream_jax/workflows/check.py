@@ -181,7 +181,10 @@ def _prompts(model, options):
     chat.prompt(model.chat_template, q.turns) if q.is_chat else q.turns[0]
     for q in found
   ]
-  return [model.encode_prompt(text) for text in texts]
+  prompts = [model.encode_prompt(text) for text in texts]
+  for question, prompt in zip(found, prompts):
+    model.check_ids(prompt, f'{name}, question {question.question_id}')
+  return prompts
 
 
 def _decode(model, drafter, prompts, temperature, options):

@@ -175,6 +175,7 @@ def _rows(model, prompts, options):
     if options.is_chat:
       prompt = chat.prompt(model.chat_template, [prompt])
     tokens = tuple(model.encode_prompt(prompt))
+    model.check_ids(tokens, f'prompt {index + 1}')
     if len(tokens) <= options.max_prompt_tokens:
       rows.append(_Row(index, prompt, tokens))
   if not rows:

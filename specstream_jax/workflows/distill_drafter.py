@@ -25,6 +25,7 @@ from specstream_jax import (
 )
 from specstream_jax.checkpoints import (
   adapters,
+  eos,
   files,
   huggingface,
   loading,
@@ -34,7 +35,11 @@ from specstream_jax.data import mixtures
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
 from specstream_jax.training import distill, loop
-from specstream_jax.workflows import resume, train as train_workflow
+from specstream_jax.workflows import (
+  record_checks,
+  resume,
+  train as train_workflow,
+)
 
 FOLDER = 'draft_model'
 PROVENANCE = 'provenance.json'
@@ -140,7 +145,7 @@ def distill_drafter(
   processes.check_alone('distilling a draft model')
   recipe = recipe or Recipe()
   loaded = _load_target(base, adapter, dtype)
-  train_workflow.check_tokenizer(loaded, data_dir)
+  record_checks.check(loaded, data_dir, eval_data_dir)
   draft_cfg, setup = _setup(loaded, recipe, remat)
   part = setup.partitioner
   batches = CountedBatches(train_workflow.open_training(data_dir, recipe, part))
@@ -254,7 +259,8 @@ def _load_target(base, adapter, dtype) -> loading.LoadedModel:
   adapters.check_base(cfg, loaded)
   folded, folded_cfg, _ = adapters.split(flat, cfg)
   merged = lora.merge(loaded.params, folded, folded_cfg)[0]
-  return dataclasses.replace(loaded, params=merged)
+  ends = eos.union(loaded.eos_ids, cfg.eos_ids)
+  return dataclasses.replace(loaded, params=merged, eos_ids=ends)
 
 
 def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:

@@ -101,6 +101,8 @@ def evaluate(
   examples = spec.load_split(options.split, options.data_dir)
   examples = examples[: options.num_prompts or None]
   prompts = [model.encode_prompt(e.inputs) for e in examples]
+  for number, prompt in enumerate(prompts, start=1):
+    model.check_ids(prompt, f'task {options.task!r}, prompt {number}')
   model.warn_if_long(prompts, options.max_new_tokens)
   drafter = options.drafter or config_drafting.DrafterConfig()
   if drafter.name != 'streams':

@@ -30,7 +30,7 @@ from specstream_jax.decoding.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
 from specstream_jax.training import loop, medusa as training
-from specstream_jax.workflows import resume, train as streams
+from specstream_jax.workflows import record_checks, resume, train as streams
 
 HEADS = 'medusa'
 NUM_RANKS = 10
@@ -142,7 +142,7 @@ def train(
   recipe = recipe or Recipe()
   checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
-  streams.check_tokenizer(loaded, data_dir)
+  record_checks.check(loaded, data_dir, eval_data_dir)
   setup, heads = _setup(loaded, recipe)
   open_eval = streams.eval_opener(eval_data_dir, recipe, setup.partitioner)
   resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)

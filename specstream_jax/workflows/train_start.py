@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from specstream_jax import config
-from specstream_jax.checkpoints import adapters, loading
+from specstream_jax.checkpoints import adapters, eos, loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,12 @@ class Start:
   folded: dict[str, Any] = dataclasses.field(default_factory=dict)
   folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
   origins: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def eos_ids(self) -> tuple[int, ...]:
+    """Where answers end that those adapters were trained on."""
+    trained = (o['provenance'] for o in self.origins.values() if o)
+    return eos.union(*(p.get('eos_ids', ()) for p in trained))
 
 
 def start(
