@@ -15,7 +15,7 @@ import grain.python as grain
 import numpy as np
 
 from specstream_jax import processes
-from specstream_jax.data import features, mixtures, records
+from specstream_jax.data import features, mixtures, records, shards
 
 _PACKING_BINS = 64
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
@@ -25,10 +25,16 @@ _EMPTY = records.encode(np.zeros(0, np.int32), np.zeros(0, np.int32))
 class _Source:
   """Records of a folder; past the end, up to `length`, empty ones."""
 
-  def __init__(self, path: str, files: list[str], length: int):
-    self._records = grain.ArrayRecordDataSource(
-      [os.path.join(path, name) for name in files]
+  def __init__(self, path: str, manifest: dict[str, Any], length: int):
+    self._records = shards.Shards(
+      [os.path.join(path, name) for name in manifest['files']]
     )
+    count = manifest['num_examples']
+    if len(self._records) != count:
+      raise ValueError(
+        f'{path!r} holds {len(self._records):,} records, its '
+        f'{records.MANIFEST} says {count:,}; prepare the records again'
+      )
     self._length = length
 
   def __len__(self) -> int:
@@ -100,7 +106,7 @@ def _examples(
   length = manifest['num_examples']
   if not repeat:
     length = -(-length // share.step) * share.step
-  examples = grain.MapDataset.source(_Source(path, manifest['files'], length))
+  examples = grain.MapDataset.source(_Source(path, manifest, length))
   if seed is not None:
     examples = examples.shuffle(seed=seed)
   examples = examples[share]

@@ -21,16 +21,35 @@ import tempfile
 from typing import Any
 
 from array_record.python import array_record_module
-import grain.python as grain
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import token_ids
+from specstream_jax.checkpoints import fields, files as files_lib, token_ids
+from specstream_jax.data import shards
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
-_DTYPE = np.dtype('<i4')
+encode, decode = shards.encode, shards.decode
+# What a manifest holds, where it holds it.
+_KINDS = {
+  'task': fields.TEXT,
+  'split': fields.TEXT,
+  'tokenizer_sha256': fields.TEXT,
+  'eos_id': fields.COUNT,
+  'bos_id': fields.COUNT,
+  'max_token_id': fields.COUNT,
+  'num_examples': fields.SIZE,
+  'files': fields.Kind(
+    'a list of one file name at least',
+    lambda value: fields.TEXTS.fits(value) and len(value) > 0,
+  ),
+  'lengths': fields.Kind(
+    'statistics of inputs, targets and total, with a max each',
+    lambda value: _are_lengths(value),
+  ),
+}
+_REQUIRED = ('num_examples', 'files', 'lengths')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
@@ -49,20 +68,6 @@ def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
   return hashlib.sha256(text.encode('utf-8')).hexdigest()
 
 
-def encode(inputs: np.ndarray, targets: np.ndarray) -> bytes:
-  """The record of prompt ids [I] and answer ids [A]."""
-  return (
-    np.concatenate([[len(inputs)], inputs, targets]).astype(_DTYPE).tobytes()
-  )
-
-
-def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """Prompt ids int32 [I] and answer ids int32 [A] of a record."""
-  values = np.frombuffer(record, _DTYPE).astype(np.int32)
-  num_inputs = int(values[0])
-  return values[1 : 1 + num_inputs], values[1 + num_inputs :]
-
-
 def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (prompt ids, answer ids) of every record of a folder.
 
@@ -75,7 +80,7 @@ def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def read_file(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (prompt ids, answer ids) of every record of a shard."""
-  source = grain.ArrayRecordDataSource([path])
+  source = shards.Shards([path])
   for i in range(len(source)):
     yield decode(source[i])
 
@@ -147,6 +152,17 @@ def _statistics(lengths) -> dict[str, float]:
     'p95': float(np.percentile(lengths, 95)),
     'max': int(np.max(lengths)),
   }
+
+
+def _are_lengths(value: Any) -> bool:
+  """Whether it is what `Lengths.summary` writes."""
+  if not isinstance(value, dict):
+    return False
+  parts = [value.get(name) for name in ('inputs', 'targets', 'total')]
+  return all(
+    isinstance(part, dict) and fields.COUNT.fits(part.get('max'))
+    for part in parts
+  )
 
 
 def shard_name(shard: int, num_shards: int) -> str:
@@ -303,13 +319,16 @@ def read_manifest(path: str) -> dict[str, Any]:
     raise ValueError(
       f'{path!r} has no {MANIFEST}; write records with `specstream prepare`'
     )
-  with open(manifest_path, encoding='utf-8') as file:
-    manifest = json.load(file)
+  manifest = files_lib.read_json(manifest_path)
   if manifest.get('format_version') != FORMAT_VERSION:
+    version = fields.shown(manifest.get('format_version'))
     raise ValueError(
-      f'{manifest_path} has format_version {manifest.get("format_version")}; '
-      f'accepted: {FORMAT_VERSION}; prepare the records again'
+      f'{manifest_path} has format_version {version}; accepted: '
+      f'{FORMAT_VERSION}; prepare the records again'
     )
+  for name, kind in _KINDS.items():
+    if name in _REQUIRED or manifest.get(name) is not None:
+      fields.get(manifest, name, kind, manifest_path)
   for name in manifest['files']:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
