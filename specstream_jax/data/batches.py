@@ -35,13 +35,23 @@ class _Source:
         f'{path!r} holds {len(self._records):,} records, its '
         f'{records.MANIFEST} says {count:,}; prepare the records again'
       )
-    self._length = length
+    self._path, self._length = path, length
+    self._most = manifest['lengths']['total']['max']
 
   def __len__(self) -> int:
     return self._length
 
   def __getitem__(self, index: int) -> bytes:
-    return self._records[index] if index < len(self._records) else _EMPTY
+    if index >= len(self._records):
+      return _EMPTY
+    record = self._records[index]
+    if (found := shards.num_tokens(record)) > self._most:
+      raise ValueError(
+        f'{self._path!r}: record {index + 1} has {found:,} tokens, '
+        f'{records.MANIFEST} says at most {self._most:,}; prepare the records '
+        'again'
+      )
+    return record
 
 
 class Batches(Iterator[features.Arrays]):

@@ -359,11 +359,11 @@ def check_tokenizer(
   manifest: dict[str, Any], tokenizer_sha256: str, path: str = ''
 ) -> None:
   """Raises ValueError if the records, at `path`, are another tokenizer's."""
-  written = manifest['tokenizer_sha256']
+  written = manifest.get('tokenizer_sha256')
   if written != tokenizer_sha256:
     place = f'{path!r}: ' if path else ''
     raise ValueError(
-      f'{place}records of task {manifest["task"]!r} were written with tokenizer '
-      f'{written[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
+      f'{place}records of task {manifest.get("task")!r} were written with '
+      f'tokenizer {str(written)[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
       "them again with the model's tokenizer"
     )

@@ -76,3 +76,8 @@ def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
   values = np.frombuffer(record, _DTYPE).astype(np.int32)
   num_inputs = int(values[0])
   return values[1 : 1 + num_inputs], values[1 + num_inputs :]
+
+
+def num_tokens(record: bytes) -> int:
+  """Tokens of prompt and answer."""
+  return len(record) // _DTYPE.itemsize - 1
