@@ -66,12 +66,13 @@ class AdapterConfig:
 
   def __post_init__(self):
     checks.option_types(self)
-    eos.check('provenance.eos_ids', self.provenance.get('eos_ids', []), None)
+    _ = self.eos_ids
 
   @property
   def eos_ids(self) -> tuple[int, ...]:
     """Token ids that ended the answers it was trained on."""
-    return tuple(self.provenance.get('eos_ids', ()))
+    ids = self.provenance.get('eos_ids', [])
+    return eos.check('provenance.eos_ids', ids, None)
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
@@ -170,6 +171,10 @@ def _read_config(folder: str) -> tuple[AdapterConfig, str]:
   )
   with pair.naming(folder, KIND):
     for name in _SECTIONS.keys() & fields.keys():
+      checks.check(
+        isinstance(fields[name], dict),
+        f'{name} is {fields[name]!r}; accepted: an object of its fields',
+      )
       fields[name] = config.from_json(_SECTIONS[name], fields[name])
     return AdapterConfig(**fields), digest
 
@@ -261,7 +266,8 @@ def check_weights(
     cfg: of the adapter.
     model: sizes of the base that it was trained on.
   """
-  cfg.stream.check_fits(model)
+  with pair.naming(os.fspath(folder), KIND):
+    cfg.stream.check_fits(model)
   is_lossless = cfg.stream.mode == 'lossless'
   num_layers = cfg.stream.num_msa_layers if is_lossless else model.num_layers
   folded = adapter_shapes.of_lora(model, cfg.folded_lora, model.num_layers)

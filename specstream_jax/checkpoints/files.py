@@ -84,6 +84,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   text = read_text(path)
   try:
     value = loads(text)
+    if '\\ud' in text.lower():  # perhaps half of a surrogate pair
+      json.dumps(value, ensure_ascii=False).encode('utf-8')
   except ValueError as error:
     raise ValueError(
       f'{path!r} is not JSON ({error}); write or download it again'

@@ -43,7 +43,21 @@ _FILES = fields.Kind(
     isinstance(value, dict) and fields.TEXTS.fits([*value.values()])
   ),
 )
+_TEMPLATES = fields.Kind(
+  'a text, or a list of {"name": …, "template": …} with texts',
+  lambda value: (
+    isinstance(value, str)
+    or (isinstance(value, list) and all(map(_is_template, value)))
+  ),
+)
 _FIX = 'use the unmodified checkpoint that belongs to this config.json'
+
+
+def _is_template(entry: Any) -> bool:
+  """Whether it is a template with its name."""
+  return isinstance(entry, dict) and all(
+    isinstance(entry.get(name), str) for name in ('name', 'template')
+  )
 
 
 def read_config(
@@ -190,15 +204,19 @@ def open_tokenizer(path: str) -> tokenizers.Tokenizer:
 
 
 def read_chat_template(folder: str | os.PathLike) -> str | None:
-  """Jinja source of the chat format, if the folder has one."""
+  """Jinja source of the chat format, if the folder has one.
+
+  Raises:
+    ValueError: a file cannot be read, or holds no such text.
+  """
   path = os.path.join(folder, 'chat_template.jinja')
   if os.path.isfile(path):
-    with open(path, encoding='utf-8') as file:
-      return file.read()
+    return files.read_text(path)
   path = os.path.join(folder, 'tokenizer_config.json')
-  template = None
-  if os.path.isfile(path):
-    template = files.read_json(path).get('chat_template')
+  if not os.path.isfile(path):
+    return None
+  raw = files.read_json(path)
+  template = fields.get(raw, 'chat_template', _TEMPLATES, repr(path), None)
   if isinstance(template, list):  # Several, by name.
     named = {entry['name']: entry['template'] for entry in template}
     template = named.get('default')

@@ -137,7 +137,8 @@ def _type_problems(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _problems(raw: Mapping[str, Any]) -> list[str]:
-  lines = [f'missing {name}' for name in _SIZES if name not in raw]
+  needed = (*_SIZES, *ARCHITECTURES['LlamaForCausalLM'])
+  lines = [f'missing {name}' for name in needed if name not in raw]
   for name, value in raw.items():
     if name in _IGNORED or name in _UNDERSTOOD:
       continue

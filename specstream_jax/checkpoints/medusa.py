@@ -55,6 +55,7 @@ class MedusaConfig:
     checks.option_types(self)
     checks.at_least('num_heads', self.num_heads, 1)
     checks.at_most('num_heads', self.num_heads, config.MAX_STREAMS)
+    _ = self.tree  # refuses choices that make none
 
   @property
   def tree(self) -> config.TreeConfig:

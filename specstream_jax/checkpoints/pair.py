@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from specstream_jax import config_checks as checks
-from specstream_jax.checkpoints import files, tensor_files
+from specstream_jax.checkpoints import fields as fields_lib, files, tensor_files
 
 _DIGEST = 'weights_sha256'
 
@@ -89,10 +89,12 @@ def read_fields(
   version = fields.get('format_version')
   if version != kind.version:
     raise ValueError(
-      f'{kind.noun} {folder!r}: format_version {version!r}; accepted: '
+      f'{kind.noun} {folder!r}: format_version {fields_lib.shown(version)}; accepted: '
       f'{kind.version}; use the release that wrote it'
     )
   digest = fields.pop(_DIGEST, None)
+  if problem := fields_lib.problem(_DIGEST, digest, fields_lib.TEXT):
+    raise ValueError(f'{kind.noun} {folder!r}: {kind.config}: {problem}')
   if not expected - optional <= set(fields) <= expected:
     raise ValueError(
       f'{kind.noun} {folder!r}: {kind.config} lacks '

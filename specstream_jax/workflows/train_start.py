@@ -30,8 +30,9 @@ class Start:
   @property
   def eos_ids(self) -> tuple[int, ...]:
     """Where answers end that those adapters were trained on."""
-    trained = (o['provenance'] for o in self.origins.values() if o)
-    return eos.union(*(p.get('eos_ids', ()) for p in trained))
+    found = (o['provenance'] for o in self.origins.values() if o)
+    ids = (values.get('eos_ids', []) for values in found)
+    return eos.union(*(eos.check('eos_ids', value, None) for value in ids))
 
 
 def start(
