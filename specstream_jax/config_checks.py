@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+_LARGEST = 3e38  # that float32 holds
 _WRONG = object()
 _NOUNS = {
   bool: ('True or False', 'booleans'),
@@ -47,7 +48,7 @@ def one_of(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
 def at_least(name: str, value: Any, bound: float) -> None:
   """Raises ValueError unless `value` is a number of at least `bound`.
 
-  An integer bound asks for an integer.
+  An integer bound asks for an integer, another for what float32 holds.
   """
   kind = numbers.Integral if isinstance(bound, int) else numbers.Real
   is_one = isinstance(value, kind) and not isinstance(value, bool)
@@ -56,6 +57,8 @@ def at_least(name: str, value: Any, bound: float) -> None:
     is_one and value >= bound,
     f'{name} is {value!r}; it must be {noun} >= {bound}',
   )
+  if not isinstance(bound, int):
+    at_most(name, value, _LARGEST)
 
 
 def at_most(name: str, value: float, bound: float) -> None:

@@ -184,6 +184,19 @@ def lines_damage(draw, good: list[Any]) -> Damage:
   return Damage(content, what=f'line {index + 1}: {damage.what}')
 
 
+@st.composite
+def tensor_damage(draw, good: bytes):
+  """A safetensors file of other bytes, or with another header before them."""
+  (size,) = struct.unpack('<Q', good[:8])
+  if draw(st.booleans()):
+    return draw(bytes_damage(good, head=size + 100))
+  header = json.loads(good[8 : 8 + size])
+  damage = draw(json_damage(header))
+  text = damage.content
+  content = struct.pack('<Q', len(text)) + text + good[8 + size :]
+  return Damage(content, what=damage.what)
+
+
 @contextlib.contextmanager
 def inflicted(path: str | os.PathLike, damage: Damage) -> Iterator[None]:
   """The file as the damage leaves it; the good one comes back afterwards."""
@@ -242,6 +255,7 @@ def attempt(
   prepare: Callable[[], None] = lambda: None,
   is_named: bool = True,
   other: str = '',
+  cost: int = 1,
 ) -> None:
   """Damages a file in many ways, and reads it each time.
 
@@ -253,6 +267,7 @@ def attempt(
     prepare: called when the file is damaged, before it is read.
     is_named: refusals must name a field of the wrong type.
     other: part of a refusal that is about two files, so that it names neither.
+    cost: how much longer than others it takes; as many fewer examples.
   """
   read()
   folder = str(pathlib.Path(path).parent)
@@ -272,4 +287,4 @@ def attempt(
         if is_named and damage.names:
           assert any(name in message for name in damage.names), message
 
-  mode(reads)()
+  settings(mode, max_examples=mode.max_examples // cost)(reads)()

@@ -6,11 +6,9 @@ import functools
 import json
 import pathlib
 import shutil
-import struct
 
 import byte_model
 import fuzzing
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -63,23 +61,10 @@ def test_configs_of_a_checkpoint(model, mode, name):
   fuzzing.attempt(mode, fuzzing.json_damage(good), model / name, read)
 
 
-@st.composite
-def tensor_damage(draw, good: bytes):
-  """Other bytes, or another header before the same numbers."""
-  (size,) = struct.unpack('<Q', good[:8])
-  if draw(st.booleans()):
-    return draw(fuzzing.bytes_damage(good, head=size + 100))
-  header = json.loads(good[8 : 8 + size])
-  damage = draw(fuzzing.json_damage(header))
-  text = damage.content
-  content = struct.pack('<Q', len(text)) + text + good[8 + size :]
-  return fuzzing.Damage(content, what=damage.what)
-
-
 @fuzzing.modes
 def test_safetensors(model, mode):
   path = model / 'model.safetensors'
-  damages = tensor_damage(path.read_bytes())
+  damages = fuzzing.tensor_damage(path.read_bytes())
   fuzzing.attempt(mode, damages, path, functools.partial(load, model))
 
 
@@ -189,7 +174,7 @@ def test_adapter_weights(model, adapter, mode, tmp_path):
   path = folder / adapters.WEIGHTS
   fuzzing.attempt(
     mode,
-    tensor_damage(path.read_bytes()),
+    fuzzing.tensor_damage(path.read_bytes()),
     path,
     functools.partial(runtime.load, str(model), str(folder)),
     prepare=functools.partial(sign, folder, adapters.KIND),
@@ -234,7 +219,7 @@ def test_medusa_weights(heads, mode, tmp_path):
   path = folder / medusa.WEIGHTS
   fuzzing.attempt(
     mode,
-    tensor_damage(path.read_bytes()),
+    fuzzing.tensor_damage(path.read_bytes()),
     path,
     functools.partial(load_heads, folder),
     prepare=functools.partial(sign, folder, medusa.KIND),
