@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import os
 from typing import Any
 
-from specstream_jax.checkpoints import files
+from specstream_jax.checkpoints import fields, files
 
 TOKENIZER_CONFIG = 'tokenizer_config.json'
 _CONFIGS = ('generation_config.json', 'config.json')
@@ -31,7 +31,7 @@ def configured_token(folder: str | os.PathLike) -> str | None:
   text = token.get('content') if isinstance(token, dict) else token
   if text is not None and not isinstance(text, str):
     raise ValueError(
-      f"{path!r}: eos_token is {token!r}; accepted: the token's text"
+      f"{path!r}: eos_token is {fields.shown(token)}; accepted: the token's text"
     )
   return text
 
@@ -76,7 +76,7 @@ def check(name: str, value: Any, vocab_size: int | None) -> tuple[int, ...]:
   if not good or any(vocab_size and i >= vocab_size for i in ids):
     most = f' to {vocab_size - 1}' if vocab_size else ''
     raise ValueError(
-      f'{name} is {value!r}; accepted: a token id from 0{most}, or a list of '
+      f'{name} is {fields.shown(value)}; accepted: a token id from 0{most}, or a list of '
       'them'
     )
   return tuple(ids)

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from specstream_jax import config, config_checks as checks
-from specstream_jax.checkpoints import huggingface_rope as rope, weights
+from specstream_jax.checkpoints import (
+  fields,
+  huggingface_rope as rope,
+  weights,
+)
 
 # Architectures with the same mathematics, and what they leave out of the file.
 ARCHITECTURES = {
@@ -94,7 +98,7 @@ def parse(
   defaults = ARCHITECTURES.get(str(names[0])) if is_one else None
   if defaults is None:
     raise ValueError(
-      f'{source} has architectures {names!r}; accepted: one of '
+      f'{source} has architectures {fields.shown(names)}; accepted: one of '
       f'{", ".join(map(repr, ARCHITECTURES))}'
     )
   # A null in the file overrides a default, then counts as absent.
@@ -125,14 +129,16 @@ def _type_problems(raw: Mapping[str, Any]) -> list[str]:
   for name in sizes:
     value = raw.get(name, 1)
     if type(value) is not int or value < 1:
-      lines.append(f'{name} is {value!r}; accepted: an integer above 0')
+      lines.append(
+        f'{name} is {fields.shown(value)}; accepted: an integer above 0'
+      )
   eps = raw.get('rms_norm_eps', 1.0)
-  is_number = isinstance(eps, int | float) and not isinstance(eps, bool)
-  if not (is_number and eps > 0):
-    lines.append(f'rms_norm_eps is {eps!r}; accepted: a number above 0')
+  lines += filter(None, [fields.problem('rms_norm_eps', eps, fields.POSITIVE)])
   tied = raw.get('tie_word_embeddings', False)
   if not isinstance(tied, bool):
-    lines.append(f'tie_word_embeddings is {tied!r}; accepted: true or false')
+    lines.append(
+      f'tie_word_embeddings is {fields.shown(tied)}; accepted: true or false'
+    )
   return lines + rope.type_problems(raw)
 
 
@@ -148,7 +154,9 @@ def _problems(raw: Mapping[str, Any]) -> list[str]:
     if name not in _NEUTRAL:
       lines.append(f'{name} = {str(value)[:60]} is not understood')
     elif value not in _NEUTRAL[name]:
-      lines.append(f'{name} is {value!r}; accepted: {_NEUTRAL[name][0]!r}')
+      lines.append(
+        f'{name} is {fields.shown(value)}; accepted: {_NEUTRAL[name][0]!r}'
+      )
   return lines
 
 

@@ -8,10 +8,10 @@ contradict each other.
 """
 
 from collections.abc import Mapping
-import math
 from typing import Any
 
 from specstream_jax import config
+from specstream_jax.checkpoints import fields
 
 TABLES = ('rope_scaling', 'rope_parameters')
 _DEFAULT_THETA = 10000.0
@@ -36,7 +36,7 @@ def type_problems(raw: Mapping[str, Any]) -> list[str]:
       lines.append(f'{name} is {table!r}; accepted: an object')
       continue
     for key in ('type', 'rope_type'):
-      if not isinstance(table.get(key) or '', str):
+      if table.get(key) is not None and not isinstance(table[key], str):
         lines.append(f'{name}.{key} is {table[key]!r}; accepted: a text')
     for key in ('rope_theta', *_TYPES):
       if table.get(key) is not None:
@@ -45,12 +45,13 @@ def type_problems(raw: Mapping[str, Any]) -> list[str]:
 
 
 def _number_problem(name: str, value: Any, kind: type | None = None):
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  is_good = is_number and 0 < value < math.inf
+  is_good = fields.POSITIVE.fits(value)
   if kind is int:
     is_good = is_good and value == int(value)
   noun = 'an integer above 0' if kind is int else 'a number above 0'
-  return [] if is_good else [f'{name} is {value!r}; accepted: {noun}']
+  return (
+    [] if is_good else [f'{name} is {fields.shown(value)}; accepted: {noun}']
+  )
 
 
 def problems(raw: Mapping[str, Any]) -> list[str]:

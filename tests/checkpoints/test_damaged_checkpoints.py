@@ -33,7 +33,9 @@ LORA = config.LoraConfig(rank=2)
 def model(tmp_path_factory):
   """A checkpoint with everything that may lie beside its weights."""
   folder = tmp_path_factory.mktemp('checkpoint') / 'model'
-  byte_model.write_model(folder, byte_model.model_config())
+  scaling = config.RopeScaling('linear', 2.0)
+  cfg = byte_model.model_config(rope_scaling=scaling)
+  byte_model.write_model(folder, cfg)
   generation = {'eos_token_id': [0, 1], 'temperature': 0.5}
   (folder / 'generation_config.json').write_text(json.dumps(generation))
   named = [{'name': 'default', 'template': 'T'}]
