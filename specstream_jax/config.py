@@ -4,8 +4,8 @@
 Training's own are in `config_training`, and are found here too.
 
 Each dataclass is hashable, so it can be a static argument of `jax.jit`, and
-gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation runs in
-`__post_init__`, that is, after gin overrides.
+gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation, of every
+field's type first, runs in `__post_init__`, that is, after gin overrides.
 """
 
 import dataclasses
@@ -23,6 +23,12 @@ from specstream_jax.config_training import (
 
 LORA_MODULES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 DTYPES = ('float32', 'bfloat16')
+# Beyond any model and draft; building and compiling take time for each.
+MAX_LAYERS = 1024
+MAX_STREAMS = 128
+MAX_NODES = 4096
+MAX_BRANCHING = 1024
+_MAX_SIZE = 2**31 - 1  # of an axis
 
 
 @gin.configurable
@@ -37,6 +43,7 @@ class RopeScaling:
   original_max_position_embeddings: int = 8192
 
   def __post_init__(self):
+    checks.config_types(self)
     checks.one_of(
       'RopeScaling.kind', self.kind, ('default', 'linear', 'llama3')
     )
@@ -70,6 +77,7 @@ class ModelConfig:
   dtype: str = 'float32'
 
   def __post_init__(self):
+    checks.config_types(self)
     for name in (
       'vocab_size',
       'hidden_size',
@@ -81,6 +89,8 @@ class ModelConfig:
       'max_position_embeddings',
     ):
       checks.at_least(f'ModelConfig.{name}', getattr(self, name), 1)
+      checks.at_most(f'ModelConfig.{name}', getattr(self, name), _MAX_SIZE)
+    checks.at_most('ModelConfig.num_layers', self.num_layers, MAX_LAYERS)
     checks.one_of('ModelConfig.dtype', self.dtype, DTYPES)
     checks.check(
       self.num_heads % self.num_kv_heads == 0,
@@ -108,7 +118,7 @@ class LoraConfig:
   modules: tuple[str, ...] = LORA_MODULES
 
   def __post_init__(self):
-    object.__setattr__(self, 'modules', tuple(self.modules))
+    checks.config_types(self)
     checks.at_least('LoraConfig.rank', self.rank, 0)
     checks.at_least('LoraConfig.alpha', self.alpha, 0.0)
     for module in self.modules:
@@ -160,7 +170,9 @@ class StreamConfig:
   rotation_step: float = 1e-3
 
   def __post_init__(self):
+    checks.config_types(self)
     checks.at_least('StreamConfig.num_streams', self.num_streams, 1)
+    checks.at_most('StreamConfig.num_streams', self.num_streams, MAX_STREAMS)
     checks.at_least('StreamConfig.num_msa_layers', self.num_msa_layers, 1)
     checks.at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
     checks.at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
@@ -211,9 +223,7 @@ class TreeConfig:
   keep_nodes: int = 0
 
   def __post_init__(self):
-    object.__setattr__(
-      self, 'choices', tuple(tuple(path) for path in self.choices)
-    )
+    checks.config_types(self)
     checks.one_of(
       'TreeConfig.kind', self.kind, ('full', 'best_first', 'fixed', 'chain')
     )
@@ -223,6 +233,9 @@ class TreeConfig:
     checks.at_least('TreeConfig.keep_nodes', self.keep_nodes, 0)
     if self.kind == 'fixed':
       self._check_choices()
+    checks.at_most('TreeConfig.branching', self.branching, MAX_BRANCHING)
+    checks.at_most('depth of TreeConfig', self.max_depth, MAX_STREAMS)
+    checks.at_most('number of nodes of TreeConfig', self.size, MAX_NODES)
 
   def _check_choices(self) -> None:
     paths = set(self.choices)
@@ -234,8 +247,9 @@ class TreeConfig:
     )
     for path in self.choices:
       checks.check(
-        bool(path) and all(isinstance(r, int) and r >= 0 for r in path),
-        f'TreeConfig.choices entry {path!r} is not a path of ranks >= 0',
+        bool(path) and all(0 <= rank < MAX_BRANCHING for rank in path),
+        f'TreeConfig.choices entry {path!r} is not a path of ranks >= 0 and < '
+        f'{MAX_BRANCHING}',
       )
       checks.check(
         len(path) == 1 or path[:-1] in paths,
@@ -281,6 +295,7 @@ class SamplingConfig:
   top_p: float = 1.0
 
   def __post_init__(self):
+    checks.config_types(self)
     checks.at_least('SamplingConfig.temperature', self.temperature, 0.0)
     checks.at_least('SamplingConfig.top_k', self.top_k, 0)
     checks.check(
@@ -312,10 +327,7 @@ class DecodeConfig:
   prompt_bucket: int = 64
 
   def __post_init__(self):
-    object.__setattr__(self, 'eos_ids', tuple(self.eos_ids))
-    object.__setattr__(
-      self, 'stop_sequences', tuple(tuple(s) for s in self.stop_sequences)
-    )
+    checks.config_types(self)
     checks.at_least('DecodeConfig.max_new_tokens', self.max_new_tokens, 1)
     checks.at_least('DecodeConfig.cache_length', self.cache_length, 0)
     checks.at_least('DecodeConfig.prompt_bucket', self.prompt_bucket, 1)
@@ -347,15 +359,22 @@ def from_json(cls: type, values: dict[str, Any]) -> Any:
   binds them to: a file says what it holds, not what the next run wants.
 
   Raises:
-    ValueError: a field is unknown, with the accepted names.
+    ValueError: a field is unknown, with the accepted names, or has a value of
+      another type.
   """
+  checks.check(
+    isinstance(values, dict),
+    f'{cls.__name__} is {values!r}; accepted: an object of its fields',
+  )
   names = {field.name for field in dataclasses.fields(cls)}
   unknown = sorted(set(values) - names)
   checks.check(
     not unknown,
     f'{cls.__name__} does not know {unknown}; accepted: {sorted(names)}',
   )
-  values = _defaults(cls) | dict(values)
-  if cls is ModelConfig and isinstance(values.get('rope_scaling'), dict):
-    values['rope_scaling'] = RopeScaling(**values['rope_scaling'])
+  values = _defaults(cls) | values
+  for name, value in values.items():
+    nested = checks.nested_config(cls, name)
+    if nested and isinstance(value, dict):
+      values[name] = from_json(nested, value)
   return cls(**values)

@@ -114,6 +114,7 @@ class DrafterConfig:
   synthetic_acceptance: float = 0.0
 
   def __post_init__(self):
+    checks.config_types(self)
     checks.one_of('DrafterConfig.name', self.name, DRAFTERS)
     checks.one_of('DrafterConfig.drafting', self.drafting, DRAFTING)
     accepted = _PAIRS[self.drafting]
@@ -136,8 +137,6 @@ class DrafterConfig:
       f'DrafterConfig.synthetic_acceptance is {self.synthetic_acceptance}; '
       'accepted: 0 to 1',
     )
-    for name in ('couple_noise', 'coupling'):
-      checks.one_of(f'DrafterConfig.{name}', getattr(self, name), (True, False))
     if self.name not in ('draft_model', 'medusa'):
       checks.check(
         not self.path,
@@ -178,20 +177,26 @@ class DrafterConfig:
     return self.verifier in LOSSY_VERIFIERS or self.synthetic_acceptance > 0
 
 
-def parse(text: str) -> DrafterConfig:
+def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
   """A drafter from text such as `streams:num_nodes=8,depth=3`.
 
   Names before `=` are fields of DrafterConfig or TreeConfig; naming one of the
   latter gives the drafter a tree of its own, `kind` among them.
 
+  Args:
+    text: name and settings.
+    tree: of the adapter; what of a tree the text leaves out is taken from it,
+      as streams are as many as the adapter has.
+
   Raises:
-    ValueError: a name is unknown, a value out of range, or a setting is one
-      that the drafter does not read.
+    ValueError: a name is unknown, a value out of range or of another type, or
+      a setting is one that the drafter does not read.
   """
   name, _, settings = text.partition(':')
-  own = {f.name for f in dataclasses.fields(DrafterConfig)} - {'name', 'tree'}
-  of_tree = {f.name for f in dataclasses.fields(config.TreeConfig)}
-  values, tree = {'name': name}, {}
+  own = {f.name: f for f in dataclasses.fields(DrafterConfig)}
+  own = {key: own[key] for key in own.keys() - {'name', 'tree'}}
+  of_tree = {f.name: f for f in dataclasses.fields(config.TreeConfig)}
+  values, shape = {'name': name}, {}
   for setting in filter(None, settings.split(',')):
     key, equals, value = setting.partition('=')
     checks.check(
@@ -199,25 +204,49 @@ def parse(text: str) -> DrafterConfig:
       f'drafter {text!r}: {setting!r} is no setting; accepted: name=value with '
       f'a name of {sorted(own | of_tree)}',
     )
-    (values if key in own else tree)[key] = _value(value)
-  if tree:
-    values['tree'] = config.TreeConfig(**tree)
-  drafter = DrafterConfig(**values)
+    target = values if key in own else shape
+    target[key] = _value(value, (own | of_tree)[key])
+  try:
+    if shape:
+      values['tree'] = _tree(shape, tree if name == 'streams' else None)
+    drafter = DrafterConfig(**values)
+  except ValueError as error:
+    raise ValueError(f'drafter {text!r}: {checks.message(error)}') from error
+  _check_read(text, name, values, shape)
+  return drafter
+
+
+def _tree(
+  shape: dict[str, Any], default: config.TreeConfig | None
+) -> config.TreeConfig:
+  """A tree of these settings, then gin's, then those of a default."""
+  if default is None:
+    return config.TreeConfig(**shape)
+  if default.kind == 'fixed' and 'kind' not in shape:
+    # Its paths leave nothing to set; its depth is what suits the adapter.
+    default = config.TreeConfig('best_first', depth=default.max_depth)
+  bound = gin.get_bindings(config.TreeConfig)
+  return config.TreeConfig(**config.to_json(default) | bound | shape)
+
+
+def _check_read(text, name, values, shape) -> None:
+  """Raises ValueError if a setting is one that the drafter does not read."""
   unread = sorted(set(values) - {'name', 'tree', *_READ[name]})
   if name == 'none':
-    unread += sorted(tree)
+    unread += sorted(shape)
   checks.check(
     not unread,
     f'drafter {text!r}: {name!r} does not read {", ".join(unread)}; it reads '
     f'{", ".join(_READ[name]) or "no settings"}'
     + (' and those of a tree' if name != 'none' else ''),
   )
-  return drafter
 
 
-def _value(text: str) -> Any:
-  """A number, bool or word."""
+def _value(text: str, field: dataclasses.Field) -> Any:
+  """A number, bool or word; a folder called 7 is a word, too."""
   try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
     return text
+  is_word = isinstance(field.default, str) and not isinstance(value, str)
+  return text if is_word else value

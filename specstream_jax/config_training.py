@@ -41,6 +41,7 @@ class ObjectiveConfig:
   chunk_size: int = 512
 
   def __post_init__(self):
+    checks.config_types(self)
     for field in dataclasses.fields(self):
       bound = 0 if isinstance(field.default, int) else 0.0
       checks.at_least(
@@ -86,6 +87,7 @@ class OptimizerConfig:
   trainable: str = ''
 
   def __post_init__(self):
+    checks.config_types(self)
     for name in ('learning_rate', 'embedding_learning_rate', 'weight_decay'):
       checks.at_least(f'OptimizerConfig.{name}', getattr(self, name), 0.0)
     checks.at_least('OptimizerConfig.warmup_steps', self.warmup_steps, 0)
@@ -124,6 +126,7 @@ class TrainConfig:
   keep_checkpoints: int = 2
 
   def __post_init__(self):
+    checks.config_types(self)
     for field in dataclasses.fields(self):
       bound = 0 if field.name == 'seed' else 1
       checks.at_least(
@@ -147,5 +150,6 @@ class DataConfig:
   eval_batch_size: int = 8
 
   def __post_init__(self):
+    checks.config_types(self)
     checks.at_least('DataConfig.sequence_length', self.sequence_length, 2)
     checks.at_least('DataConfig.eval_batch_size', self.eval_batch_size, 1)

@@ -37,6 +37,7 @@ class MeshConfig:
   dcn_fsdp: int = 1
 
   def __post_init__(self):
+    checks.config_types(self)
     ici = (self.data, self.fsdp, self.tensor)
     if ici.count(-1) > 1:
       raise ValueError(f'{self} leaves several sizes open; one may be -1')

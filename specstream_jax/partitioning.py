@@ -22,7 +22,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from specstream_jax import mesh as mesh_lib, typing
+from specstream_jax import config_checks as checks, mesh as mesh_lib, typing
 
 # First match wins; the axes of the last entry of a path.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -81,6 +81,7 @@ class AxisRules:
   )
 
   def __post_init__(self):
+    checks.config_types(self)
     for name, axes in self.rules:
       wrong = [a for a in _names(axes) if a not in mesh_lib.MESH_AXES]
       if wrong:

@@ -21,7 +21,9 @@ import numpy as np
 from specstream_jax import assembly, config, config_drafting, partitioning
 from specstream_jax.checkpoints import (
   adapters,
+  eos,
   loading,
+  token_ids,
   weights as weights_lib,
 )
 from specstream_jax.decoding import (
@@ -56,7 +58,8 @@ class Model:
     source: what was loaded, for reports: base and adapter by name or path.
     tokenizer: `tokenizers.Tokenizer`.
     chat_template: Jinja source, or None.
-    eos_ids: token ids that end a text.
+    eos_ids: token ids that end a text: those of the base, and those at which
+      the adapter was trained to end.
     bos_id: token id in front of every prompt, or None.
     layout: of the kernels, see `layers.Linear`.
     adapter_dir: folder of the adapter, empty without.
@@ -139,6 +142,10 @@ class Model:
   def encode_prompt(self, text: str) -> list[int]:
     """Token ids of a prompt: `encode`, after BOS if the model wants one."""
     return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
+
+  def check_ids(self, tokens: Sequence[int], name: str) -> None:
+    """Raises ValueError if `name` holds a token without an embedding."""
+    token_ids.check(tokens, self.config.vocab_size, name, self.tokenizer)
 
   def warn_if_long(
     self, prompts: Sequence[Sequence[int]], max_new_tokens: int
@@ -262,13 +269,16 @@ def load(
   source = {'base': str(loaded.source), 'dtype': dtype}
   rest, folded, folded_lora = {}, {}, config.LoraConfig(rank=0)
   stream, kept_lora, tree = None, None, config.TreeConfig()
+  eos_ids = loaded.eos_ids
   folder = adapter_folder(adapter) if adapter is not None else ''
   if folder:
     flat, cfg = adapters.load_adapter(folder)
     adapters.check_base(cfg, loaded)
+    adapters.check_weights(folder, flat, cfg, loaded.config)
     folded, folded_lora, rest = adapters.split(flat, cfg)
     stream, tree = cfg.stream, cfg.tree
     source['adapter'] = str(adapter)
+    eos_ids = eos.union(eos_ids, cfg.eos_ids)
     kept_lora = cfg.lora if stream.mode == 'lossless' else None
   if not streams:
     rest, stream, kept_lora = {}, None, None
@@ -286,7 +296,7 @@ def load(
     source=source,
     tokenizer=loaded.tokenizer,
     chat_template=loaded.chat_template,
-    eos_ids=tuple(loaded.eos_ids),
+    eos_ids=tuple(eos_ids),
     bos_id=loaded.bos_id,
     adapter_dir=folder,
     partitioner=part,

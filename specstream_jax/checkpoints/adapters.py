@@ -12,8 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from specstream_jax import config, typing
-from specstream_jax.checkpoints import loading, pair
+from specstream_jax import config, config_checks as checks, typing
+from specstream_jax.checkpoints import (
+  adapter_shapes,
+  eos,
+  loading,
+  pair,
+  weights,
+)
 from specstream_jax.modeling import lora as lora_lib
 
 FORMAT_VERSION = 1
@@ -40,7 +46,8 @@ class AdapterConfig:
     stream: settings of the streams.
     lora: settings of LoRA; rank 0 if it was folded into the base.
     tree: the draft tree to use unless told otherwise.
-    provenance: how it was trained, JSON types.
+    provenance: how it was trained, JSON types; `eos_ids` among them, where it
+      made answers end.
     folded_lora: settings of the LoRA that tuned the model which lossless streams
       were trained on; it comes with the adapter, under `folded/`, and is folded
       into the base. Rank 0: they were trained on the base itself.
@@ -56,6 +63,16 @@ class AdapterConfig:
   provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
   folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
   format_version: int = FORMAT_VERSION
+
+  def __post_init__(self):
+    checks.option_types(self)
+    _ = self.eos_ids
+
+  @property
+  def eos_ids(self) -> tuple[int, ...]:
+    """Token ids that ended the answers it was trained on."""
+    ids = self.provenance.get('eos_ids', [])
+    return eos.check('provenance.eos_ids', ids, None)
 
 
 def is_adapter(folder: str | os.PathLike) -> bool:
@@ -152,9 +169,14 @@ def _read_config(folder: str) -> tuple[AdapterConfig, str]:
   fields, digest = pair.read_fields(
     folder, KIND, expected, optional=frozenset(['folded_lora'])
   )
-  for name in _SECTIONS.keys() & fields.keys():
-    fields[name] = config.from_json(_SECTIONS[name], fields[name])
-  return AdapterConfig(**fields), digest
+  with pair.naming(folder, KIND):
+    for name in _SECTIONS.keys() & fields.keys():
+      checks.check(
+        isinstance(fields[name], dict),
+        f'{name} is {fields[name]!r}; accepted: an object of its fields',
+      )
+      fields[name] = config.from_json(_SECTIONS[name], fields[name])
+    return AdapterConfig(**fields), digest
 
 
 def _check_tensors(
@@ -202,7 +224,9 @@ def _size_problems(tensors, cfg: AdapterConfig) -> list[str]:
     elif path.endswith('/lora_a'):
       is_folded = path.startswith(_FOLDED)
       size = (cfg.folded_lora if is_folded else cfg.lora).rank
-    if size is not None and leaf.shape[axis] != size:
+    if leaf.ndim != 2:
+      lines.append(f'{path} has {leaf.ndim} axes, not 2')
+    elif size is not None and leaf.shape[axis] != size:
       lines.append(f'{path} has {leaf.shape[axis]} in axis {axis}, not {size}')
   return lines
 
@@ -227,6 +251,37 @@ def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
     f'adapter was trained on base {cfg.base_model_id!r}, but the base is '
     f'{loaded.source!r}, which has {difference}; load {cfg.base_model_id!r}, '
     'or train an adapter on this base'
+  )
+
+
+def check_weights(
+  folder: str | os.PathLike,
+  flat: typing.FlatParams,
+  cfg: AdapterConfig,
+  model: config.ModelConfig,
+) -> None:
+  """Raises ValueError if the weights of an adapter do not fit a base's sizes.
+
+  Args:
+    folder: of the adapter, for the message.
+    flat: all its weights.
+    cfg: of the adapter.
+    model: sizes of the base that it was trained on.
+  """
+  with pair.naming(os.fspath(folder), KIND):
+    cfg.stream.check_fits(model)
+  is_lossless = cfg.stream.mode == 'lossless'
+  num_layers = cfg.stream.num_msa_layers if is_lossless else model.num_layers
+  folded = adapter_shapes.of_lora(model, cfg.folded_lora, model.num_layers)
+  expected = (
+    adapter_shapes.of_streams(model, cfg.stream)
+    | dict(adapter_shapes.of_lora(model, cfg.lora, num_layers))
+    | {f'{_FOLDED}{path}': shape for path, shape in folded}
+  )
+  found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+  source = f'adapter {os.fspath(folder)!r}'
+  weights.refuse(
+    source, weights.problems(expected, found), 'copy or save it again'
   )
 
 

@@ -8,8 +8,12 @@ and what version 5 writes (`rope_parameters`, `dtype`).
 from collections.abc import Mapping
 from typing import Any
 
-from specstream_jax import config
-from specstream_jax.checkpoints import weights
+from specstream_jax import config, config_checks as checks
+from specstream_jax.checkpoints import (
+  fields,
+  huggingface_rope as rope,
+  weights,
+)
 
 # Architectures with the same mathematics, and what they leave out of the file.
 ARCHITECTURES = {
@@ -74,17 +78,6 @@ _IGNORED = frozenset(
   exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
   _attn_implementation_autoset""".split()  # noqa: SIM905 (a line per name)
 )
-_ROPE_TYPES = {
-  'factor': float,
-  'low_freq_factor': float,
-  'high_freq_factor': float,
-  'original_max_position_embeddings': int,
-}
-_ROPE_KEYS = {
-  'default': (),
-  'linear': ('factor',),
-  'llama3': tuple(_ROPE_TYPES),
-}
 
 
 def parse(
@@ -105,7 +98,7 @@ def parse(
   defaults = ARCHITECTURES.get(str(names[0])) if is_one else None
   if defaults is None:
     raise ValueError(
-      f'{source} has architectures {names!r}; accepted: one of '
+      f'{source} has architectures {fields.shown(names)}; accepted: one of '
       f'{", ".join(map(repr, ARCHITECTURES))}'
     )
   # A null in the file overrides a default, then counts as absent.
@@ -115,10 +108,13 @@ def parse(
   weights.refuse(source, _type_problems(raw), fix)
   weights.refuse(
     source,
-    _problems(raw) + _rope_problems(_rope(raw)),
+    _problems(raw) + rope.problems(raw),
     'use a checkpoint without these, or one that needs none of them',
   )
-  return _model_config(raw, dtype)
+  try:
+    return _model_config(raw, dtype)
+  except ValueError as error:  # each number is one, but they do not fit
+    raise ValueError(f'{source}: {checks.message(error)}') from error
 
 
 def _type_problems(raw: Mapping[str, Any]) -> list[str]:
@@ -133,29 +129,22 @@ def _type_problems(raw: Mapping[str, Any]) -> list[str]:
   for name in sizes:
     value = raw.get(name, 1)
     if type(value) is not int or value < 1:
-      lines.append(f'{name} is {value!r}; accepted: an integer above 0')
-  for name in ('rms_norm_eps', 'rope_theta'):
-    lines += _number_problem(name, raw.get(name, 1.0))
-  for name in ('rope_scaling', 'rope_parameters'):
-    table = raw.get(name, {})
-    if not isinstance(table, dict):
-      lines.append(f'{name} is {table!r}; accepted: an object')
-      continue
-    for key in ('rope_theta', *_ROPE_TYPES):
-      if table.get(key) is not None:
-        lines += _number_problem(f'{name}.{key}', table[key])
-  return lines
-
-
-def _number_problem(name: str, value: Any) -> list[str]:
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  if is_number and value > 0:
-    return []
-  return [f'{name} is {value!r}; accepted: a number above 0']
+      lines.append(
+        f'{name} is {fields.shown(value)}; accepted: an integer above 0'
+      )
+  eps = raw.get('rms_norm_eps', 1.0)
+  lines += filter(None, [fields.problem('rms_norm_eps', eps, fields.POSITIVE)])
+  tied = raw.get('tie_word_embeddings', False)
+  if not isinstance(tied, bool):
+    lines.append(
+      f'tie_word_embeddings is {fields.shown(tied)}; accepted: true or false'
+    )
+  return lines + rope.type_problems(raw)
 
 
 def _problems(raw: Mapping[str, Any]) -> list[str]:
-  lines = [f'missing {name}' for name in _SIZES if name not in raw]
+  needed = (*_SIZES, *ARCHITECTURES['LlamaForCausalLM'])
+  lines = [f'missing {name}' for name in needed if name not in raw]
   for name, value in raw.items():
     if name in _IGNORED or name in _UNDERSTOOD:
       continue
@@ -165,54 +154,24 @@ def _problems(raw: Mapping[str, Any]) -> list[str]:
     if name not in _NEUTRAL:
       lines.append(f'{name} = {str(value)[:60]} is not understood')
     elif value not in _NEUTRAL[name]:
-      lines.append(f'{name} is {value!r}; accepted: {_NEUTRAL[name][0]!r}')
-  return lines
-
-
-def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-  """RoPE settings of either version as {rope_type, rope_theta, factor, …}."""
-  rope = dict(raw.get('rope_parameters') or raw.get('rope_scaling') or {})
-  kind = rope.pop('type', None)
-  rope.setdefault('rope_type', kind or 'default')
-  rope.setdefault('rope_theta', raw.get('rope_theta', 10000.0))
-  return rope
-
-
-def _rope_problems(rope: Mapping[str, Any]) -> list[str]:
-  kind = rope['rope_type']
-  if kind not in _ROPE_KEYS:
-    accepted = ', '.join(map(repr, _ROPE_KEYS))
-    return [f'rope_type is {kind!r}; accepted: {accepted}']
-  known = (*_ROPE_KEYS[kind], 'rope_type', 'rope_theta')
-  # Copied along by version 5; only llama3 reads it.
-  ignored = ('original_max_position_embeddings',)
-  lines = [f'missing RoPE {key}' for key in known if key not in rope]
-  for key, value in rope.items():
-    if key == 'partial_rotary_factor' and value == 1.0:
-      continue
-    if key not in known + ignored and value is not None:
-      lines.append(f'RoPE {key} = {value!r} is not understood')
+      lines.append(
+        f'{name} is {fields.shown(value)}; accepted: {_NEUTRAL[name][0]!r}'
+      )
   return lines
 
 
 def _model_config(raw: Mapping[str, Any], dtype: str) -> config.ModelConfig:
-  rope = _rope(raw)
-  kind = rope['rope_type']
-  if kind == 'linear' and rope['factor'] == 1.0:
-    kind = 'default'
-  scaling = config.RopeScaling(
-    kind, **{key: _ROPE_TYPES[key](rope[key]) for key in _ROPE_KEYS[kind]}
-  )
+  theta, scaling = rope.read(raw)
   heads = raw['num_attention_heads']
   return config.ModelConfig(
     **{ours: raw[theirs] for theirs, ours in _SIZES.items()},
     num_kv_heads=raw.get('num_key_value_heads', heads),
     head_dim=raw.get('head_dim', raw['hidden_size'] // heads),
-    rope_theta=float(rope['rope_theta']),
+    rope_theta=theta,
     rope_scaling=scaling,
     rms_norm_eps=float(raw['rms_norm_eps']),
     max_position_embeddings=raw['max_position_embeddings'],
-    tie_word_embeddings=bool(raw.get('tie_word_embeddings', False)),
+    tie_word_embeddings=raw.get('tie_word_embeddings', False),
     dtype=dtype,
   )
 
@@ -225,10 +184,6 @@ def dump(
   Version 5 reads those as well.
   """
   raw = {theirs: getattr(cfg, ours) for theirs, ours in _SIZES.items()}
-  scaling = cfg.rope_scaling
-  rope = {key: getattr(scaling, key) for key in _ROPE_KEYS[scaling.kind]}
-  if scaling.kind != 'default':
-    rope['rope_type'] = scaling.kind
   return raw | {
     'architectures': ['LlamaForCausalLM'],
     'model_type': 'llama',
@@ -241,7 +196,7 @@ def dump(
     'max_position_embeddings': cfg.max_position_embeddings,
     'tie_word_embeddings': cfg.tie_word_embeddings,
     'rope_theta': cfg.rope_theta,
-    'rope_scaling': rope or None,
+    'rope_scaling': rope.dump(cfg.rope_scaling),
     'torch_dtype': dtype,
     'eos_token_id': list(eos_ids) if len(eos_ids) != 1 else eos_ids[0],
   }

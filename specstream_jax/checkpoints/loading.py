@@ -13,7 +13,7 @@ import numpy as np
 import tokenizers
 
 from specstream_jax import config
-from specstream_jax.checkpoints import fetch, gguf, huggingface, weights
+from specstream_jax.checkpoints import eos, fetch, gguf, huggingface, weights
 
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w.-]+')
 
@@ -27,10 +27,11 @@ class LoadedModel:
     params: weights by flat path, in the config's dtype; kernels are [in, out].
     tokenizer: `tokenizers.Tokenizer`, or `MissingTokenizer`.
     chat_template: Jinja source, or None.
-    eos_ids: token ids that end a text, as the checkpoint says.
+    eos_ids: token ids that end a text: all that the checkpoint names.
     bos_id: token id that the tokenizer puts in front of a text, or None.
     source: the model's name: known name, hub id, or name of folder or file.
     config_hash: `weights.config_hash` of the config.
+    eos_said: `eos_ids` by the file that names them.
   """
 
   config: config.ModelConfig
@@ -41,6 +42,7 @@ class LoadedModel:
   bos_id: int | None
   source: str
   config_hash: str
+  eos_said: eos.Said = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -93,6 +95,20 @@ def load_config(
   if path.is_file():
     return gguf.open_file(path, dtype=dtype).config
   return huggingface.read_config(path, dtype=dtype)
+
+
+def load_outline(
+  name: str | os.PathLike, *, dtype: str = 'float32'
+) -> LoadedModel:
+  """What `load_model` gives but for weights, which are not there.
+
+  Raises:
+    ValueError: as `load_model`.
+  """
+  path = resolve(name, patterns=huggingface.SMALL_FILES)
+  if path.is_file():
+    return dataclasses.replace(_load_gguf(path, dtype), params={})
+  return _load_huggingface(path, dtype, has_weights=False)
 
 
 def resolve(
@@ -156,21 +172,26 @@ def _load_gguf(path: pathlib.Path, dtype: str) -> LoadedModel:
     tokenizer=tokenizer,
     chat_template=gguf.chat_template(header),
     eos_ids=gguf.eos_ids(header),
+    eos_said={path.name: gguf.eos_ids(header)},
     bos_id=_bos_id(tokenizer),
     source=path.name,
     config_hash=weights.config_hash(header.config),
   )
 
 
-def _load_huggingface(path: pathlib.Path, dtype: str) -> LoadedModel:
+def _load_huggingface(
+  path: pathlib.Path, dtype: str, *, has_weights: bool = True
+) -> LoadedModel:
   cfg = huggingface.read_config(path, dtype=dtype)
   tokenizer = _tokenizer_or_reason(huggingface.read_tokenizer, path)
+  said = eos.read(path, known_tokenizer(tokenizer), cfg.vocab_size)
   return LoadedModel(
     config=cfg,
-    params=huggingface.open_params(path, cfg),
+    params=huggingface.open_params(path, cfg) if has_weights else {},
     tokenizer=tokenizer,
     chat_template=huggingface.read_chat_template(path),
-    eos_ids=huggingface.read_eos_ids(path),
+    eos_ids=eos.union(*said.values()),
+    eos_said=said,
     bos_id=_bos_id(tokenizer),
     source=path.resolve().name,
     config_hash=weights.config_hash(cfg),
@@ -183,6 +204,11 @@ def _tokenizer_or_reason(read, argument) -> Any:
     return read(argument)
   except ValueError as error:
     return MissingTokenizer(str(error))
+
+
+def known_tokenizer(tokenizer: Any) -> Any:
+  """The tokenizer, or None where one is missing."""
+  return None if isinstance(tokenizer, MissingTokenizer) else tokenizer
 
 
 def _bos_id(tokenizer: Any) -> int | None:

@@ -52,11 +52,10 @@ class MedusaConfig:
   format_version: int = FORMAT_VERSION
 
   def __post_init__(self):
-    checks.at_least('MedusaConfig.num_heads', self.num_heads, 1)
-    choices = tuple(tuple(path) for path in self.choices)
-    object.__setattr__(self, 'choices', choices)
-    fingerprints = tuple(self.base_fingerprints)
-    object.__setattr__(self, 'base_fingerprints', fingerprints)
+    checks.option_types(self)
+    checks.at_least('num_heads', self.num_heads, 1)
+    checks.at_most('num_heads', self.num_heads, config.MAX_STREAMS)
+    _ = self.tree  # refuses choices that make none
 
   @property
   def tree(self) -> config.TreeConfig:
@@ -126,7 +125,8 @@ def _read_config(folder: str) -> tuple[MedusaConfig, str]:
   """The config and the sha256 of the weights it belongs to."""
   expected = {field.name for field in dataclasses.fields(MedusaConfig)}
   fields, digest = pair.read_fields(folder, KIND, expected)
-  return MedusaConfig(**fields), digest
+  with pair.naming(folder, KIND):
+    return MedusaConfig(**fields), digest
 
 
 def _check_tensors(

@@ -11,7 +11,13 @@ import os
 import numpy as np
 
 from specstream_jax import typing
-from specstream_jax.checkpoints import adapters, huggingface, loading, weights
+from specstream_jax.checkpoints import (
+  adapters,
+  eos,
+  huggingface,
+  loading,
+  weights,
+)
 from specstream_jax.modeling import lora
 
 SIDECAR = 'streams'
@@ -51,7 +57,8 @@ def export_merged(
   tokenizer = loaded.tokenizer
   if isinstance(tokenizer, loading.MissingTokenizer):
     tokenizer = None
-  extras = huggingface.Extras(tokenizer, loaded.chat_template, loaded.eos_ids)
+  ends = eos.union(loaded.eos_ids, cfg.eos_ids)
+  extras = huggingface.Extras(tokenizer, loaded.chat_template, ends)
   huggingface.export(folder, loaded.config, stored, extras, dtype=dtype)
   sidecar = dataclasses.replace(
     cfg,

@@ -4,16 +4,17 @@
 Adapters and Medusa heads lie on disk this way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import functools
 import os
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from specstream_jax.checkpoints import files
+from specstream_jax import config_checks as checks
+from specstream_jax.checkpoints import fields as fields_lib, files, tensor_files
 
 _DIGEST = 'weights_sha256'
 
@@ -88,10 +89,12 @@ def read_fields(
   version = fields.get('format_version')
   if version != kind.version:
     raise ValueError(
-      f'{kind.noun} {folder!r}: format_version {version!r}; accepted: '
+      f'{kind.noun} {folder!r}: format_version {fields_lib.shown(version)}; accepted: '
       f'{kind.version}; use the release that wrote it'
     )
   digest = fields.pop(_DIGEST, None)
+  if problem := fields_lib.problem(_DIGEST, digest, fields_lib.TEXT):
+    raise ValueError(f'{kind.noun} {folder!r}: {kind.config}: {problem}')
   if not expected - optional <= set(fields) <= expected:
     raise ValueError(
       f'{kind.noun} {folder!r}: {kind.config} lacks '
@@ -99,6 +102,17 @@ def read_fields(
       f'{sorted(set(fields) - expected)}; save it again'
     )
   return fields, digest
+
+
+@contextlib.contextmanager
+def naming(folder: str, kind: Kind) -> Iterator[None]:
+  """Puts the file's name before what is wrong with a field of it."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(
+      f'{kind.noun} {folder!r}: {kind.config}: {checks.message(error)}'
+    ) from error
 
 
 def read_tensors(folder: str, kind: Kind, digest: str) -> dict[str, np.ndarray]:
@@ -118,9 +132,4 @@ def read_tensors(folder: str, kind: Kind, digest: str) -> dict[str, np.ndarray]:
       f' is not the file that {kind.config} was written with; copy or save both '
       'again'
     )
-  try:
-    return safetensors_numpy.load_file(path)
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f'{kind.noun} {folder!r}: {kind.weights}: {error}'
-    ) from error
+  return tensor_files.read(path, 'save it again')[0]

@@ -7,7 +7,7 @@ import json
 import os
 
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import adapters, loading, medusa, weights
+from specstream_jax.checkpoints import adapters, eos, loading, medusa, weights
 from specstream_jax.data import records
 
 TAKES_NAMES = True  # besides flags
@@ -73,6 +73,8 @@ def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
     f'{counts["lora"]:,}'
     + (f' + {counts["folded"]:,} folded' if counts['folded'] else ''),
   )
+  if cfg.eos_ids:
+    yield 'EOS of its answers', eos.words(cfg.eos_ids, None)
   yield 'provenance', json.dumps(cfg.provenance, ensure_ascii=False)
 
 
@@ -115,7 +117,8 @@ def _records_rows(path: str) -> Iterator[tuple[str, object]]:
 
 
 def _model_rows(path: str) -> Iterator[tuple[str, object]]:
-  cfg = loading.load_config(path)
+  loaded = loading.load_outline(path)
+  cfg = loaded.config
   yield 'model', path
   yield 'parameters', f'{weights.count(cfg):,}'
   for field in dataclasses.fields(cfg):
@@ -123,6 +126,11 @@ def _model_rows(path: str) -> Iterator[tuple[str, object]]:
       yield field.name, getattr(cfg, field.name)
   yield 'rope_scaling', cfg.rope_scaling.kind
   yield 'config hash', weights.config_hash(cfg)
+  tokenizer = loading.known_tokenizer(loaded.tokenizer)
+  yield 'EOS', eos.words(loaded.eos_ids, tokenizer)
+  differ = eos.difference(loaded.eos_said, tokenizer)
+  if differ:
+    yield 'note', f'{differ}; decoding stops at all of them'
 
 
 def _fields(cfg, names: Sequence[str] = ()) -> str:

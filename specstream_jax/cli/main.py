@@ -13,7 +13,8 @@ from absl import app, flags, logging
 import gin
 import jax
 
-from specstream_jax import processes
+from specstream_jax import config_checks as checks, processes
+from specstream_jax.cli import gin_files
 
 COMMANDS = {
   'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
@@ -80,51 +81,33 @@ def _literal(value: str) -> str:
   return value
 
 
-def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
-  """Applies gin files, then bindings; `include` looks beside the file, too.
+def parse_gin(
+  files: Sequence[str], bindings: Sequence[str], *, trusted: bool = False
+) -> None:
+  """Applies gin files, then bindings; see `gin_files.parse`.
 
   Raises:
-    ValueError: a file is missing, or a name is unknown; lists what exists.
+    ValueError: a file is missing, or says what it may not.
   """
-  importlib.import_module('specstream_jax.config')
-  importlib.import_module('specstream_jax.config_drafting')
-  importlib.import_module('specstream_jax.partitioning')
-  for file in files:
-    gin.add_config_file_search_path(os.path.dirname(os.path.abspath(file)))
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.FATAL)  # gin logs every place it looked at
   try:
-    gin.parse_config_files_and_bindings(list(files), list(bindings))
-  except (OSError, ValueError, AttributeError, SyntaxError) as error:
-    raise ValueError(
-      f'gin: {str(error).splitlines()[0] if str(error) else error!r}. '
-      'Configurable classes: '
-      + ', '.join(_configurables())
-      + '; a field is set as Class.field = value'
-    ) from error
-  finally:
-    logging.set_verbosity(verbosity)
-
-
-def _configurables() -> list[str]:
-  modules = (
-    'specstream_jax.config',
-    'specstream_jax.config_training',
-    'specstream_jax.config_drafting',
-    'specstream_jax.mesh',
-    'specstream_jax.partitioning',
-  )
-  names = []
-  for module in modules:
-    for name, value in vars(importlib.import_module(module)).items():
-      if isinstance(value, type) and value.__module__ == module:
-        names.append(name)
-  return sorted(names)
+    gin_files.parse(files, bindings, trusted=trusted)
+  except ValueError as error:
+    raise ValueError(f'gin: {error}') from error
 
 
 def define_common_flags() -> None:
   """Flags that every command has."""
-  flags.DEFINE_multi_string('gin_file', [], 'gin file; may be repeated.')
+  flags.DEFINE_multi_string(
+    'gin_file',
+    [],
+    'gin file of config fields, macros and includes; may be repeated.',
+  )
+  flags.DEFINE_bool(
+    'trust_gin',
+    False,
+    'Let gin files and --gin bindings import modules and refer to any function. '
+    'They can run any program then: for files you trust like a program.',
+  )
   flags.DEFINE_string(
     'compilation_cache',
     os.environ.get('SPECSTREAM_COMPILATION_CACHE', _DEFAULT_CACHE),
@@ -216,7 +199,8 @@ def command_usage(
     lines += [title, *(_flag_help(flags.FLAGS[flag]) for flag in names), '']
   lines += [
     'A switch --x is turned off with --nox. --gin.Class.field=value sets any',
-    'config field that the command uses; config.py describes them.',
+    'config field that the command uses; config.py describes them. Gin files',
+    'may do no more than that unless --trust_gin is given.',
   ]
   return '\n'.join(lines)
 
@@ -241,10 +225,10 @@ def _guarded(name, main, remaining, bindings, takes_names):
         f'does not take {" ".join(map(repr, remaining[1:]))}; flags begin '
         'with --'
       )
-    parse_gin(flags.FLAGS.gin_file, bindings)
-    _use_compilation_cache(flags.FLAGS.compilation_cache)
+    args = flags.FLAGS
+    parse_gin(args.gin_file, bindings, trusted=args.trust_gin)
+    _use_compilation_cache(args.compilation_cache)
     if name in _DISTRIBUTED:
-      args = flags.FLAGS
       processes.initialize(
         args.coordinator, args.num_processes, args.process_id, args.join_timeout
       )
@@ -254,9 +238,9 @@ def _guarded(name, main, remaining, bindings, takes_names):
   except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
     if flags.FLAGS.debug:
       raise
-    text = 'interrupted' if isinstance(error, KeyboardInterrupt) else error
-    # gin appends where it was called from.
-    text = str(text).partition('\n  In call to configurable')[0]
+    text = 'interrupted'
+    if not isinstance(error, KeyboardInterrupt):
+      text = checks.message(error)
     print(f'specstream {name}: {text}', file=sys.stderr)
     return 1
 

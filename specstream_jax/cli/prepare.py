@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import importlib
 import json
 import os
+import sys
 
 from absl import flags
 
-from specstream_jax.checkpoints import loading
+from specstream_jax.checkpoints import eos, loading
 from specstream_jax.data import (
   draft_vocabulary,
   ngram_table,
@@ -87,9 +88,16 @@ def main(argv: Sequence[str]) -> None:
   del argv
   use_beam = bool(FLAGS.num_workers or FLAGS.beam_option)
   prepare = _module('beam_prepare' if use_beam else 'prepare')
+  path = _tokenizer_path()
+  vocab = vocabulary.load(path, eos_token=FLAGS.eos_token)
+  said = vocabulary.eos_said(path, vocab.tokenizer)
+  differ = eos.difference(said, vocab.tokenizer, vocab.eos_id)
+  if differ:
+    note = f'note: {differ}; decoding stops at all of them'
+    print(note, file=sys.stderr, flush=True)
   manifest = prepare.prepare(
     registry.get(FLAGS.task),
-    vocabulary.load(_tokenizer_path(), eos_token=FLAGS.eos_token),
+    vocab,
     FLAGS.output_dir,
     split=FLAGS.split,
     data_dir=FLAGS.data_dir,

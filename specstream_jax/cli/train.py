@@ -71,7 +71,7 @@ def define_flags() -> None:
     'export', 'best', ['best', 'last'], 'Checkpoint that becomes the adapter.'
   )
   flags.DEFINE_bool(
-    'dry_run', False, 'Resolve settings, estimate memory, and exit.'
+    'dry_run', False, 'Check settings and records, estimate memory, exit.'
   )
   flags.DEFINE_integer(
     'draft_model_layers',
@@ -100,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
     )
   recipe = workflow.Recipe()
   if args.dry_run:
+    _check_records(args, recipe)
     print(
       dry_run.describe(args.model, recipe, dtype=args.dtype, remat=args.remat)
     )
@@ -133,6 +134,11 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
+def _check_records(args, recipe) -> None:
+  """What a dry run refuses, as the run itself would."""
+  dry_run.check_records(args.model, args.data_dir, args.eval_data_dir, recipe)
+
+
 def _distill(args) -> int:
   if args.scan_layers:
     raise ValueError('--scan_layers does not go with --draft_model_layers')
@@ -140,6 +146,7 @@ def _distill(args) -> int:
     raise ValueError('--profile_steps does not go with --draft_model_layers')
   recipe = distill_drafter.Recipe(num_layers=args.draft_model_layers)
   if args.dry_run:
+    _check_records(args, recipe)
     print(distill_drafter.describe(args.model, recipe, dtype=args.dtype))
     print(gin.operative_config_str())
     return 0

@@ -15,7 +15,7 @@ import grain.python as grain
 import numpy as np
 
 from specstream_jax import processes
-from specstream_jax.data import features, mixtures, records
+from specstream_jax.data import features, mixtures, records, shards
 
 _PACKING_BINS = 64
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
@@ -25,17 +25,33 @@ _EMPTY = records.encode(np.zeros(0, np.int32), np.zeros(0, np.int32))
 class _Source:
   """Records of a folder; past the end, up to `length`, empty ones."""
 
-  def __init__(self, path: str, files: list[str], length: int):
-    self._records = grain.ArrayRecordDataSource(
-      [os.path.join(path, name) for name in files]
+  def __init__(self, path: str, manifest: dict[str, Any], length: int):
+    self._records = shards.Shards(
+      [os.path.join(path, name) for name in manifest['files']]
     )
-    self._length = length
+    count = manifest['num_examples']
+    if len(self._records) != count:
+      raise ValueError(
+        f'{path!r} holds {len(self._records):,} records, its '
+        f'{records.MANIFEST} says {count:,}; prepare the records again'
+      )
+    self._path, self._length = path, length
+    self._most = manifest['lengths']['total']['max']
 
   def __len__(self) -> int:
     return self._length
 
   def __getitem__(self, index: int) -> bytes:
-    return self._records[index] if index < len(self._records) else _EMPTY
+    if index >= len(self._records):
+      return _EMPTY
+    record = self._records[index]
+    if (found := shards.num_tokens(record)) > self._most:
+      raise ValueError(
+        f'{self._path!r}: record {index + 1} has {found:,} tokens, '
+        f'{records.MANIFEST} says at most {self._most:,}; prepare the records '
+        'again'
+      )
+    return record
 
 
 class Batches(Iterator[features.Arrays]):
@@ -100,7 +116,7 @@ def _examples(
   length = manifest['num_examples']
   if not repeat:
     length = -(-length // share.step) * share.step
-  examples = grain.MapDataset.source(_Source(path, manifest['files'], length))
+  examples = grain.MapDataset.source(_Source(path, manifest, length))
   if seed is not None:
     examples = examples.shuffle(seed=seed)
   examples = examples[share]

@@ -182,8 +182,7 @@ def _finish(folder, metadata, num_shards, lengths):
     pairs = records.read_file(os.path.join(folder, name))
     before = len(lengths.inputs)
     for inputs, targets in pairs:
-      lengths.inputs.append(len(inputs))
-      lengths.targets.append(len(targets))
+      lengths.count(inputs, targets)
     if len(lengths.inputs) == before:
       empty.append(name)
   for path in glob.glob(os.path.join(folder, _COUNTS + '*')):

@@ -22,9 +22,11 @@ from typing import Any
 
 from absl import logging
 from array_record.python import array_record_module
-import grain.python as grain
 import numpy as np
 import tokenizers
+
+from specstream_jax.checkpoints import fields, files as files_lib, token_ids
+from specstream_jax.data import shards
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
@@ -34,7 +36,26 @@ _NUM_INSIDE = 'num_answers_inside_a_token'
 _INSIDE = 'answers_inside_a_token'
 _NUM_SHOWN = 5
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
-_DTYPE = np.dtype('<i4')
+encode, decode = shards.encode, shards.decode
+# What a manifest holds, where it holds it.
+_KINDS = {
+  'task': fields.TEXT,
+  'split': fields.TEXT,
+  'tokenizer_sha256': fields.TEXT,
+  'eos_id': fields.COUNT,
+  'bos_id': fields.COUNT,
+  'max_token_id': fields.COUNT,
+  'num_examples': fields.SIZE,
+  'files': fields.Kind(
+    'a list of one file name at least',
+    lambda value: fields.TEXTS.fits(value) and len(value) > 0,
+  ),
+  'lengths': fields.Kind(
+    'statistics of inputs, targets and total, with a max each',
+    lambda value: _are_lengths(value),
+  ),
+}
+_REQUIRED = ('num_examples', 'files', 'lengths')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
@@ -53,20 +74,6 @@ def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
   return hashlib.sha256(text.encode('utf-8')).hexdigest()
 
 
-def encode(inputs: np.ndarray, targets: np.ndarray) -> bytes:
-  """The record of prompt ids [I] and answer ids [A]."""
-  return (
-    np.concatenate([[len(inputs)], inputs, targets]).astype(_DTYPE).tobytes()
-  )
-
-
-def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """Prompt ids int32 [I] and answer ids int32 [A] of a record."""
-  values = np.frombuffer(record, _DTYPE).astype(np.int32)
-  num_inputs = int(values[0])
-  return values[1 : 1 + num_inputs], values[1 + num_inputs :]
-
-
 def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (prompt ids, answer ids) of every record of a folder.
 
@@ -79,7 +86,7 @@ def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def read_file(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (prompt ids, answer ids) of every record of a shard."""
-  source = grain.ArrayRecordDataSource([path])
+  source = shards.Shards([path])
   for i in range(len(source)):
     yield decode(source[i])
 
@@ -96,6 +103,7 @@ class Lengths:
     self.num_truncated = 0
     self.inputs = []
     self.targets = []
+    self.max_id = 0
 
   def fit(self, inputs, targets):
     """The example, shortened to max_length tokens, or None if dropped."""
@@ -106,9 +114,15 @@ class Lengths:
         self.num_dropped += 1
         return None
       self.num_truncated += 1
+    self.count(inputs, targets)
+    return inputs, targets
+
+  def count(self, inputs, targets) -> None:
+    """Takes the lengths and ids of an example that is kept."""
     self.inputs.append(len(inputs))
     self.targets.append(len(targets))
-    return inputs, targets
+    for ids in (inputs, targets):
+      self.max_id = max(self.max_id, int(np.max(ids, initial=0)))
 
   def _shorten(self, inputs, targets, excess):
     """The example without `excess` tokens; no targets if that cannot be."""
@@ -129,6 +143,7 @@ class Lengths:
       'num_truncated': self.num_truncated,
       'max_length': self._max_length,
       'too_long': self._too_long,
+      'max_token_id': self.max_id,
       'lengths': {
         'inputs': _statistics(self.inputs),
         'targets': _statistics(self.targets),
@@ -143,6 +158,17 @@ def _statistics(lengths) -> dict[str, float]:
     'p95': float(np.percentile(lengths, 95)),
     'max': int(np.max(lengths)),
   }
+
+
+def _are_lengths(value: Any) -> bool:
+  """Whether it is what `Lengths.summary` writes."""
+  if not isinstance(value, dict):
+    return False
+  parts = [value.get(name) for name in ('inputs', 'targets', 'total')]
+  return all(
+    isinstance(part, dict) and fields.COUNT.fits(part.get('max'))
+    for part in parts
+  )
 
 
 def shard_name(shard: int, num_shards: int) -> str:
@@ -299,13 +325,16 @@ def read_manifest(path: str) -> dict[str, Any]:
     raise ValueError(
       f'{path!r} has no {MANIFEST}; write records with `specstream prepare`'
     )
-  with open(manifest_path, encoding='utf-8') as file:
-    manifest = json.load(file)
+  manifest = files_lib.read_json(manifest_path)
   if manifest.get('format_version') != FORMAT_VERSION:
+    version = fields.shown(manifest.get('format_version'))
     raise ValueError(
-      f'{manifest_path} has format_version {manifest.get("format_version")}; '
-      f'accepted: {FORMAT_VERSION}; prepare the records again'
+      f'{manifest_path} has format_version {version}; accepted: '
+      f'{FORMAT_VERSION}; prepare the records again'
     )
+  for name, kind in _KINDS.items():
+    if name in _REQUIRED or manifest.get(name) is not None:
+      fields.get(manifest, name, kind, manifest_path)
   for name in manifest['files']:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
@@ -341,12 +370,35 @@ def warn_of_inside(manifest: dict[str, Any]) -> None:
     )
 
 
-def check_tokenizer(manifest: dict[str, Any], tokenizer_sha256: str) -> None:
-  """Raises ValueError if the records were written with another tokenizer."""
-  written = manifest['tokenizer_sha256']
+def check_ids(path: str, vocab_size: int, tokenizer: Any = None) -> None:
+  """Raises ValueError if a record holds a token that the model does not embed.
+
+  Args:
+    path: folder of records; one whose manifest lacks `max_token_id` is read.
+    vocab_size: V of the model.
+    tokenizer: of the model, for the token's text.
+  """
+  manifest = read_manifest(path)
+  most = manifest.get('max_token_id')
+  if isinstance(most, int) and most < vocab_size:
+    return
+  for name in manifest['files']:
+    file = os.path.join(path, name)
+    for number, (inputs, targets) in enumerate(read_file(file), start=1):
+      for part, ids in (('prompt', inputs), ('answer', targets)):
+        what = f'{file}, record {number}, {part}'
+        token_ids.check(ids, vocab_size, what, tokenizer)
+
+
+def check_tokenizer(
+  manifest: dict[str, Any], tokenizer_sha256: str, path: str = ''
+) -> None:
+  """Raises ValueError if the records, at `path`, are another tokenizer's."""
+  written = manifest.get('tokenizer_sha256')
   if written != tokenizer_sha256:
+    place = f'{path!r}: ' if path else ''
     raise ValueError(
-      f'records of task {manifest["task"]!r} were written with tokenizer '
-      f'{written[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
+      f'{place}records of task {manifest.get("task")!r} were written with '
+      f'tokenizer {str(written)[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
       "them again with the model's tokenizer"
     )

@@ -3,14 +3,13 @@
 
 import dataclasses
 import functools
-import json
 import os
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import gguf, huggingface
+from specstream_jax.checkpoints import eos, gguf, huggingface, tokenizer_errors
 from specstream_jax.data import records
 from specstream_jax.text import joined as joined_lib, pieces
 
@@ -53,7 +52,9 @@ class Vocabulary:
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone."""
-    return self.tokenizer.encode(text, add_special_tokens=False).ids
+    encode = self.tokenizer.encode
+    with tokenizer_errors.naming('the tokenizer', 'use a text it knows'):
+      return encode(text, add_special_tokens=False).ids
 
   def encode_inputs(self, text: str) -> np.ndarray:
     """Prompt ids int32 [I], with BOS if there is one."""
@@ -95,16 +96,6 @@ class Vocabulary:
     return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def _configured_eos(folder: str) -> str | None:
-  """The `eos_token` of tokenizer_config.json, if there is one."""
-  path = os.path.join(folder, 'tokenizer_config.json')
-  if not os.path.isfile(path):
-    return None
-  with open(path, encoding='utf-8') as file:
-    token = json.load(file).get('eos_token')
-  return token.get('content') if isinstance(token, dict) else token
-
-
 def _asked_bos(tokenizer: tokenizers.Tokenizer) -> int | None:
   """The id the tokenizer's own post-processing puts in front, if any."""
   plain = tokenizer.encode('a', add_special_tokens=False).ids
@@ -124,8 +115,20 @@ def _read(path: str) -> tuple[tokenizers.Tokenizer, int | None]:
       'nor a GGUF file'
     )
   tokenizer = huggingface.open_tokenizer(file)
-  eos_token = _configured_eos(os.path.dirname(file))
+  eos_token = eos.configured_token(os.path.dirname(file))
   return tokenizer, tokenizer.token_to_id(eos_token) if eos_token else None
+
+
+def eos_said(path: str, tokenizer: tokenizers.Tokenizer) -> eos.Said:
+  """EOS ids by the file that names them, beside a tokenizer of `load`.
+
+  Raises:
+    ValueError: a file names something else than ids.
+  """
+  if os.path.isfile(path) and gguf.is_gguf(path):
+    return {os.path.basename(path): gguf.eos_ids(gguf.open_file(path))}
+  folder = path if os.path.isdir(path) else os.path.dirname(path)
+  return eos.read(folder, tokenizer)
 
 
 def load(path: str, *, eos_token: str = '') -> Vocabulary:

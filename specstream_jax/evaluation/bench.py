@@ -176,7 +176,7 @@ class Bench:
     for index, question in enumerate(self._plan.questions[cell.task]):
       if turn < len(question.turns):
         said = [texts[index] for texts in answers]
-        prompt = self._prompt(question, said)
+        prompt = _prompt(self._model, question, said)
         kept = self._shortened(prompt)
         yield Row(index, question, turn, tuple(kept), len(kept) < len(prompt))
 
@@ -196,12 +196,6 @@ class Bench:
       for row, tokens in zip(batch, line['tokens'], strict=True):
         found[row.index] = self._model.decode_text(tokens, row.prompt)
     return found
-
-  def _prompt(self, question, answers):
-    if not question.is_chat:
-      return self._model.encode_prompt(question.turns[0])
-    text = chat.prompt(self._model.chat_template, question.turns, answers)
-    return self._model.encode_prompt(text)
 
   def collect(
     self, cell: Cell, label: str
@@ -236,6 +230,24 @@ class Bench:
           rows.append(batch)
           lines.append([self._journal[key] for key in keys(label)])
     return rows, lines
+
+
+def _prompt(model, question, answers):
+  """Token ids of the turn after so many answers."""
+  if not question.is_chat:
+    return model.encode_prompt(question.turns[0])
+  text = chat.prompt(model.chat_template, question.turns, answers)
+  return model.encode_prompt(text)
+
+
+def check_ids(model, plan: Plan) -> None:
+  """Raises ValueError if a question holds a token without an embedding."""
+  for task, questions in plan.questions.items():
+    for question in questions:
+      name = f'{task}, question {question.question_id}'
+      model.check_ids(_prompt(model, question, []), name)
+      for text in question.turns[1:]:
+        model.check_ids(model.encode(text), name)
 
 
 def bucket_of(length: int) -> int:

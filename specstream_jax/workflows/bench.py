@@ -24,6 +24,7 @@ from specstream_jax.evaluation import (
   benchmark,
   external,
   journal as journal_lib,
+  journal_lines,
   metrics,
   report,
   results,
@@ -73,7 +74,8 @@ class Options:
   overwrite: bool = False
 
   def __post_init__(self):
-    """Raises ValueError if a value is out of range."""
+    """Raises ValueError if a value is out of range or of another type."""
+    checks.option_types(self)
     for name, bound in (
       ('num_prompts', 0),
       ('max_new_tokens', 2),  # the first is of the prompt pass
@@ -106,12 +108,14 @@ def bench(
       written.
   """
   plan = make_plan(options)
+  bench_lib.check_ids(model, plan)
   runners = make_runners(model, options)
   journal = journal_lib.Journal(
     os.path.join(folder, 'journal.jsonl'),
     _header(model, options, runners),
     resume=options.resume,
     overwrite=options.overwrite,
+    problem=journal_lines.measurement,
   )
   made = bench_lib.Bench(model, plan, runners, journal)
   try:

@@ -74,7 +74,8 @@ class Options:
   laws: bool = True
 
   def __post_init__(self):
-    """Raises ValueError if a value is out of range."""
+    """Raises ValueError if a value is out of range or of another type."""
+    checks.option_types(self)
     checks.at_least('num_prompts', self.num_prompts, 0)
     checks.at_least('max_new_tokens', self.max_new_tokens, 2)
     checks.at_least('batch', self.batch, 1)
@@ -180,7 +181,10 @@ def _prompts(model, options):
     chat.prompt(model.chat_template, q.turns) if q.is_chat else q.turns[0]
     for q in found
   ]
-  return [model.encode_prompt(text) for text in texts]
+  prompts = [model.encode_prompt(text) for text in texts]
+  for question, prompt in zip(found, prompts):
+    model.check_ids(prompt, f'{name}, question {question.question_id}')
+  return prompts
 
 
 def _decode(model, drafter, prompts, temperature, options):

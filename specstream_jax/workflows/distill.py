@@ -15,9 +15,13 @@ from typing import Any
 
 import tqdm
 
-from specstream_jax import config, runtime
+from specstream_jax import config, config_checks as checks, runtime
 from specstream_jax.data import chat, readers, records, registry
-from specstream_jax.evaluation import journal as journal_lib, results
+from specstream_jax.evaluation import (
+  journal as journal_lib,
+  journal_lines,
+  results,
+)
 
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
 
@@ -56,6 +60,7 @@ class Options:
   num_shards: int = 1
 
   def __post_init__(self):
+    checks.option_types(self)
     for name in (
       'max_new_tokens',
       'max_prompt_tokens',
@@ -154,6 +159,7 @@ def distill(
     _shard_path(folder, split, options.shard, options.num_shards),
     header,
     resume=True,
+    problem=journal_lines.answer,
   )
   todo = [row for row in own if (row.index,) not in journal]
   _answer(model, todo, options, journal, progress, len(own))
@@ -181,6 +187,7 @@ def _rows(model, prompts, options):
     if options.is_chat:
       prompt = chat.prompt(model.chat_template, [prompt])
     tokens = tuple(model.encode_prompt(prompt))
+    model.check_ids(tokens, f'prompt {index + 1}')
     if len(tokens) <= options.max_prompt_tokens:
       rows.append(_Row(index, prompt, tokens))
   if not rows:
@@ -264,7 +271,7 @@ def _collect(folder, split, header, num_shards, rows):
   found = {}
   for shard in range(num_shards):
     path = _shard_path(folder, split, shard, num_shards)
-    found |= journal_lib.read(path, header)
+    found |= journal_lib.read(path, header, journal_lines.answer)
   return [row for row in rows if (row.index,) not in found], found
 
 

@@ -9,16 +9,22 @@ generate it, write JSONL rows {prompt, completion} and run `specstream prepare
 
 import dataclasses
 import functools
-import json
 import os
 from typing import Any
 
 import jax
 import numpy as np
 
-from specstream_jax import config, partitioning, processes, runtime
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  partitioning,
+  processes,
+  runtime,
+)
 from specstream_jax.checkpoints import (
   adapters,
+  eos,
   files,
   huggingface,
   loading,
@@ -28,7 +34,11 @@ from specstream_jax.data import mixtures
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
 from specstream_jax.training import distill, loop
-from specstream_jax.workflows import resume, train as train_workflow
+from specstream_jax.workflows import (
+  record_checks,
+  resume,
+  train as train_workflow,
+)
 
 FOLDER = 'draft_model'
 PROVENANCE = 'provenance.json'
@@ -54,6 +64,10 @@ class Recipe:
     default_factory=lambda: config.TreeConfig()
   )
   num_layers: int = 4
+
+  def __post_init__(self):
+    checks.option_types(self)
+    checks.at_least('num_layers', self.num_layers, 1)
 
   def to_json(self) -> dict[str, Any]:
     """Nested dict of JSON types."""
@@ -130,7 +144,7 @@ def distill_drafter(
   processes.check_alone('distilling a draft model')
   recipe = recipe or Recipe()
   loaded = _load_target(base, adapter, dtype)
-  train_workflow.check_tokenizer(loaded, data_dir)
+  record_checks.check(loaded, data_dir, eval_data_dir)
   draft_cfg, setup = _setup(loaded, recipe, remat)
   part = setup.partitioner
   batches = CountedBatches(train_workflow.open_training(data_dir, recipe, part))
@@ -231,8 +245,7 @@ def export_draft_model(
 
 def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
   """What `export_draft_model` wrote."""
-  with open(os.path.join(folder, PROVENANCE), encoding='utf-8') as file:
-    return json.load(file)
+  return files.read_json(os.path.join(folder, PROVENANCE))
 
 
 def _load_target(base, adapter, dtype) -> loading.LoadedModel:
@@ -242,9 +255,11 @@ def _load_target(base, adapter, dtype) -> loading.LoadedModel:
     return loaded
   flat, cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
   adapters.check_base(cfg, loaded)
+  adapters.check_weights(adapter, flat, cfg, loaded.config)
   folded, folded_cfg, _ = adapters.split(flat, cfg)
   merged = lora.merge(loaded.params, folded, folded_cfg)[0]
-  return dataclasses.replace(loaded, params=merged)
+  ends = eos.union(loaded.eos_ids, cfg.eos_ids)
+  return dataclasses.replace(loaded, params=merged, eos_ids=ends)
 
 
 def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:

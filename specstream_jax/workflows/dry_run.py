@@ -1,14 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run would be: sizes, parameters, memory; nothing is run."""
+"""What a training run would be: sizes, memory, records; nothing is run."""
 
 import math
+from typing import Any
 
 import jax
 
 from specstream_jax import config, partitioning
 from specstream_jax.checkpoints import loading
 from specstream_jax.modeling import build, params as params_lib
-from specstream_jax.workflows import train
+from specstream_jax.workflows import record_checks, train
+
+
+def check_records(
+  base: str, data_dir: str, eval_data_dir: str | None, recipe: Any
+) -> None:
+  """Asks of records all that training asks before its first step.
+
+  Args:
+    base: model name, folder, hub id or GGUF file.
+    data_dir: records, or a mixture.
+    eval_data_dir: records as well, or None.
+    recipe: with `train` and `data`.
+
+  Raises:
+    ValueError: records of another tokenizer, with tokens that the model does
+      not embed, or longer than a row.
+  """
+  record_checks.check(loading.load_outline(base), data_dir, eval_data_dir)
+  train.open_training(data_dir, recipe, partitioning.default())
 
 
 def describe(base: str, recipe: train.Recipe, *, dtype: str, remat: str) -> str:

@@ -8,11 +8,17 @@ import os
 import pathlib
 from typing import Any
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  runtime,
+)
 from specstream_jax.data import registry
 from specstream_jax.evaluation import (
   benchmark,
   journal as journal_lib,
+  journal_lines,
   metrics,
   report,
   results,
@@ -57,6 +63,16 @@ class Options:
   shard: int = 0
   num_shards: int = 1
 
+  def __post_init__(self):
+    checks.option_types(self)
+    for name, bound in (
+      ('num_prompts', 0),
+      ('max_new_tokens', 1),
+      ('batch', 1),
+      ('repeats', 1),
+    ):
+      checks.at_least(name, getattr(self, name), bound)
+
 
 def evaluate(
   model: runtime.Model,
@@ -86,6 +102,8 @@ def evaluate(
   examples = spec.load_split(options.split, options.data_dir)
   examples = examples[: options.num_prompts or None]
   prompts = [model.encode_prompt(e.inputs) for e in examples]
+  for number, prompt in enumerate(prompts, start=1):
+    model.check_ids(prompt, f'task {options.task!r}, prompt {number}')
   model.warn_if_long(prompts, options.max_new_tokens)
   drafter = options.drafter or config_drafting.DrafterConfig()
   if drafter.name != 'streams':
@@ -145,7 +163,10 @@ def _shared(model, prompts, settings, options, folder, progress):
   header = _header(model, prompts, options)
   count = options.num_shards
   journal = journal_lib.Journal(
-    _measured(folder, options.shard, count), header, resume=True
+    _measured(folder, options.shard, count),
+    header,
+    resume=True,
+    problem=journal_lines.measurement,
   )
   shard = options.shard, count
   benchmark.measure(
@@ -153,7 +174,9 @@ def _shared(model, prompts, settings, options, folder, progress):
   )
   entries = {}
   for number in range(count):
-    entries |= journal_lib.read(_measured(folder, number, count), header)
+    entries |= journal_lib.read(
+      _measured(folder, number, count), header, journal_lines.measurement
+    )
   if benchmark.missing(entries, len(prompts), settings):
     return None
   return benchmark.sides(entries, len(prompts), settings)

@@ -10,11 +10,17 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, partitioning, processes
-from specstream_jax.checkpoints import adapters, loading
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  partitioning,
+  processes,
+)
+from specstream_jax.checkpoints import adapters, eos, loading
 from specstream_jax.data import batches as batches_lib, mixtures, records
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import (
+  blocks,
   build,
   initialize,
   lora as lora_lib,
@@ -27,7 +33,7 @@ from specstream_jax.training import (
   metrics as metrics_lib,
   step as step_lib,
 )
-from specstream_jax.workflows import resume, train_start
+from specstream_jax.workflows import record_checks, resume, train_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Recipe:
   )
 
   def __post_init__(self):
+    checks.option_types(self)
     self.tree.check_fits(self.stream)
 
   def to_json(self) -> dict[str, Any]:
@@ -77,6 +84,10 @@ class Execution:
   remat: str = 'none'
   scan_layers: bool = False
   profile_steps: tuple[int, int] | None = None
+
+  def __post_init__(self):
+    checks.option_types(self)
+    checks.one_of('remat', self.remat, tuple(blocks.REMAT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +151,7 @@ def train(
     init_adapter, fold_adapter, loaded, recipe or Recipe()
   )
   recipe = start.recipe
-  check_tokenizer(loaded, data_dir)
+  record_checks.check(loaded, data_dir, eval_data_dir)
   batches = open_training(data_dir, recipe, part)
   execution = execution or Execution()
   setup = _setup(loaded, batches, start, part, execution)
@@ -241,13 +252,6 @@ def open_training(
   )
 
 
-def check_tokenizer(loaded: loading.LoadedModel, data_dir: str) -> None:
-  """Raises ValueError if the records were made with another tokenizer."""
-  expected = records.tokenizer_hash(loaded.tokenizer)
-  for manifest in mixtures.manifests(data_dir):
-    records.check_tokenizer(manifest, expected)
-
-
 def eval_opener(
   data_dir: str | None, recipe: Any, part: partitioning.Partitioner
 ) -> Callable[[], Any] | None:
@@ -316,6 +320,14 @@ def _export(output_dir, loaded, state, start, data_dir):
   return os.path.join(output_dir, 'adapter')
 
 
+def _eos_ids(manifests, start) -> list[int]:
+  """Where answers of the tuned model end; streams alone change no answer."""
+  tuned = [m.get('eos_id') for m in manifests]
+  if start.recipe.stream.mode == 'lossless':
+    tuned = []
+  return [int(i) for i in eos.union(tuned, start.eos_ids) if i is not None]
+
+
 def _adapter_config(loaded, state, start, data_dir):
   """What the adapter says of itself."""
   recipe = start.recipe
@@ -323,6 +335,7 @@ def _adapter_config(loaded, state, start, data_dir):
     'step': int(state.step),
     **mixtures.describe(mixtures.manifests(data_dir)),
     **start.origins,
+    'eos_ids': _eos_ids(mixtures.manifests(data_dir), start),
     'recipe': recipe.to_json(),
   }
   return adapters.AdapterConfig(

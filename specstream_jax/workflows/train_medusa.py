@@ -30,7 +30,7 @@ from specstream_jax.decoding.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
 from specstream_jax.training import loop, medusa as training
-from specstream_jax.workflows import resume, train as streams
+from specstream_jax.workflows import record_checks, resume, train as streams
 
 HEADS = 'medusa'
 NUM_RANKS = 10
@@ -72,6 +72,7 @@ class Recipe:
   )
 
   def __post_init__(self):
+    checks.option_types(self)
     checks.at_least('num_heads', self.num_heads, 1)
     checks.at_least('head_decay', self.head_decay, 0.0)
     checks.at_least('calibration_batches', self.calibration_batches, 1)
@@ -141,7 +142,7 @@ def train(
   recipe = recipe or Recipe()
   checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
-  streams.check_tokenizer(loaded, data_dir)
+  record_checks.check(loaded, data_dir, eval_data_dir)
   setup, heads = _setup(loaded, recipe)
   open_eval = streams.eval_opener(eval_data_dir, recipe, setup.partitioner)
   resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
@@ -173,6 +174,7 @@ def _main_model(base, adapter, dtype, num_heads):
   if adapter is not None:
     extra, adapter_cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
     adapters.check_base(adapter_cfg, loaded)
+    adapters.check_weights(adapter, extra, adapter_cfg, loaded.config)
     folded, folded_cfg, _ = adapters.split(extra, adapter_cfg)
     fold = lambda flat: lora.merge(flat, folded, folded_cfg)[0]
     flats = {d: fold(flat) for d, flat in flats.items()}

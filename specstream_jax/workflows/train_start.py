@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from specstream_jax import config
-from specstream_jax.checkpoints import adapters, loading
+from specstream_jax.checkpoints import adapters, eos, loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,13 @@ class Start:
   folded: dict[str, Any] = dataclasses.field(default_factory=dict)
   folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
   origins: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def eos_ids(self) -> tuple[int, ...]:
+    """Where answers end that those adapters were trained on."""
+    found = (o['provenance'] for o in self.origins.values() if o)
+    ids = (values.get('eos_ids', []) for values in found)
+    return eos.union(*(eos.check('eos_ids', value, None) for value in ids))
 
 
 def start(
@@ -55,6 +62,7 @@ def start(
   if init_adapter:
     flat, cfg = adapters.load_adapter(init_adapter)
     adapters.check_base(cfg, loaded)
+    adapters.check_weights(init_adapter, flat, cfg, loaded.config)
     stream = cfg.stream
     if recipe.stream.coupling_rank:
       stream = dataclasses.replace(
@@ -72,6 +80,7 @@ def start(
   _check_fold(begin, fold_adapter)
   flat, cfg = adapters.load_adapter(fold_adapter)
   adapters.check_base(cfg, loaded)
+  adapters.check_weights(fold_adapter, flat, cfg, loaded.config)
   folded, folded_lora, _ = adapters.split(flat, cfg)
   return dataclasses.replace(begin, folded=folded, folded_lora=folded_lora)
 

@@ -75,6 +75,45 @@ def test_round_trip(tmp_path, cfg):
     assert read[path].dtype == np.float32
 
 
+def test_decoding_stops_where_its_answers_ended(tmp_path, cfg, loaded):
+  cfg = dataclasses.replace(cfg, provenance={'eos_ids': [5]})
+  adapters.save_adapter(tmp_path / 'a', weights_of_adapter(), cfg)
+  assert adapters.read_config(tmp_path / 'a').eos_ids == (5,)
+  model = runtime.load(str(tmp_path / 'base'), str(tmp_path / 'a'))
+  assert model.eos_ids == (2, 5)
+  assert runtime.load(str(tmp_path / 'base')).eos_ids == (2,)
+  merged.export_merged(tmp_path / 'm', loaded, weights_of_adapter(), cfg)
+  assert loading.load_model(tmp_path / 'm').eos_ids == (2, 5)
+  assert 'EOS of its answers: 5' in info.describe(str(tmp_path / 'a'))
+
+
+def test_a_field_of_another_type_names_the_file(tmp_path, cfg):
+  adapters.save_adapter(tmp_path / 'a', weights_of_adapter(), cfg)
+  path = tmp_path / 'a' / 'adapter_config.json'
+  fields = json.loads(path.read_text())
+  for change, message in (
+    ({'stream': None}, 'StreamConfig is None; accepted: an object of its'),
+    (
+      {'stream': fields['stream'] | {'num_streams': '3'}},
+      "StreamConfig.num_streams is the text '3'; accepted: an integer",
+    ),
+    (
+      {'stream': fields['stream'] | {'mode': 'odd'}},
+      "StreamConfig.mode is 'odd'; accepted: .*",
+    ),
+    ({'tree': fields['tree'] | {'odd': 1}}, r"TreeConfig does not know \['odd"),
+    ({'base_model_id': 7}, 'base_model_id is 7; accepted: a text'),
+    ({'provenance': []}, r'provenance is \[\]; accepted: a dict'),
+    ({'provenance': {'eos_ids': 'x'}}, "eos_ids is 'x'; accepted: a token id"),
+  ):
+    path.write_text(json.dumps(fields | change))
+    with pytest.raises(
+      ValueError, match=rf"^adapter '.*a': adapter_config.json: .*{message}"
+    ) as error:
+      adapters.read_config(tmp_path / 'a')
+    assert 'In call' not in str(error.value)
+
+
 def test_full_disk_leaves_the_old_adapter(tmp_path, cfg, monkeypatch):
   flat = weights_of_adapter()
   adapters.save_adapter(tmp_path / 'a', flat, cfg)

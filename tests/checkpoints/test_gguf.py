@@ -47,7 +47,7 @@ def test_dequantises(tmp_path):
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
-  tensor = gguf._open(str(tmp_path / 'q.gguf')).tensors[0]
+  tensor = gguf._open(str(tmp_path / 'q.gguf'))[1]['x']
   np.testing.assert_array_equal(gguf._dequantise('q', tensor), values)
 
 
@@ -145,6 +145,8 @@ def test_rope_scaling(tmp_path):
   path = model_files.write_gguf(tmp_path / 'a.gguf', extra=linear)
   wanted = config.RopeScaling('linear', factor=4.0)
   assert gguf.open_file(path).config.rope_scaling == wanted
+  path = model_files.write_gguf(tmp_path / 'no_type.gguf', extra=linear[1:])
+  assert gguf.open_file(path).config.rope_scaling == wanted
   llama3 = config.RopeScaling('llama3', 32.0, 1.0, 4.0, 8192)
   table = llama3_divisors(llama3, 1e5, 10)
   assert len(set(table)) > 2
@@ -154,6 +156,15 @@ def test_rope_scaling(tmp_path):
   assert gguf.open_file(path).config == model_files.CONFIG
   path = with_frequencies(tmp_path / 'd.gguf', [1, 1, 1, 2, 3])
   with pytest.raises(ValueError, match=r'rope_freqs.weight that is neither'):
+    gguf.open_file(path)
+
+
+def test_sizes_that_do_not_fit_name_the_file(tmp_path):
+  negative = [lambda w: w.add_float32('llama.rope.scaling.factor', -4.0)]
+  path = model_files.write_gguf(tmp_path / 'a.gguf', extra=negative)
+  with pytest.raises(
+    ValueError, match=r"a\.gguf'[^;]*rope.scaling.factor is -4.0"
+  ):
     gguf.open_file(path)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from specstream_jax import config
-from specstream_jax.checkpoints import huggingface, huggingface_config
+from specstream_jax.checkpoints import eos, huggingface, huggingface_config
 
 RAW = model_files.HF_CONFIG
 CONFIG = model_files.CONFIG
@@ -189,7 +189,7 @@ def test_missing_shard(tmp_path):
     huggingface.open_params(folder, CONFIG)
 
 
-def test_tokenizer_chat_template_and_eos(tmp_path):
+def test_tokenizer_and_chat_template(tmp_path):
   folder = model_files.write_hf(tmp_path)
   with pytest.raises(ValueError, match=r'has no tokenizer.json; save'):
     huggingface.read_tokenizer(folder)
@@ -206,9 +206,6 @@ def test_tokenizer_chat_template_and_eos(tmp_path):
   assert huggingface.read_chat_template(folder) == 'T'
   (folder / 'chat_template.jinja').write_text('file')
   assert huggingface.read_chat_template(folder) == 'file'
-  assert huggingface.read_eos_ids(folder) == (2,)
-  (folder / 'generation_config.json').write_text('{"eos_token_id": [5, 7]}')
-  assert huggingface.read_eos_ids(folder) == (5, 7)
 
 
 @pytest.mark.parametrize('max_shard_bytes', [10**9, 3000])
@@ -230,7 +227,8 @@ def test_export_reads_back_exactly(tmp_path, max_shard_bytes, scaling):
   read = huggingface.open_params(tmp_path, cfg)
   for path, leaf in flat.items():
     np.testing.assert_array_equal(read[path], leaf, err_msg=path)
-  assert huggingface.read_eos_ids(tmp_path) == (2,)
+  wanted = {'tokenizer_config.json': (2,), 'config.json': (2,)}
+  assert eos.read(tmp_path, extras.tokenizer, 17) == wanted
   assert huggingface.read_chat_template(tmp_path) == 'T'
   assert huggingface.read_tokenizer(tmp_path).encode('ab').ids == [0, 1]
   assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

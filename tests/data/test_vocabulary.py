@@ -2,12 +2,14 @@
 """Tokenizer files: EOS, BOS only if asked, round trip."""
 
 import json
+import types
 
 import data_testing
 import pytest
 from tokenizers import normalizers, processors
 
 from specstream_jax.checkpoints import huggingface
+from specstream_jax.cli import prepare
 from specstream_jax.data import records, vocabulary
 
 
@@ -72,3 +74,29 @@ def test_hash_follows_the_ids_only():
   assert records.tokenizer_hash(other) == expected
   other.normalizer = normalizers.Lowercase()
   assert records.tokenizer_hash(other) != expected
+
+
+def test_preparing_says_where_the_model_ends_otherwise(
+  tmp_path, monkeypatch, capsys
+):
+  tokenizer = data_testing.make_tokenizer()
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  fields = json.dumps({'eos_token': data_testing.EOS})
+  (tmp_path / 'tokenizer_config.json').write_text(fields)
+  made = types.SimpleNamespace(prepare=lambda *args, **kwargs: {})
+  monkeypatch.setattr(prepare, '_module', lambda name: made)
+  names = ('num_workers', 'beam_option', 'eos_token', 'split', 'data_dir')
+  names += ('skip_bad_rows', 'num_shards', 'max_length', 'too_long')
+  names += ('overwrite', 'ngram_table', 'draft_vocabulary')
+  flags = dict.fromkeys(names, '') | {'task': 'jsonl', 'output_dir': 'x'}
+  end = tokenizer.token_to_id(data_testing.EOS)
+  for ids, differs in ((end, False), ([3, end], False), (3, True)):
+    config = json.dumps({'eos_token_id': ids})
+    (tmp_path / 'config.json').write_text(config)
+    for path in (tmp_path, tmp_path / 'tokenizer.json'):
+      args = types.SimpleNamespace(**flags, tokenizer=str(path))
+      monkeypatch.setattr(prepare, 'FLAGS', args)
+      prepare.main([])
+      said = capsys.readouterr().err
+      assert ('note: EOS differs: the records ' in said) == differs
+      assert ('config.json 3' in said) == differs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run whose numbers agree with each other, for the tests of this folder."""
+"""A run whose numbers agree with each other, for several tests."""
 
 from specstream_jax.evaluation import results
 
