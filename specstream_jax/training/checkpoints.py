@@ -115,7 +115,7 @@ class Checkpoints:
     A newer one that cannot be read is set aside as damaged_STEP, with a warning.
 
     Raises:
-      Exception: of the newest, if none can be read.
+      ValueError: there are some, and none can be read.
     """
     errors: dict[int, Exception] = {}
     for number in sorted(self._manager.all_steps(), reverse=True):
@@ -130,7 +130,12 @@ class Checkpoints:
         return restored
       errors.setdefault(number, OSError('another process could not read it'))
     if errors:
-      raise next(iter(errors.values()))
+      number, error = next(iter(errors.items()))
+      raise ValueError(
+        f'no checkpoint in {self._folder} can be read; of step {number}: '
+        f'{_first_line(error)}. Files may be damaged, or of another version of '
+        'this program; give another folder, or start anew without them'
+      ) from error
     return None
 
   def _set_aside(self, errors, number):
@@ -140,7 +145,7 @@ class Checkpoints:
       logging.warning(
         'checkpoint %d in %s cannot be read (%s) and is now %s; going on from '
         'step %d',
-        *(damaged, self._folder, str(error).split('\n')[0], target, number),
+        *(damaged, self._folder, _first_line(error), target, number),
       )
       if processes.is_main():
         shutil.rmtree(target, ignore_errors=True)
@@ -183,6 +188,10 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [repr(error)])[0][:200]
 
 
 def _leaves(opt_state: Any) -> dict[str, Any]:

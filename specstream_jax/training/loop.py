@@ -21,6 +21,7 @@ import tqdm
 from specstream_jax import config, partitioning, processes, typing
 from specstream_jax.modeling import blocks, build
 from specstream_jax.training import (
+  accumulation,
   checkpoints as checkpoints_lib,
   goodput,
   metrics as metrics_lib,
@@ -67,7 +68,7 @@ class Setup:
   tree: config.TreeConfig
   remat: str = 'none'
   profile_steps: tuple[int, int] | None = None
-  steps: Callable[..., tuple[Callable, Callable]] | None = None
+  steps: Callable[..., tuple[Callable, Callable, Callable]] | None = None
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.default
   )
@@ -121,8 +122,15 @@ def train(
     batches.set_state(data_state)
   start = int(state.step)
   writer.forget_after(start)
-  advance, evaluate = _compiled(setup, optimizer, open_eval, state)
-  run = _Run(setup, batches, checkpoints, writer, evaluate, clock)
+  advance, evaluate, weigh = _compiled(setup, optimizer, open_eval, state)
+  run = _Run(setup, batches, checkpoints, writer, evaluate, clock, start)
+  shares = accumulation.shares(
+    lambda: setup.partitioner.put_batch(next(batches)),
+    weigh,
+    start=start,
+    num_steps=cfg.num_steps,
+    every=setup.optimizer.accumulation_steps,
+  )
   with (
     _signals() as stop,
     tqdm.tqdm(
@@ -132,15 +140,16 @@ def train(
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         with clock.part('data'):
-          batch = setup.partitioner.put_batch(next(batches))
+          share = next(shares)
         run.profile.before_step(number)
         with clock.part('compile' if number == start + 1 else 'step'):
-          state, metrics = advance(state, setup.base, batch)
+          state, metrics = advance(state, setup.base, share.batch, share.group)
           _check_finite(number, metrics)
-        run.after_step(number, state, metrics, bar)
+        run.after_step(number, state, metrics, bar, share.is_last)
         if processes.should_stop(number):
           stop.append(signal.SIGTERM)
-        if stop:
+        # The place in the data is that after the whole group.
+        if stop and share.is_last:
           run.save(state)
           break
     finally:
@@ -149,12 +158,13 @@ def train(
   return Outcome(state, is_early, clock.shares())
 
 
-def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
+def stream_steps(setup, optimizer) -> tuple[Callable, Callable, Callable]:
   """Steps of streams and LoRA, not compiled yet.
 
   Returns:
-    (state, base, batch) -> (state, metrics), and (adapter, base, batch) ->
-    metrics with `tokens_per_call`.
+    (state, base, batch, group) -> (state, metrics), (adapter, base, batch) ->
+    metrics with `tokens_per_call`, and (batch, step) -> weights, see
+    `step.weigh`.
   """
   advance = functools.partial(
     step_lib.train_step,
@@ -168,18 +178,25 @@ def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
   measure = functools.partial(
     step_lib.eval_step, built=setup.built, cfg=setup.objective, tree=setup.tree
   )
-  return advance, measure
+  weigh = functools.partial(
+    step_lib.weigh,
+    cfg=setup.objective,
+    num_streams=setup.built.num_streams,
+    seed=setup.train.seed,
+  )
+  return advance, measure, weigh
 
 
 def _compiled(setup, optimizer, open_eval, state):
-  """jitted train step (state donated) and the evaluation as one callable."""
+  """jitted steps (state donated), the evaluation as one callable."""
   part = setup.partitioner
-  advance, measure = (setup.steps or stream_steps)(setup, optimizer)
+  advance, measure, weigh = (setup.steps or stream_steps)(setup, optimizer)
   placed = jax.tree.map(lambda leaf: leaf.sharding, state)
   advance = part.jit(
     advance, donate_argnums=0, out_shardings=(placed, part.replicated)
   )
   measure = part.jit(measure, out_shardings=part.replicated)
+  weigh = part.jit(weigh, out_shardings=part.replicated)
 
   def evaluate(adapter: typing.Params) -> dict[str, float]:
     means = metrics_lib.Means()
@@ -187,21 +204,23 @@ def _compiled(setup, optimizer, open_eval, state):
       means.add(measure(adapter, setup.base, part.put_batch(batch)))
     return means.result()
 
-  return advance, evaluate if open_eval else None
+  return advance, evaluate if open_eval else None, weigh
 
 
 class _Run:
   """What happens around the steps: logging, evaluation, saving."""
 
-  def __init__(self, setup, batches, checkpoints, writer, evaluate, clock):
+  def __init__(
+    self, setup, batches, checkpoints, writer, evaluate, clock, start
+  ):
     self._cfg, self._goodput = setup.train, clock
     self.profile = goodput.Profile(writer.profile, setup.profile_steps)
     self._batches, self._checkpoints = batches, checkpoints
     self._writer, self._evaluate = writer, evaluate
     self._means, self._clock = metrics_lib.Means(), time.perf_counter()
-    self._since_log = 0
+    self._since_log, self._updated = 0, start
 
-  def after_step(self, number, state, metrics, bar):
+  def after_step(self, number, state, metrics, bar, has_updated):
     """Logs, evaluates and saves as often as the settings say."""
     cfg, last = self._cfg, number == self._cfg.num_steps
     self.profile.after_step(number)
@@ -210,15 +229,20 @@ class _Run:
     bar.update()
     if number % cfg.log_every == 0 or last:
       self._log(number, bar)
+    if not has_updated:
+      return
+    # Whether a multiple has come since the last update.
+    due = lambda every: number // every > self._updated // every or last
     results = None
-    if self._evaluate and (number % cfg.eval_every == 0 or last):
+    if self._evaluate and due(cfg.eval_every):
       started = time.perf_counter()
       with self._goodput.part('evaluation'):
         results = self._evaluate(state.adapter)
       self._writer.write(number, results, 'eval')
       self._clock += time.perf_counter() - started
-    if number % cfg.save_every == 0 or results or last:
+    if results or due(cfg.save_every):
       self.save(state, results)
+    self._updated = number
 
   def save(self, state, results=None):
     with self._goodput.part('checkpoint'):
