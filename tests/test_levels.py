@@ -21,6 +21,7 @@ LEVELS = {
   'mesh': 0,
   'partitioning': 0,
   'processes': 0,
+  'outputs': 0,
   'sampling': 1,
   'modeling': 1,
   'decoding': 2,

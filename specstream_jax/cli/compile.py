@@ -18,6 +18,7 @@ from absl import flags
 
 from specstream_jax import config
 from specstream_jax.modeling import blocks
+from specstream_jax.outputs import writing
 from specstream_jax.workflows import (
   tpu_compile as workflow,
   tpu_programs,
@@ -88,8 +89,8 @@ def main(argv: Sequence[str]) -> int:
   if args.estimate_chips:
     print(_estimate(args, job, found))
   if args.output:
-    with open(args.output, 'w', encoding='utf-8') as file:
-      json.dump([dataclasses.asdict(one) for one in found], file, indent=2)
+    rows = [dataclasses.asdict(one) for one in found]
+    writing.write_text(args.output, json.dumps(rows, indent=2))
   return 0 if found and all(one.fits for one in found) else 1
 
 

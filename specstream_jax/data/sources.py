@@ -10,6 +10,7 @@ import urllib.request
 from absl import logging
 
 from specstream_jax.data import readers
+from specstream_jax.outputs import writing
 
 _E2E_URL = 'https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/'
 _E2E_ORIGINAL = {
@@ -52,11 +53,8 @@ def download_e2e(split: str) -> str:
       f'cannot download {url} ({error}); pass --data_dir with a folder that '
       f'holds {name} or {split}.csv, plain or .gz'
     ) from error
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  partial = f'{path}.{os.getpid()}'
-  with open(partial, 'wb') as file:
+  with writing.replacing(path) as place, open(place, 'wb') as file:
     file.write(content)
-  os.replace(partial, path)
   return path
 
 

@@ -17,6 +17,7 @@ from specstream_jax.evaluation import (
   results,
   table,
 )
+from specstream_jax.outputs import writing
 
 format_table = table.format_table
 
@@ -52,7 +53,7 @@ def write(
     ValueError: the folder cannot be written.
   """
   page = render(doc, metrics_path=metrics_path, forward_cost=forward_cost)
-  results.write_text(path, page)
+  writing.write_text(path, page)
 
 
 def render(

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from specstream_jax import partitioning, processes
-from specstream_jax.training import step as step_lib
+from specstream_jax.outputs import writing
+from specstream_jax.training import noise, step as step_lib
 
 BEST_METRIC = 'tokens_per_call'
 
@@ -42,14 +43,16 @@ class Checkpoints:
       ]
     )
     self._folder = os.path.abspath(folder)
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies,
-        best_fn=lambda metrics: metrics[BEST_METRIC],
-        cleanup_tmp_directories=True,
-      ),
-    )
+    noise.silence()
+    with writing.readable(self._folder):
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=policies,
+          best_fn=lambda metrics: metrics[BEST_METRIC],
+          cleanup_tmp_directories=True,
+        ),
+      )
 
   def save(
     self,
@@ -175,10 +178,10 @@ class Checkpoints:
     """Turns what the writing libraries raise into one readable line."""
     try:
       yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
       # tensorstore raises ValueError: 'what: where: reason [details]'.
       text = str(error).split(' [', 1)[0].rsplit(': ', 1)[-1]
-      reason = getattr(error, 'strerror', None) or text
+      reason = writing.reason(error) or text
       last = self._manager.latest_step()
       raise SaveError(
         f'could not write a checkpoint to {self._folder}: {reason}; '

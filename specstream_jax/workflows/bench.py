@@ -29,6 +29,7 @@ from specstream_jax.evaluation import (
   results,
   runners as runners_lib,
 )
+from specstream_jax.outputs import writing
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
 # Options that do not change what is measured.
@@ -319,7 +320,7 @@ def _write(folder, runs, made, plan, runners, model, command):
   }
   document = results.document(runs, command=command, source=source)
   results.write(folder, document)
-  results.write_text(
+  writing.write_text(
     os.path.join(folder, 'table.md'), bench_table.markdown(document)
   )
   report.write(os.path.join(folder, 'report.html'), document)

@@ -18,6 +18,7 @@ import tqdm
 from specstream_jax import config, runtime
 from specstream_jax.data import chat, readers, records, registry
 from specstream_jax.evaluation import journal as journal_lib, results
+from specstream_jax.outputs import writing
 
 _BUCKET = 64
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
@@ -273,7 +274,7 @@ def _merge(folder, split, header, rows, found, num_too_long):
     for line in kept
   ]
   path = os.path.join(folder, f'{split}.jsonl')
-  results.write_text(path, ''.join(json.dumps(x) + '\n' for x in lines))
+  writing.write_text(path, ''.join(json.dumps(x) + '\n' for x in lines))
   counts = {
     'num_rows': len(kept),
     'num_tokens': sum(line['num_tokens'] for line in kept),
@@ -281,7 +282,7 @@ def _merge(folder, split, header, rows, found, num_too_long):
     'num_empty_or_garbled_answers': len(answers) - len(kept),
     'num_prompts_too_long': num_too_long,
   }
-  results.write_text(
+  writing.write_text(
     os.path.join(folder, f'{split}.provenance.json'),
     json.dumps(header | counts | {'versions': results.versions()}, indent=2)
     + '\n',

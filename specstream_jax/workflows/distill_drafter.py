@@ -27,6 +27,7 @@ from specstream_jax.checkpoints import (
 from specstream_jax.data import mixtures
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
+from specstream_jax.outputs import writing
 from specstream_jax.training import distill, loop
 from specstream_jax.workflows import resume, train as train_workflow
 
@@ -181,8 +182,7 @@ def _train(setup, batches, data_dir, output_dir, recipe, progress):
 
 def _write_curves(output_dir):
   curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-  with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-    file.write(curves)
+  writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
 
 
 def describe(base: str, recipe: Recipe, *, dtype: str = 'float32') -> str:

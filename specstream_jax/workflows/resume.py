@@ -74,11 +74,15 @@ def start(
   processes.check_shared(output_dir)
   if not processes.is_main():
     return
-  os.makedirs(output_dir, exist_ok=True)
-  with open(path, 'w') as file:
-    json.dump(wanted, file, indent=2)
-  with open(os.path.join(output_dir, 'operative_config.gin'), 'w') as file:
-    file.write(gin.operative_config_str())
+  files.write_all(
+    output_dir,
+    {
+      _RECIPE: lambda path: files.write_json(path, wanted),
+      'operative_config.gin': lambda path: files.write_text(
+        path, gin.operative_config_str()
+      ),
+    },
+  )
 
 
 def _last_step(folder: str) -> int:

@@ -21,6 +21,7 @@ from specstream_jax.modeling import (
   params as params_lib,
   stacks,
 )
+from specstream_jax.outputs import writing
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   loop,
@@ -310,8 +311,7 @@ def _export(output_dir, loaded, state, start, data_dir):
     flat = adapters.with_folded(params_lib.flatten(state.adapter), start.folded)
     adapters.save_adapter(os.path.join(output_dir, 'adapter'), flat, cfg)
     curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-    with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-      file.write(curves)
+    writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
   processes.barrier('adapter written')
   return os.path.join(output_dir, 'adapter')
 

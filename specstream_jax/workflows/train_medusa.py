@@ -29,6 +29,7 @@ from specstream_jax.data import mixtures
 from specstream_jax.decoding.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
+from specstream_jax.outputs import writing
 from specstream_jax.training import loop, medusa as training
 from specstream_jax.workflows import resume, train as streams
 
@@ -261,6 +262,6 @@ def _export(output_dir, weights, cfg, dtype):
   """The heads as medusa/, and the learning curves."""
   folder = os.path.join(output_dir, HEADS)
   checkpoint.save_heads(folder, params_lib.flatten(weights), cfg, dtype=dtype)
-  with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-    file.write(plots.training_curves(os.path.join(output_dir, 'metrics.jsonl')))
+  curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
+  writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
   return folder
