@@ -14,6 +14,7 @@ import tokenizers
 
 from specstream_jax import config, typing
 from specstream_jax.checkpoints import files, huggingface_config, weights
+from specstream_jax.outputs import names as names_lib
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -80,20 +81,43 @@ def open_params(
 def _open_tensors(folder: str) -> dict[str, Any]:
   """The opened file of every tensor, by tensor name."""
   if os.path.isfile(os.path.join(folder, WEIGHTS)):
-    shards = [WEIGHTS]
-  elif os.path.isfile(os.path.join(folder, INDEX)):
-    index = files.read_json(os.path.join(folder, INDEX))
-    shards = sorted(set(index['weight_map'].values()))
-  else:
+    opened = _open(os.path.join(folder, WEIGHTS))
+    return dict.fromkeys(opened.keys(), opened)
+  if not os.path.isfile(os.path.join(folder, INDEX)):
     raise ValueError(
       f'{folder!r} has neither {WEIGHTS} nor {INDEX}; weights in other formats '
       'must be saved as safetensors first'
     )
-  tensors = {}
-  for shard in shards:
-    opened = _open(os.path.join(folder, shard))
-    tensors |= dict.fromkeys(opened.keys(), opened)
-  return tensors
+  places = _read_index(os.path.join(folder, INDEX))
+  shards = {
+    shard: _open(os.path.join(folder, shard)) for shard in set(places.values())
+  }
+  held = {shard: set(opened.keys()) for shard, opened in shards.items()}
+  absent = [name for name, shard in places.items() if name not in held[shard]]
+  if absent:
+    raise ValueError(
+      f'{folder!r}: {INDEX} places {absent[0]!r} in {places[absent[0]]}, which '
+      f'does not hold it ({len(absent)} such tensors); download the checkpoint '
+      'again'
+    )
+  return {name: shards[shard] for name, shard in places.items()}
+
+
+def _read_index(path: str) -> dict[str, str]:
+  """The file of every tensor, by the index of a sharded checkpoint.
+
+  Raises:
+    ValueError: no map of tensors to files, or files outside its folder.
+  """
+  places = files.read_json(path).get('weight_map')
+  if not isinstance(places, dict) or not places:
+    raise ValueError(
+      f'{path!r}: weight_map is {str(places)[:80]}; accepted: an object of '
+      'tensor names and the files that hold them; download it again'
+    )
+  for tensor, shard in places.items():
+    names_lib.check(f'the file of {tensor!r} in {path!r}', shard)
+  return places
 
 
 def _open(path: str):

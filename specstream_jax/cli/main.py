@@ -14,6 +14,7 @@ import gin
 import jax
 
 from specstream_jax import processes
+from specstream_jax.cli import exits
 
 COMMANDS = {
   'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
@@ -33,6 +34,8 @@ COMMANDS = {
 
 # Commands that several processes run as one job.
 _DISTRIBUTED = ('train',)
+# Commands that keep large temporary files until they end.
+_TEMPORARY = ('fetch', 'prepare', 'quickstart')
 _HELP = {'--help', '-help', '-h', '--helpfull', '-?', '--helpshort'}
 _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
 
@@ -248,17 +251,16 @@ def _guarded(name, main, remaining, bindings, takes_names):
       processes.initialize(
         args.coordinator, args.num_processes, args.process_id, args.join_timeout
       )
+    if name in _TEMPORARY:
+      exits.on_sigterm()
     status = main(remaining) or 0
+    sys.stdout.flush()
     _warn_of_unused(bindings)
     return status
-  except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
+  except exits.CAUGHT as error:
     if flags.FLAGS.debug:
       raise
-    text = 'interrupted' if isinstance(error, KeyboardInterrupt) else error
-    # gin appends where it was called from.
-    text = str(text).partition('\n  In call to configurable')[0]
-    print(f'specstream {name}: {text}', file=sys.stderr)
-    return 1
+    return exits.report(name, error)
 
 
 def _warn_of_unused(bindings: Sequence[str]) -> None:

@@ -126,10 +126,8 @@ def main(argv: Sequence[str]) -> int:
   print(f'time: {goodput.line(trained.shares)}')
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
-  else:
-    print(
-      f'adapter written to {trained.adapter_dir} after {trained.step} steps'
-    )
+    return 128 + trained.signal  # as a shell says it
+  print(f'adapter written to {trained.adapter_dir} after {trained.step} steps')
   return 0
 
 
@@ -156,9 +154,9 @@ def _distill(args) -> int:
   )
   if distilled.interrupted:
     print(f'stopped at step {distilled.step}; run the same command to resume')
-  else:
-    print(
-      f'draft model written to {distilled.folder} after {distilled.step} steps; '
-      f'decode with --drafter=draft_model:path={distilled.folder}'
-    )
+    return 128 + distilled.signal
+  print(
+    f'draft model written to {distilled.folder} after {distilled.step} steps; '
+    f'decode with --drafter=draft_model:path={distilled.folder}'
+  )
   return 0

@@ -65,6 +65,6 @@ def main(argv: Sequence[str]) -> int:
   )
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
-  else:
-    print(f'heads written to {trained.heads_dir} after {trained.step} steps')
+    return 128 + trained.signal
+  print(f'heads written to {trained.heads_dir} after {trained.step} steps')
   return 0

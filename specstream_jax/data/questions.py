@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from specstream_jax.data import readers, registry
+from specstream_jax.outputs import names
 
 SPEC_BENCH = 'spec_bench'
 _FILE = 'question.jsonl'
@@ -63,6 +64,7 @@ def _task_examples(task, split, data_dir):
 
 def _jsonl_examples(task, split, data_dir):
   """Rows of a JSONL file; unlike training, a benchmark needs no completions."""
+  names.check(f'the split of task {task!r}', split)
   if data_dir is None:
     raise ValueError(
       f'task {task!r} needs a folder with {split}.jsonl, as in '

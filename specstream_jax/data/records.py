@@ -24,7 +24,7 @@ import grain.python as grain
 import numpy as np
 import tokenizers
 
-from specstream_jax.outputs import scratch, writing
+from specstream_jax.outputs import names as names_lib, scratch, writing
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
@@ -305,6 +305,7 @@ def read_manifest(path: str) -> dict[str, Any]:
       f'accepted: {FORMAT_VERSION}; prepare the records again'
     )
   for name in manifest['files']:
+    names_lib.check(f'a file in {manifest_path}', name)
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest

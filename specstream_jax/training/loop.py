@@ -83,13 +83,18 @@ class Outcome:
 
   Attributes:
     state: its last state.
-    interrupted: a signal stopped it early.
     shares: of its wall time by part, see `goodput.Goodput`.
+    signal: that stopped it early, or 0.
   """
 
   state: step_lib.TrainState
-  interrupted: bool
   shares: dict[str, float]
+  signal: int = 0
+
+  @property
+  def interrupted(self) -> bool:
+    """Whether a signal stopped it early."""
+    return bool(self.signal)
 
 
 def train(
@@ -114,12 +119,7 @@ def train(
   """
   cfg, clock = setup.train, goodput.Goodput()
   optimizer = step_lib.make_optimizer(setup.optimizer, cfg.num_steps)
-  state = step_lib.init_state(setup.adapter, optimizer)
-  state = step_lib.place_state(state, setup.partitioner)
-  restored = checkpoints.restore_last(state)
-  if restored:
-    state, data_state = restored
-    batches.set_state(data_state)
+  state = _first_state(setup, optimizer, batches, checkpoints)
   start = int(state.step)
   writer.forget_after(start)
   advance, evaluate, weigh = _compiled(setup, optimizer, open_eval, state)
@@ -154,8 +154,19 @@ def train(
           break
     finally:
       run.finish()
-  is_early = bool(stop) and int(state.step) < cfg.num_steps
-  return Outcome(state, is_early, clock.shares())
+  is_early = stop and int(state.step) < cfg.num_steps
+  return Outcome(state, clock.shares(), stop[0] if is_early else 0)
+
+
+def _first_state(setup, optimizer, batches, checkpoints):
+  """That of the last checkpoint, whose place `batches` take; else a new one."""
+  state = step_lib.init_state(setup.adapter, optimizer)
+  state = step_lib.place_state(state, setup.partitioner)
+  restored = checkpoints.restore_last(state)
+  if restored:
+    state, data_state = restored
+    batches.set_state(data_state)
+  return state
 
 
 def stream_steps(setup, optimizer) -> tuple[Callable, Callable, Callable]:

@@ -29,7 +29,7 @@ from specstream_jax.evaluation import (
   results,
   runners as runners_lib,
 )
-from specstream_jax.outputs import writing
+from specstream_jax.outputs import locks, writing
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
 # Options that do not change what is measured.
@@ -104,23 +104,24 @@ def bench(
 
   Raises:
     ValueError: unknown drafter, task or setting, or a folder that cannot be
-      written.
+      written, or that another process works in.
   """
   plan = make_plan(options)
   runners = make_runners(model, options)
-  journal = journal_lib.Journal(
-    os.path.join(folder, 'journal.jsonl'),
-    _header(model, options, runners),
-    resume=options.resume,
-    overwrite=options.overwrite,
-  )
-  made = bench_lib.Bench(model, plan, runners, journal)
-  try:
-    made.run(progress=progress)
-  finally:
-    runs = summarize(model, plan, runners, made, options)
-    if runs:
-      _write(folder, runs, made, plan, runners, model, command)
+  with locks.hold(folder, 'results'):
+    journal = journal_lib.Journal(
+      os.path.join(folder, 'journal.jsonl'),
+      _header(model, options, runners),
+      resume=options.resume,
+      overwrite=options.overwrite,
+    )
+    made = bench_lib.Bench(model, plan, runners, journal)
+    try:
+      made.run(progress=progress)
+    finally:
+      runs = summarize(model, plan, runners, made, options)
+      if runs:
+        _write(folder, runs, made, plan, runners, model, command)
   return runs
 
 

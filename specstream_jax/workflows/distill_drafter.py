@@ -68,12 +68,17 @@ class Distilled:
   Attributes:
     folder: a plain Hugging Face checkpoint; `draft_model:path=…` takes it.
     step: optimiser steps done.
-    interrupted: a signal stopped the run; calling again resumes it.
+    signal: that stopped the run, or 0; calling again resumes it.
   """
 
   folder: str | None
   step: int
-  interrupted: bool
+  signal: int = 0
+
+  @property
+  def interrupted(self) -> bool:
+    """Whether a signal stopped the run."""
+    return bool(self.signal)
 
 
 class CountedBatches:
@@ -135,21 +140,22 @@ def distill_drafter(
   draft_cfg, setup = _setup(loaded, recipe, remat)
   part = setup.partitioner
   batches = CountedBatches(train_workflow.open_training(data_dir, recipe, part))
-  resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
-  outcome, checkpoints = _train(
-    setup, batches, eval_data_dir, output_dir, recipe, progress
-  )
-  step = int(outcome.state.step)
-  if outcome.interrupted:
-    return Distilled(None, step, True)
-  wanted = checkpoints.best_step() if export == 'best' else step
-  state, place = checkpoints.restore(outcome.state, wanted or step)
-  checkpoints.close()
-  provenance = _provenance(loaded, adapter, state, place, data_dir, recipe)
-  folder = os.path.join(output_dir, FOLDER)
-  export_draft_model(folder, loaded, draft_cfg, state.adapter, provenance)
-  _write_curves(output_dir)
-  return Distilled(folder, step, False)
+  open_eval = train_workflow.eval_opener(eval_data_dir, recipe, part)
+  with resume.run(output_dir, recipe, loaded, data_dir, adapter=adapter):
+    outcome, checkpoints = train_workflow.run_loop(
+      setup, batches, open_eval, output_dir, progress
+    )
+    step = int(outcome.state.step)
+    if outcome.interrupted:
+      return Distilled(None, step, outcome.signal)
+    wanted = checkpoints.best_step() if export == 'best' else step
+    state, place = checkpoints.restore(outcome.state, wanted or step)
+    checkpoints.close()
+    provenance = _provenance(loaded, adapter, state, place, data_dir, recipe)
+    folder = os.path.join(output_dir, FOLDER)
+    export_draft_model(folder, loaded, draft_cfg, state.adapter, provenance)
+    _write_curves(output_dir)
+  return Distilled(folder, step)
 
 
 def _provenance(loaded, adapter, state, place, data_dir, recipe):
@@ -163,21 +169,6 @@ def _provenance(loaded, adapter, state, place, data_dir, recipe):
     **mixtures.describe(mixtures.manifests(data_dir)),
     'recipe': recipe.to_json(),
   }
-
-
-def _train(setup, batches, data_dir, output_dir, recipe, progress):
-  """Runs the loop in `output_dir`; the outcome and the open checkpoints."""
-  checkpoints, writer = train_workflow.open_outputs(output_dir, recipe)
-  outcome = loop.train(
-    setup,
-    batches,
-    train_workflow.eval_opener(data_dir, recipe, setup.partitioner),
-    checkpoints,
-    writer,
-    progress=progress and processes.is_main(),
-  )
-  writer.close()
-  return outcome, checkpoints
 
 
 def _write_curves(output_dir):

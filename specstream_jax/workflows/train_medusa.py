@@ -97,12 +97,17 @@ class Trained:
   Attributes:
     heads_dir: the best checkpoint as heads.
     step: optimiser steps done.
-    interrupted: a signal stopped the run; calling again resumes it.
+    signal: that stopped the run, or 0; calling again resumes it.
   """
 
   heads_dir: str | None
   step: int
-  interrupted: bool
+  signal: int = 0
+
+  @property
+  def interrupted(self) -> bool:
+    """Whether a signal stopped the run."""
+    return bool(self.signal)
 
 
 def train(
@@ -145,26 +150,21 @@ def train(
   streams.check_tokenizer(loaded, data_dir)
   setup, heads = _setup(loaded, recipe)
   open_eval = streams.eval_opener(eval_data_dir, recipe, setup.partitioner)
-  resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
-  checkpoints, writer = streams.open_outputs(output_dir, recipe)
-  progress = progress and jax.process_index() == 0
   batches = streams.open_training(data_dir, recipe, setup.partitioner)
-  outcome = loop.train(
-    setup, batches, open_eval, checkpoints, writer, progress=progress
-  )
-  writer.close()
-  state, step = outcome.state, int(outcome.state.step)
-  if outcome.interrupted:
-    return Trained(None, step, True)
-  best = checkpoints.best_step() if export == 'best' else step
-  if best not in (None, step):
-    state, _ = checkpoints.restore(state, best)
-  checkpoints.close()
-  cfg.provenance.update(_provenance(state, data_dir, recipe))
-  if open_eval:
-    cfg = _calibrated(cfg, setup, heads, state.adapter, open_eval, recipe)
-  folder = _export(output_dir, state.adapter, cfg, save_dtype)
-  return Trained(folder, step, False)
+  with resume.run(output_dir, recipe, loaded, data_dir, adapter=adapter):
+    outcome, checkpoints = streams.run_loop(
+      setup, batches, open_eval, output_dir, progress
+    )
+    step = int(outcome.state.step)
+    if outcome.interrupted:
+      return Trained(None, step, outcome.signal)
+    state = streams.chosen(
+      checkpoints, outcome.state, export == 'best', setup.partitioner
+    )
+    cfg.provenance.update(_provenance(state, data_dir, recipe))
+    if open_eval:
+      cfg = _calibrated(cfg, setup, heads, state.adapter, open_eval, recipe)
+    return Trained(_export(output_dir, state.adapter, cfg, save_dtype), step)
 
 
 def _main_model(base, adapter, dtype, num_heads):
