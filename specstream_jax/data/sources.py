@@ -9,7 +9,7 @@ import urllib.request
 
 from absl import logging
 
-from specstream_jax.data import readers
+from specstream_jax.data import quiet, readers
 from specstream_jax.outputs import writing
 
 _E2E_URL = 'https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/'
@@ -80,7 +80,8 @@ def read_e2e_cleaned(
   """
   del skip_bad_rows  # TFDS has parsed them
   try:
-    module = importlib.import_module('specstream_jax.data.tfds_source')
+    with quiet.filtered():
+      module = importlib.import_module('specstream_jax.data.tfds_source')
   except ImportError as error:
     raise ValueError(
       f"task 'e2e_cleaned' needs {error.name}; pip install "
