@@ -25,6 +25,7 @@ from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   goodput,
   metrics as metrics_lib,
+  screen,
   step as step_lib,
 )
 
@@ -57,6 +58,7 @@ class Setup:
     profile_steps: first and last step of a trace, or None.
     steps: what is trained and measured, see `stream_steps`.
     partitioner: where weights and batches lie.
+    legend: of the progress line.
   """
 
   built: build.Built
@@ -72,6 +74,7 @@ class Setup:
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.default
   )
+  legend: str = screen.STREAMS
 
   def __post_init__(self):
     blocks.check_remat(self.remat)
@@ -137,6 +140,7 @@ def train(
       total=cfg.num_steps, initial=start, unit='step', disable=not progress
     ) as bar,
   ):
+    screen.say(bar, setup.legend)
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         with clock.part('data'):
@@ -250,6 +254,7 @@ class _Run:
       with self._goodput.part('evaluation'):
         results = self._evaluate(state.adapter)
       self._writer.write(number, results, 'eval')
+      screen.say(bar, f'evaluation at step {number}: {screen.line(results)}')
       self._clock += time.perf_counter() - started
     if results or due(cfg.save_every):
       self.save(state, results)
@@ -272,14 +277,7 @@ class _Run:
     shares = self._goodput.shares()
     means |= {f'time/{name}': share for name, share in shares.items()}
     self._writer.write(number, means, 'train')
-    top1 = [v for k, v in means.items() if k.startswith('top1/stream')]
-    main = means.get('top1/main')
-    bar.set_postfix_str(
-      f'loss {means.get("loss/main", means["loss/total"]):.3f}, top-1 '
-      + (f'{main:.2f} | ' if main is not None else '')
-      + ' '.join(f'{v:.2f}' for v in top1)
-      + f', {means["tokens_per_second"]:.0f} tokens/s'
-    )
+    bar.set_postfix_str(screen.line(means))
 
 
 def _check_finite(number, metrics):

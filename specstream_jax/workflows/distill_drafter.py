@@ -28,7 +28,7 @@ from specstream_jax.data import mixtures
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
 from specstream_jax.outputs import writing
-from specstream_jax.training import distill, loop
+from specstream_jax.training import distill, loop, screen
 from specstream_jax.workflows import resume, train as train_workflow
 
 FOLDER = 'draft_model'
@@ -255,5 +255,6 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
     remat=remat,
     steps=functools.partial(distill.steps, draft=build.build(draft_cfg)),
     partitioner=part,
+    legend=screen.DRAFT_MODEL,
   )
   return draft_cfg, setup

@@ -30,7 +30,7 @@ from specstream_jax.decoding.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
 from specstream_jax.outputs import writing
-from specstream_jax.training import loop, medusa as training
+from specstream_jax.training import loop, medusa as training, screen
 from specstream_jax.workflows import resume, train as streams
 
 HEADS = 'medusa'
@@ -209,6 +209,7 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
     tree=recipe.tree,
     steps=functools.partial(training.steps, heads),
     partitioner=part,
+    legend=screen.HEADS,
   )
   return setup, heads
 
