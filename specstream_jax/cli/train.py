@@ -14,6 +14,7 @@ from absl import flags
 import gin
 
 from specstream_jax import runtime
+from specstream_jax.cli import train_flags
 from specstream_jax.data import mixtures
 from specstream_jax.modeling import blocks
 from specstream_jax.training import goodput
@@ -46,6 +47,7 @@ def define_flags() -> None:
     'streams (--gin.StreamConfig.mode=lossless): answers stay those of that LoRA.',
   )
   flags.DEFINE_string('output_dir', None, 'Folder of the run.')
+  train_flags.define()
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
@@ -98,7 +100,8 @@ def main(argv: Sequence[str]) -> int:
       f'--adapter={args.adapter} names the target of a draft model; add '
       '--draft_model_layers=4, or leave it out'
     )
-  recipe = workflow.Recipe()
+  recipe = train_flags.apply(workflow.Recipe())
+  train_flags.announce(recipe)
   if args.dry_run:
     print(
       dry_run.describe(args.model, recipe, dtype=args.dtype, remat=args.remat)
@@ -136,7 +139,10 @@ def _distill(args) -> int:
     raise ValueError('--scan_layers does not go with --draft_model_layers')
   if args.profile_steps:
     raise ValueError('--profile_steps does not go with --draft_model_layers')
-  recipe = distill_drafter.Recipe(num_layers=args.draft_model_layers)
+  recipe = train_flags.apply(
+    distill_drafter.Recipe(num_layers=args.draft_model_layers)
+  )
+  train_flags.announce(recipe)
   if args.dry_run:
     print(distill_drafter.describe(args.model, recipe, dtype=args.dtype))
     print(gin.operative_config_str())
