@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles training and decoding for a TPU slice, on a machine without a TPU.
 
-    specstream compile --topology=v5e:4x4 --gin_file=configs/llama2_7b.gin
+    specstream compile --topology=v5e:4x4 --recipe=llama2_7b
 
 prints per chip: memory against the chip's HBM, FLOPs, traffic through HBM against
 what cannot be avoided, collectives, and copies of weights or cache. It takes
@@ -127,7 +127,7 @@ def _job(args) -> tpu_programs.Job:
     model = config.ModelConfig()
   except TypeError as error:
     raise ValueError(
-      'no sizes of a model; give --gin_file=configs/llama2_7b.gin, or the '
+      'no sizes of a model; give --recipe=llama2_7b, or the '
       'fields of ModelConfig'
     ) from error
   return tpu_programs.Job(

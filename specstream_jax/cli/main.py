@@ -14,7 +14,7 @@ import gin
 import jax
 
 from specstream_jax import processes
-from specstream_jax.cli import exits
+from specstream_jax.cli import exits, recipes
 
 COMMANDS = {
   'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
@@ -50,7 +50,14 @@ def usage() -> str:
     'usage: specstream COMMAND [flags]\n\n'
     f'{rows}\n\n'
     'specstream COMMAND --help lists the flags of a command.\n'
-    '--gin_file=FILE and --gin.Class.field=value set any config field.'
+    '--gin_file=FILE and --gin.Class.field=value set any config field,\n'
+    '--recipe=NAME those of a recipe that comes with the package:\n'
+    + textwrap.fill(
+      ', '.join(recipes.names()),
+      initial_indent='  ',
+      subsequent_indent='  ',
+      break_on_hyphens=False,
+    )
   )
 
 
@@ -128,6 +135,12 @@ def _configurables() -> list[str]:
 def define_common_flags() -> None:
   """Flags that every command has."""
   flags.DEFINE_multi_string('gin_file', [], 'gin file; may be repeated.')
+  flags.DEFINE_multi_string(
+    'recipe',
+    [],
+    'Recipe that comes with the package, read before gin files; may be '
+    'repeated. `specstream --help` lists them.',
+  )
   flags.DEFINE_string(
     'compilation_cache',
     os.environ.get('SPECSTREAM_COMPILATION_CACHE', _DEFAULT_CACHE),
@@ -244,7 +257,8 @@ def _guarded(name, main, remaining, bindings, takes_names):
         f'does not take {" ".join(map(repr, remaining[1:]))}; flags begin '
         'with --'
       )
-    parse_gin(flags.FLAGS.gin_file, bindings)
+    files = [*recipes.paths(flags.FLAGS.recipe), *flags.FLAGS.gin_file]
+    parse_gin(files, bindings)
     _use_compilation_cache(flags.FLAGS.compilation_cache)
     if name in _DISTRIBUTED:
       args = flags.FLAGS
