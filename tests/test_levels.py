@@ -22,6 +22,7 @@ LEVELS = {
   'partitioning': 0,
   'processes': 0,
   'outputs': 0,
+  'memory': 0,
   'sampling': 1,
   'modeling': 1,
   'decoding': 2,

@@ -6,9 +6,23 @@ import os
 import signal
 import sys
 
+from absl import flags
+
+from specstream_jax import memory
 from specstream_jax.outputs import writing
 
 CAUGHT = (ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt)
+# Flags that make a command need less memory, and what to set them to.
+_SMALLER = {
+  'batch': '',
+  'batch_size': '',
+  'batch_sizes': '',
+  'max_new_tokens': '',
+  'max_prompt_tokens': '',
+  'remat': '=full',
+  'dtype': '=bfloat16',
+}
+_SMALLER_TRAINING = ('DataConfig.sequence_length', 'ObjectiveConfig.chunk_size')
 
 
 def report(command: str, error: BaseException) -> int:
@@ -22,6 +36,9 @@ def report(command: str, error: BaseException) -> int:
     _drop_output()  # Whoever read it has seen enough: `… | head -1`.
     return 128 + signal.SIGPIPE
   text, status = str(error), 1
+  too_much = memory.explain(error)
+  if too_much:
+    text = f'{too_much}. {_smaller()}'
   if isinstance(error, KeyboardInterrupt):
     text, status = 'interrupted', 128 + signal.SIGINT
   elif getattr(error, 'errno', None) == errno.ENOSPC and not error.filename:
@@ -32,6 +49,18 @@ def report(command: str, error: BaseException) -> int:
   text = text.partition('\n  In call to configurable')[0]
   print(f'specstream {command}: {text}', file=sys.stderr)
   return status
+
+
+def _smaller() -> str:
+  """The flags of the running command that need less memory."""
+  found = [
+    f'--{name}{value}'
+    for name, value in _SMALLER.items()
+    if name in flags.FLAGS
+  ]
+  if 'remat' in flags.FLAGS:
+    found += [f'--gin.{name}' for name in _SMALLER_TRAINING]
+  return f'Smaller with {", ".join(found)}' if found else ''
 
 
 def on_sigterm() -> None:

@@ -75,6 +75,11 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'dry_run', False, 'Resolve settings, estimate memory, and exit.'
   )
+  _define_draft_model()
+  flags.mark_flags_as_required(['data_dir', 'output_dir'])
+
+
+def _define_draft_model() -> None:
   flags.DEFINE_integer(
     'draft_model_layers',
     0,
@@ -85,7 +90,6 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'adapter', '', 'Adapter of the target to distil; empty is the bare model.'
   )
-  flags.mark_flags_as_required(['data_dir', 'output_dir'])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -108,6 +112,7 @@ def main(argv: Sequence[str]) -> int:
     )
     print(gin.operative_config_str())
     return 0
+  dry_run.warn_if_large(args.model, recipe, dtype=args.dtype, remat=args.remat)
   trained = workflow.train(
     args.model,
     args.data_dir,

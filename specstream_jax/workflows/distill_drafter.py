@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from specstream_jax import config, partitioning, processes, runtime
+from specstream_jax import config, memory, partitioning, processes, runtime
 from specstream_jax.checkpoints import (
   adapters,
   files,
@@ -244,6 +244,12 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
     loaded.config, loaded.params, recipe.num_layers
   )
   part = partitioning.default()
+  memory.check(
+    f'a draft model of {recipe.num_layers} layers, its gradient and moments',
+    12 * weights_lib.count(draft_cfg),  # its weights are there by now
+    'fewer --draft_model_layers need less',
+    num_devices=part.mesh.size,
+  )
   setup = loop.Setup(
     built=build.build(loaded.config),
     base=params_lib.unflatten(part.put(loaded.params)),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from specstream_jax import (
   config,
   config_checks as checks,
+  memory,
   partitioning,
   processes,
   runtime,
@@ -198,6 +199,12 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
   built = build.build(loaded.config)
   heads = medusa.build(loaded.config, recipe.num_heads)
   part = partitioning.default()
+  memory.check(
+    f'{recipe.num_heads} heads, their gradient and moments',
+    16 * medusa.count(loaded.config, recipe.num_heads),
+    'fewer --num_heads need less',
+    num_devices=part.mesh.size,
+  )
   base = params_lib.unflatten(part.put(loaded.params))
   setup = loop.Setup(
     built=built,
