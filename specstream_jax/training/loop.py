@@ -127,13 +127,7 @@ def train(
   writer.forget_after(start)
   advance, evaluate, weigh = _compiled(setup, optimizer, open_eval, state)
   run = _Run(setup, batches, checkpoints, writer, evaluate, clock, start)
-  shares = accumulation.shares(
-    lambda: setup.partitioner.put_batch(next(batches)),
-    weigh,
-    start=start,
-    num_steps=cfg.num_steps,
-    every=setup.optimizer.accumulation_steps,
-  )
+  shares = _shares(setup, batches, weigh, start)
   with (
     _signals() as stop,
     tqdm.tqdm(
@@ -158,8 +152,21 @@ def train(
           break
     finally:
       run.finish()
+  if stop:  # The first to exit, by 143, may take the others along.
+    processes.barrier('saved')
   is_early = stop and int(state.step) < cfg.num_steps
   return Outcome(state, clock.shares(), stop[0] if is_early else 0)
+
+
+def _shares(setup, batches, weigh, start):
+  """The batches from step `start` on, see `accumulation.shares`."""
+  return accumulation.shares(
+    lambda: setup.partitioner.put_batch(next(batches)),
+    weigh,
+    start=start,
+    num_steps=setup.train.num_steps,
+    every=setup.optimizer.accumulation_steps,
+  )
 
 
 def _first_state(setup, optimizer, batches, checkpoints):
