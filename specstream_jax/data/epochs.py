@@ -26,9 +26,10 @@ class Epochs(NamedTuple):
   by_folder: dict[str, float]
 
   def __str__(self) -> str:
-    parts = [f'about {self.total:.2g} epochs of {self.num_examples:,} examples']
+    total = _number(self.total)
+    parts = [f'about {total} epochs of {self.num_examples:,} examples']
     if len(self.by_folder) > 1:
-      parts += [f'{x:.2g} of {name}' for name, x in self.by_folder.items()]
+      parts += [f'{_number(x)} of {name}' for name, x in self.by_folder.items()]
     return ', '.join(parts)
 
   @property
@@ -38,7 +39,7 @@ class Epochs(NamedTuple):
     if self.by_folder[most] <= MANY:
       return ''
     return (
-      f'the run goes through {most} {self.by_folder[most]:.0f} times; beyond '
+      f'the run goes through {most} {self.by_folder[most]:,.0f} times; beyond '
       f'some {MANY} epochs a model learns examples by heart. Take fewer steps, '
       'such as --epochs=5, or more data'
     )
@@ -65,6 +66,10 @@ def count(
     for path, share, size in zip(paths, shares, sizes, strict=True)
   }
   return Epochs(sum(sizes), seen / sum(sizes), by_folder)
+
+
+def _number(value: float) -> str:
+  return f'{value:,.0f}' if value >= 10 else f'{value:.2g}'
 
 
 def steps(

@@ -125,4 +125,7 @@ def test_a_run_says_its_epochs(flags, capsys):
   train_flags.announce(train_flags.apply(RECIPE))
   out, err = capsys.readouterr()
   assert out == '90 steps of 1 rows: about 30 epochs of 12 examples\n'
+  flags(steps=123456, batch_size=3)
+  train_flags.announce(train_flags.apply(RECIPE))
+  assert 'about 123,456 epochs' in capsys.readouterr().out
   assert err.startswith('warning: the run goes through ')
