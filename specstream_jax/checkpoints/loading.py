@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from specstream_jax import config
+from specstream_jax import config, memory
 from specstream_jax.checkpoints import eos, fetch, gguf, huggingface, weights
 
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w.-]+')
@@ -83,8 +83,19 @@ def load_model(
   else:
     loaded = _load_huggingface(path, dtype)
   if not lazy:
+    _check_memory(loaded.config)
     loaded = dataclasses.replace(loaded, params=dict(loaded.params))
   return dataclasses.replace(loaded, source=_source(name, loaded))
+
+
+def _check_memory(cfg: config.ModelConfig) -> None:
+  """Raises OutOfMemoryError if the weights do not fit."""
+  count = weights.count(cfg)
+  memory.check(
+    f'{count:,} weights in {cfg.dtype}',
+    count * np.dtype(cfg.dtype).itemsize,
+    'bfloat16 needs half as much as float32',
+  )
 
 
 def load_config(

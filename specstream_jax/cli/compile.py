@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles training and decoding for a TPU slice, on a machine without a TPU.
 
-    specstream compile --topology=v5e:4x4 --gin_file=configs/llama2_7b.gin
+    specstream compile --topology=v5e:4x4 --recipe=llama2_7b
 
 prints per chip: memory against the chip's HBM, FLOPs, traffic through HBM against
 what cannot be avoided, collectives, and copies of weights or cache. It takes
@@ -18,6 +18,7 @@ from absl import flags
 
 from specstream_jax import config
 from specstream_jax.modeling import blocks
+from specstream_jax.outputs import writing
 from specstream_jax.workflows import (
   tpu_compile as workflow,
   tpu_programs,
@@ -88,8 +89,8 @@ def main(argv: Sequence[str]) -> int:
   if args.estimate_chips:
     print(_estimate(args, job, found))
   if args.output:
-    with open(args.output, 'w', encoding='utf-8') as file:
-      json.dump([dataclasses.asdict(one) for one in found], file, indent=2)
+    rows = [dataclasses.asdict(one) for one in found]
+    writing.write_text(args.output, json.dumps(rows, indent=2))
   return 0 if found and all(one.fits for one in found) else 1
 
 
@@ -126,7 +127,7 @@ def _job(args) -> tpu_programs.Job:
     model = config.ModelConfig()
   except TypeError as error:
     raise ValueError(
-      'no sizes of a model; give --gin_file=configs/llama2_7b.gin, or the '
+      'no sizes of a model; give --recipe=llama2_7b, or the '
       'fields of ModelConfig'
     ) from error
   return tpu_programs.Job(

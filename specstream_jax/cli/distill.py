@@ -16,6 +16,7 @@ from absl import flags
 
 from specstream_jax import runtime
 from specstream_jax.cli import decoding_flags
+from specstream_jax.outputs import names
 from specstream_jax.workflows import distill as workflow
 
 
@@ -40,6 +41,9 @@ def define_flags() -> None:
   flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
   flags.DEFINE_integer(
     'num_prompts', 0, 'The first so many; 0 takes all.', lower_bound=0
+  )
+  flags.DEFINE_bool(
+    'skip_bad_rows', False, 'Leave malformed rows out, count them, go on.'
   )
   flags.DEFINE_bool('chat', False, 'Prompts are turns of a user in a chat.')
   flags.DEFINE_string('drafter', 'none', "'streams' where there is an adapter.")
@@ -90,18 +94,22 @@ def main(argv: Sequence[str]) -> int:
     f'{done.num_too_long} prompts too long'
   )
   if done.path:
-    print(f'{done.path} is whole')
+    print(f'{done.path} is whole: {done.counts}')
   else:
+    print(f'of this shard: {done.counts}')
     print(f'{done.missing} rows are still missing from other shards')
   return 0
 
 
 def _prompts(args) -> list[str]:
+  names.check('--split', args.split)  # before the model is loaded
   if bool(args.task) == bool(args.prompts):
     raise ValueError('pass either --task=NAME or --prompts=FILE')
   prompts = (
-    workflow.read_prompts(args.prompts)
+    workflow.read_prompts(args.prompts, skip_bad_rows=args.skip_bad_rows)
     if args.prompts
-    else workflow.task_prompts(args.task, args.split, args.data_dir)
+    else workflow.task_prompts(
+      args.task, args.split, args.data_dir, skip_bad_rows=args.skip_bad_rows
+    )
   )
   return prompts[: args.num_prompts or None]

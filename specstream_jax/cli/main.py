@@ -13,8 +13,8 @@ from absl import app, flags, logging
 import gin
 import jax
 
-from specstream_jax import config_checks as checks, processes
-from specstream_jax.cli import gin_files
+from specstream_jax import processes
+from specstream_jax.cli import exits, gin_files, recipes
 
 COMMANDS = {
   'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
@@ -34,6 +34,8 @@ COMMANDS = {
 
 # Commands that several processes run as one job.
 _DISTRIBUTED = ('train',)
+# Commands that keep large temporary files until they end.
+_TEMPORARY = ('fetch', 'prepare', 'quickstart')
 _HELP = {'--help', '-help', '-h', '--helpfull', '-?', '--helpshort'}
 _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
 
@@ -48,7 +50,14 @@ def usage() -> str:
     'usage: specstream COMMAND [flags]\n\n'
     f'{rows}\n\n'
     'specstream COMMAND --help lists the flags of a command.\n'
-    '--gin_file=FILE and --gin.Class.field=value set any config field.'
+    '--gin_file=FILE and --gin.Class.field=value set any config field,\n'
+    '--recipe=NAME those of a recipe that comes with the package:\n'
+    + textwrap.fill(
+      ', '.join(recipes.names()),
+      initial_indent='  ',
+      subsequent_indent='  ',
+      break_on_hyphens=False,
+    )
   )
 
 
@@ -107,6 +116,12 @@ def define_common_flags() -> None:
     False,
     'Let gin files and --gin bindings import modules and refer to any function. '
     'They can run any program then: for files you trust like a program.',
+  )
+  flags.DEFINE_multi_string(
+    'recipe',
+    [],
+    'Recipe that comes with the package, read before gin files; may be '
+    'repeated. `specstream --help` lists them.',
   )
   flags.DEFINE_string(
     'compilation_cache',
@@ -226,23 +241,23 @@ def _guarded(name, main, remaining, bindings, takes_names):
         'with --'
       )
     args = flags.FLAGS
-    parse_gin(args.gin_file, bindings, trusted=args.trust_gin)
+    files = [*recipes.paths(args.recipe), *args.gin_file]
+    parse_gin(files, bindings, trusted=args.trust_gin)
     _use_compilation_cache(args.compilation_cache)
     if name in _DISTRIBUTED:
       processes.initialize(
         args.coordinator, args.num_processes, args.process_id, args.join_timeout
       )
+    if name in _TEMPORARY:
+      exits.on_sigterm()
     status = main(remaining) or 0
+    sys.stdout.flush()
     _warn_of_unused(bindings)
     return status
-  except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
+  except exits.CAUGHT as error:
     if flags.FLAGS.debug:
       raise
-    text = 'interrupted'
-    if not isinstance(error, KeyboardInterrupt):
-      text = checks.message(error)
-    print(f'specstream {name}: {text}', file=sys.stderr)
-    return 1
+    return exits.report(name, error)
 
 
 def _warn_of_unused(bindings: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from specstream_jax.checkpoints import eos, loading
 from specstream_jax.data import (
   draft_vocabulary,
   ngram_table,
+  quiet,
   records,
   registry,
   vocabulary,
@@ -126,7 +127,12 @@ def main(argv: Sequence[str]) -> None:
 def _module(name: str):
   """A module of `data` that imports TensorFlow: this command only."""
   try:
-    return importlib.import_module(f'specstream_jax.data.{name}')
+    with quiet.filtered():
+      module = importlib.import_module(f'specstream_jax.data.{name}')
+      # It would take all memory of a GPU, for nothing.
+      tensorflow = importlib.import_module('tensorflow')
+      tensorflow.config.set_visible_devices([], 'GPU')
+    return module
   except ImportError as error:
     extra = 'data,beam' if name == 'beam_prepare' else 'data'
     raise ValueError(

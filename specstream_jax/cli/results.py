@@ -15,6 +15,7 @@ import os
 from absl import flags
 
 from specstream_jax.evaluation import results, results_table
+from specstream_jax.outputs import writing
 
 
 def define_flags() -> None:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
   if os.path.exists(args.output):
     with open(args.output, encoding='utf-8') as file:
       old = file.read()
-  results.write_text(args.output, results_table.insert(old, text))
+  writing.write_text(args.output, results_table.insert(old, text))
   print(f'written: {args.output}')
   return 0
 

@@ -14,6 +14,7 @@ from absl import flags
 import gin
 
 from specstream_jax import runtime
+from specstream_jax.cli import train_flags
 from specstream_jax.data import mixtures
 from specstream_jax.modeling import blocks
 from specstream_jax.training import goodput
@@ -46,6 +47,7 @@ def define_flags() -> None:
     'streams (--gin.StreamConfig.mode=lossless): answers stay those of that LoRA.',
   )
   flags.DEFINE_string('output_dir', None, 'Folder of the run.')
+  train_flags.define()
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
@@ -73,6 +75,11 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'dry_run', False, 'Check settings and records, estimate memory, exit.'
   )
+  _define_draft_model()
+  flags.mark_flags_as_required(['data_dir', 'output_dir'])
+
+
+def _define_draft_model() -> None:
   flags.DEFINE_integer(
     'draft_model_layers',
     0,
@@ -83,7 +90,6 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'adapter', '', 'Adapter of the target to distil; empty is the bare model.'
   )
-  flags.mark_flags_as_required(['data_dir', 'output_dir'])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,7 +104,8 @@ def main(argv: Sequence[str]) -> int:
       f'--adapter={args.adapter} names the target of a draft model; add '
       '--draft_model_layers=4, or leave it out'
     )
-  recipe = workflow.Recipe()
+  recipe = train_flags.apply(workflow.Recipe())
+  train_flags.announce(recipe)
   if args.dry_run:
     _check_records(args, recipe)
     print(
@@ -106,6 +113,7 @@ def main(argv: Sequence[str]) -> int:
     )
     print(gin.operative_config_str())
     return 0
+  dry_run.warn_if_large(args.model, recipe, dtype=args.dtype, remat=args.remat)
   trained = workflow.train(
     args.model,
     args.data_dir,
@@ -127,10 +135,8 @@ def main(argv: Sequence[str]) -> int:
   print(f'time: {goodput.line(trained.shares)}')
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
-  else:
-    print(
-      f'adapter written to {trained.adapter_dir} after {trained.step} steps'
-    )
+    return 128 + trained.signal  # as a shell says it
+  print(f'adapter written to {trained.adapter_dir} after {trained.step} steps')
   return 0
 
 
@@ -144,7 +150,10 @@ def _distill(args) -> int:
     raise ValueError('--scan_layers does not go with --draft_model_layers')
   if args.profile_steps:
     raise ValueError('--profile_steps does not go with --draft_model_layers')
-  recipe = distill_drafter.Recipe(num_layers=args.draft_model_layers)
+  recipe = train_flags.apply(
+    distill_drafter.Recipe(num_layers=args.draft_model_layers)
+  )
+  train_flags.announce(recipe)
   if args.dry_run:
     _check_records(args, recipe)
     print(distill_drafter.describe(args.model, recipe, dtype=args.dtype))
@@ -163,9 +172,9 @@ def _distill(args) -> int:
   )
   if distilled.interrupted:
     print(f'stopped at step {distilled.step}; run the same command to resume')
-  else:
-    print(
-      f'draft model written to {distilled.folder} after {distilled.step} steps; '
-      f'decode with --drafter=draft_model:path={distilled.folder}'
-    )
+    return 128 + distilled.signal
+  print(
+    f'draft model written to {distilled.folder} after {distilled.step} steps; '
+    f'decode with --drafter=draft_model:path={distilled.folder}'
+  )
   return 0

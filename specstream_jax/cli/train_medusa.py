@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from specstream_jax.checkpoints import medusa
+from specstream_jax.cli import train_flags
 from specstream_jax.workflows import train_medusa as workflow
 
 
@@ -27,6 +28,7 @@ def define_flags() -> None:
     'eval_data_dir', None, 'Token records to evaluate and choose the tree on.'
   )
   flags.DEFINE_string('output_dir', None, 'Folder of the run.')
+  train_flags.define()
   flags.DEFINE_integer('num_heads', 4, 'Heads, the deepest draft token.')
   flags.DEFINE_float('head_decay', 0.8, 'Loss weight of head j: decay**j.')
   flags.DEFINE_integer(
@@ -48,23 +50,27 @@ def main(argv: Sequence[str]) -> int:
   """Trains Medusa heads."""
   del argv
   args = flags.FLAGS
+  recipe = train_flags.apply(
+    workflow.Recipe(
+      num_heads=args.num_heads,
+      head_decay=args.head_decay,
+      calibration_batches=args.calibration_batches,
+    )
+  )
+  train_flags.announce(recipe)
   trained = workflow.train(
     args.model,
     args.data_dir,
     args.output_dir,
     adapter=args.adapter,
     eval_data_dir=args.eval_data_dir,
-    recipe=workflow.Recipe(
-      num_heads=args.num_heads,
-      head_decay=args.head_decay,
-      calibration_batches=args.calibration_batches,
-    ),
+    recipe=recipe,
     dtype=args.dtype,
     save_dtype=args.save_dtype,
     export=args.export,
   )
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
-  else:
-    print(f'heads written to {trained.heads_dir} after {trained.step} steps')
+    return 128 + trained.signal
+  print(f'heads written to {trained.heads_dir} after {trained.step} steps')
   return 0

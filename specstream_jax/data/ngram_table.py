@@ -20,6 +20,7 @@ from safetensors import numpy as safetensors_numpy
 from specstream_jax.checkpoints import fields, files, tensor_files
 from specstream_jax.data import records
 from specstream_jax.decoding import ngrams
+from specstream_jax.outputs import writing
 
 FILE = 'ngrams.safetensors'  # in an adapter's folder
 FORMAT = 'specstream n-gram table 1'
@@ -127,15 +128,8 @@ def save(path: str, table: ngrams.NgramTable, metadata: dict[str, Any]) -> None:
     'probs': np.asarray(table.probs),
   }
   content = safetensors_numpy.save(tensors, text | {'format': FORMAT})
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  scratch = f'{path}.{os.getpid()}.tmp'
-  try:
-    with open(scratch, 'wb') as file:
-      file.write(content)
-    os.replace(scratch, path)
-  finally:
-    if os.path.exists(scratch):
-      os.remove(scratch)
+  with writing.replacing(path) as place, open(place, 'wb') as file:
+    file.write(content)
 
 
 def load(path: str) -> tuple[ngrams.NgramTable, dict[str, Any]]:

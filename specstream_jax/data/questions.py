@@ -8,6 +8,7 @@ from typing import Any
 
 from specstream_jax.checkpoints import fields, files
 from specstream_jax.data import readers, registry
+from specstream_jax.outputs import names
 
 SPEC_BENCH = 'spec_bench'
 _FILE = 'question.jsonl'
@@ -70,6 +71,7 @@ def _task_examples(task, split, data_dir):
 
 def _jsonl_examples(task, split, data_dir):
   """Rows of a JSONL file; unlike training, a benchmark needs no completions."""
+  names.check(f'the split of task {task!r}', split)
   if data_dir is None:
     raise ValueError(
       f'task {task!r} needs a folder with {split}.jsonl, as in '

@@ -77,7 +77,8 @@ class _Collector:
     message = f'{self._path}:{line}: {problem}'
     if not self._skip_bad_rows:
       raise ValueError(
-        f'{message}; correct the row, or pass --skip_bad_rows to leave it out'
+        f'{message}; correct the row, or leave it out with --skip_bad_rows '
+        '(of `prepare` and `distill`)'
       )
     self._num_skipped += 1
     logging.warning('skipped %s', message)
@@ -85,6 +86,11 @@ class _Collector:
   def rows(self) -> Rows:
     if not self._pairs:
       raise ValueError(f'{self._path} has no usable rows')
+    if self._num_skipped:
+      logging.warning(
+        '%s: %d rows left out, %d read',
+        *(self._path, self._num_skipped, len(self._pairs)),
+      )
     return Rows(tuple(self._pairs), self._num_skipped)
 
 

@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from typing import Any
 
 from absl import logging
@@ -27,6 +26,7 @@ import tokenizers
 
 from specstream_jax.checkpoints import fields, files as files_lib, token_ids
 from specstream_jax.data import shards
+from specstream_jax.outputs import names as names_lib, scratch, writing
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
@@ -179,22 +179,25 @@ def shard_name(shard: int, num_shards: int) -> str:
 def _write_shards(pairs, folder: str, num_shards: int, lengths: Lengths):
   """Deals the records out to the shards, one after the other."""
   names = [shard_name(i, num_shards) for i in range(num_shards)]
-  writers = [
-    array_record_module.ArrayRecordWriter(
-      os.path.join(folder, name), 'group_size:1'
-    )
-    for name in names
-  ]
+  paths = [os.path.join(folder, name) for name in names]
+  writers = []
   try:
+    for path in paths:
+      with writing.readable(path):
+        writers.append(
+          array_record_module.ArrayRecordWriter(path, 'group_size:1')
+        )
     count = 0
     for pair in pairs:
       fitted = lengths.fit(*pair)
       if fitted is not None:
-        writers[count % num_shards].write(encode(*fitted))
+        with writing.readable(paths[count % num_shards]):
+          writers[count % num_shards].write(encode(*fitted))
         count += 1
   finally:
-    for writer in writers:
-      writer.close()
+    for path, writer in zip(paths, writers):
+      with writing.readable(path):
+        writer.close()
   if count < num_shards:
     raise ValueError(
       f'{count} examples cannot fill num_shards={num_shards}; use '
@@ -262,28 +265,27 @@ def write(
     ValueError: the folder exists, no examples, or a bad argument.
   """
   check_arguments(output_dir, num_shards, max_length, too_long, overwrite)
-  with new_folder(output_dir) as scratch:
+  with new_folder(output_dir) as place:
     has_bos = metadata.get('bos_id') is not None
     lengths = Lengths(max_length, too_long, num_kept=int(has_bos))
-    files = _write_shards(pairs, scratch, num_shards, lengths)
-    return write_manifest(scratch, metadata, files, lengths.summary())
+    files = _write_shards(pairs, place, num_shards, lengths)
+    return write_manifest(place, metadata, files, lengths.summary())
 
 
 @contextlib.contextmanager
 def new_folder(output_dir: str) -> Iterator[str]:
   """A folder to write to, which takes the place of `output_dir` at the end."""
   output_dir = os.path.abspath(output_dir)
-  parent, name = os.path.split(output_dir)
-  os.makedirs(parent, exist_ok=True)
-  scratch = tempfile.mkdtemp(prefix=f'.{name}-', dir=parent)
-  try:
-    yield scratch
-    os.chmod(scratch, 0o755)
-    if os.path.exists(output_dir):
-      shutil.rmtree(output_dir)
-    os.rename(scratch, output_dir)
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+  with contextlib.ExitStack() as stack:
+    with writing.readable(output_dir):
+      place = stack.enter_context(scratch.folder(*os.path.split(output_dir)))
+    yield place
+    with writing.readable(output_dir):
+      os.chmod(place, 0o755)
+      scratch.release(place)
+      if os.path.exists(output_dir):
+        shutil.rmtree(output_dir)
+      os.rename(place, output_dir)
 
 
 def write_manifest(
@@ -308,9 +310,10 @@ def write_manifest(
     'files': list(files),
     'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
-  with open(os.path.join(folder, MANIFEST), 'w', encoding='utf-8') as file:
-    json.dump(manifest, file, indent=2, ensure_ascii=False)
-    file.write('\n')
+  writing.write_text(
+    os.path.join(folder, MANIFEST),
+    json.dumps(manifest, indent=2, ensure_ascii=False) + '\n',
+  )
   return manifest
 
 
@@ -336,6 +339,7 @@ def read_manifest(path: str) -> dict[str, Any]:
     if name in _REQUIRED or manifest.get(name) is not None:
       fields.get(manifest, name, kind, manifest_path)
   for name in manifest['files']:
+    names_lib.check(f'a file in {manifest_path}', name)
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest

@@ -9,7 +9,8 @@ import urllib.request
 
 from absl import logging
 
-from specstream_jax.data import readers
+from specstream_jax.data import quiet, readers
+from specstream_jax.outputs import writing
 
 _E2E_URL = 'https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/'
 _E2E_ORIGINAL = {
@@ -52,11 +53,8 @@ def download_e2e(split: str) -> str:
       f'cannot download {url} ({error}); pass --data_dir with a folder that '
       f'holds {name} or {split}.csv, plain or .gz'
     ) from error
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  partial = f'{path}.{os.getpid()}'
-  with open(partial, 'wb') as file:
+  with writing.replacing(path) as place, open(place, 'wb') as file:
     file.write(content)
-  os.replace(partial, path)
   return path
 
 
@@ -82,7 +80,8 @@ def read_e2e_cleaned(
   """
   del skip_bad_rows  # TFDS has parsed them
   try:
-    module = importlib.import_module('specstream_jax.data.tfds_source')
+    with quiet.filtered():
+      module = importlib.import_module('specstream_jax.data.tfds_source')
   except ImportError as error:
     raise ValueError(
       f"task 'e2e_cleaned' needs {error.name}; pip install "

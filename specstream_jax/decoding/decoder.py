@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, partitioning, sampling
+from specstream_jax import config, memory, partitioning, sampling
 from specstream_jax.decoding import interface, loop, stopping, verify
 
 _GREEDY = config.SamplingConfig()
@@ -74,6 +74,7 @@ class Decoder:
       model, prompt_model or model, drafter, cfg, sampling_cfg, verifier
     )
     self.num_compilations = 0
+    self._fitting: set[tuple[int, int]] = set()
     self._prefill = self._partitioner.jit(
       self._counted(loop.prefill), static_argnames='cache_length'
     )
@@ -228,7 +229,9 @@ class Decoder:
     longest = max(lengths)
     padded = -(-longest // cfg.prompt_bucket) * cfg.prompt_bucket
     if not cfg.cache_length:
-      return padded, padded + cfg.max_new_tokens + size
+      num_slots = padded + cfg.max_new_tokens + size
+      self._check_memory(len(lengths), num_slots)
+      return padded, num_slots
     if longest + size > cfg.cache_length:
       raise ValueError(
         f'prompt {lengths.index(longest)} has {longest} tokens and the draft '
@@ -236,7 +239,22 @@ class Decoder:
         f'prompts <= {cfg.cache_length - size} tokens or cache_length >= '
         f'{longest + size}'
       )
+    self._check_memory(len(lengths), cfg.cache_length)
     return min(padded, cfg.cache_length), cfg.cache_length
+
+  def _check_memory(self, num_rows, num_slots):
+    """Refuses a cache that cannot be had, once for each new size."""
+    if (num_rows, num_slots) not in self._fitting:
+      init = self.setup.prompt_model.init_cache
+      cache = jax.eval_shape(lambda: init(num_rows, num_slots))
+      memory.check(
+        f'the keys and values of {num_rows:,} rows of {num_slots:,} positions',
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)),
+        'fewer rows at once, shorter prompts, fewer new tokens or bfloat16 need '
+        'less',
+        num_devices=self._partitioner.mesh.size,
+      )
+      self._fitting.add((num_rows, num_slots))
 
 
 def _result(state, prefill_seconds, decode_seconds):

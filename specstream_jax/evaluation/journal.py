@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from specstream_jax.checkpoints import fields, files
+from specstream_jax.outputs import writing
 
 Key = tuple[Any, ...]
 Problem = Callable[[Mapping[str, Any]], str]
@@ -48,16 +49,7 @@ class Journal:
     lines = _whole_lines(path, header) if resume else []
     self._entries = _entries(path, lines, problem)
     text = [json.dumps(line) for line in lines or [header]]
-    try:
-      os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-      with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.writelines(f'{line}\n' for line in text)
-      os.replace(path + '.tmp', path)
-    except OSError as error:
-      raise ValueError(
-        f'cannot write {path}: {error.strerror}; give a folder that can be '
-        'created and written'
-      ) from error
+    writing.write_text(path, ''.join(f'{line}\n' for line in text))
 
   def __contains__(self, key: Key) -> bool:
     return key in self._entries
@@ -69,9 +61,16 @@ class Journal:
     return len(self._entries)
 
   def add(self, key: Key, values: Mapping[str, Any]) -> None:
-    """Appends one measurement; it is on disk when this returns."""
+    """Appends one measurement; it is on disk when this returns.
+
+    Raises:
+      WriteError: the disk is full, for example.
+    """
     line = {'key': list(key), **values}
-    with open(self._path, 'a', encoding='utf-8') as file:
+    with (
+      writing.readable(self._path),
+      open(self._path, 'a', encoding='utf-8') as file,
+    ):
       file.write(json.dumps(line) + '\n')
       file.flush()
       os.fsync(file.fileno())

@@ -8,6 +8,7 @@ command is escaped.
 
 from collections.abc import Iterable, Mapping, Sequence
 import html
+import re
 from typing import Any
 
 from specstream_jax.evaluation import (
@@ -17,6 +18,7 @@ from specstream_jax.evaluation import (
   results,
   table,
 )
+from specstream_jax.outputs import writing
 
 format_table = table.format_table
 
@@ -52,7 +54,7 @@ def write(
     ValueError: the folder cannot be written.
   """
   page = render(doc, metrics_path=metrics_path, forward_cost=forward_cost)
-  results.write_text(path, page)
+  writing.write_text(path, page)
 
 
 def render(
@@ -203,13 +205,18 @@ def _table(name: str, heads: list[str], rows: list[list[str]]) -> str:
   lines = []
   for row in rows:
     cells = zip(row[1:], kinds[1:], strict=True)
-    rest = ''.join(f'<td{kind}>{_text(cell)}</td>' for cell, kind in cells)
-    lines.append(f'<tr><th scope="row">{_text(row[0])}</th>{rest}</tr>')
+    rest = ''.join(f'<td{kind}>{_breakable(cell)}</td>' for cell, kind in cells)
+    lines.append(f'<tr><th scope="row">{_breakable(row[0])}</th>{rest}</tr>')
   return (
     f'<div class="scroll" role="region" aria-label="{name}" tabindex="0">'
     f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
     '</table></div>'
   )
+
+
+def _breakable(cell: str) -> str:
+  """Escaped text of a cell; settings and paths may go on in the next line."""
+  return re.sub('([,:/])(?=[^ ])', r'\1<wbr>', _text(cell))
 
 
 def _plots(runs, metrics_path, forward_cost) -> str:

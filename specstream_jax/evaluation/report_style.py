@@ -50,15 +50,18 @@ p { margin: .5rem 0; }
 .scroll:focus-visible {
   outline: 2px solid var(--accent); outline-offset: 2px;
 }
-table { border-collapse: collapse; width: 100%; font-size: .9375rem; }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; }
 th, td {
-  padding: .45rem .65rem; text-align: left; white-space: nowrap;
-  border-bottom: 1px solid var(--line);
+  padding: .45rem .5rem; text-align: left; min-width: 5rem;
+  overflow-wrap: anywhere; border-bottom: 1px solid var(--line);
 }
 thead th { background: var(--panel); font-weight: 600; }
 tbody tr:last-child > * { border-bottom: 0; }
 tbody th { font-weight: 500; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number, th.number {
+  min-width: 0; text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums;
+}
 .plots {
   display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));

@@ -7,7 +7,6 @@ between calls. The schema is results_schema.json.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import contextlib
 import dataclasses
 import datetime
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any
 
 from specstream_jax.checkpoints import files
 from specstream_jax.evaluation import schema
+from specstream_jax.outputs import writing
 
 SCHEMA_VERSION = 2
 
@@ -262,7 +262,9 @@ def write(folder: str, doc: Document) -> str:
   values = to_json(doc)
   validate(values)
   path = os.path.join(folder, 'results.json')
-  write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + '\n')
+  writing.write_text(
+    path, json.dumps(values, indent=2, ensure_ascii=False) + '\n'
+  )
   return path
 
 
@@ -278,27 +280,6 @@ def read(path: str) -> Document:
     raise ValueError(
       f'cannot read results from {path}: {error}; give a results.json that '
       '`specstream evaluate` wrote'
-    ) from error
-
-
-def write_text(path: str, text: str) -> None:
-  """Writes a file so that a reader sees all of it or none.
-
-  Raises:
-    ValueError: its folder cannot be made or written.
-  """
-  scratch = f'{path}.{os.getpid()}.tmp'
-  try:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(scratch, 'w', encoding='utf-8') as file:
-      file.write(text)
-    os.replace(scratch, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      os.remove(scratch)
-    raise ValueError(
-      f'cannot write {path}: {error.strerror}; give a folder that can be '
-      'created and written'
     ) from error
 
 
@@ -351,4 +332,4 @@ def write_spec_bench(path: str, records: Iterable[Mapping[str, Any]]) -> None:
     ValueError: the folder cannot be written.
   """
   lines = (json.dumps(record, ensure_ascii=False) for record in records)
-  write_text(path, ''.join(line + '\n' for line in lines))
+  writing.write_text(path, ''.join(line + '\n' for line in lines))

@@ -19,6 +19,7 @@ class Built(NamedTuple):
     adapter: nested dict of ShapeDtypeStruct; empty without adapter weights.
     stacked_at: the first MSA layer, if the base holds stacks of layers
       (`stacks`); the adapter holds layers in any case.
+    num_streams: J, 0 without streams.
   """
 
   cfg: config.ModelConfig
@@ -26,6 +27,7 @@ class Built(NamedTuple):
   base: dict[Any, Any]
   adapter: dict[Any, Any]
   stacked_at: int | None = None
+  num_streams: int = 0
 
   def merge(
     self, base: typing.Params, adapter: typing.Params
@@ -71,7 +73,8 @@ def build(
     return graphdef, *map(nnx.to_pure_dict, kinds)
 
   graphdef, base, adapter = split(is_stacked)
+  num_streams = streams.num_streams if streams else 0
   if not is_stacked:
-    return Built(cfg, graphdef, base, adapter)
+    return Built(cfg, graphdef, base, adapter, num_streams=num_streams)
   first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
-  return Built(cfg, graphdef, base, split(False)[2], first_msa)
+  return Built(cfg, graphdef, base, split(False)[2], first_msa, num_streams)

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from specstream_jax import partitioning, processes
-from specstream_jax.training import step as step_lib
+from specstream_jax.outputs import writing
+from specstream_jax.training import noise, step as step_lib
 
 BEST_METRIC = 'tokens_per_call'
 
@@ -42,14 +43,16 @@ class Checkpoints:
       ]
     )
     self._folder = os.path.abspath(folder)
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies,
-        best_fn=lambda metrics: metrics[BEST_METRIC],
-        cleanup_tmp_directories=True,
-      ),
-    )
+    noise.silence()
+    with writing.readable(self._folder):
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=policies,
+          best_fn=lambda metrics: metrics[BEST_METRIC],
+          cleanup_tmp_directories=True,
+        ),
+      )
 
   def save(
     self,
@@ -115,7 +118,7 @@ class Checkpoints:
     A newer one that cannot be read is set aside as damaged_STEP, with a warning.
 
     Raises:
-      Exception: of the newest, if none can be read.
+      ValueError: there are some, and none can be read.
     """
     errors: dict[int, Exception] = {}
     for number in sorted(self._manager.all_steps(), reverse=True):
@@ -130,7 +133,12 @@ class Checkpoints:
         return restored
       errors.setdefault(number, OSError('another process could not read it'))
     if errors:
-      raise next(iter(errors.values()))
+      number, error = next(iter(errors.items()))
+      raise ValueError(
+        f'no checkpoint in {self._folder} can be read; of step {number}: '
+        f'{_first_line(error)}. Files may be damaged, or of another version of '
+        'this program; give another folder, or start anew without them'
+      ) from error
     return None
 
   def _set_aside(self, errors, number):
@@ -140,7 +148,7 @@ class Checkpoints:
       logging.warning(
         'checkpoint %d in %s cannot be read (%s) and is now %s; going on from '
         'step %d',
-        *(damaged, self._folder, str(error).split('\n')[0], target, number),
+        *(damaged, self._folder, _first_line(error), target, number),
       )
       if processes.is_main():
         shutil.rmtree(target, ignore_errors=True)
@@ -170,10 +178,10 @@ class Checkpoints:
     """Turns what the writing libraries raise into one readable line."""
     try:
       yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
       # tensorstore raises ValueError: 'what: where: reason [details]'.
       text = str(error).split(' [', 1)[0].rsplit(': ', 1)[-1]
-      reason = getattr(error, 'strerror', None) or text
+      reason = writing.reason(error) or text
       last = self._manager.latest_step()
       raise SaveError(
         f'could not write a checkpoint to {self._folder}: {reason}; '
@@ -183,6 +191,10 @@ class Checkpoints:
 
   def close(self) -> None:
     self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [repr(error)])[0][:200]
 
 
 def _leaves(opt_state: Any) -> dict[str, Any]:

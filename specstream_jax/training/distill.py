@@ -122,6 +122,7 @@ def loss(
   cfg: config.ObjectiveConfig,
   *,
   remat: str = 'none',
+  norms: objective.Norms = None,
 ) -> tuple[typing.Array, Metrics]:
   """Mean divergence at the anchors of one batch.
 
@@ -132,6 +133,7 @@ def loss(
     key: chooses anchors where a row has too many.
     cfg: anchors per row and chunking.
     remat: of the draft model's layers, a name of `blocks.REMAT`.
+    norms: see `objective.loss`; the one term is called main.
 
   Returns:
     The scalar loss and metrics as (sum, weight) pairs: loss/main is the
@@ -157,7 +159,7 @@ def loss(
     'top1/main': mean(result.rank < 1),
     'top4/main': mean(result.rank < 4),
   }
-  return metrics['loss/main'][0] / jnp.maximum(total, 1), metrics
+  return objective.mean(metrics['loss/main'], 'main', norms), metrics
 
 
 def hidden_states(
@@ -176,8 +178,10 @@ def hidden_states(
   ).main
 
 
-def steps(setup, optimizer, *, draft: build.Built) -> tuple[Callable, Callable]:
-  """Train and evaluation step for `loop.Setup.steps`.
+def steps(
+  setup, optimizer, *, draft: build.Built
+) -> tuple[Callable, Callable, Callable]:
+  """What `loop.Setup.steps` asks for.
 
   In `setup`, built and base are the target's, adapter is the draft model.
 
@@ -202,13 +206,17 @@ def steps(setup, optimizer, *, draft: build.Built) -> tuple[Callable, Callable]:
     cfg=setup.objective,
     tree=setup.tree,
   )
-  return advance, measure
+  weigh = functools.partial(
+    step_lib.weigh, cfg=setup.objective, num_streams=0, seed=setup.train.seed
+  )
+  return advance, measure, weigh
 
 
 def train_step(
   state: step_lib.TrainState,
   base: typing.Params,
   batch: dict[str, typing.Array],
+  group: dict[str, typing.Array] | None = None,
   *,
   target: build.Built,
   draft: build.Built,
@@ -219,12 +227,12 @@ def train_step(
 ) -> tuple[step_lib.TrainState, Metrics]:
   """One gradient step of the draft model; see `step.train_step`."""
 
-  def batch_loss(weights, key):
+  def batch_loss(weights, key, norms):
     models = target.merge(base, {}), draft.merge(weights, {})
-    return loss(*models, batch, key, cfg, remat=remat)
+    return loss(*models, batch, key, cfg, remat=remat, norms=norms)
 
   return step_lib.gradient_step(
-    state, batch_loss, batch, optimizer=optimizer, seed=seed
+    state, batch_loss, batch, group, optimizer=optimizer, seed=seed
   )
 
 

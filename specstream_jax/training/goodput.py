@@ -8,6 +8,8 @@ import time
 
 import jax
 
+from specstream_jax.outputs import writing
+
 PARTS = ('step', 'compile', 'data', 'checkpoint', 'evaluation')
 
 
@@ -51,7 +53,8 @@ class Profile:
     if self._steps and not self._on:
       first, last = self._steps
       if first <= number <= last:
-        os.makedirs(self._folder, exist_ok=True)
+        with writing.readable(self._folder):
+          os.makedirs(self._folder, exist_ok=True)
         jax.profiler.start_trace(self._folder)
         self._on = True
 
@@ -64,7 +67,8 @@ class Profile:
     """Ends the trace, if one is running, and writes it."""
     if self._on:
       self._on, self._steps = False, None
-      jax.profiler.stop_trace()
+      with writing.readable(self._folder):
+        jax.profiler.stop_trace()
 
 
 def parse_steps(text: str) -> tuple[int, int] | None:

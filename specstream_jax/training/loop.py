@@ -21,9 +21,11 @@ import tqdm
 from specstream_jax import config, partitioning, processes, typing
 from specstream_jax.modeling import blocks, build
 from specstream_jax.training import (
+  accumulation,
   checkpoints as checkpoints_lib,
   goodput,
   metrics as metrics_lib,
+  screen,
   step as step_lib,
 )
 
@@ -56,6 +58,7 @@ class Setup:
     profile_steps: first and last step of a trace, or None.
     steps: what is trained and measured, see `stream_steps`.
     partitioner: where weights and batches lie.
+    legend: of the progress line.
   """
 
   built: build.Built
@@ -67,10 +70,11 @@ class Setup:
   tree: config.TreeConfig
   remat: str = 'none'
   profile_steps: tuple[int, int] | None = None
-  steps: Callable[..., tuple[Callable, Callable]] | None = None
+  steps: Callable[..., tuple[Callable, Callable, Callable]] | None = None
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.default
   )
+  legend: str = screen.STREAMS
 
   def __post_init__(self):
     blocks.check_remat(self.remat)
@@ -82,13 +86,18 @@ class Outcome:
 
   Attributes:
     state: its last state.
-    interrupted: a signal stopped it early.
     shares: of its wall time by part, see `goodput.Goodput`.
+    signal: that stopped it early, or 0.
   """
 
   state: step_lib.TrainState
-  interrupted: bool
   shares: dict[str, float]
+  signal: int = 0
+
+  @property
+  def interrupted(self) -> bool:
+    """Whether a signal stopped it early."""
+    return bool(self.signal)
 
 
 def train(
@@ -113,48 +122,71 @@ def train(
   """
   cfg, clock = setup.train, goodput.Goodput()
   optimizer = step_lib.make_optimizer(setup.optimizer, cfg.num_steps)
-  state = step_lib.init_state(setup.adapter, optimizer)
-  state = step_lib.place_state(state, setup.partitioner)
-  restored = checkpoints.restore_last(state)
-  if restored:
-    state, data_state = restored
-    batches.set_state(data_state)
+  state = _first_state(setup, optimizer, batches, checkpoints)
   start = int(state.step)
   writer.forget_after(start)
-  advance, evaluate = _compiled(setup, optimizer, open_eval, state)
-  run = _Run(setup, batches, checkpoints, writer, evaluate, clock)
+  advance, evaluate, weigh = _compiled(setup, optimizer, open_eval, state)
+  run = _Run(setup, batches, checkpoints, writer, evaluate, clock, start)
+  shares = _shares(setup, batches, weigh, start)
   with (
     _signals() as stop,
     tqdm.tqdm(
       total=cfg.num_steps, initial=start, unit='step', disable=not progress
     ) as bar,
   ):
+    screen.say(bar, setup.legend)
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         with clock.part('data'):
-          batch = setup.partitioner.put_batch(next(batches))
+          share = next(shares)
         run.profile.before_step(number)
         with clock.part('compile' if number == start + 1 else 'step'):
-          state, metrics = advance(state, setup.base, batch)
+          state, metrics = advance(state, setup.base, share.batch, share.group)
           _check_finite(number, metrics)
-        run.after_step(number, state, metrics, bar)
+        run.after_step(number, state, metrics, bar, share.is_last)
         if processes.should_stop(number):
           stop.append(signal.SIGTERM)
-        if stop:
+        # The place in the data is that after the whole group.
+        if stop and share.is_last:
           run.save(state)
           break
     finally:
       run.finish()
-  is_early = bool(stop) and int(state.step) < cfg.num_steps
-  return Outcome(state, is_early, clock.shares())
+  if stop:  # The first to exit, by 143, may take the others along.
+    processes.barrier('saved')
+  is_early = stop and int(state.step) < cfg.num_steps
+  return Outcome(state, clock.shares(), stop[0] if is_early else 0)
 
 
-def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
+def _shares(setup, batches, weigh, start):
+  """The batches from step `start` on, see `accumulation.shares`."""
+  return accumulation.shares(
+    lambda: setup.partitioner.put_batch(next(batches)),
+    weigh,
+    start=start,
+    num_steps=setup.train.num_steps,
+    every=setup.optimizer.accumulation_steps,
+  )
+
+
+def _first_state(setup, optimizer, batches, checkpoints):
+  """That of the last checkpoint, whose place `batches` take; else a new one."""
+  state = step_lib.init_state(setup.adapter, optimizer)
+  state = step_lib.place_state(state, setup.partitioner)
+  restored = checkpoints.restore_last(state)
+  if restored:
+    state, data_state = restored
+    batches.set_state(data_state)
+  return state
+
+
+def stream_steps(setup, optimizer) -> tuple[Callable, Callable, Callable]:
   """Steps of streams and LoRA, not compiled yet.
 
   Returns:
-    (state, base, batch) -> (state, metrics), and (adapter, base, batch) ->
-    metrics with `tokens_per_call`.
+    (state, base, batch, group) -> (state, metrics), (adapter, base, batch) ->
+    metrics with `tokens_per_call`, and (batch, step) -> weights, see
+    `step.weigh`.
   """
   advance = functools.partial(
     step_lib.train_step,
@@ -168,18 +200,25 @@ def stream_steps(setup, optimizer) -> tuple[Callable, Callable]:
   measure = functools.partial(
     step_lib.eval_step, built=setup.built, cfg=setup.objective, tree=setup.tree
   )
-  return advance, measure
+  weigh = functools.partial(
+    step_lib.weigh,
+    cfg=setup.objective,
+    num_streams=setup.built.num_streams,
+    seed=setup.train.seed,
+  )
+  return advance, measure, weigh
 
 
 def _compiled(setup, optimizer, open_eval, state):
-  """jitted train step (state donated) and the evaluation as one callable."""
+  """jitted steps (state donated), the evaluation as one callable."""
   part = setup.partitioner
-  advance, measure = (setup.steps or stream_steps)(setup, optimizer)
+  advance, measure, weigh = (setup.steps or stream_steps)(setup, optimizer)
   placed = jax.tree.map(lambda leaf: leaf.sharding, state)
   advance = part.jit(
     advance, donate_argnums=0, out_shardings=(placed, part.replicated)
   )
   measure = part.jit(measure, out_shardings=part.replicated)
+  weigh = part.jit(weigh, out_shardings=part.replicated)
 
   def evaluate(adapter: typing.Params) -> dict[str, float]:
     means = metrics_lib.Means()
@@ -187,21 +226,23 @@ def _compiled(setup, optimizer, open_eval, state):
       means.add(measure(adapter, setup.base, part.put_batch(batch)))
     return means.result()
 
-  return advance, evaluate if open_eval else None
+  return advance, evaluate if open_eval else None, weigh
 
 
 class _Run:
   """What happens around the steps: logging, evaluation, saving."""
 
-  def __init__(self, setup, batches, checkpoints, writer, evaluate, clock):
+  def __init__(
+    self, setup, batches, checkpoints, writer, evaluate, clock, start
+  ):
     self._cfg, self._goodput = setup.train, clock
     self.profile = goodput.Profile(writer.profile, setup.profile_steps)
     self._batches, self._checkpoints = batches, checkpoints
     self._writer, self._evaluate = writer, evaluate
     self._means, self._clock = metrics_lib.Means(), time.perf_counter()
-    self._since_log = 0
+    self._since_log, self._updated = 0, start
 
-  def after_step(self, number, state, metrics, bar):
+  def after_step(self, number, state, metrics, bar, has_updated):
     """Logs, evaluates and saves as often as the settings say."""
     cfg, last = self._cfg, number == self._cfg.num_steps
     self.profile.after_step(number)
@@ -210,15 +251,21 @@ class _Run:
     bar.update()
     if number % cfg.log_every == 0 or last:
       self._log(number, bar)
+    if not has_updated:
+      return
+    # Whether a multiple has come since the last update.
+    due = lambda every: number // every > self._updated // every or last
     results = None
-    if self._evaluate and (number % cfg.eval_every == 0 or last):
+    if self._evaluate and due(cfg.eval_every):
       started = time.perf_counter()
       with self._goodput.part('evaluation'):
         results = self._evaluate(state.adapter)
       self._writer.write(number, results, 'eval')
+      screen.say(bar, f'evaluation at step {number}: {screen.line(results)}')
       self._clock += time.perf_counter() - started
-    if number % cfg.save_every == 0 or results or last:
+    if results or due(cfg.save_every):
       self.save(state, results)
+    self._updated = number
 
   def save(self, state, results=None):
     with self._goodput.part('checkpoint'):
@@ -237,14 +284,7 @@ class _Run:
     shares = self._goodput.shares()
     means |= {f'time/{name}': share for name, share in shares.items()}
     self._writer.write(number, means, 'train')
-    top1 = [v for k, v in means.items() if k.startswith('top1/stream')]
-    main = means.get('top1/main')
-    bar.set_postfix_str(
-      f'loss {means.get("loss/main", means["loss/total"]):.3f}, top-1 '
-      + (f'{main:.2f} | ' if main is not None else '')
-      + ' '.join(f'{v:.2f}' for v in top1)
-      + f', {means["tokens_per_second"]:.0f} tokens/s'
-    )
+    bar.set_postfix_str(screen.line(means))
 
 
 def _check_finite(number, metrics):

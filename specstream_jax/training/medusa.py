@@ -30,6 +30,8 @@ def loss(
   batch: dict[str, typing.Array],
   key: typing.Array,
   cfg: config.ObjectiveConfig,
+  *,
+  norms: objective.Norms = None,
 ) -> tuple[typing.Array, Metrics]:
   """The objective on one batch.
 
@@ -39,6 +41,7 @@ def loss(
     batch: the batch contract, arrays [B, T].
     key: chooses anchors where a row has too many.
     cfg: `stream_weights` are a_j; chunking.
+    norms: see `objective.loss`.
 
   Returns:
     The scalar loss (float32, mean over targets per head, then weighted) and
@@ -55,8 +58,7 @@ def loss(
     values['top4'] = result.rank < 4
     for kind, value in values.items():
       metrics[f'{kind}/{name}'] = ((value * weight).sum(), weight.sum())
-    nll, count = metrics[f'loss/{name}']
-    total += a * nll / jnp.maximum(count, 1)
+    total += a * objective.mean(metrics[f'loss/{name}'], name, norms)
   return total, metrics
 
 
@@ -92,6 +94,7 @@ def train_step(
   state: step_lib.TrainState,
   base: typing.Params,
   batch: dict[str, typing.Array],
+  group: dict[str, typing.Array] | None = None,
   *,
   built: build.Built,
   heads: medusa.Built,
@@ -99,14 +102,17 @@ def train_step(
   cfg: config.ObjectiveConfig,
   seed: int,
 ) -> tuple[step_lib.TrainState, Metrics]:
-  """One gradient step of the heads; the model only runs forward."""
+  """One gradient step of the heads; the model only runs forward.
+
+  Arguments as in `step.train_step`.
+  """
   hidden = main_hidden(built, base, batch)
 
-  def head_loss(weights, key):
-    return loss(heads.merge(weights), hidden, batch, key, cfg)
+  def head_loss(weights, key, norms):
+    return loss(heads.merge(weights), hidden, batch, key, cfg, norms=norms)
 
   return step_lib.gradient_step(
-    state, head_loss, batch, optimizer=optimizer, seed=seed
+    state, head_loss, batch, group, optimizer=optimizer, seed=seed
   )
 
 
@@ -168,7 +174,7 @@ def rank_counts(
 
 def steps(
   heads: medusa.Built, setup: Any, optimizer: Any
-) -> tuple[Callable, Callable]:
+) -> tuple[Callable, Callable, Callable]:
   """Steps of a run, not compiled yet; see `loop.stream_steps`.
 
   Args:
@@ -180,4 +186,11 @@ def steps(
   advance = functools.partial(
     train_step, optimizer=optimizer, seed=setup.train.seed, **shared
   )
-  return advance, functools.partial(eval_step, tree=setup.tree, **shared)
+  measure = functools.partial(eval_step, tree=setup.tree, **shared)
+  weigh = functools.partial(
+    step_lib.weigh,
+    cfg=setup.objective,
+    num_streams=heads.num_heads,
+    seed=setup.train.seed,
+  )
+  return advance, measure, weigh

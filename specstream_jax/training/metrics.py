@@ -4,10 +4,14 @@
 import json
 import math
 import os
+import time
 from typing import Any
 
 import jax
-import tensorboardX
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
+
+from specstream_jax.outputs import writing
 
 
 class Means:
@@ -37,10 +41,14 @@ class Writer:
   Attributes:
     path: of the JSONL file.
     profile: folder for traces.
+
+  Raises:
+    WriteError: of every method, where the disk is full, for example.
   """
 
   def __init__(self, folder: str, *, enabled: bool = True):
-    self._enabled, self._folder, self._board = enabled, folder, None
+    self._enabled, self._board = enabled, None
+    self._board_folder = os.path.join(folder, 'tensorboard')
     self.path = os.path.join(folder, 'metrics.jsonl')
     self.profile = os.path.join(folder, 'profile')
 
@@ -51,9 +59,20 @@ class Writer:
       self._open(step + 1)
 
   def _open(self, first_step=0):
-    os.makedirs(self._folder, exist_ok=True)
-    self._board = tensorboardX.SummaryWriter(
-      os.path.join(self._folder, 'tensorboard'), purge_step=first_step
+    """A new TensorBoard file; earlier ones end before `first_step`."""
+    with writing.readable(self._board_folder):
+      os.makedirs(self._board_folder, exist_ok=True)
+      # Not SummaryWriter, whose thread would die of a full disk without a word
+      # and leave the run waiting for it.
+      self._board = event_file_writer.EventsWriter(
+        os.path.join(self._board_folder, 'events'), f'.{os.getpid()}'
+      )
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._event(first_step, session_log=start)
+
+  def _event(self, step, **content):
+    self._board.write_event(
+      event_pb2.Event(step=step, wall_time=time.time(), **content)
     )
 
   def write(self, step: int, metrics: dict[str, float], split: str) -> None:
@@ -64,14 +83,18 @@ class Writer:
       self._open()
     line = {'step': step, 'split': split}
     line |= {k: round(v, 6) for k, v in metrics.items() if math.isfinite(v)}
-    with open(self.path, 'a') as file:
+    with writing.readable(self.path), open(self.path, 'a') as file:
       file.write(json.dumps(line) + '\n')
-    for name, value in metrics.items():
-      self._board.add_scalar(f'{split}/{name}', value, step)
+    with writing.readable(self._board_folder):
+      for name, value in metrics.items():
+        scalar = summary.scalar(f'{split}/{name}', value)
+        self._event(step, summary=scalar)
+      self._board.flush()
 
   def close(self) -> None:
     if self._board is not None:
-      self._board.close()
+      with writing.readable(self._board_folder):
+        self._board.close()
 
 
 def forget_after(path: str, step: int) -> None:
@@ -80,9 +103,7 @@ def forget_after(path: str, step: int) -> None:
     return
   with open(path, encoding='utf-8', errors='replace') as file:
     lines = [line.rstrip('\n') for line in file if _step_of(line) <= step]
-  with open(path + '.tmp', 'w') as file:
-    file.writelines(f'{line}\n' for line in lines)
-  os.replace(path + '.tmp', path)
+  writing.write_text(path, ''.join(f'{line}\n' for line in lines))
 
 
 def _step_of(line: str) -> float:

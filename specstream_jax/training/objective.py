@@ -11,6 +11,7 @@ Axis letters: B rows, T positions, A anchors, J streams, D model width,
 V vocabulary, R = any number of rows of the LM head product.
 """
 
+from collections.abc import Mapping
 import math
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 
 from specstream_jax import config, partitioning, typing
 from specstream_jax.modeling import transformer
+
+# What the sum of a term of the loss is divided by, by its name.
+Norms = Mapping[str, typing.Array] | None
 
 
 class TokenLoss(NamedTuple):
@@ -150,6 +154,7 @@ def loss(
   cfg: config.ObjectiveConfig,
   *,
   remat: str = 'none',
+  norms: Norms = None,
 ) -> tuple[typing.Array, dict[str, tuple[typing.Array, typing.Array]]]:
   """The objective on one batch.
 
@@ -159,6 +164,7 @@ def loss(
     key: chooses anchors where a row has too many.
     cfg: weights and chunking.
     remat: a name of `blocks.REMAT`.
+    norms: what the sum of each term is divided by; None takes its own weight.
 
   Returns:
     The scalar loss (float32, mean over targets per stream, then weighted) and
@@ -188,31 +194,33 @@ def loss(
   metrics = _metrics(result, weights)
   coefficients = (cfg.main_weight, *cfg.stream_weights(num_streams))
   total = sum(
-    a * _mean(metrics, name)
+    a * mean(metrics[f'loss/{name}'], name, norms)
     for a, name in zip(coefficients, stream_names(num_streams))
   )
   extra, metrics = _extras(
-    model, hidden, anchors, targets, weights, metrics, coefficients, cfg
+    model, hidden, anchors, targets, weights, metrics, coefficients, cfg, norms
   )
   return total + extra, metrics
 
 
 def _extras(
-  model, hidden, anchors, targets, weights, metrics, coefficients, cfg
+  model, hidden, anchors, targets, weights, metrics, coefficients, cfg, norms
 ):
   """What teacher, coupling and pruning adapter add to loss and metrics."""
   total, has_streams = 0.0, hidden.streams is not None
   if cfg.teacher_weight and has_streams:
-    extra, metrics = _teach(model, hidden, anchors, weights, metrics, cfg)
+    extra, metrics = _teach(
+      model, hidden, anchors, weights, metrics, cfg, norms
+    )
     total += cfg.teacher_weight * extra
   if model.stream_cfg.coupling_rank and cfg.coupling_weight and has_streams:
     extra, coupling = _coupling_loss(
-      model, hidden.streams, targets, weights, coefficients, cfg.chunk_size
+      model, hidden.streams, targets, weights, coefficients, cfg, norms
     )
     total, metrics = total + cfg.coupling_weight * extra, metrics | coupling
   if model.stream_cfg.pruning_rank and cfg.pruning_weight * cfg.pruning_anchors:
     extra, pruning = _pruning_loss(
-      model, hidden.insertion, anchors, targets, weights, cfg
+      model, hidden.insertion, anchors, targets, weights, cfg, norms
     )
     total, metrics = total + cfg.pruning_weight * extra, metrics | pruning
   return total, metrics
@@ -254,10 +262,35 @@ def _metrics(result, weights):
   return metrics
 
 
-def _mean(metrics, name):
-  """The mean loss of a stream."""
-  value, weight = metrics[f'loss/{name}']
-  return value / jnp.maximum(weight, 1)
+def mean(
+  metric: tuple[typing.Array, typing.Array], term: str, norms: Norms
+) -> typing.Array:
+  """A term of the loss from its (sum, weight); `norms` as for `loss`."""
+  value, weight = metric
+  return value / (norms[term] if norms else jnp.maximum(weight, 1))
+
+
+def term_weights(
+  batch: dict[str, typing.Array],
+  key: typing.Array,
+  cfg: config.ObjectiveConfig,
+  num_streams: int,
+) -> dict[str, typing.Array]:
+  """Weight of each term of the loss, which does not depend on the model.
+
+  Returns:
+    Scalars by name: main, stream_1 …, pruning. Coupling and teacher have those
+    of their streams.
+  """
+  anchors, scale = choose_anchors(
+    key, batch['decoder_loss_weights'], cfg.anchors_per_sequence
+  )
+  _, weights = stream_targets(batch, anchors, num_streams)
+  weights *= scale[..., None]
+  names = stream_names(num_streams)
+  found = {name: weights[..., j].sum() for j, name in enumerate(names)}
+  pruned = weights[:, :: _pruning_step(anchors, cfg), 0]
+  return found | {'pruning': pruned.sum()}
 
 
 def cross_entropy(
@@ -285,7 +318,7 @@ def cross_entropy(
   return _by_chunks(chunk, pair, hidden.shape[:-1], chunk_size)
 
 
-def _teach(model, hidden, anchors, weights, metrics, cfg):
+def _teach(model, hidden, anchors, weights, metrics, cfg, norms):
   """The change from hard targets to the main stream's law at the same token."""
   num_streams, length = hidden.streams.shape[2], hidden.main.shape[1]
   index = anchors[..., None] + 1 + jnp.arange(num_streams)  # [B, A, J]
@@ -298,14 +331,17 @@ def _teach(model, hidden, anchors, weights, metrics, cfg):
   metrics |= {
     f'loss/teacher_{j + 1}': (totals[j], counts[j]) for j in range(num_streams)
   }
+  of_stream = lambda kind, j: mean(
+    metrics[f'loss/{kind}_{j}'], f'stream_{j}', norms
+  )
   change = sum(
-    a * (_mean(metrics, f'teacher_{j}') - _mean(metrics, f'stream_{j}'))
+    a * (of_stream('teacher', j) - of_stream('stream', j))
     for j, a in enumerate(cfg.stream_weights(num_streams), start=1)
   )
   return change, metrics
 
 
-def _coupling_loss(model, streams, targets, weights, coefficients, chunk_size):
+def _coupling_loss(model, streams, targets, weights, coefficients, cfg, norms):
   """Loss of streams that are told the token before theirs; trains C alone.
 
   The parent is the target of the stream before, as it is in every node that a
@@ -313,25 +349,31 @@ def _coupling_loss(model, streams, targets, weights, coefficients, chunk_size):
   themselves they must go on to predict the marginal, which picks candidates.
   """
   hidden = model.coupled(jax.lax.stop_gradient(streams), targets[..., :-1])
-  result = token_loss(model, hidden, targets[..., 1:], chunk_size)
+  result = token_loss(model, hidden, targets[..., 1:], cfg.chunk_size)
   found = _metrics(result, weights[..., 1:])
   total, metrics = 0.0, {}
   for j, name in enumerate(stream_names(weights.shape[-1] - 2), start=1):
     for kind in ('loss', 'top1'):
       metrics[f'{kind}/coupled_{j}'] = found[f'{kind}/{name}']
-    total += coefficients[j] * _mean(metrics, f'coupled_{j}')
+    total += coefficients[j] * mean(
+      metrics[f'loss/coupled_{j}'], f'stream_{j}', norms
+    )
   return total, metrics
 
 
-def _pruning_loss(model, insertion, anchors, targets, weights, cfg):
+def _pruning_step(anchors, cfg):
+  """The pruning adapter is trained on every n-th anchor."""
+  wanted = min(max(cfg.pruning_anchors, 1), anchors.shape[1])
+  return -(-anchors.shape[1] // wanted)
+
+
+def _pruning_loss(model, insertion, anchors, targets, weights, cfg, norms):
   """Next-token loss of the pruning adapter; trains o_theta alone.
 
-  The subset is every n-th anchor, at most `subset` of them, and the hidden
-  state is cut off from the gradient: o_theta must read the main stream, not
-  shape it.
+  The hidden state is cut off from the gradient: o_theta must read the main
+  stream, not shape it.
   """
-  subset = min(cfg.pruning_anchors, anchors.shape[1])
-  step = -(-anchors.shape[1] // subset)
+  step = _pruning_step(anchors, cfg)
   anchors, targets = anchors[:, ::step], targets[:, ::step, 0]
   weights = weights[:, ::step, 0]
   picked = jnp.take_along_axis(insertion, anchors[..., None], axis=1)
@@ -342,4 +384,4 @@ def _pruning_loss(model, insertion, anchors, targets, weights, cfg):
     'loss/pruning': ((result.nll * weights).sum(), total),
     'top1/pruning': (((result.rank < 1) * weights).sum(), total),
   }
-  return metrics['loss/pruning'][0] / jnp.maximum(total, 1), metrics
+  return mean(metrics['loss/pruning'], 'pruning', norms), metrics

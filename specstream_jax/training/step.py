@@ -17,7 +17,7 @@ import optax
 from specstream_jax import config, partitioning, typing
 from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import build, params as params_lib, transformer
-from specstream_jax.training import objective
+from specstream_jax.training import accumulation, objective
 
 
 @functools.partial(
@@ -42,7 +42,7 @@ class TrainState:
 
 def make_optimizer(
   cfg: config.OptimizerConfig, num_steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """AdamW, warm-up then linear decay, clipping, a rate of its own for P_j.
 
   Paper: learning rate 5e-4, linear. Here stream embeddings get their own,
@@ -52,7 +52,7 @@ def make_optimizer(
     cfg: rates and moments.
     num_steps: micro-steps of the run; the schedule counts updates.
   """
-  updates = max(num_steps // cfg.accumulation_steps, 1)
+  updates = -(-num_steps // cfg.accumulation_steps)
   warmup = min(cfg.warmup_steps, updates - 1)
 
   def adamw(rate: float, decay: float) -> optax.GradientTransformation:
@@ -77,8 +77,8 @@ def make_optimizer(
     ),
   )
   if cfg.accumulation_steps > 1:
-    return optax.MultiSteps(optimizer, cfg.accumulation_steps)
-  return optimizer
+    return accumulation.accumulate(optimizer, cfg.accumulation_steps, num_steps)
+  return optax.with_extra_args_support(optimizer)
 
 
 def _labels(adapter: typing.Params, trainable: str) -> Any:
@@ -97,9 +97,10 @@ def train_step(
   state: TrainState,
   base: typing.Params,
   batch: dict[str, typing.Array],
+  group: dict[str, typing.Array] | None = None,
   *,
   built: build.Built,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   cfg: config.ObjectiveConfig,
   seed: int,
   remat: str = 'none',
@@ -107,16 +108,49 @@ def train_step(
 ) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
   """One gradient step; keys derive from (seed, step), so a resume repeats it.
 
+  Args:
+    state: weights and moments.
+    base: nested base weights.
+    batch: the batch contract, arrays [B, T].
+    group: sums of `weigh` over the batches that make one update with this one;
+      None takes this batch's proportions for theirs.
+    built: structure of the model.
+    optimizer: of `make_optimizer`.
+    cfg: weights and chunking of the loss.
+    seed: of the anchors.
+    remat: a name of `blocks.REMAT`.
+    trainable: see `OptimizerConfig`.
+
   Returns:
     The new state and metrics as (sum, weight) pairs, with `loss/total` and
     `gradient_norm` among them.
   """
 
-  def loss(adapter, key):
+  def loss(adapter, key, norms):
     model = built.merge(base, freeze(adapter, trainable))
-    return objective.loss(model, batch, key, cfg, remat=remat)
+    return objective.loss(model, batch, key, cfg, remat=remat, norms=norms)
 
-  return gradient_step(state, loss, batch, optimizer=optimizer, seed=seed)
+  return gradient_step(
+    state, loss, batch, group, optimizer=optimizer, seed=seed
+  )
+
+
+def step_key(seed: int, step: typing.Array) -> typing.Array:
+  """PRNG key of a step."""
+  return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def weigh(
+  batch: dict[str, typing.Array],
+  step: typing.Array,
+  *,
+  cfg: config.ObjectiveConfig,
+  num_streams: int,
+  seed: int,
+) -> dict[str, typing.Array]:
+  """Weight of each term of the loss on a batch at a step, and its targets."""
+  found = objective.term_weights(batch, step_key(seed, step), cfg, num_streams)
+  return found | {accumulation.TARGETS: accumulation.targets(batch)}
 
 
 def is_trainable(path: str, trainable: str) -> bool:
@@ -140,17 +174,25 @@ def gradient_step(
   state: TrainState,
   loss: Callable[..., Any],
   batch: dict[str, typing.Array],
+  group: dict[str, typing.Array] | None,
   *,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   seed: int,
 ) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
-  """One step down `loss(adapter, key) -> (scalar, metrics)`; see `train_step`."""
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  """One step down a loss; see `train_step`.
+
+  The loss is (adapter, key, norms) -> (scalar, metrics).
+  """
   (total, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
-    state.adapter, key
+    state.adapter,
+    step_key(seed, state.step),
+    accumulation.norms(batch, group),
   )
   updates, opt_state = optimizer.update(
-    gradient, state.opt_state, state.adapter
+    gradient,
+    state.opt_state,
+    state.adapter,
+    weight=accumulation.targets(batch),
   )
   adapter = optax.apply_updates(state.adapter, updates)
   one = jnp.ones(())

@@ -30,6 +30,7 @@ from specstream_jax.evaluation import (
   results,
   runners as runners_lib,
 )
+from specstream_jax.outputs import locks, writing
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
 # Options that do not change what is measured.
@@ -105,25 +106,26 @@ def bench(
 
   Raises:
     ValueError: unknown drafter, task or setting, or a folder that cannot be
-      written.
+      written, or that another process works in.
   """
   plan = make_plan(options)
   bench_lib.check_ids(model, plan)
   runners = make_runners(model, options)
-  journal = journal_lib.Journal(
-    os.path.join(folder, 'journal.jsonl'),
-    _header(model, options, runners),
-    resume=options.resume,
-    overwrite=options.overwrite,
-    problem=journal_lines.measurement,
-  )
-  made = bench_lib.Bench(model, plan, runners, journal)
-  try:
-    made.run(progress=progress)
-  finally:
-    runs = summarize(model, plan, runners, made, options)
-    if runs:
-      _write(folder, runs, made, plan, runners, model, command)
+  with locks.hold(folder, 'results'):
+    journal = journal_lib.Journal(
+      os.path.join(folder, 'journal.jsonl'),
+      _header(model, options, runners),
+      resume=options.resume,
+      overwrite=options.overwrite,
+      problem=journal_lines.measurement,
+    )
+    made = bench_lib.Bench(model, plan, runners, journal)
+    try:
+      made.run(progress=progress)
+    finally:
+      runs = summarize(model, plan, runners, made, options)
+      if runs:
+        _write(folder, runs, made, plan, runners, model, command)
   return runs
 
 
@@ -324,7 +326,7 @@ def _write(folder, runs, made, plan, runners, model, command):
   }
   document = results.document(runs, command=command, source=source)
   results.write(folder, document)
-  results.write_text(
+  writing.write_text(
     os.path.join(folder, 'table.md'), bench_table.markdown(document)
   )
   report.write(os.path.join(folder, 'report.html'), document)

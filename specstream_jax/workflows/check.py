@@ -22,6 +22,7 @@ from specstream_jax.data import chat, questions as questions_lib
 from specstream_jax.decoding import enumerate_law, transformer_fns
 from specstream_jax.evaluation import results
 from specstream_jax.modeling import build, params as params_lib
+from specstream_jax.outputs import writing
 
 # Float32 rounding of a whole stack; a real difference is orders above.
 LOGIT_TOLERANCE = 1e-3
@@ -159,7 +160,7 @@ def write(
     'versions': results.versions(),
     'environment': results.environment(),
   }
-  results.write_text(os.fspath(path), json.dumps(document, indent=2) + '\n')
+  writing.write_text(os.fspath(path), json.dumps(document, indent=2) + '\n')
 
 
 def weights_hash(model: runtime.Model) -> str:

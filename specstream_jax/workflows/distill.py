@@ -22,6 +22,7 @@ from specstream_jax.evaluation import (
   journal_lines,
   results,
 )
+from specstream_jax.outputs import locks, names, writing
 
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
 
@@ -93,6 +94,8 @@ class Summary:
     num_unfinished: answers cut at `max_new_tokens`.
     num_too_long: prompts left out.
     missing: rows that other shards still owe.
+    counts: of the answers that this shard, or the merged file, took and left
+      out, see `Counts`.
   """
 
   path: str
@@ -101,10 +104,38 @@ class Summary:
   num_unfinished: int
   num_too_long: int
   missing: int
+  counts: 'Counts'
 
 
-def read_prompts(path: str) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What became of answers.
+
+  Attributes:
+    kept: can be trained on.
+    empty: left out, without text.
+    garbled: left out, not valid UTF-8.
+    cut: of those kept, how many end at `max_new_tokens`.
+  """
+
+  kept: int
+  empty: int
+  garbled: int
+  cut: int
+
+  def __str__(self) -> str:
+    return (
+      f'{self.kept} kept ({self.cut} of them cut), {self.empty} empty, '
+      f'{self.garbled} garbled'
+    )
+
+
+def read_prompts(path: str, *, skip_bad_rows: bool = False) -> list[str]:
   """Prompts of JSONL rows `{"prompt": …}`; other fields are ignored.
+
+  Args:
+    path: of the file.
+    skip_bad_rows: leave malformed rows out, with a warning.
 
   Raises:
     ValueError: no such file or row, or a malformed one (file, line, problem).
@@ -120,13 +151,17 @@ def read_prompts(path: str) -> list[str]:
 
   if not os.path.isfile(path):
     raise ValueError(f'{path}: no such file')
-  return [source for source, _ in readers.read_jsonl(path, pair=pair).pairs]
+  rows = readers.read_jsonl(path, skip_bad_rows=skip_bad_rows, pair=pair)
+  return [source for source, _ in rows.pairs]
 
 
-def task_prompts(task: str, split: str, data_dir: str | None) -> list[str]:
+def task_prompts(
+  task: str, split: str, data_dir: str | None, *, skip_bad_rows: bool = False
+) -> list[str]:
   """The prompts of a task's split."""
-  examples = registry.get(task).load_split(split, data_dir)
-  return [example.inputs for example in examples]
+  spec = registry.get(task)
+  found = spec.load(split, data_dir, skip_bad_rows=skip_bad_rows)
+  return [example.inputs for example in found.examples]
 
 
 def distill(
@@ -149,27 +184,33 @@ def distill(
     progress: show a progress bar with the time left.
 
   Raises:
-    ValueError: nothing to answer, a folder of other settings, or one that
-      cannot be written.
+    ValueError: nothing to answer, no answer that can be trained on, a folder
+      of other settings, or one that cannot be written or that another process
+      works in.
   """
+  names.check('split', split)
   rows, num_too_long = _rows(model, prompts, options)
   header = _provenance(model, prompts, options)
   own = rows[options.shard :: options.num_shards]
-  journal = journal_lib.Journal(
-    _shard_path(folder, split, options.shard, options.num_shards),
-    header,
-    resume=True,
-    problem=journal_lines.answer,
-  )
-  todo = [row for row in own if (row.index,) not in journal]
-  _answer(model, todo, options, journal, progress, len(own))
-  missing, found = _collect(folder, split, header, options.num_shards, rows)
-  path = ''
-  if not missing:
-    path = _merge(folder, split, header, rows, found, num_too_long)
+  shard = options.shard, options.num_shards
+  with locks.hold(folder, f'distill-{split}', *shard):
+    journal = journal_lib.Journal(
+      _shard_path(folder, split, *shard),
+      header,
+      resume=True,
+      problem=journal_lines.answer,
+    )
+    todo = [row for row in own if (row.index,) not in journal]
+    _answer(model, todo, options, journal, progress, len(own))
+    missing, found = _collect(folder, split, header, options.num_shards, rows)
+    counts = _count([journal[(row.index,)] for row in own])
+    path = ''
+    if not missing:
+      counts = _count([found[(row.index,)] for row in rows])
+      path = _merge(folder, split, header, rows, found, num_too_long, counts)
   unfinished = sum(not journal[(row.index,)]['finished'] for row in own)
   return Summary(
-    path, len(own), len(todo), unfinished, num_too_long, len(missing)
+    path, len(own), len(todo), unfinished, num_too_long, len(missing), counts
   )
 
 
@@ -275,10 +316,17 @@ def _collect(folder, split, header, num_shards, rows):
   return [row for row in rows if (row.index,) not in found], found
 
 
-def _merge(folder, split, header, rows, found, num_too_long):
+def _merge(folder, split, header, rows, found, num_too_long, counted):
   """Writes the whole split in the order of the prompts, then provenance."""
   answers = [found[(row.index,)] for row in rows]
-  kept = [line for line in answers if _is_text(line['completion'])]
+  kept = [line for line in answers if _problem(line['completion']) is None]
+  if not kept:
+    raise ValueError(
+      f'none of {len(answers)} answers can be trained on: {counted}. Look at '
+      f'them in {_shard_path(folder, split, 0, header["options"]["num_shards"])}'
+      '; prompts may want the chat template (--chat), another --model, or more '
+      '--max_new_tokens'
+    )
   lines = [
     {
       'prompt': line['prompt'],
@@ -288,15 +336,17 @@ def _merge(folder, split, header, rows, found, num_too_long):
     for line in kept
   ]
   path = os.path.join(folder, f'{split}.jsonl')
-  results.write_text(path, ''.join(json.dumps(x) + '\n' for x in lines))
+  writing.write_text(path, ''.join(json.dumps(x) + '\n' for x in lines))
   counts = {
     'num_rows': len(kept),
     'num_tokens': sum(line['num_tokens'] for line in kept),
     'num_unfinished': sum(not line['finished'] for line in kept),
     'num_empty_or_garbled_answers': len(answers) - len(kept),
+    'num_empty_answers': counted.empty,
+    'num_garbled_answers': counted.garbled,
     'num_prompts_too_long': num_too_long,
   }
-  results.write_text(
+  writing.write_text(
     os.path.join(folder, f'{split}.provenance.json'),
     json.dumps(header | counts | {'versions': results.versions()}, indent=2)
     + '\n',
@@ -304,7 +354,23 @@ def _merge(folder, split, header, rows, found, num_too_long):
   return path
 
 
-def _is_text(answer):
-  """Whether it can be trained on; a cut may leave half a character behind."""
-  answer = answer.rstrip(_NO_CHARACTER)
-  return bool(answer.strip()) and _NO_CHARACTER not in answer
+def _problem(answer):
+  """Why it cannot be trained on, or None.
+
+  A cut may leave half a character behind.
+  """
+  text = answer.rstrip(_NO_CHARACTER)
+  if _NO_CHARACTER in text or (answer and not text):
+    return 'garbled'
+  return None if text.strip() else 'empty'
+
+
+def _count(answers) -> Counts:
+  """What becomes of answers, as journals keep them."""
+  problems = [_problem(line['completion']) for line in answers]
+  cut = [
+    problem is None and not line['finished']
+    for problem, line in zip(problems, answers)
+  ]
+  kept, empty, garbled = map(problems.count, (None, 'empty', 'garbled'))
+  return Counts(kept, empty, garbled, sum(cut))

@@ -18,6 +18,7 @@ import numpy as np
 from specstream_jax import (
   config,
   config_checks as checks,
+  memory,
   partitioning,
   processes,
   runtime,
@@ -33,7 +34,8 @@ from specstream_jax.checkpoints import (
 from specstream_jax.data import mixtures
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
-from specstream_jax.training import distill, loop
+from specstream_jax.outputs import writing
+from specstream_jax.training import distill, loop, screen
 from specstream_jax.workflows import (
   record_checks,
   resume,
@@ -81,12 +83,17 @@ class Distilled:
   Attributes:
     folder: a plain Hugging Face checkpoint; `draft_model:path=…` takes it.
     step: optimiser steps done.
-    interrupted: a signal stopped the run; calling again resumes it.
+    signal: that stopped the run, or 0; calling again resumes it.
   """
 
   folder: str | None
   step: int
-  interrupted: bool
+  signal: int = 0
+
+  @property
+  def interrupted(self) -> bool:
+    """Whether a signal stopped the run."""
+    return bool(self.signal)
 
 
 class CountedBatches:
@@ -148,21 +155,22 @@ def distill_drafter(
   draft_cfg, setup = _setup(loaded, recipe, remat)
   part = setup.partitioner
   batches = CountedBatches(train_workflow.open_training(data_dir, recipe, part))
-  resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
-  outcome, checkpoints = _train(
-    setup, batches, eval_data_dir, output_dir, recipe, progress
-  )
-  step = int(outcome.state.step)
-  if outcome.interrupted:
-    return Distilled(None, step, True)
-  wanted = checkpoints.best_step() if export == 'best' else step
-  state, place = checkpoints.restore(outcome.state, wanted or step)
-  checkpoints.close()
-  provenance = _provenance(loaded, adapter, state, place, data_dir, recipe)
-  folder = os.path.join(output_dir, FOLDER)
-  export_draft_model(folder, loaded, draft_cfg, state.adapter, provenance)
-  _write_curves(output_dir)
-  return Distilled(folder, step, False)
+  open_eval = train_workflow.eval_opener(eval_data_dir, recipe, part)
+  with resume.run(output_dir, recipe, loaded, data_dir, adapter=adapter):
+    outcome, checkpoints = train_workflow.run_loop(
+      setup, batches, open_eval, output_dir, progress
+    )
+    step = int(outcome.state.step)
+    if outcome.interrupted:
+      return Distilled(None, step, outcome.signal)
+    wanted = checkpoints.best_step() if export == 'best' else step
+    state, place = checkpoints.restore(outcome.state, wanted or step)
+    checkpoints.close()
+    provenance = _provenance(loaded, adapter, state, place, data_dir, recipe)
+    folder = os.path.join(output_dir, FOLDER)
+    export_draft_model(folder, loaded, draft_cfg, state.adapter, provenance)
+    _write_curves(output_dir)
+  return Distilled(folder, step)
 
 
 def _provenance(loaded, adapter, state, place, data_dir, recipe):
@@ -178,25 +186,9 @@ def _provenance(loaded, adapter, state, place, data_dir, recipe):
   }
 
 
-def _train(setup, batches, data_dir, output_dir, recipe, progress):
-  """Runs the loop in `output_dir`; the outcome and the open checkpoints."""
-  checkpoints, writer = train_workflow.open_outputs(output_dir, recipe)
-  outcome = loop.train(
-    setup,
-    batches,
-    train_workflow.eval_opener(data_dir, recipe, setup.partitioner),
-    checkpoints,
-    writer,
-    progress=progress and processes.is_main(),
-  )
-  writer.close()
-  return outcome, checkpoints
-
-
 def _write_curves(output_dir):
   curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-  with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-    file.write(curves)
+  writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
 
 
 def describe(base: str, recipe: Recipe, *, dtype: str = 'float32') -> str:
@@ -268,6 +260,12 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
     loaded.config, loaded.params, recipe.num_layers
   )
   part = partitioning.default()
+  memory.check(
+    f'a draft model of {recipe.num_layers} layers, its gradient and moments',
+    12 * weights_lib.count(draft_cfg),  # its weights are there by now
+    'fewer --draft_model_layers need less',
+    num_devices=part.mesh.size,
+  )
   setup = loop.Setup(
     built=build.build(loaded.config),
     base=params_lib.unflatten(part.put(loaded.params)),
@@ -279,5 +277,6 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
     remat=remat,
     steps=functools.partial(distill.steps, draft=build.build(draft_cfg)),
     partitioner=part,
+    legend=screen.DRAFT_MODEL,
   )
   return draft_cfg, setup

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from specstream_jax import config, partitioning
+from specstream_jax import config, memory, partitioning
 from specstream_jax.checkpoints import loading
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.workflows import record_checks, train
@@ -38,11 +38,7 @@ def describe(base: str, recipe: train.Recipe, *, dtype: str, remat: str) -> str:
   flat = params_lib.flatten(built.adapter)
   num_lora = sum(v.size for k, v in flat.items() if 'lora_' in k)
   num_adapter = params_lib.count(built.adapter)
-  parts = {
-    'base weights': _bytes(built.base),
-    'adapter, gradient, 2 moments': 4 * 4 * num_adapter,
-    'activations (estimate)': activation_bytes(cfg, recipe, remat=remat),
-  }
+  parts = _parts(built, recipe, remat)
   rows = [
     f'  {name:30} {value / 1e6:10.1f} MB' for name, value in parts.items()
   ]
@@ -59,6 +55,30 @@ def describe(base: str, recipe: train.Recipe, *, dtype: str, remat: str) -> str:
       f'  {"total":30} {sum(parts.values()) / 1e6:10.1f} MB',
     ]
   )
+
+
+def warn_if_large(
+  base: str, recipe: train.Recipe, *, dtype: str, remat: str
+) -> None:
+  """Warns of a run that will hardly fit; arguments as for `describe`."""
+  cfg = loading.load_config(base, dtype=dtype)
+  built = build.build(cfg, recipe.stream, recipe.lora)
+  memory.warn(
+    'weights, adapter and activations of a step',
+    sum(_parts(built, recipe, remat).values()),
+    'a smaller --batch_size, --remat=full or --dtype=bfloat16 need less',
+    num_devices=partitioning.default().mesh.size,
+  )
+
+
+def _parts(built, recipe, remat):
+  """Bytes by what takes them, over all devices."""
+  activations = activation_bytes(built.cfg, recipe, remat=remat)
+  return {
+    'base weights': _bytes(built.base),
+    'adapter, gradient, 2 moments': 4 * 4 * params_lib.count(built.adapter),
+    'activations (estimate)': activations,
+  }
 
 
 def activation_bytes(

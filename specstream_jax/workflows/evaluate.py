@@ -24,6 +24,7 @@ from specstream_jax.evaluation import (
   results,
   runners,
 )
+from specstream_jax.outputs import locks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def evaluate(
   Raises:
     ValueError: unknown task or split, no rows, no adapter, another drafter
       than streams, shards without a folder, or a folder with measurements of
-      other settings.
+      other settings, or that another process works in.
   """
   spec = registry.get(options.task)
   examples = spec.load_split(options.split, options.data_dir)
@@ -162,16 +163,17 @@ def _shared(model, prompts, settings, options, folder, progress):
   """Both sides once all shards' measurements are in the folder, else None."""
   header = _header(model, prompts, options)
   count = options.num_shards
-  journal = journal_lib.Journal(
-    _measured(folder, options.shard, count),
-    header,
-    resume=True,
-    problem=journal_lines.measurement,
-  )
   shard = options.shard, count
-  benchmark.measure(
-    model, prompts, settings, journal, shard=shard, progress=progress
-  )
+  with locks.hold(folder, 'results', *shard):
+    journal = journal_lib.Journal(
+      _measured(folder, *shard),
+      header,
+      resume=True,
+      problem=journal_lines.measurement,
+    )
+    benchmark.measure(
+      model, prompts, settings, journal, shard=shard, progress=progress
+    )
   entries = {}
   for number in range(count):
     entries |= journal_lib.read(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run goes on only with what it was started with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import os
 from typing import Any
@@ -11,6 +12,7 @@ import gin
 from specstream_jax import processes
 from specstream_jax.checkpoints import files, loading
 from specstream_jax.data import mixtures
+from specstream_jax.outputs import locks
 
 _RECIPE, _FACTS = 'recipe.json', 'run'
 # May change between a run and its continuation.
@@ -45,6 +47,27 @@ def facts(
   } | others
 
 
+@contextlib.contextmanager
+def run(output_dir: str, *args: Any, **others: Any) -> Iterator[None]:
+  """`start`, and holds the folder; the processes of one job share it.
+
+  Raises:
+    ValueError: see `start`, or another job works in the folder.
+  """
+  with contextlib.ExitStack() as stack:
+    problem = ''
+    if processes.is_main():
+      try:
+        stack.enter_context(locks.hold(output_dir, 'train'))
+      except ValueError as error:
+        problem = str(error)  # which the other processes must hear, too
+    problem = processes.gather(problem)[0]
+    if problem:
+      raise ValueError(problem)
+    start(output_dir, *args, **others)
+    yield
+
+
 def start(
   output_dir: str,
   recipe: Any,
@@ -74,11 +97,15 @@ def start(
   processes.check_shared(output_dir)
   if not processes.is_main():
     return
-  os.makedirs(output_dir, exist_ok=True)
-  with open(path, 'w') as file:
-    json.dump(wanted, file, indent=2)
-  with open(os.path.join(output_dir, 'operative_config.gin'), 'w') as file:
-    file.write(gin.operative_config_str())
+  files.write_all(
+    output_dir,
+    {
+      _RECIPE: lambda path: files.write_json(path, wanted),
+      'operative_config.gin': lambda path: files.write_text(
+        path, gin.operative_config_str()
+      ),
+    },
+  )
 
 
 def _last_step(folder: str) -> int:

@@ -121,7 +121,7 @@ def _train_step(job, part, hbm) -> Compiled:
     remat=job.remat,
     partitioner=part,
   )
-  advance, _ = train_loop.stream_steps(setup, optimizer)
+  advance, _, _ = train_loop.stream_steps(setup, optimizer)
   placed = jax.tree.map(lambda leaf: leaf.sharding, state)
   fun = part.jit(
     advance, donate_argnums=0, out_shardings=(placed, part.replicated)

@@ -27,6 +27,7 @@ from specstream_jax.modeling import (
   params as params_lib,
   stacks,
 )
+from specstream_jax.outputs import writing
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   loop,
@@ -97,14 +98,19 @@ class Trained:
   Attributes:
     adapter_dir: the best checkpoint as an adapter.
     step: optimiser steps done.
-    interrupted: a signal stopped the run; calling again resumes it.
     shares: of the wall time by part, see `goodput.Goodput`.
+    signal: that stopped the run, or 0; calling again resumes it.
   """
 
   adapter_dir: str | None
   step: int
-  interrupted: bool
   shares: dict[str, float]
+  signal: int = 0
+
+  @property
+  def interrupted(self) -> bool:
+    """Whether a signal stopped the run."""
+    return bool(self.signal)
 
 
 def train(
@@ -155,20 +161,27 @@ def train(
   batches = open_training(data_dir, recipe, part)
   execution = execution or Execution()
   setup = _setup(loaded, batches, start, part, execution)
-  resume.start(
-    output_dir, recipe, loaded, data_dir, start=init_adapter, fold=fold_adapter
-  )
   open_eval = eval_opener(eval_data_dir, recipe, part)
-  outcome, checkpoints = _run(setup, batches, open_eval, output_dir, progress)
-  folder = None
-  if not outcome.interrupted:
-    state = _chosen(checkpoints, outcome.state, _ranks(recipe, export), part)
-    folder = _export(output_dir, loaded, state, start, data_dir)
-  step = int(outcome.state.step)
-  return Trained(folder, step, outcome.interrupted, outcome.shares)
+  folder, origins = None, {'start': init_adapter, 'fold': fold_adapter}
+  with resume.run(output_dir, recipe, loaded, data_dir, **origins):
+    outcome, checkpoints = run_loop(
+      setup, batches, open_eval, output_dir, progress
+    )
+    if not outcome.interrupted:
+      state = chosen(checkpoints, outcome.state, _ranks(recipe, export), part)
+      folder = _export(output_dir, loaded, state, start, data_dir)
+  return Trained(
+    folder, int(outcome.state.step), outcome.shares, outcome.signal
+  )
 
 
-def _run(setup, batches, open_eval, output_dir, progress):
+def run_loop(
+  setup: loop.Setup,
+  batches: loop.Batches,
+  open_eval: Callable[[], Any] | None,
+  output_dir: str,
+  progress: bool,
+) -> tuple[loop.Outcome, checkpoints_lib.Checkpoints]:
   """The outcome of the loop, and its checkpoints, which stay open."""
   checkpoints, writer = open_outputs(output_dir, setup)
   outcome = loop.train(
@@ -183,7 +196,12 @@ def _run(setup, batches, open_eval, output_dir, progress):
   return outcome, checkpoints
 
 
-def _chosen(checkpoints, state, is_best, part):
+def chosen(
+  checkpoints: checkpoints_lib.Checkpoints,
+  state: step_lib.TrainState,
+  is_best: bool,
+  part: partitioning.Partitioner,
+) -> step_lib.TrainState:
   """The state that is exported, whole in every process."""
   best = checkpoints.best_step()
   if is_best and best not in (None, int(state.step)):
@@ -314,8 +332,7 @@ def _export(output_dir, loaded, state, start, data_dir):
     flat = adapters.with_folded(params_lib.flatten(state.adapter), start.folded)
     adapters.save_adapter(os.path.join(output_dir, 'adapter'), flat, cfg)
     curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-    with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-      file.write(curves)
+    writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
   processes.barrier('adapter written')
   return os.path.join(output_dir, 'adapter')
 

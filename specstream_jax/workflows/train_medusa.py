@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from specstream_jax import (
   config,
   config_checks as checks,
+  memory,
   partitioning,
   processes,
   runtime,
@@ -29,7 +30,8 @@ from specstream_jax.data import mixtures
 from specstream_jax.decoding.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
-from specstream_jax.training import loop, medusa as training
+from specstream_jax.outputs import writing
+from specstream_jax.training import loop, medusa as training, screen
 from specstream_jax.workflows import record_checks, resume, train as streams
 
 HEADS = 'medusa'
@@ -97,12 +99,17 @@ class Trained:
   Attributes:
     heads_dir: the best checkpoint as heads.
     step: optimiser steps done.
-    interrupted: a signal stopped the run; calling again resumes it.
+    signal: that stopped the run, or 0; calling again resumes it.
   """
 
   heads_dir: str | None
   step: int
-  interrupted: bool
+  signal: int = 0
+
+  @property
+  def interrupted(self) -> bool:
+    """Whether a signal stopped the run."""
+    return bool(self.signal)
 
 
 def train(
@@ -145,26 +152,21 @@ def train(
   record_checks.check(loaded, data_dir, eval_data_dir)
   setup, heads = _setup(loaded, recipe)
   open_eval = streams.eval_opener(eval_data_dir, recipe, setup.partitioner)
-  resume.start(output_dir, recipe, loaded, data_dir, adapter=adapter)
-  checkpoints, writer = streams.open_outputs(output_dir, recipe)
-  progress = progress and jax.process_index() == 0
   batches = streams.open_training(data_dir, recipe, setup.partitioner)
-  outcome = loop.train(
-    setup, batches, open_eval, checkpoints, writer, progress=progress
-  )
-  writer.close()
-  state, step = outcome.state, int(outcome.state.step)
-  if outcome.interrupted:
-    return Trained(None, step, True)
-  best = checkpoints.best_step() if export == 'best' else step
-  if best not in (None, step):
-    state, _ = checkpoints.restore(state, best)
-  checkpoints.close()
-  cfg.provenance.update(_provenance(state, data_dir, recipe))
-  if open_eval:
-    cfg = _calibrated(cfg, setup, heads, state.adapter, open_eval, recipe)
-  folder = _export(output_dir, state.adapter, cfg, save_dtype)
-  return Trained(folder, step, False)
+  with resume.run(output_dir, recipe, loaded, data_dir, adapter=adapter):
+    outcome, checkpoints = streams.run_loop(
+      setup, batches, open_eval, output_dir, progress
+    )
+    step = int(outcome.state.step)
+    if outcome.interrupted:
+      return Trained(None, step, outcome.signal)
+    state = streams.chosen(
+      checkpoints, outcome.state, export == 'best', setup.partitioner
+    )
+    cfg.provenance.update(_provenance(state, data_dir, recipe))
+    if open_eval:
+      cfg = _calibrated(cfg, setup, heads, state.adapter, open_eval, recipe)
+    return Trained(_export(output_dir, state.adapter, cfg, save_dtype), step)
 
 
 def _main_model(base, adapter, dtype, num_heads):
@@ -199,6 +201,12 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
   built = build.build(loaded.config)
   heads = medusa.build(loaded.config, recipe.num_heads)
   part = partitioning.default()
+  memory.check(
+    f'{recipe.num_heads} heads, their gradient and moments',
+    16 * medusa.count(loaded.config, recipe.num_heads),
+    'fewer --num_heads need less',
+    num_devices=part.mesh.size,
+  )
   base = params_lib.unflatten(part.put(loaded.params))
   setup = loop.Setup(
     built=built,
@@ -210,6 +218,7 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
     tree=recipe.tree,
     steps=functools.partial(training.steps, heads),
     partitioner=part,
+    legend=screen.HEADS,
   )
   return setup, heads
 
@@ -263,6 +272,6 @@ def _export(output_dir, weights, cfg, dtype):
   """The heads as medusa/, and the learning curves."""
   folder = os.path.join(output_dir, HEADS)
   checkpoint.save_heads(folder, params_lib.flatten(weights), cfg, dtype=dtype)
-  with open(os.path.join(output_dir, 'curves.svg'), 'w') as file:
-    file.write(plots.training_curves(os.path.join(output_dir, 'metrics.jsonl')))
+  curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
+  writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
   return folder

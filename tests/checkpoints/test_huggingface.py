@@ -6,6 +6,7 @@ import json
 import model_files
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from specstream_jax import config
 from specstream_jax.checkpoints import eos, huggingface, huggingface_config
@@ -186,6 +187,58 @@ def test_missing_shard(tmp_path):
   index = {'weight_map': {'lm_head.weight': 'model-2.safetensors'}}
   (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
   with pytest.raises(ValueError, match=r"model-2.safetensors' is named in"):
+    huggingface.open_params(folder, CONFIG)
+
+
+def sharded(tmp_path):
+  """(folder, index) of a checkpoint in two shards; one holds a tensor more."""
+  folder = model_files.write_hf(tmp_path)
+  tensors = safetensors_numpy.load_file(folder / 'model.safetensors')
+  (folder / 'model.safetensors').unlink()
+  places = {
+    name: f'model-{1 + i % 2}.safetensors' for i, name in enumerate(tensors)
+  }
+  for shard in set(places.values()):
+    held = {name: tensors[name] for name in tensors if places[name] == shard}
+    extra = {'of.another.model': np.zeros(3, np.float32)}
+    safetensors_numpy.save_file(held | extra, folder / shard)
+  return folder, places
+
+
+def write_index(folder, places):
+  text = json.dumps({'weight_map': places})
+  (folder / 'model.safetensors.index.json').write_text(text)
+
+
+def test_shards_give_the_tensors_that_the_index_lists(tmp_path):
+  whole = huggingface.open_params(
+    model_files.write_hf(tmp_path / 'whole'), CONFIG
+  )
+  folder, places = sharded(tmp_path / 'sharded')
+  write_index(folder, places)
+  read = huggingface.open_params(folder, CONFIG)
+  assert set(read) == set(whole)
+  for path in whole:
+    np.testing.assert_array_equal(read[path], whole[path])
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'model.norm.weight': '../model-1.safetensors'}, 'which names a file'),
+    ({'model.norm.weight': '/etc/passwd'}, 'which names a file'),
+    ({'model.norm.weight': 3}, 'accepted: an object that gives the file'),
+    ({'not.there': 'model-1.safetensors'}, "places 'not.there' in model-1"),
+    ({'of.another.model': 'model-1.safetensors'}, 'unexpected of.another'),
+    (None, r'weight_map is \{\}; accepted: an object'),
+  ],
+)
+def test_indices_that_are_refused(tmp_path, change, message):
+  folder, places = sharded(tmp_path)
+  outside = folder.parent / 'model-1.safetensors'
+  outside.write_bytes((folder / 'model-1.safetensors').read_bytes())
+  write_index(folder, {} if change is None else places | change)
+  with pytest.raises(ValueError, match=message):
     huggingface.open_params(folder, CONFIG)
 
 

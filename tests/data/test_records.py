@@ -135,3 +135,28 @@ def test_damaged_folder_is_refused(tmp_path):
   (path / 'manifest.json').write_text(json.dumps(manifest))
   with pytest.raises(ValueError, match='format_version 99; accepted: 1'):
     records.read_manifest(str(path))
+
+
+def test_a_manifest_does_not_point_out_of_its_folder(tmp_path):
+  _, manifest = data_testing.write_records(tmp_path / 'a', 3)
+  manifest['files'] = ['../b/records.array_record']
+  (tmp_path / 'a' / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match='which names a file'):
+    records.read_manifest(str(tmp_path / 'a'))
+
+
+def test_a_failed_write_leaves_nothing_and_the_old_records(tmp_path):
+  data_testing.write_records(tmp_path / 'a', 3)
+
+  def broken():
+    yield from data_testing.make_examples(2)
+    raise KeyError('row')
+
+  with pytest.raises(KeyError):
+    records.write(broken(), str(tmp_path / 'a'), metadata={}, overwrite=True)
+  assert [path.name for path in tmp_path.iterdir()] == ['a']
+  assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == [
+    'manifest.json',
+    'records-00000-of-00001.array_record',
+  ]
+  assert len(list(records.read(str(tmp_path / 'a')))) == 3

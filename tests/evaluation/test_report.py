@@ -4,13 +4,15 @@
 from html import parser
 import json
 import re
+import shutil
+import subprocess
 
 import evaluation_samples as samples
 import pytest
 
 from specstream_jax.evaluation import report
 
-_VOID = {'meta', 'use', 'br'}
+_VOID = {'meta', 'use', 'br', 'wbr'}
 
 
 class _Page(parser.HTMLParser):
@@ -161,3 +163,51 @@ def test_errors(tmp_path):
   (tmp_path / 'taken').write_text('')
   with pytest.raises(ValueError, match='cannot write'):
     report.write(str(tmp_path / 'taken' / 'report.html'), doc)
+
+
+# Appended to the page: how wide each table is, and how much of it shows.
+MEASURE = """<script>addEventListener('load', () => {
+  document.title = [...document.querySelectorAll('.scroll')].map(
+    box => [box.ariaLabel, box.scrollWidth, box.clientWidth].join(' ')
+  ).join(';')
+})</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='no chromium')
+def test_tables_fit_a_screen_of_1200_pixels(tmp_path):
+  runs = [
+    samples.run(
+      task='sql_create_context/test',
+      name='streams:num_nodes=16,depth=4,branching=32,vocabulary=adapter,'
+      f'ngram_table=/home/{"folder/" * number}',
+      speedup_ci95=[10.12, 12.44],
+      temperature=0.75,
+      batch=16,
+    )
+    for number in (1, 9)
+  ]
+  page = report.render(samples.document(*runs))
+  path = tmp_path / 'report.html'
+  path.write_text(page.replace('</body>', MEASURE))
+  command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu']
+  done = subprocess.run(
+    [*command, '--window-size=1200,900', '--dump-dom', path.as_uri()],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=60,
+  )
+  title = re.search('<title>(.*)</title>', done.stdout)[1]
+  found = [box.split() for box in title.split(';')]
+  assert {name for name, *_ in found} == {'Runs', 'Quality'}
+  assert all(int(width) <= int(shown) for _, width, shown in found)
+
+
+def test_words_of_a_table_may_wrap_and_numbers_do_not():
+  page = report.render(
+    samples.document(samples.run(name='streams:depth=4,x=1'))
+  )
+  assert '<td>streams:<wbr>depth=4,<wbr>x=1</td>' in page
+  rules = dict(re.findall(r'^(t[hd], .*|td.number.*) \{([^}]*)\}', page, re.M))
+  assert 'nowrap' not in rules['th, td']
+  assert 'nowrap' in rules['td.number, th.number']

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from specstream_jax.evaluation import results, schema
+from specstream_jax.outputs import writing
 
 
 def test_ratios_by_hand():
@@ -174,14 +175,14 @@ def test_folder_that_cannot_be_written(tmp_path, inside):
 
 
 def test_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
-  results.write_text(str(tmp_path / 'a'), 'old')
+  writing.write_text(str(tmp_path / 'a'), 'old')
 
   def fail(*_):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(os, 'replace', fail)
   with pytest.raises(ValueError, match='No space left on device'):
-    results.write_text(str(tmp_path / 'a'), 'new')
+    writing.write_text(str(tmp_path / 'a'), 'new')
   assert os.listdir(tmp_path) == ['a']
   assert (tmp_path / 'a').read_text() == 'old'
 

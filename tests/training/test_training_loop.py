@@ -213,7 +213,12 @@ def test_sigterm_saves_at_once_and_the_run_resumes(ended, whole):
   folder, status, stdout, stderr = ended['term']
   assert status == 0, stderr
   report = json.loads(stdout)
-  assert report == {'step': 5, 'interrupted': True, 'seen': whole[1][:5]}
+  assert report == {
+    'step': 5,
+    'interrupted': True,
+    'signal': signal.SIGTERM,
+    'seen': whole[1][:5],
+  }
   assert max(steps_on_disk(folder)) == 5
   batches = train_process.Watched(train_process.open_batches('memory'))
   outcome = train_process.run(folder, batches)

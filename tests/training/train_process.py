@@ -145,6 +145,7 @@ def main(folder, source, event, at):
       {
         'step': int(outcome.state.step),
         'interrupted': outcome.interrupted,
+        'signal': outcome.signal,
         'seen': batches.seen,
       }
     )

@@ -9,6 +9,7 @@ import tiny_runtime
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from specstream_jax.data import registry
+from specstream_jax.outputs import locks
 from specstream_jax.workflows import distill, generate
 
 PROMPTS = [f'{"w200 " * (i % 3)}w{i + 1}' for i in range(7)]
@@ -204,3 +205,72 @@ def test_prompt_files(tmp_path):
     distill.read_prompts(str(path))
   with pytest.raises(ValueError, match='no such file'):
     distill.read_prompts(str(tmp_path / 'q.jsonl'))
+
+
+def test_malformed_prompts_are_left_out_if_asked(tmp_path, caplog):
+  path = tmp_path / 'p.jsonl'
+  path.write_text('{"prompt": "a"}\n{"prompt": 3}\nnonsense\n{"prompt": "b"}\n')
+  with pytest.raises(ValueError, match='leave it out with --skip_bad_rows'):
+    distill.read_prompts(str(path))
+  with caplog.at_level('WARNING'):
+    found = distill.read_prompts(str(path), skip_bad_rows=True)
+  assert found == ['a', 'b']
+  assert 'p.jsonl: 2 rows left out, 2 read' in caplog.text
+  (tmp_path / 'train.jsonl').write_text(
+    '{"prompt": "c", "completion": "d"}\n{"prompt": "e"}\n'
+  )
+  found = distill.task_prompts(
+    'jsonl', 'train', str(tmp_path), skip_bad_rows=True
+  )
+  assert found == ['c']
+
+
+def answers_of(completions):
+  """A stand-in for the model, which gives these."""
+
+  def answer(model, todo, options, kept, progress, total):
+    for row in todo:
+      text = completions[row.index]
+      line = {'prompt': row.prompt, 'completion': text, 'num_tokens': 3}
+      kept.add((row.index,), line | {'finished': row.index % 2 == 0})
+
+  return answer
+
+
+def test_what_became_of_the_answers_is_told(model, tmp_path, monkeypatch):
+  texts = ['one', 'two\ufffd', ' \n', '', '\ufffd', 'a\ufffdb', 'three']
+  monkeypatch.setattr(distill, '_answer', answers_of(texts))
+  done = run(model, tmp_path)
+  assert done.counts == distill.Counts(kept=3, empty=2, garbled=2, cut=1)
+  assert str(done.counts) == '3 kept (1 of them cut), 2 empty, 2 garbled'
+  assert [r['completion'] for r in rows(tmp_path)] == ['one', 'two', 'three']
+  found = json.loads((tmp_path / 'train.provenance.json').read_text())
+  assert found['num_empty_answers'] == found['num_garbled_answers'] == 2
+
+
+def test_nothing_kept_is_an_error_and_no_file(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(distill, '_answer', answers_of([''] * 6 + ['\ufffd']))
+  with pytest.raises(
+    ValueError,
+    match=r'none of 7 answers can be trained on: 0 kept .*, 6 empty, 1 garbled\.'
+    r' Look at them in .*train\.shard-00000-of-00001\.jsonl; .*--chat',
+  ):
+    run(model, tmp_path)
+  assert not (tmp_path / 'train.jsonl').exists()
+
+
+@pytest.mark.parametrize('split', ['../esc', '/tmp/esc', 'a/b', ''])
+def test_a_split_that_is_no_file_name(model, tmp_path, split):
+  with pytest.raises(ValueError, match=r'split is .*, which names a file'):
+    distill.distill(model, PROMPTS, str(tmp_path / 'out'), OPTIONS, split=split)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(model, tmp_path):
+  with locks.hold(tmp_path, 'distill-train', 0, 1):
+    with pytest.raises(ValueError, match='is in use by process'):
+      run(model, tmp_path)
+    distill.distill(
+      model, PROMPTS[:1], str(tmp_path), OPTIONS, split='dev', progress=False
+    )
+  assert run(model, tmp_path).num_decoded == len(PROMPTS)

@@ -132,7 +132,7 @@ def specstream(*args):
 def test_without_sizes_it_says_what_to_give():
   done = specstream('--topology=v5e:2x4')
   assert done.returncode == 1
-  assert 'give --gin_file=configs/llama2_7b.gin' in done.stderr
+  assert 'give --recipe=llama2_7b' in done.stderr
 
 
 @pytest.mark.skipif(HAS_LIBTPU, reason='libtpu is here')
