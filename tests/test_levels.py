@@ -62,7 +62,7 @@ MAY_USE_TENSORFLOW = {
   'data.prepare',
   'data.tfds_source',
 }
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
 

@@ -102,18 +102,15 @@ def model_fns(
 
   logits = lambda params, hidden: merge(params).logits(hidden)
 
-  def stream_logits(
-    params, stream_state, cache, positions
-  ) -> interface.StreamLogits:
+  def stream_logits(params, stream_state, cache, positions):
     model = merge(params)
     if not is_parallel:
       stream_state = transformer.forward_streams(
         model, stream_state, positions, cache
       )
-    if has_draft_head:
-      own = _draft_logits(stream_state, params.drafter.head, cfg.vocab_size)
-    else:
-      own = model.logits(stream_state)
+    if not has_draft_head:
+      return interface.StreamLogits(model.logits(stream_state), stream_state)
+    own = _draft_logits(stream_state, params.drafter.head, cfg.vocab_size)
     return interface.StreamLogits(own, stream_state)
 
   coupling = functools.partial(_coupling_logits, built)
