@@ -113,13 +113,11 @@ def model_fns(
     own = _draft_logits(stream_state, params.drafter.head, cfg.vocab_size)
     return interface.StreamLogits(own, stream_state)
 
-  coupling = functools.partial(_coupling_logits, built)
+  coupling = None
+  if 'coupling' in built.adapter:
+    coupling = functools.partial(_coupling_logits, built)
   return interface.ModelFns(
-    init_cache,
-    forward,
-    logits,
-    stream_logits,
-    coupling if 'coupling' in built.adapter else None,
+    init_cache, forward, logits, stream_logits, coupling
   )
 
 
