@@ -227,8 +227,10 @@ def test_disabled_writer_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize(
   'end',
-  ['{"step": 3, "lo', '{"step": 2}', '\n', '', '[2]', '2', '{"step": "2"}']
-  + ['[' * 10**5],
+  [
+    *('{"step": 3, "lo', '{"step": 2}', '\n', '', '[2]', '2', '{"step": "2"}'),
+    '[' * 10**5,
+  ],
 )
 def test_forget_after_drops_later_and_broken_lines(tmp_path, end):
   path = tmp_path / 'metrics.jsonl'
