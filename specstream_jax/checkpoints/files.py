@@ -14,14 +14,14 @@ def read_json(path: str) -> dict[str, Any]:
   """The JSON object in a file.
 
   Raises:
-    ValueError: there is no such file, or it is not a JSON object.
+    ValueError: there is no such file, or it is not a JSON object; names it.
   """
   try:
     with open(path, encoding='utf-8') as file:
       value = json.load(file)
   except FileNotFoundError:
     raise ValueError(f'{path!r} does not exist') from None
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:  # or nested without end
     raise ValueError(
       f'{path!r} is not JSON ({error}); write or download it again'
     ) from error

@@ -25,11 +25,8 @@ _EMPTY = records.encode(np.zeros(0, np.int32), np.zeros(0, np.int32))
 class _Source:
   """Records of a folder; past the end, up to `length`, empty ones."""
 
-  def __init__(self, path: str, files: list[str], length: int):
-    self._records = grain.ArrayRecordDataSource(
-      [os.path.join(path, name) for name in files]
-    )
-    self._length = length
+  def __init__(self, found: records.Source, length: int):
+    self._records, self._length = found, length
 
   def __len__(self) -> int:
     return self._length
@@ -98,9 +95,15 @@ def _examples(
 ) -> grain.MapDataset:
   """The records of one share; one pass is filled up to equal shares."""
   length = manifest['num_examples']
+  found = records.Source([os.path.join(path, n) for n in manifest['files']])
+  if len(found) != length:
+    raise ValueError(
+      f'{os.path.join(path, records.MANIFEST)}: num_examples is {length}, but '
+      f'its files hold {len(found)}; prepare the records again'
+    )
   if not repeat:
     length = -(-length // share.step) * share.step
-  examples = grain.MapDataset.source(_Source(path, manifest['files'], length))
+  examples = grain.MapDataset.source(_Source(found, length))
   if seed is not None:
     examples = examples.shuffle(seed=seed)
   examples = examples[share]
@@ -161,7 +164,7 @@ def _manifest(path, tokenizer_sha256, sequence_length):
   """The manifest of a folder whose tokenizer and longest example fit."""
   manifest = records.read_manifest(path)
   if tokenizer_sha256 is not None:
-    records.check_tokenizer(manifest, tokenizer_sha256)
+    records.check_tokenizer(manifest, tokenizer_sha256, path)
   needed = manifest['lengths']['total']['max'] - 1
   if sequence_length < needed:
     raise ValueError(

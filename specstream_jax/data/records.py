@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token records on disk: ArrayRecord shards and a manifest.
 
-A folder holds `records-00000-of-00004.array_record` … and `manifest.json`.
-One record is one example, little-endian int32 throughout:
-
-    [I, prompt id 1 … prompt id I, answer id 1 … answer id A]
-
-I is the number of prompt tokens (BOS included if the tokenizer asks for one);
-the rest are answer tokens, EOS included.
+A folder holds `records-00000-of-00004.array_record` … (see `shards`) and
+`manifest.json`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,16 +16,21 @@ import tempfile
 from typing import Any
 
 from array_record.python import array_record_module
-import grain.python as grain
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import token_ids
+from specstream_jax.checkpoints import files, token_ids
+from specstream_jax.data.shards import (
+  Source as Source,
+  decode as decode,
+  encode as encode,
+  read_file as read_file,
+)
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
-_DTYPE = np.dtype('<i4')
+_TOKENIZER = 'tokenizer_sha256'
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
@@ -49,20 +49,6 @@ def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
   return hashlib.sha256(text.encode('utf-8')).hexdigest()
 
 
-def encode(inputs: np.ndarray, targets: np.ndarray) -> bytes:
-  """The record of prompt ids [I] and answer ids [A]."""
-  return (
-    np.concatenate([[len(inputs)], inputs, targets]).astype(_DTYPE).tobytes()
-  )
-
-
-def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """Prompt ids int32 [I] and answer ids int32 [A] of a record."""
-  values = np.frombuffer(record, _DTYPE).astype(np.int32)
-  num_inputs = int(values[0])
-  return values[1 : 1 + num_inputs], values[1 + num_inputs :]
-
-
 def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (prompt ids, answer ids) of every record of a folder.
 
@@ -71,13 +57,6 @@ def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """
   for name in read_manifest(path)['files']:
     yield from read_file(os.path.join(path, name))
-
-
-def read_file(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (prompt ids, answer ids) of every record of a shard."""
-  source = grain.ArrayRecordDataSource([path])
-  for i in range(len(source)):
-    yield decode(source[i])
 
 
 class Lengths:
@@ -243,8 +222,8 @@ def write(
   with new_folder(output_dir) as scratch:
     has_bos = metadata.get('bos_id') is not None
     lengths = Lengths(max_length, too_long, num_kept=int(has_bos))
-    files = _write_shards(pairs, scratch, num_shards, lengths)
-    return write_manifest(scratch, metadata, files, lengths.summary())
+    names = _write_shards(pairs, scratch, num_shards, lengths)
+    return write_manifest(scratch, metadata, names, lengths.summary())
 
 
 @contextlib.contextmanager
@@ -267,7 +246,7 @@ def new_folder(output_dir: str) -> Iterator[str]:
 def write_manifest(
   folder: str,
   metadata: dict[str, Any],
-  files: Sequence[str],
+  names: Sequence[str],
   summary: dict[str, Any],
 ) -> dict[str, Any]:
   """Writes and returns the manifest of records that lie in a folder.
@@ -275,7 +254,7 @@ def write_manifest(
   Args:
     folder: of the records.
     metadata: see `write`.
-    files: names of its shards, in order.
+    names: of its shards, in order.
     summary: of the lengths, see `Lengths.summary`.
   """
   manifest = {
@@ -283,7 +262,7 @@ def write_manifest(
     'dtype': 'int32',
     **metadata,
     **summary,
-    'files': list(files),
+    'files': list(names),
     'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
   with open(os.path.join(folder, MANIFEST), 'w', encoding='utf-8') as file:
@@ -296,24 +275,60 @@ def read_manifest(path: str) -> dict[str, Any]:
   """The manifest of a folder of records.
 
   Raises:
-    ValueError: no manifest, a missing shard, or another format version.
+    ValueError: no manifest, one that is damaged, a missing shard, or another
+      format version; names the file.
   """
   manifest_path = os.path.join(path, MANIFEST)
   if not os.path.isfile(manifest_path):
     raise ValueError(
       f'{path!r} has no {MANIFEST}; write records with `specstream prepare`'
     )
-  with open(manifest_path, encoding='utf-8') as file:
-    manifest = json.load(file)
+  manifest = files.read_json(manifest_path)
   if manifest.get('format_version') != FORMAT_VERSION:
     raise ValueError(
       f'{manifest_path} has format_version {manifest.get("format_version")}; '
       f'accepted: {FORMAT_VERSION}; prepare the records again'
     )
+  _check_manifest(manifest_path, manifest)
   for name in manifest['files']:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest
+
+
+def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
+  """Raises ValueError unless what is read of a manifest has its type."""
+  names, lengths = manifest.get('files'), manifest.get('lengths')
+  total = lengths.get('total') if isinstance(lengths, dict) else None
+  longest = total.get('max') if isinstance(total, dict) else None
+  count, tokenizer = manifest.get('num_examples'), manifest.get(_TOKENIZER)
+  is_names = isinstance(names, list) and names
+  checked = {
+    'files': (
+      is_names and all(map(_is_name, names)),
+      names,
+      'names of files beside it',
+    ),
+    'num_examples': (_is_count(count), count, 'an integer above 0'),
+    'lengths.total.max': (_is_count(longest), longest, 'an integer above 0'),
+    _TOKENIZER: (isinstance(tokenizer, str | None), tokenizer, 'a hash'),
+  }
+  for field, (is_good, value, accepted) in checked.items():
+    if not is_good:
+      raise ValueError(
+        f'{path}: {field} is {value!r}; accepted: {accepted}; prepare the '
+        'records again'
+      )
+
+
+def _is_name(value: Any) -> bool:
+  """Whether it names a file that lies in the folder itself."""
+  is_text = isinstance(value, str) and value not in ('', '.', '..')
+  return is_text and os.path.basename(value) == value
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value > 0
 
 
 def check_ids(path: str, vocab_size: int, tokenizer: Any = None) -> None:
@@ -340,11 +355,11 @@ def check_tokenizer(
   manifest: dict[str, Any], tokenizer_sha256: str, path: str = ''
 ) -> None:
   """Raises ValueError if the records, at `path`, are another tokenizer's."""
-  written = manifest['tokenizer_sha256']
+  written = str(manifest.get(_TOKENIZER))
   if written != tokenizer_sha256:
     place = f'{path!r}: ' if path else ''
     raise ValueError(
-      f'{place}records of task {manifest["task"]!r} were written with tokenizer '
+      f'{place}records of task {manifest.get("task")!r} were written with tokenizer '
       f'{written[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
       "them again with the model's tokenizer"
     )
