@@ -23,6 +23,12 @@ from specstream_jax.config_training import (
 
 LORA_MODULES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 DTYPES = ('float32', 'bfloat16')
+# Beyond any model and draft; building and compiling take time for each.
+MAX_LAYERS = 1024
+MAX_STREAMS = 128
+MAX_NODES = 4096
+MAX_BRANCHING = 1024
+_MAX_SIZE = 2**31 - 1  # of an axis
 
 
 @gin.configurable
@@ -83,6 +89,8 @@ class ModelConfig:
       'max_position_embeddings',
     ):
       checks.at_least(f'ModelConfig.{name}', getattr(self, name), 1)
+      checks.at_most(f'ModelConfig.{name}', getattr(self, name), _MAX_SIZE)
+    checks.at_most('ModelConfig.num_layers', self.num_layers, MAX_LAYERS)
     checks.one_of('ModelConfig.dtype', self.dtype, DTYPES)
     checks.check(
       self.num_heads % self.num_kv_heads == 0,
@@ -161,6 +169,7 @@ class StreamConfig:
   def __post_init__(self):
     checks.config_types(self)
     checks.at_least('StreamConfig.num_streams', self.num_streams, 1)
+    checks.at_most('StreamConfig.num_streams', self.num_streams, MAX_STREAMS)
     checks.at_least('StreamConfig.num_msa_layers', self.num_msa_layers, 1)
     checks.at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
     checks.at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
@@ -220,6 +229,9 @@ class TreeConfig:
     checks.at_least('TreeConfig.keep_nodes', self.keep_nodes, 0)
     if self.kind == 'fixed':
       self._check_choices()
+    checks.at_most('TreeConfig.branching', self.branching, MAX_BRANCHING)
+    checks.at_most('depth of TreeConfig', self.max_depth, MAX_STREAMS)
+    checks.at_most('number of nodes of TreeConfig', self.size, MAX_NODES)
 
   def _check_choices(self) -> None:
     paths = set(self.choices)
@@ -231,8 +243,9 @@ class TreeConfig:
     )
     for path in self.choices:
       checks.check(
-        bool(path) and all(rank >= 0 for rank in path),
-        f'TreeConfig.choices entry {path!r} is not a path of ranks >= 0',
+        bool(path) and all(0 <= rank < MAX_BRANCHING for rank in path),
+        f'TreeConfig.choices entry {path!r} is not a path of ranks >= 0 and < '
+        f'{MAX_BRANCHING}',
       )
       checks.check(
         len(path) == 1 or path[:-1] in paths,

@@ -65,6 +65,11 @@ def at_least(name: str, value: Any, bound: float) -> None:
   )
 
 
+def at_most(name: str, value: float, bound: float) -> None:
+  """Raises ValueError unless a number is no larger than `bound`."""
+  check(value <= bound, f'{name} is {value}; it must be <= {bound}')
+
+
 def config_types(cfg: Any) -> None:
   """Holds every field of a gin-configurable dataclass to its annotation.
 

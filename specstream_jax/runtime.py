@@ -215,6 +215,7 @@ def load(
   if folder:
     flat, cfg = adapters.load_adapter(folder)
     adapters.check_base(cfg, loaded)
+    adapters.check_weights(folder, flat, cfg, loaded.config)
     folded, folded_lora, rest = adapters.split(flat, cfg)
     stream, tree = cfg.stream, cfg.tree
     source['adapter'] = str(adapter)

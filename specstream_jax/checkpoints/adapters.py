@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from specstream_jax import config, config_checks as checks, typing
-from specstream_jax.checkpoints import eos, loading, pair
+from specstream_jax.checkpoints import (
+  adapter_shapes,
+  eos,
+  loading,
+  pair,
+  weights,
+)
 from specstream_jax.modeling import lora as lora_lib
 
 FORMAT_VERSION = 1
@@ -211,7 +217,9 @@ def _size_problems(tensors, cfg: AdapterConfig) -> list[str]:
     elif path.endswith('/lora_a'):
       is_folded = path.startswith(_FOLDED)
       size = (cfg.folded_lora if is_folded else cfg.lora).rank
-    if size is not None and leaf.shape[axis] != size:
+    if leaf.ndim != 2:
+      lines.append(f'{path} has {leaf.ndim} axes, not 2')
+    elif size is not None and leaf.shape[axis] != size:
       lines.append(f'{path} has {leaf.shape[axis]} in axis {axis}, not {size}')
   return lines
 
@@ -236,6 +244,36 @@ def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
     f'adapter was trained on base {cfg.base_model_id!r}, but the base is '
     f'{loaded.source!r}, which has {difference}; load {cfg.base_model_id!r}, '
     'or train an adapter on this base'
+  )
+
+
+def check_weights(
+  folder: str | os.PathLike,
+  flat: typing.FlatParams,
+  cfg: AdapterConfig,
+  model: config.ModelConfig,
+) -> None:
+  """Raises ValueError if the weights of an adapter do not fit a base's sizes.
+
+  Args:
+    folder: of the adapter, for the message.
+    flat: all its weights.
+    cfg: of the adapter.
+    model: sizes of the base that it was trained on.
+  """
+  cfg.stream.check_fits(model)
+  is_lossless = cfg.stream.mode == 'lossless'
+  num_layers = cfg.stream.num_msa_layers if is_lossless else model.num_layers
+  folded = adapter_shapes.of_lora(model, cfg.folded_lora, model.num_layers)
+  expected = (
+    adapter_shapes.of_streams(model, cfg.stream)
+    | dict(adapter_shapes.of_lora(model, cfg.lora, num_layers))
+    | {f'{_FOLDED}{path}': shape for path, shape in folded}
+  )
+  found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+  source = f'adapter {os.fspath(folder)!r}'
+  weights.refuse(
+    source, weights.problems(expected, found), 'copy or save it again'
   )
 
 

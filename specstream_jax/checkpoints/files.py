@@ -3,25 +3,88 @@
 
 from collections.abc import Callable
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
 from typing import Any
 
+MAX_DEPTH = 64  # of JSON; what is read here stays below ten
 
-def read_json(path: str) -> dict[str, Any]:
+
+def read_text(path: str | os.PathLike) -> str:
+  """The text of a file.
+
+  Raises:
+    ValueError: there is no such file, it cannot be read, or is not UTF-8.
+  """
+  path = os.fspath(path)
+  try:
+    with open(path, encoding='utf-8') as file:
+      return file.read()
+  except FileNotFoundError:
+    raise ValueError(f'{path!r} does not exist') from None
+  except OSError as error:
+    raise ValueError(
+      f'{path!r} cannot be read ({error.strerror}); accepted: a readable file'
+    ) from error
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{path!r} is not UTF-8 text ({error.reason} at byte {error.start}); '
+      'write or download it again'
+    ) from error
+
+
+def loads(text: str) -> Any:
+  """The value of a JSON text.
+
+  Raises:
+    ValueError: it is not JSON, is nested more than `MAX_DEPTH` deep, or gives a
+      name two values.
+  """
+  try:
+    value = json.loads(text, object_pairs_hook=_object)
+    depth = _depth(value)
+  except RecursionError:
+    depth = math.inf
+  if depth > MAX_DEPTH:
+    raise ValueError(f'nested more than {MAX_DEPTH} deep')
+  return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """The object of these fields; of one that stands there twice, none is right."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    for name, value in pairs:
+      if value != found[name]:
+        raise ValueError(f'{name!r} stands there twice, with different values')
+  return found
+
+
+def _depth(value: Any) -> int:
+  """How deep lists and objects are nested; no recursion."""
+  depth, level = 0, [value]
+  while level := [v for v in level if isinstance(v, list | dict)]:
+    depth += 1
+    inner = (v.values() if isinstance(v, dict) else v for v in level)
+    level = list(itertools.chain.from_iterable(inner))
+  return depth
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """The JSON object in a file.
 
   Raises:
-    ValueError: there is no such file, or it is not a JSON object; names it.
+    ValueError: there is no such file, or it is not a JSON object; see `loads`.
   """
+  path = os.fspath(path)
+  text = read_text(path)
   try:
-    with open(path, encoding='utf-8') as file:
-      value = json.load(file)
-  except FileNotFoundError:
-    raise ValueError(f'{path!r} does not exist') from None
-  except (ValueError, RecursionError) as error:  # or nested without end
+    value = loads(text)
+  except ValueError as error:
     raise ValueError(
       f'{path!r} is not JSON ({error}); write or download it again'
     ) from error

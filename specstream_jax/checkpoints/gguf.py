@@ -15,7 +15,13 @@ import numpy as np
 import tokenizers
 
 from specstream_jax import config, config_checks as checks
-from specstream_jax.checkpoints import eos, gguf_tokenizer, weights
+from specstream_jax.checkpoints import (
+  eos,
+  fields,
+  gguf_file,
+  gguf_tokenizer,
+  weights,
+)
 
 _REQUIRED = (
   'block_count',
@@ -25,17 +31,22 @@ _REQUIRED = (
   'attention.head_count',
   'attention.layer_norm_rms_epsilon',
 )
-_UNDERSTOOD = (
-  *_REQUIRED,
-  'attention.head_count_kv',
-  'attention.key_length',
-  'attention.value_length',
-  'rope.dimension_count',
-  'rope.freq_base',
-  'rope.scaling.type',
-  'rope.scaling.factor',
-  'vocab_size',
-)
+_UNDERSTOOD = {
+  'block_count': fields.SIZE,
+  'context_length': fields.SIZE,
+  'embedding_length': fields.SIZE,
+  'feed_forward_length': fields.SIZE,
+  'attention.head_count': fields.SIZE,
+  'attention.head_count_kv': fields.SIZE,
+  'attention.key_length': fields.SIZE,
+  'attention.value_length': fields.SIZE,
+  'attention.layer_norm_rms_epsilon': fields.POSITIVE,
+  'rope.dimension_count': fields.SIZE,
+  'rope.freq_base': fields.POSITIVE,
+  'rope.scaling.type': fields.TEXT,
+  'rope.scaling.factor': fields.POSITIVE,
+  'vocab_size': fields.SIZE,
+}
 # Keys that change nothing while they have this value.
 _NEUTRAL = {
   'expert_count': 0,
@@ -45,7 +56,7 @@ _NEUTRAL = {
 }
 # Keys that say where the numbers came from.
 _IGNORED = ('rope.scaling.finetuned', 'rope.scaling.original_context_length')
-_OTHER_PREFIXES = ('GGUF.', 'general.', 'tokenizer.', 'quantize.')
+_OTHER_PREFIXES = ('general.', 'tokenizer.', 'quantize.')
 _EOS = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
 _FREQUENCIES = 'rope_freqs.weight'
 # `rope_freqs.weight` of Llama 3.x comes without the numbers that made it.
@@ -62,13 +73,13 @@ class Header:
   Attributes:
     path: the file.
     metadata: values by key.
-    tensors: `gguf.ReaderTensor` by name, backed by the mapped file.
+    tensors: by name, backed by the mapped file.
     config: sizes.
   """
 
   path: str
   metadata: dict[str, Any]
-  tensors: dict[str, Any]
+  tensors: dict[str, gguf_file.Tensor]
   config: config.ModelConfig
 
 
@@ -92,16 +103,15 @@ def open_file(path: str | os.PathLike, *, dtype: str = 'float32') -> Header:
       all such things are listed.
   """
   path = os.fspath(path)
-  reader = _open(path)
-  metadata = {key: field.contents() for key, field in reader.fields.items()}
-  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  metadata, tensors = _open(path)
   weights.refuse(f'GGUF file {path!r}', _metadata_problems(metadata), _FIX)
   try:
     cfg = _config(metadata, tensors, dtype)
   except ValueError as error:  # sizes that do not go together
     problem = checks.message(error)
     raise ValueError(f'GGUF file {path!r}: {problem}') from error
-  found = {name: _shape(tensor) for name, tensor in tensors.items()}
+  weights.check_layers(f'GGUF file {path!r}', cfg, len(tensors), _FIX)
+  found = {name: tensor.shape for name, tensor in tensors.items()}
   found.pop(_FREQUENCIES, None)
   names, expected = weights.gguf_names(cfg), weights.shapes(cfg)
   stored = {names[p]: weights.stored_shape(p, expected[p]) for p in expected}
@@ -109,53 +119,54 @@ def open_file(path: str | os.PathLike, *, dtype: str = 'float32') -> Header:
   return Header(path, metadata, tensors, cfg)
 
 
-def _open(path: str) -> gguf.GGUFReader:
+def _open(path: str) -> tuple[dict[str, Any], dict[str, gguf_file.Tensor]]:
   try:
-    return gguf.GGUFReader(path)
+    return gguf_file.read(path)
   except FileNotFoundError:
     raise ValueError(f'GGUF file {path!r} does not exist') from None
-  except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
+  except ValueError as error:
     raise ValueError(
       f'GGUF file {path!r} ({os.path.getsize(path):,} bytes) is truncated or '
       f'corrupt ({error}); delete it and download it again'
     ) from error
 
 
-def _shape(tensor) -> tuple[int, ...]:
-  """Shape in elements, rows first; GGUF lists the fastest axis first."""
-  return tuple(int(size) for size in reversed(tensor.shape))
-
-
 def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
   """Everything about the metadata that could change the model's output."""
-  architecture = metadata.get('general.architecture')
+  shown, architecture = fields.shown, metadata.get('general.architecture')
   if architecture != 'llama':
-    return [f"general.architecture is {architecture!r}; accepted: 'llama'"]
+    return [f"general.architecture is {shown(architecture)}; accepted: 'llama'"]
   lines = [
     f'missing llama.{k}' for k in _REQUIRED if f'llama.{k}' not in metadata
   ]
   for key, value in metadata.items():
     name = key.removeprefix('llama.')
-    if key.startswith(_OTHER_PREFIXES) or name in _UNDERSTOOD + _IGNORED:
+    if key.startswith(_OTHER_PREFIXES) or name in (*_UNDERSTOOD, *_IGNORED):
       continue
     if name not in _NEUTRAL:
-      lines.append(f'{key} = {str(value)[:60]} is not understood')
+      lines.append(f'{key} = {shown(value)} is not understood')
     elif value != _NEUTRAL[name]:
-      lines.append(f'{key} is {value}; accepted: {_NEUTRAL[name]}')
-  return lines + _dimension_problems(metadata)
+      lines.append(f'{key} is {shown(value)}; accepted: {_NEUTRAL[name]}')
+  return lines + (_type_problems(metadata) or _dimension_problems(metadata))
+
+
+def _type_problems(metadata: Mapping[str, Any]) -> list[str]:
+  """Sizes and numbers that are none, or differ between layers."""
+  lines = []
+  for name, kind in _UNDERSTOOD.items():
+    key = f'llama.{name}'
+    if isinstance(metadata.get(key), list):
+      lines.append(f'{key} differs between layers')
+    elif key in metadata:
+      lines.append(fields.problem(key, metadata[key], kind))
+  return list(filter(None, lines))
 
 
 def _dimension_problems(metadata: Mapping[str, Any]) -> list[str]:
-  """Per-layer sizes, partial rotation and odd RoPE scaling."""
+  """Partial rotation and odd RoPE scaling."""
   get = lambda name: metadata.get(f'llama.{name}')
-  lines = [
-    f'llama.{name} differs between layers'
-    for name in _UNDERSTOOD
-    if isinstance(get(name), list)
-  ]
-  if (
-    lines or get('embedding_length') is None or not get('attention.head_count')
-  ):
+  lines = []
+  if get('embedding_length') is None or get('attention.head_count') is None:
     return lines
   head_dim = _head_dim(metadata)
   for name in ('rope.dimension_count', 'attention.value_length'):
@@ -185,7 +196,7 @@ def _config(metadata, tensors, dtype) -> config.ModelConfig:
   if 'token_embd.weight' not in tensors:
     raise ValueError('it has no tensor token_embd.weight')
   cfg = config.ModelConfig(
-    vocab_size=int(get('vocab_size', _shape(tensors['token_embd.weight'])[0])),
+    vocab_size=int(get('vocab_size', tensors['token_embd.weight'].shape[0])),
     hidden_size=int(get('embedding_length')),
     intermediate_size=int(get('feed_forward_length')),
     num_layers=int(get('block_count')),
@@ -216,10 +227,10 @@ def _rope_scaling(metadata, tensors, cfg) -> config.RopeScaling:
   if _FREQUENCIES not in tensors:
     return scaling
   table = np.asarray(tensors[_FREQUENCIES].data, np.float32)
-  if scaling.kind == 'default':
+  if scaling.kind == 'default' and table.shape == (cfg.head_dim // 2,):
     for known in (scaling, *_LLAMA3):
       divisors = _rope_divisors(known, cfg)
-      if table.shape == divisors.shape and np.allclose(table, divisors, 1e-4):
+      if np.allclose(table, divisors, 1e-4):
         return known
   raise ValueError(
     f'it has {_FREQUENCIES} that is neither all ones nor that of Llama 3.1 or '
@@ -291,7 +302,7 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
     ValueError: it is of a kind that is not understood.
   """
   try:
-    return gguf_tokenizer.build(header.metadata)
+    return gguf_tokenizer.build(header.metadata, header.config.vocab_size)
   except ValueError as error:
     raise ValueError(
       f'tokenizer of GGUF file {header.path!r}: {error}; use the Hugging Face '
@@ -300,8 +311,14 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
 
 
 def chat_template(header: Header) -> str | None:
-  """Jinja source of the chat format, if the file has one."""
-  return header.metadata.get('tokenizer.chat_template')
+  """Jinja source of the chat format, if the file has one.
+
+  Raises:
+    ValueError: what is there is no text.
+  """
+  source = f'GGUF file {header.path!r}'
+  key = 'tokenizer.chat_template'
+  return fields.get(header.metadata, key, fields.TEXT, source, default=None)
 
 
 def eos_ids(header: Header) -> tuple[int, ...]:

@@ -7,8 +7,11 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from specstream_jax.checkpoints import fields
+
 _PREFIX = 'tokenizer.ggml.'
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_LONGEST = 1024
 _SPACE = '▁'  # SentencePiece's mark of a space.
 
 
@@ -25,11 +28,14 @@ _PRE_TOKENIZERS = {
 }
 
 
-def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def build(
+  metadata: Mapping[str, Any], vocab_size: int | None = None
+) -> tokenizers.Tokenizer:
   """The tokenizer that gives the ids the model was trained on.
 
   Args:
     metadata: GGUF metadata by key.
+    vocab_size: most tokens there may be; None for no check.
 
   Raises:
     ValueError: no tokenizer, or one of a kind that is not understood.
@@ -37,29 +43,65 @@ def build(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   model = metadata.get(f'{_PREFIX}model')
   if f'{_PREFIX}tokens' not in metadata:
     raise ValueError('the GGUF file has no tokenizer.ggml.tokens')
+  num_tokens = len(_get(metadata, 'tokens', fields.TEXTS))
+  most = num_tokens if vocab_size is None else vocab_size
+  if not 0 < num_tokens <= most:
+    raise ValueError(
+      f'tokenizer.ggml.tokens has {num_tokens:,} tokens; accepted: at least '
+      f'one, and no more than the {most:,} that the model embeds'
+    )
   if model == 'gpt2':
     tokenizer = _byte_level_bpe(metadata)
   elif model == 'llama':
     tokenizer = _sentencepiece_bpe(metadata)
   else:
     raise ValueError(
-      f"tokenizer.ggml.model is {model!r}; accepted: 'gpt2', 'llama'"
+      f"tokenizer.ggml.model is {fields.shown(model)}; accepted: 'gpt2', 'llama'"
     )
   _add_tokens(tokenizer, metadata)
   _add_bos(tokenizer, metadata, default=model == 'llama')
   return tokenizer
 
 
+def _get(metadata, name: str, kind: fields.Kind, *default: Any) -> Any:
+  """The metadata of that name; without a default it must be there."""
+  return fields.get(metadata, _PREFIX + name, kind, 'the GGUF file', *default)
+
+
+def _id(metadata, name: str, *default: Any) -> Any:
+  """The token id of that name."""
+  last = len(metadata[f'{_PREFIX}tokens']) - 1
+  return _get(metadata, name, fields.integers(0, last), *default)
+
+
+def _merge_pairs(
+  merges: Sequence[str], vocab: Mapping[str, int]
+) -> list[tuple[str, str]]:
+  """What each merge joins, which a space parts.
+
+  Raises:
+    ValueError: a part or the whole is no token; the library would panic.
+  """
+  pairs = [tuple(merge.split(' ', 1)) for merge in merges]
+  for merge, pair in zip(merges, pairs):
+    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocab.keys():
+      raise ValueError(
+        f'tokenizer.ggml.merges holds {fields.shown(merge)}; accepted: two of '
+        'its tokens, a space between them, that make a third'
+      )
+  return pairs
+
+
 def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """BPE over bytes spelled as characters, as GPT-2 does."""
   pre = metadata.get(f'{_PREFIX}pre')
-  if pre not in _PRE_TOKENIZERS:
+  if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
     raise ValueError(
-      f'tokenizer.ggml.pre is {pre!r}; accepted: '
+      f'tokenizer.ggml.pre is {fields.shown(pre)}; accepted: '
       f'{", ".join(map(repr, _PRE_TOKENIZERS))}'
     )
   vocab = {t: i for i, t in enumerate(metadata[f'{_PREFIX}tokens'])}
-  merges = [tuple(m.split(' ', 1)) for m in metadata[f'{_PREFIX}merges']]
+  merges = _merge_pairs(_get(metadata, 'merges', fields.TEXTS), vocab)
   tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
   tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
   tokenizer.decoder = decoders.ByteLevel()
@@ -69,13 +111,13 @@ def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
 def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """SentencePiece BPE with byte fallback, as in Llama 2."""
   tokens = metadata[f'{_PREFIX}tokens']
-  merges = metadata.get(f'{_PREFIX}merges')
-  if merges is None:
-    merges = _merges(tokens, metadata[f'{_PREFIX}scores'])
-  else:
-    merges = [tuple(m.split(' ', 1)) for m in merges]
-  unknown = tokens[metadata.get(f'{_PREFIX}unknown_token_id', 0)]
   vocab = {token: i for i, token in enumerate(tokens)}
+  merges = _get(metadata, 'merges', fields.TEXTS, None)
+  if merges is None:
+    merges = _merges(tokens, _get(metadata, 'scores', fields.NUMBERS))
+  else:
+    merges = _merge_pairs(merges, vocab)
+  unknown = tokens[_id(metadata, 'unknown_token_id', 0)]
   bpe = models.BPE(
     vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
   )
@@ -83,7 +125,7 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   steps = [normalizers.Replace(' ', _SPACE)]
   undo = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback()]
   undo.append(decoders.Fuse())
-  if metadata.get(f'{_PREFIX}add_space_prefix', True):
+  if _get(metadata, 'add_space_prefix', fields.BOOL, True):
     steps.insert(0, normalizers.Prepend(_SPACE))
     undo.append(decoders.Strip(' ', 1, 0))
   tokenizer.normalizer = normalizers.Sequence(steps)
@@ -95,6 +137,17 @@ def _merges(
   tokens: Sequence[str], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
   """Merges in the order of the pieces' scores, best first."""
+  if len(scores) != len(tokens):
+    raise ValueError(
+      f'tokenizer.ggml.scores has {len(scores):,} numbers; accepted: one for '
+      f'each of {len(tokens):,} tokens'
+    )
+  longest = max(map(len, tokens))
+  if longest > _LONGEST:  # all of its parts are tried
+    raise ValueError(
+      f'tokenizer.ggml.tokens has one of {longest:,} characters; accepted: up '
+      f'to {_LONGEST:,}'
+    )
   ids = {token: i for i, token in enumerate(tokens)}
   ranked = []
   for token, score in zip(tokens, scores, strict=True):
@@ -111,7 +164,7 @@ def _merges(
 def _add_tokens(tokenizer, metadata) -> None:
   """Control tokens become special; user-defined ones are never split."""
   tokens = metadata[f'{_PREFIX}tokens']
-  kinds = metadata.get(f'{_PREFIX}token_type', [])
+  kinds = _get(metadata, 'token_type', fields.COUNTS, [])
   for token, kind in zip(tokens, kinds):
     added = tokenizers.AddedToken(
       token, normalized=False, special=kind != _USER_DEFINED
@@ -124,8 +177,10 @@ def _add_tokens(tokenizer, metadata) -> None:
 
 def _add_bos(tokenizer, metadata, *, default: bool) -> None:
   """Puts BOS in front where the file asks for it."""
-  bos_id = metadata.get(f'{_PREFIX}bos_token_id')
-  if bos_id is None or not metadata.get(f'{_PREFIX}add_bos_token', default):
+  bos_id = _id(metadata, 'bos_token_id', None)
+  if bos_id is None or not _get(
+    metadata, 'add_bos_token', fields.BOOL, default
+  ):
     return
   bos = metadata[f'{_PREFIX}tokens'][bos_id]
   tokenizer.post_processor = processors.TemplateProcessing(

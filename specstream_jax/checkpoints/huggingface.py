@@ -8,12 +8,18 @@ import re
 from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 import tokenizers
 
 from specstream_jax import config, typing
-from specstream_jax.checkpoints import files, huggingface_config, weights
+from specstream_jax.checkpoints import (
+  fields,
+  files,
+  huggingface_config,
+  tensor_files,
+  tokenizer_errors,
+  weights,
+)
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -29,6 +35,14 @@ PATTERNS = (*SMALL_FILES, 'model*.safetensors', INDEX)
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 # Tables that old checkpoints store though they follow from the config.
 _DERIVED = re.compile(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq')
+# Beyond any vocabulary; the library counts up to the largest id.
+_MAX_TOKENS = 2**24
+_FILES = fields.Kind(
+  'an object that gives the file of every tensor',
+  lambda value: (
+    isinstance(value, dict) and fields.TEXTS.fits([*value.values()])
+  ),
+)
 _FIX = 'use the unmodified checkpoint that belongs to this config.json'
 
 
@@ -63,9 +77,11 @@ def open_params(
     ValueError: a file is missing or truncated, or tensors are missing,
       unexpected or of the wrong shape; all are listed.
   """
-  names = weights.huggingface_names(cfg)
   tensors = _open_tensors(os.fspath(folder))
+  source = f'checkpoint {os.fspath(folder)!r}'
+  weights.check_layers(source, cfg, len(tensors), _FIX)
   _check_tensors(folder, cfg, tensors)
+  names = weights.huggingface_names(cfg)
 
   def read(path: str) -> np.ndarray:
     """One weight."""
@@ -81,8 +97,7 @@ def _open_tensors(folder: str) -> dict[str, Any]:
   if os.path.isfile(os.path.join(folder, WEIGHTS)):
     shards = [WEIGHTS]
   elif os.path.isfile(os.path.join(folder, INDEX)):
-    index = files.read_json(os.path.join(folder, INDEX))
-    shards = sorted(set(index['weight_map'].values()))
+    shards = _shards_of(os.path.join(folder, INDEX))
   else:
     raise ValueError(
       f'{folder!r} has neither {WEIGHTS} nor {INDEX}; weights in other formats '
@@ -90,23 +105,26 @@ def _open_tensors(folder: str) -> dict[str, Any]:
     )
   tensors = {}
   for shard in shards:
-    opened = _open(os.path.join(folder, shard))
+    opened = tensor_files.open_file(os.path.join(folder, shard))
     tensors |= dict.fromkeys(opened.keys(), opened)
   return tensors
 
 
-def _open(path: str):
-  try:
-    return safetensors.safe_open(path, framework='np')
-  except FileNotFoundError:
-    raise ValueError(
-      f'{path!r} is named in {INDEX} but does not exist; download it again'
-    ) from None
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f'{path!r} ({os.path.getsize(path):,} bytes) is truncated or corrupt '
-      f'({error}); delete it and download it again'
-    ) from error
+def _shards_of(path: str) -> list[str]:
+  """The files that an index names.
+
+  Raises:
+    ValueError: it gives no file for each tensor, or one that is not there.
+  """
+  index = fields.get(files.read_json(path), 'weight_map', _FILES, repr(path))
+  shards = sorted(set(index.values()))
+  for shard in shards:
+    file = os.path.join(os.path.dirname(path), shard)
+    if not os.path.isfile(file):
+      raise ValueError(
+        f'{file!r} is named in {INDEX} but does not exist; download it again'
+      )
+  return shards
 
 
 def _check_tensors(folder, cfg, tensors) -> None:
@@ -147,12 +165,28 @@ def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
       f'{os.fspath(folder)!r} has no tokenizer.json; save the fast tokenizer '
       'of the model there'
     )
-  try:
-    return tokenizers.Tokenizer.from_file(path)
-  except Exception as error:  # The library raises nothing narrower.
+  return open_tokenizer(path)
+
+
+def open_tokenizer(path: str) -> tokenizers.Tokenizer:
+  """The tokenizer of a tokenizer.json, tried on a text.
+
+  Raises:
+    ValueError: the file cannot be read, or its tokenizer not used.
+  """
+  fix = 'download it again'
+  errors = tokenizer_errors.naming(f'{path!r} cannot be read', fix)
+  with errors, tokenizer_errors.quiet():
+    tokenizer = tokenizers.Tokenizer.from_file(path)
+    for has_special in (False, True):
+      tokenizer.encode('a', add_special_tokens=has_special)
+    most = max(tokenizer.get_vocab().values(), default=-1)
+  if most >= _MAX_TOKENS:
     raise ValueError(
-      f'{path!r} cannot be read ({error}); download it again'
-    ) from error
+      f'{path!r} has the token id {most:,}; accepted: below {_MAX_TOKENS:,}; '
+      f'{fix}'
+    )
+  return tokenizer
 
 
 def read_chat_template(folder: str | os.PathLike) -> str | None:
@@ -274,12 +308,12 @@ def _extra_writers(cfg, extras: Extras, dtype: str):
 
 
 def _tokenizer_config(extras: Extras) -> Mapping[str, Any]:
-  fields = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+  values = {'tokenizer_class': 'PreTrainedTokenizerFast'}
   if extras.eos_ids:
-    fields['eos_token'] = extras.tokenizer.id_to_token(extras.eos_ids[0])
+    values['eos_token'] = extras.tokenizer.id_to_token(extras.eos_ids[0])
   if extras.chat_template is not None:
-    fields['chat_template'] = extras.chat_template
-  return fields
+    values['chat_template'] = extras.chat_template
+  return values
 
 
 def _remove_stale(folder: str, written: Mapping[str, Any]) -> None:

@@ -54,6 +54,7 @@ class MedusaConfig:
   def __post_init__(self):
     checks.option_types(self)
     checks.at_least('num_heads', self.num_heads, 1)
+    checks.at_most('num_heads', self.num_heads, config.MAX_STREAMS)
 
   @property
   def tree(self) -> config.TreeConfig:

@@ -11,11 +11,10 @@ import os
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
 from specstream_jax import config_checks as checks
-from specstream_jax.checkpoints import files
+from specstream_jax.checkpoints import files, tensor_files
 
 _DIGEST = 'weights_sha256'
 
@@ -131,9 +130,4 @@ def read_tensors(folder: str, kind: Kind, digest: str) -> dict[str, np.ndarray]:
       f' is not the file that {kind.config} was written with; copy or save both '
       'again'
     )
-  try:
-    return safetensors_numpy.load_file(path)
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f'{kind.noun} {folder!r}: {kind.weights}: {error}'
-    ) from error
+  return tensor_files.read(path, 'save it again')[0]

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from typing import Any
 
 import jax
@@ -63,7 +64,10 @@ def shapes(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def count(cfg: config.ModelConfig) -> int:
   """Number of base parameters."""
-  return sum(int(np.prod(shape)) for shape in shapes(cfg).values())
+  one = dataclasses.replace(cfg, num_layers=1)
+  sizes = {path: math.prod(shape) for path, shape in shapes(one).items()}
+  layer = sum(n for path, n in sizes.items() if path.startswith('layers/'))
+  return sum(sizes.values()) + (cfg.num_layers - 1) * layer
 
 
 def gguf_names(cfg: config.ModelConfig) -> dict[str, str]:
@@ -114,6 +118,18 @@ def refuse(source: str, lines: Iterable[str], fix: str) -> None:
     raise ValueError(
       f'{source} cannot be read exactly, so it is refused:{listed}\n{fix}'
     )
+
+
+def check_layers(
+  source: str, cfg: config.ModelConfig, num_tensors: int, fix: str
+) -> None:
+  """Raises ValueError if a file has too few tensors for the layers of `cfg`.
+
+  Before anything is listed layer by layer, which a wrong number makes endless.
+  """
+  if num_tensors < cfg.num_layers:
+    line = f'{cfg.num_layers:,} layers, but only {num_tensors:,} tensors'
+    refuse(source, [line], fix)
 
 
 class LazyParams(Mapping[str, np.ndarray]):

@@ -141,4 +141,7 @@ def _choices(path: str | None):
   """Rank paths from a JSON file, or None."""
   if not path:
     return None
-  return topology.choices_from_json(read_text(path, 'choices'))
+  try:
+    return topology.choices_from_json(read_text(path, 'choices'))
+  except ValueError as error:
+    raise ValueError(f'--choices={path}: {error}') from error

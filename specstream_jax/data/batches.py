@@ -15,7 +15,7 @@ import grain.python as grain
 import numpy as np
 
 from specstream_jax import processes
-from specstream_jax.data import features, mixtures, records
+from specstream_jax.data import features, mixtures, records, shards
 
 _PACKING_BINS = 64
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)
@@ -25,14 +25,33 @@ _EMPTY = records.encode(np.zeros(0, np.int32), np.zeros(0, np.int32))
 class _Source:
   """Records of a folder; past the end, up to `length`, empty ones."""
 
-  def __init__(self, found: records.Source, length: int):
-    self._records, self._length = found, length
+  def __init__(self, path: str, manifest: dict[str, Any], length: int):
+    self._records = shards.Shards(
+      [os.path.join(path, name) for name in manifest['files']]
+    )
+    count = manifest['num_examples']
+    if len(self._records) != count:
+      raise ValueError(
+        f'{path!r} holds {len(self._records):,} records, its '
+        f'{records.MANIFEST} says {count:,}; prepare the records again'
+      )
+    self._path, self._length = path, length
+    self._most = manifest['lengths']['total']['max']
 
   def __len__(self) -> int:
     return self._length
 
   def __getitem__(self, index: int) -> bytes:
-    return self._records[index] if index < len(self._records) else _EMPTY
+    if index >= len(self._records):
+      return _EMPTY
+    record = self._records[index]
+    if (found := shards.num_tokens(record)) > self._most:
+      raise ValueError(
+        f'{self._path!r}: record {index + 1} has {found:,} tokens, '
+        f'{records.MANIFEST} says at most {self._most:,}; prepare the records '
+        'again'
+      )
+    return record
 
 
 class Batches(Iterator[features.Arrays]):
@@ -95,15 +114,9 @@ def _examples(
 ) -> grain.MapDataset:
   """The records of one share; one pass is filled up to equal shares."""
   length = manifest['num_examples']
-  found = records.Source([os.path.join(path, n) for n in manifest['files']])
-  if len(found) != length:
-    raise ValueError(
-      f'{os.path.join(path, records.MANIFEST)}: num_examples is {length}, but '
-      f'its files hold {len(found)}; prepare the records again'
-    )
   if not repeat:
     length = -(-length // share.step) * share.step
-  examples = grain.MapDataset.source(_Source(found, length))
+  examples = grain.MapDataset.source(_Source(path, manifest, length))
   if seed is not None:
     examples = examples.shuffle(seed=seed)
   examples = examples[share]
@@ -164,7 +177,7 @@ def _manifest(path, tokenizer_sha256, sequence_length):
   """The manifest of a folder whose tokenizer and longest example fit."""
   manifest = records.read_manifest(path)
   if tokenizer_sha256 is not None:
-    records.check_tokenizer(manifest, tokenizer_sha256, path)
+    records.check_tokenizer(manifest, tokenizer_sha256)
   needed = manifest['lengths']['total']['max'] - 1
   if sequence_length < needed:
     raise ValueError(

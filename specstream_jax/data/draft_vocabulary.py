@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from specstream_jax.checkpoints import files
+from specstream_jax.checkpoints import fields, files
 from specstream_jax.data import records
 
 FILE = 'draft_vocabulary.json'  # in an adapter's folder
 FORMAT = 'specstream draft vocabulary 1'
+_IDS = fields.lists(fields.COUNT, 'token ids')
 
 
 def build(path: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -61,22 +62,23 @@ def load(
     ValueError: no such file, another format or tokenizer, or no such ids.
   """
   found = files.read_json(path)
+  source = f'draft vocabulary {path!r}'
   fix = 'write one with `specstream prepare --draft_vocabulary=FILE`'
   if found.get('format') != FORMAT or not found.get('ids'):
     raise ValueError(
-      f'draft vocabulary {path!r} has format {found.get("format")!r}; accepted: '
-      f'{FORMAT!r}; {fix}'
+      f'{source} has format {fields.shown(found.get("format"))}; accepted: '
+      f'{FORMAT!r} with ids; {fix}'
     )
   written = found.get('tokenizer_sha256')
   if tokenizer_sha256 is not None and written != tokenizer_sha256:
     raise ValueError(
-      f'draft vocabulary {path!r} was made with tokenizer {str(written)[:12]}… '
-      f'but the model has {tokenizer_sha256[:12]}…; {fix}'
+      f'{source} was made with tokenizer {str(written)[:12]}… but the model has '
+      f'{tokenizer_sha256[:12]}…; {fix}'
     )
-  ids = np.unique(np.asarray(found['ids'][: size or None], np.int32))
-  if ids[0] < 0 or ids[-1] >= vocab_size:
+  ids = fields.get(found, 'ids', _IDS, source)[: size or None]
+  if max(ids) >= vocab_size:
     raise ValueError(
-      f'draft vocabulary {path!r} has ids {ids[0]} to {ids[-1]}; the model has '
-      f'0 to {vocab_size - 1}; {fix}'
+      f'{source} has ids {min(ids)} to {max(ids)}; the model has 0 to '
+      f'{vocab_size - 1}; {fix}'
     )
-  return ids
+  return np.unique(np.asarray(ids, np.int32))

@@ -15,9 +15,9 @@ import os
 from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
+from specstream_jax.checkpoints import fields, files, tensor_files
 from specstream_jax.data import records
 from specstream_jax.decoding import ngrams
 
@@ -147,21 +147,45 @@ def load(path: str) -> tuple[ngrams.NgramTable, dict[str, Any]]:
   fix = 'write one with `specstream prepare --ngram_table=FILE`'
   if not os.path.isfile(path):
     raise ValueError(f'n-gram table {path!r} is no file; {fix}')
-  try:
-    with safetensors.safe_open(path, 'numpy') as file:
-      text = dict(file.metadata() or {})
-      names = file.keys()
-      tensors = {name: file.get_tensor(name) for name in names}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'n-gram table {path!r}: {error}; {fix}') from error
+  tensors, text = tensor_files.read(path, fix)
   written = text.pop('format', None)
   if written != FORMAT or set(tensors) != {'checks', 'probs'}:
     raise ValueError(
-      f'n-gram table {path!r} has format {written!r} and arrays '
-      f'{sorted(tensors)}; accepted: {FORMAT!r} with checks, probs; {fix}'
+      f'n-gram table {path!r} has format {fields.shown(written)} and arrays '
+      f'{fields.shown(sorted(tensors))}; accepted: {FORMAT!r} with checks, '
+      f'probs; {fix}'
     )
-  metadata = {name: json.loads(value) for name, value in text.items()}
-  return ngrams.NgramTable(**tensors), metadata
+  table = ngrams.NgramTable(**tensors)
+  if problem := _problem(table):
+    raise ValueError(f'n-gram table {path!r}: {problem}; {fix}')
+  return table, _metadata(path, text, fix)
+
+
+def _problem(table: ngrams.NgramTable) -> str:
+  """What is wrong with the arrays of a table; empty if nothing is."""
+  for name, dtype in (('checks', np.uint32), ('probs', np.float16)):
+    leaf = getattr(table, name)
+    rows = leaf.shape[0] if leaf.ndim else 0
+    is_power = rows > 0 and rows & (rows - 1) == 0
+    if leaf.dtype != dtype or leaf.ndim != 2 or not (leaf.size and is_power):
+      return (
+        f'{name} is {leaf.dtype} {leaf.shape}; accepted: {np.dtype(dtype)} '
+        '[H, E], H a power of two'
+      )
+  if table.checks.shape != table.probs.shape:
+    return f'checks is {table.checks.shape}, probs {table.probs.shape}'
+  if not np.all((table.probs >= 0) & (table.probs <= 1)):
+    return 'probs has a number that is no probability'
+  return ''
+
+
+def _metadata(path: str, text: dict[str, str], fix: str) -> dict[str, Any]:
+  try:
+    return {name: files.loads(value) for name, value in text.items()}
+  except ValueError as error:
+    raise ValueError(
+      f'n-gram table {path!r}: its metadata is not JSON ({error}); {fix}'
+    ) from error
 
 
 def check_tokenizer(

@@ -3,14 +3,21 @@
 
 from collections.abc import Sequence
 import dataclasses
-import json
 import os
 from typing import Any
 
+from specstream_jax.checkpoints import fields, files
 from specstream_jax.data import readers, registry
 
 SPEC_BENCH = 'spec_bench'
 _FILE = 'question.jsonl'
+_NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
+_TURNS = fields.Kind(
+  'a list of texts, none of them empty',
+  lambda value: (
+    fields.TEXTS.fits(value) and value and all(map(str.strip, value))
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,31 +102,34 @@ def read_spec_bench(data_dir: str | None) -> list[Question]:
       f'task {SPEC_BENCH!r} needs --data_dir, the folder of Spec-Bench’s {_FILE}'
     )
   path = readers.find_file(data_dir, (_FILE,))
-  questions = []
-  with open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, start=1):
-      if line.strip():
-        questions.append(_question(line, f'{os.path.abspath(path)}:{number}'))
+  with readers.open_text(path) as file:
+    questions = [
+      _question(line, f'{os.path.abspath(path)}:{number}')
+      for number, line in enumerate(file, start=1)
+      if line.strip()
+    ]
   if not questions:
     raise ValueError(f'{path} has no questions')
   return questions
 
 
 def _question(line: str, place: str) -> Question:
+  expected = 'expected {"question_id": 1, "category": "math", "turns": ["…"]}'
+  if _NO_CHARACTER in line:
+    raise ValueError(f'{place}: not valid UTF-8; {expected}')
   try:
-    row = json.loads(line)
-    turns = tuple(row['turns'])
-    question = Question(
-      int(row['question_id']), str(row['category']), turns, is_chat=True
-    )
-  except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(
-      f'{place}: {error!r}; expected {{"question_id": 1, "category": "math", '
-      '"turns": ["…"]}'
-    ) from error
-  if not turns or not all(isinstance(t, str) and t.strip() for t in turns):
-    raise ValueError(f'{place}: turns is {turns!r}; expected texts')
-  return question
+    row = files.loads(line)
+  except ValueError as error:
+    raise ValueError(f'{place}: not JSON ({error}); {expected}') from error
+  if not isinstance(row, dict):
+    raise ValueError(f'{place}: a JSON {type(row).__name__}; {expected}')
+  read = lambda name, kind: fields.get(row, name, kind, place)
+  return Question(
+    read('question_id', fields.COUNT),
+    read('category', fields.TEXT),
+    tuple(read('turns', _TURNS)),
+    is_chat=True,
+  )
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:

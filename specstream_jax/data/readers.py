@@ -13,17 +13,31 @@ import glob
 import gzip
 import io
 import json
+import lzma
 import os
 import re
+import struct
 from typing import IO
 import zipfile
 import zlib
 
 from absl import logging
 
+from specstream_jax.checkpoints import files
+
 _SOURCE_KEYS = ('prompt', 'inputs')
 _ANSWER_KEYS = ('completion', 'targets')
 _IN_ZIP = '.zip/'
+# Of files that are packed; RuntimeError: with a password, or in an unknown way.
+_DAMAGED = (
+  EOFError,
+  RuntimeError,
+  gzip.BadGzipFile,
+  lzma.LZMAError,
+  struct.error,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +89,7 @@ class _Collector:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[IO[str]]:
+def open_text(path: str) -> Iterator[IO[str]]:
   """Opens text, also of a .gz or in a .zip; bad bytes become U+FFFD.
 
   Raises:
@@ -92,15 +106,14 @@ def _open(path: str) -> Iterator[IO[str]]:
         opener = gzip.open if path.endswith('.gz') else open
         file = opener(path, 'rt', **how)
       yield stack.enter_context(file)
-    except (
-      EOFError,
-      zlib.error,
-      gzip.BadGzipFile,
-      zipfile.BadZipFile,
-    ) as error:
+    except _DAMAGED as error:
       raise ValueError(
         f'{path}: damaged or cut short ({error}); get the file again'
       ) from error
+    except OSError as error:
+      if error.filename is None:  # of what decompresses, not of the file
+        raise ValueError(f'{path}: damaged ({error})') from error
+      raise
 
 
 def _csv_rows(reader) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -167,7 +180,7 @@ def read_csv(
     ValueError: a malformed row (file, line, problem), or no such columns.
   """
   collector = _Collector(path, skip_bad_rows)
-  with _open(path) as file:
+  with open_text(path) as file:
     reader = csv.reader(file, strict=True)
     try:
       header = [name.strip().lower() for name in next(reader, [])]
@@ -205,8 +218,8 @@ def _json_rows(
   if line.lstrip().startswith('['):
     file.seek(0)
     try:
-      rows = json.load(file)
-    except json.JSONDecodeError as error:
+      rows = files.loads(file.read())
+    except ValueError as error:
       raise ValueError(f'{path}: not a JSON array: {error}') from error
     yield from enumerate(map(_json_object, rows), start=1)
     return
@@ -219,9 +232,11 @@ def _json_rows(
 def _json_line(line: str) -> dict[str, object] | str:
   """The JSON object of a line, or what is wrong with it."""
   try:
-    return _json_object(json.loads(line))
-  except json.JSONDecodeError as error:
-    return f'not JSON: {error.msg} at column {error.colno}'
+    return _json_object(files.loads(line))
+  except ValueError as error:
+    if isinstance(error, json.JSONDecodeError):
+      return f'not JSON: {error.msg} at column {error.colno}'
+    return f'not JSON: {error}'
 
 
 def _json_object(row: object) -> dict[str, object] | str:
@@ -310,7 +325,7 @@ def read_jsonl(
     ValueError: a malformed row (file, line, problem).
   """
   collector = _Collector(path, skip_bad_rows)
-  with _open(path) as file:
+  with open_text(path) as file:
     for number, row in _json_rows(path, file):
       texts = row if isinstance(row, str) else pair(row)
       if isinstance(texts, str):
@@ -353,8 +368,13 @@ def _find_in_zip(archive, names):
   """ARCHIVE.zip/MEMBER of the first name that is in it, or ''."""
   if not zipfile.is_zipfile(archive):
     return ''
-  with zipfile.ZipFile(archive) as file:
-    members = {os.path.basename(member): member for member in file.namelist()}
+  try:
+    with zipfile.ZipFile(archive) as file:
+      members = {os.path.basename(name): name for name in file.namelist()}
+  except _DAMAGED as error:
+    raise ValueError(
+      f'{archive}: damaged or cut short ({error}); get the file again'
+    ) from error
   found = next((members[name] for name in names if name in members), '')
   return found and f'{archive}/{found}'
 

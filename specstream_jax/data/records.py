@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token records on disk: ArrayRecord shards and a manifest.
 
-A folder holds `records-00000-of-00004.array_record` … (see `shards`) and
-`manifest.json`.
+A folder holds `records-00000-of-00004.array_record` … and `manifest.json`.
+One record is one example, little-endian int32 throughout:
+
+    [I, prompt id 1 … prompt id I, answer id 1 … answer id A]
+
+I is the number of prompt tokens (BOS included if the tokenizer asks for one);
+the rest are answer tokens, EOS included.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,18 +24,34 @@ from array_record.python import array_record_module
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import files, token_ids
-from specstream_jax.data.shards import (
-  Source as Source,
-  decode as decode,
-  encode as encode,
-  read_file as read_file,
-)
+from specstream_jax.checkpoints import fields, files as files_lib, token_ids
+from specstream_jax.data import shards
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
-_TOKENIZER = 'tokenizer_sha256'
+encode, decode = shards.encode, shards.decode
+# What a manifest holds, where it holds it.
+_KINDS = {
+  'task': fields.TEXT,
+  'split': fields.TEXT,
+  'tokenizer_sha256': fields.TEXT,
+  'eos_id': fields.COUNT,
+  'bos_id': fields.COUNT,
+  'max_token_id': fields.COUNT,
+  'num_examples': fields.SIZE,
+  'files': fields.Kind(
+    'a list of one name at least, of files that lie beside it',
+    lambda value: (
+      fields.TEXTS.fits(value) and bool(value) and all(map(_is_name, value))
+    ),
+  ),
+  'lengths': fields.Kind(
+    'statistics of inputs, targets and total, with a max each',
+    lambda value: _are_lengths(value),
+  ),
+}
+_REQUIRED = ('num_examples', 'files', 'lengths')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
@@ -57,6 +78,13 @@ def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """
   for name in read_manifest(path)['files']:
     yield from read_file(os.path.join(path, name))
+
+
+def read_file(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields (prompt ids, answer ids) of every record of a shard."""
+  source = shards.Shards([path])
+  for i in range(len(source)):
+    yield decode(source[i])
 
 
 class Lengths:
@@ -126,6 +154,17 @@ def _statistics(lengths) -> dict[str, float]:
     'p95': float(np.percentile(lengths, 95)),
     'max': int(np.max(lengths)),
   }
+
+
+def _are_lengths(value: Any) -> bool:
+  """Whether it is what `Lengths.summary` writes."""
+  if not isinstance(value, dict):
+    return False
+  parts = [value.get(name) for name in ('inputs', 'targets', 'total')]
+  return all(
+    isinstance(part, dict) and fields.COUNT.fits(part.get('max'))
+    for part in parts
+  )
 
 
 def shard_name(shard: int, num_shards: int) -> str:
@@ -222,8 +261,8 @@ def write(
   with new_folder(output_dir) as scratch:
     has_bos = metadata.get('bos_id') is not None
     lengths = Lengths(max_length, too_long, num_kept=int(has_bos))
-    names = _write_shards(pairs, scratch, num_shards, lengths)
-    return write_manifest(scratch, metadata, names, lengths.summary())
+    files = _write_shards(pairs, scratch, num_shards, lengths)
+    return write_manifest(scratch, metadata, files, lengths.summary())
 
 
 @contextlib.contextmanager
@@ -246,7 +285,7 @@ def new_folder(output_dir: str) -> Iterator[str]:
 def write_manifest(
   folder: str,
   metadata: dict[str, Any],
-  names: Sequence[str],
+  files: Sequence[str],
   summary: dict[str, Any],
 ) -> dict[str, Any]:
   """Writes and returns the manifest of records that lie in a folder.
@@ -254,7 +293,7 @@ def write_manifest(
   Args:
     folder: of the records.
     metadata: see `write`.
-    names: of its shards, in order.
+    files: names of its shards, in order.
     summary: of the lengths, see `Lengths.summary`.
   """
   manifest = {
@@ -262,7 +301,7 @@ def write_manifest(
     'dtype': 'int32',
     **metadata,
     **summary,
-    'files': list(names),
+    'files': list(files),
     'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
   with open(os.path.join(folder, MANIFEST), 'w', encoding='utf-8') as file:
@@ -275,60 +314,32 @@ def read_manifest(path: str) -> dict[str, Any]:
   """The manifest of a folder of records.
 
   Raises:
-    ValueError: no manifest, one that is damaged, a missing shard, or another
-      format version; names the file.
+    ValueError: no manifest, a missing shard, or another format version.
   """
   manifest_path = os.path.join(path, MANIFEST)
   if not os.path.isfile(manifest_path):
     raise ValueError(
       f'{path!r} has no {MANIFEST}; write records with `specstream prepare`'
     )
-  manifest = files.read_json(manifest_path)
+  manifest = files_lib.read_json(manifest_path)
   if manifest.get('format_version') != FORMAT_VERSION:
+    version = fields.shown(manifest.get('format_version'))
     raise ValueError(
-      f'{manifest_path} has format_version {manifest.get("format_version")}; '
-      f'accepted: {FORMAT_VERSION}; prepare the records again'
+      f'{manifest_path} has format_version {version}; accepted: '
+      f'{FORMAT_VERSION}; prepare the records again'
     )
-  _check_manifest(manifest_path, manifest)
+  for name, kind in _KINDS.items():
+    if name in _REQUIRED or manifest.get(name) is not None:
+      fields.get(manifest, name, kind, manifest_path)
   for name in manifest['files']:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest
 
 
-def _check_manifest(path: str, manifest: dict[str, Any]) -> None:
-  """Raises ValueError unless what is read of a manifest has its type."""
-  names, lengths = manifest.get('files'), manifest.get('lengths')
-  total = lengths.get('total') if isinstance(lengths, dict) else None
-  longest = total.get('max') if isinstance(total, dict) else None
-  count, tokenizer = manifest.get('num_examples'), manifest.get(_TOKENIZER)
-  is_names = isinstance(names, list) and names
-  checked = {
-    'files': (
-      is_names and all(map(_is_name, names)),
-      names,
-      'names of files beside it',
-    ),
-    'num_examples': (_is_count(count), count, 'an integer above 0'),
-    'lengths.total.max': (_is_count(longest), longest, 'an integer above 0'),
-    _TOKENIZER: (isinstance(tokenizer, str | None), tokenizer, 'a hash'),
-  }
-  for field, (is_good, value, accepted) in checked.items():
-    if not is_good:
-      raise ValueError(
-        f'{path}: {field} is {value!r}; accepted: {accepted}; prepare the '
-        'records again'
-      )
-
-
-def _is_name(value: Any) -> bool:
+def _is_name(name: str) -> bool:
   """Whether it names a file that lies in the folder itself."""
-  is_text = isinstance(value, str) and value not in ('', '.', '..')
-  return is_text and os.path.basename(value) == value
-
-
-def _is_count(value: Any) -> bool:
-  return type(value) is int and value > 0
+  return name not in ('', '.', '..') and os.path.basename(name) == name
 
 
 def check_ids(path: str, vocab_size: int, tokenizer: Any = None) -> None:
@@ -355,11 +366,11 @@ def check_tokenizer(
   manifest: dict[str, Any], tokenizer_sha256: str, path: str = ''
 ) -> None:
   """Raises ValueError if the records, at `path`, are another tokenizer's."""
-  written = str(manifest.get(_TOKENIZER))
+  written = manifest.get('tokenizer_sha256')
   if written != tokenizer_sha256:
     place = f'{path!r}: ' if path else ''
     raise ValueError(
-      f'{place}records of task {manifest.get("task")!r} were written with tokenizer '
-      f'{written[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
+      f'{place}records of task {manifest.get("task")!r} were written with '
+      f'tokenizer {str(written)[:12]}… but the model has {tokenizer_sha256[:12]}…; prepare '
       "them again with the model's tokenizer"
     )

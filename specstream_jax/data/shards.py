@@ -1,21 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records in ArrayRecord files; damage is told with the file's name.
+"""ArrayRecord files of token records, read with errors that name the file."""
 
-One record is one example, little-endian int32 throughout:
-
-    [I, prompt id 1 … prompt id I, answer id 1 … answer id A]
-
-I is the number of prompt tokens (BOS included if the tokenizer asks for one);
-the rest are answer tokens, EOS included.
-"""
-
-from collections.abc import Iterator, Sequence
-import os
+from collections.abc import Sequence
 
 import grain.python as grain
 import numpy as np
 
 _DTYPE = np.dtype('<i4')
+_FIX = 'prepare the records again'
+
+
+class Shards:
+  """Records by number, over several files."""
+
+  def __init__(self, paths: Sequence[str]):
+    """Opens the files.
+
+    Raises:
+      ValueError: one is cut short, damaged or no ArrayRecord file.
+    """
+    self._paths = list(paths)
+    try:
+      self._records = grain.ArrayRecordDataSource(self._paths)
+    except RuntimeError:
+      for path in self._paths:  # the library does not say which
+        _count(path)
+      raise
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> bytes:
+    """A record, see `decode`.
+
+    Raises:
+      ValueError: it cannot be read, or is no token record.
+    """
+    try:
+      record = self._records[index]
+    except RuntimeError as error:
+      raise _damage(self._place(index), error) from error
+    if problem := _problem(record):
+      raise ValueError(f'{self._place(index)} {problem}; {_FIX}')
+    return record
+
+  def _place(self, index: int) -> str:
+    """The file of a record, and its number there, from 1."""
+    for path in self._paths:
+      count = _count(path)
+      if index < count:
+        break
+      index -= count
+    return f'{path}: record {index + 1}'
+
+
+def _count(path: str) -> int:
+  """Records of a file; raises ValueError if it is damaged."""
+  try:
+    return len(grain.ArrayRecordDataSource([path]))
+  except RuntimeError as error:
+    raise _damage(path, error) from error
+
+
+def _damage(place: str, error: RuntimeError) -> ValueError:
+  """What the library says, after the name of what it is about."""
+  reason = str(error).partition(';')[0] or 'its index cannot be read'
+  return ValueError(f'{place} is cut short or damaged ({reason}); {_FIX}')
+
+
+def _problem(record: bytes) -> str:
+  """What makes bytes no token record; empty if nothing does."""
+  count, rest = divmod(len(record), _DTYPE.itemsize)
+  if rest or not count:
+    return f'has {len(record):,} bytes; accepted: a multiple of 4 above 0'
+  num_inputs = int(np.frombuffer(record, _DTYPE, 1)[0])
+  if not 0 <= num_inputs < count:
+    return f'has {count - 1:,} tokens, of which the prompt takes {num_inputs:,}'
+  return ''
 
 
 def encode(inputs: np.ndarray, targets: np.ndarray) -> bytes:
@@ -26,78 +87,12 @@ def encode(inputs: np.ndarray, targets: np.ndarray) -> bytes:
 
 
 def decode(record: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """Prompt ids int32 [I] and answer ids int32 [A] of a record.
-
-  Raises:
-    ValueError: the bytes are none.
-  """
-  is_ids = len(record) and len(record) % _DTYPE.itemsize == 0
-  values = np.frombuffer(record if is_ids else b'', _DTYPE).astype(np.int32)
-  num_inputs = int(values[0]) if is_ids else -1
-  if not 0 <= num_inputs < len(values):
-    raise ValueError(
-      f'{len(record)} bytes that are no prompt and answer; prepare the records '
-      'again'
-    )
+  """Prompt ids int32 [I] and answer ids int32 [A] of a record."""
+  values = np.frombuffer(record, _DTYPE).astype(np.int32)
+  num_inputs = int(values[0])
   return values[1 : 1 + num_inputs], values[1 + num_inputs :]
 
 
-def read_file(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (prompt ids, answer ids) of every record of a shard.
-
-  Raises:
-    ValueError: the file or a record of it is damaged.
-  """
-  source = Source([path])
-  for i in range(len(source)):
-    yield decode(source[i])
-
-
-class Source:
-  """Records of several files, whose damage is told with their names."""
-
-  def __init__(self, paths: Sequence[str]):
-    """Raises ValueError if a file is damaged, naming it."""
-    self._paths = list(paths)
-    try:
-      self._records = grain.ArrayRecordDataSource(self._paths)
-    except (RuntimeError, ValueError, OSError):
-      for path in self._paths:
-        _open_one(path)
-      raise
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> bytes:
-    try:
-      record = self._records[index]
-      decode(record)
-    except (RuntimeError, ValueError) as error:
-      raise ValueError(f'{self._place(index)}: {_first_line(error)}') from error
-    return record
-
-  def _place(self, index: int) -> str:
-    """File of a record, and its number there, from 1."""
-    for path in self._paths:
-      count = len(grain.ArrayRecordDataSource([path]))
-      if index < count:
-        break
-      index -= count
-    return f'{path}, record {index + 1}'
-
-
-def _open_one(path: str) -> None:
-  """Raises ValueError if a file is damaged."""
-  try:
-    grain.ArrayRecordDataSource([path])
-  except (RuntimeError, ValueError, OSError) as error:
-    size = os.path.getsize(path) if os.path.isfile(path) else 0
-    raise ValueError(
-      f'{path} ({size:,} bytes) is no whole file of records '
-      f'({_first_line(error)}); prepare the records again'
-    ) from error
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).splitlines() or ['it cannot be read'])[0]
+def num_tokens(record: bytes) -> int:
+  """Tokens of prompt and answer."""
+  return len(record) // _DTYPE.itemsize - 1

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import eos, gguf
+from specstream_jax.checkpoints import eos, gguf, huggingface, tokenizer_errors
 from specstream_jax.data import records
 
 
@@ -35,7 +35,9 @@ class Vocabulary:
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone."""
-    return self.tokenizer.encode(text, add_special_tokens=False).ids
+    encode = self.tokenizer.encode
+    with tokenizer_errors.naming('the tokenizer', 'use a text it knows'):
+      return encode(text, add_special_tokens=False).ids
 
   def encode_inputs(self, text: str) -> np.ndarray:
     """Prompt ids int32 [I], with BOS if there is one."""
@@ -72,7 +74,7 @@ def _read(path: str) -> tuple[tokenizers.Tokenizer, int | None]:
       f'tokenizer {path!r} is neither a tokenizer.json, nor a folder with one, '
       'nor a GGUF file'
     )
-  tokenizer = tokenizers.Tokenizer.from_file(file)
+  tokenizer = huggingface.open_tokenizer(file)
   eos_token = eos.configured_token(os.path.dirname(file))
   return tokenizer, tokenizer.token_to_id(eos_token) if eos_token else None
 

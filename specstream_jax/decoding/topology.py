@@ -25,7 +25,7 @@ def choices_from_json(text: str) -> Paths:
   example = 'a list of rank paths such as [[0], [1], [0, 0]]'
   try:
     paths = json.loads(text)
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(
       f'tree choices are not JSON ({error}); write {example}'
     ) from error

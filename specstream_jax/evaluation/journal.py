@@ -5,12 +5,15 @@ Tables and plots are derived from it; a run that was stopped goes on after its
 last whole line.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import os
 from typing import Any
 
+from specstream_jax.checkpoints import fields, files
+
 Key = tuple[Any, ...]
+Problem = Callable[[Mapping[str, Any]], str]
 
 
 class Journal:
@@ -23,6 +26,7 @@ class Journal:
     *,
     resume: bool,
     overwrite: bool = False,
+    problem: Problem | None = None,
   ):
     """Opens or starts the file.
 
@@ -31,16 +35,18 @@ class Journal:
       header: what must agree for measurements to belong together.
       resume: keep what an earlier run with the same header wrote.
       overwrite: without `resume`, lose what an earlier run wrote.
+      problem: what is wrong with a line of an earlier run, see `read`.
 
     Raises:
-      ValueError: it cannot be written, an earlier run had another header, or
-        there is one and neither `resume` nor `overwrite`.
+      ValueError: it cannot be written, an earlier run had another header or
+        left what is no measurement, or there is one and neither `resume` nor
+        `overwrite`.
     """
     self._path = path
     if not (resume or overwrite):
       _refuse_to_lose(path)
     lines = _whole_lines(path, header) if resume else []
-    self._entries = {_key(line): line for line in lines[1:]}
+    self._entries = _entries(path, lines, problem)
     text = [json.dumps(line) for line in lines or [header]]
     try:
       os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -74,7 +80,7 @@ class Journal:
 
 def _refuse_to_lose(path: str) -> None:
   if os.path.isfile(path):
-    with open(path, encoding='utf-8') as file:
+    with open(path, 'rb') as file:
       count = max(sum(1 for _ in file) - 1, 0)
     if count:
       raise ValueError(
@@ -83,17 +89,38 @@ def _refuse_to_lose(path: str) -> None:
       )
 
 
-def read(path: str, header: Mapping[str, Any]) -> dict[Key, Mapping[str, Any]]:
+def read(
+  path: str, header: Mapping[str, Any], problem: Problem | None = None
+) -> dict[Key, Mapping[str, Any]]:
   """The measurements in a file; none if there is no file.
 
+  Args:
+    path: JSONL file.
+    header: what must agree.
+    problem: line -> what makes it no measurement, empty if nothing does.
+
   Raises:
-    ValueError: it was written with another header.
+    ValueError: it was written with another header, or holds something else.
   """
-  return {_key(line): line for line in _whole_lines(path, header)[1:]}
+  return _entries(path, _whole_lines(path, header), problem)
 
 
-def _key(line: Mapping[str, Any]) -> Key:
-  return tuple(line['key'])
+def _entries(path, lines, problem) -> dict[Key, Mapping[str, Any]]:
+  """The lines after the header, by key."""
+  found = {}
+  for number, line in enumerate(lines[1:], start=2):
+    key = line.get('key')
+    is_key = isinstance(key, list) and not any(
+      isinstance(part, list | dict) for part in key
+    )
+    wrong = '' if is_key else f'key is {fields.shown(key)}; accepted: a list'
+    wrong = wrong or (problem(line) if problem else '')
+    if wrong:
+      raise ValueError(
+        f'{path}:{number}: {wrong}; remove the line, and it is measured again'
+      )
+    found[tuple(key)] = line
+  return found
 
 
 def _whole_lines(path: str, header: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -101,15 +128,18 @@ def _whole_lines(path: str, header: Mapping[str, Any]) -> list[dict[str, Any]]:
   if not os.path.isfile(path):
     return []
   lines = []
-  with open(path, encoding='utf-8') as file:
+  with open(path, 'rb') as file:
     for text in file:
       try:
-        lines.append(json.loads(text))
-      except json.JSONDecodeError:
+        line = files.loads(text.decode('utf-8'))
+      except ValueError:
         break
+      if not isinstance(line, dict):
+        break
+      lines.append(line)
   if not lines and os.path.getsize(path):
     raise ValueError(
-      f'{path} does not begin with a line of JSON, so no run wrote it; give '
+      f'{path} does not begin with a JSON object, so no run wrote it; give '
       'another folder, or remove it'
     )
   header = json.loads(json.dumps(header))  # as it reads from disk

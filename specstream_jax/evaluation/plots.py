@@ -6,12 +6,12 @@ the last line of a notebook cell.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import json
 import os
 from typing import Any
 
 import numpy as np
 
+from specstream_jax.checkpoints import fields, files
 from specstream_jax.evaluation import svg, tree_plot
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]
@@ -179,8 +179,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ValueError: the file cannot be read, or another line is not JSON.
   """
   try:
-    with open(path, encoding='utf-8') as file:
-      lines = file.read().split('\n')
+    with open(path, 'rb') as file:
+      lines = file.read().split(b'\n')
   except OSError as error:
     raise ValueError(
       f'cannot read metrics from {path}: {error.strerror}; give the '
@@ -189,14 +189,28 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   records = []
   for number, line in enumerate(lines, 1):
     try:
-      if line.strip():
-        records.append(json.loads(line))
-    except json.JSONDecodeError as error:
+      record = files.loads(line.decode('utf-8')) if line.strip() else None
+    except ValueError as error:
       if number < len(lines):
         raise ValueError(
           f'{path} line {number} is not JSON: {error}; remove the line'
         ) from error
+      break
+    if record is not None:
+      _check_record(record, f'{path} line {number}')
+      records.append(record)
   return records
+
+
+def _check_record(record: Any, place: str) -> None:
+  """Raises ValueError unless it holds a step, and numbers where we plot some."""
+  if not isinstance(record, dict):
+    raise ValueError(f'{place} is {fields.shown(record)}; accepted: an object')
+  fields.get(record, 'step', fields.COUNT, place)
+  fields.get(record, 'split', fields.TEXT, place, None)
+  for name in record:
+    if name.partition('/')[0] in _PANELS:
+      fields.get(record, name, fields.NUMBER, place)
 
 
 def _curves(records: Sequence[Mapping[str, Any]], metric: str) -> Curves:
@@ -207,7 +221,7 @@ def _curves(records: Sequence[Mapping[str, Any]], metric: str) -> Curves:
       name, _, series = key.partition('/')
       is_stream = series == 'main' or series.startswith('stream_')
       if name == metric and (is_stream or not series):
-        split = record.get('split', 'train')
+        split = record.get('split') or 'train'
         steps = curves.setdefault(series, {}).setdefault(split, {})
         steps[record['step']] = value
   return {

@@ -16,6 +16,7 @@ import os
 import platform
 from typing import Any
 
+from specstream_jax.checkpoints import files
 from specstream_jax.evaluation import schema
 
 SCHEMA_VERSION = 2
@@ -272,14 +273,12 @@ def read(path: str) -> Document:
     ValueError: it cannot be read, is not JSON or does not fit the schema.
   """
   try:
-    with open(path, encoding='utf-8') as file:
-      values = json.load(file)
-  except (OSError, ValueError) as error:
+    return from_json(files.read_json(path))
+  except ValueError as error:
     raise ValueError(
       f'cannot read results from {path}: {error}; give a results.json that '
       '`specstream evaluate` wrote'
     ) from error
-  return from_json(values)
 
 
 def write_text(path: str, text: str) -> None:

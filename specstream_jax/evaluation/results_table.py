@@ -119,9 +119,10 @@ def _group(key, pairs, columns):
 def _facts(document):
   run = document.runs[0]
   environment = document.environment
+  day = str(environment.get('created', 'some day'))[:10]
   return (
-    f'Measured {environment["created"][:10]}, {run.device}, '
-    f'{environment["processors"]} cores, {run.dtype}, jax '
+    f'Measured {day}, {run.device}, '
+    f'{environment.get("processors", "some")} cores, {run.dtype}, jax '
     f'{run.versions["jax"]}:\n\n    {document.command}\n'
   )
 

@@ -12,6 +12,8 @@ import math
 import pathlib
 from typing import Any
 
+from specstream_jax.checkpoints import fields
+
 Schema = Mapping[str, Any]
 
 _PATH = pathlib.Path(__file__).with_name('results_schema.json')
@@ -42,11 +44,11 @@ def _errors(value: Any, schema: Schema, place: str) -> Iterator[str]:
   if '$ref' in schema:
     schema = load()['$defs'][schema['$ref'].rpartition('/')[2]]
   if 'const' in schema and value != schema['const']:
-    yield f'{place} is {value!r}; accepted: {schema["const"]!r}'
+    yield f'{place} is {fields.shown(value)}; accepted: {schema["const"]!r}'
   types = schema.get('type', ())
   types = [types] if isinstance(types, str) else types
   if types and not any(_is(value, name) for name in types):
-    yield f'{place} is {value!r}; accepted: {" or ".join(types)}'
+    yield f'{place} is {fields.shown(value)}; accepted: {" or ".join(types)}'
     return
   if isinstance(value, dict):
     yield from _object_errors(value, schema, place)
@@ -88,7 +90,8 @@ def _array_errors(value, schema, place):
 def _number_errors(value, schema, place):
   least = schema.get('minimum', -math.inf)
   most = schema.get('maximum', math.inf)
-  if not (math.isfinite(value) and least <= value <= most):
+  if not (fields.is_number(value) and least <= value <= most):
     yield (
-      f'{place} is {value}; accepted: a finite number from {least} to {most}'
+      f'{place} is {fields.shown(value)}; accepted: a finite number from '
+      f'{least} to {most}'
     )

@@ -78,7 +78,7 @@ def forget_after(path: str, step: int) -> None:
   """Drops lines past `step`: a resumed run writes those steps again."""
   if not os.path.exists(path):
     return
-  with open(path) as file:
+  with open(path, encoding='utf-8', errors='replace') as file:
     lines = [line.rstrip('\n') for line in file if _step_of(line) <= step]
   with open(path + '.tmp', 'w') as file:
     file.writelines(f'{line}\n' for line in lines)
@@ -88,6 +88,7 @@ def forget_after(path: str, step: int) -> None:
 def _step_of(line: str) -> float:
   """The line's step; a line cut short by a kill counts as past the end."""
   try:
-    return json.loads(line)['step']
-  except (json.JSONDecodeError, KeyError):
+    step = json.loads(line)['step']
+  except (ValueError, KeyError, TypeError, RecursionError):
     return math.inf
+  return step if isinstance(step, int | float) else math.inf

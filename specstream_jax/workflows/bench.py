@@ -24,6 +24,7 @@ from specstream_jax.evaluation import (
   benchmark,
   external,
   journal as journal_lib,
+  journal_lines,
   metrics,
   report,
   results,
@@ -116,6 +117,7 @@ def bench(
     _header(model, options, runners),
     resume=options.resume,
     overwrite=options.overwrite,
+    problem=journal_lines.measurement,
   )
   made = bench_lib.Bench(model, plan, runners, journal)
   try:

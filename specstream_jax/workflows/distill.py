@@ -17,7 +17,11 @@ import tqdm
 
 from specstream_jax import config, config_checks as checks, runtime
 from specstream_jax.data import chat, readers, records, registry
-from specstream_jax.evaluation import journal as journal_lib, results
+from specstream_jax.evaluation import (
+  journal as journal_lib,
+  journal_lines,
+  results,
+)
 
 _BUCKET = 64
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
@@ -148,6 +152,7 @@ def distill(
     _shard_path(folder, split, options.shard, options.num_shards),
     header,
     resume=True,
+    problem=journal_lines.answer,
   )
   todo = [row for row in own if (row.index,) not in journal]
   _answer(model, todo, options, journal, progress, len(own))
@@ -258,7 +263,7 @@ def _collect(folder, split, header, num_shards, rows):
   found = {}
   for shard in range(num_shards):
     path = _shard_path(folder, split, shard, num_shards)
-    found |= journal_lib.read(path, header)
+    found |= journal_lib.read(path, header, journal_lines.answer)
   return [row for row in rows if (row.index,) not in found], found
 
 

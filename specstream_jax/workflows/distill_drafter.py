@@ -9,7 +9,6 @@ generate it, write JSONL rows {prompt, completion} and run `specstream prepare
 
 import dataclasses
 import functools
-import json
 import os
 from typing import Any
 
@@ -246,8 +245,7 @@ def export_draft_model(
 
 def read_provenance(folder: str | os.PathLike) -> dict[str, Any]:
   """What `export_draft_model` wrote."""
-  with open(os.path.join(folder, PROVENANCE), encoding='utf-8') as file:
-    return json.load(file)
+  return files.read_json(os.path.join(folder, PROVENANCE))
 
 
 def _load_target(base, adapter, dtype) -> loading.LoadedModel:
@@ -257,6 +255,7 @@ def _load_target(base, adapter, dtype) -> loading.LoadedModel:
     return loaded
   flat, cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
   adapters.check_base(cfg, loaded)
+  adapters.check_weights(adapter, flat, cfg, loaded.config)
   folded, folded_cfg, _ = adapters.split(flat, cfg)
   merged = lora.merge(loaded.params, folded, folded_cfg)[0]
   ends = eos.union(loaded.eos_ids, cfg.eos_ids)

@@ -18,6 +18,7 @@ from specstream_jax.data import registry
 from specstream_jax.evaluation import (
   benchmark,
   journal as journal_lib,
+  journal_lines,
   metrics,
   report,
   results,
@@ -162,7 +163,10 @@ def _shared(model, prompts, settings, options, folder, progress):
   header = _header(model, prompts, options)
   count = options.num_shards
   journal = journal_lib.Journal(
-    _measured(folder, options.shard, count), header, resume=True
+    _measured(folder, options.shard, count),
+    header,
+    resume=True,
+    problem=journal_lines.measurement,
   )
   shard = options.shard, count
   benchmark.measure(
@@ -170,7 +174,9 @@ def _shared(model, prompts, settings, options, folder, progress):
   )
   entries = {}
   for number in range(count):
-    entries |= journal_lib.read(_measured(folder, number, count), header)
+    entries |= journal_lib.read(
+      _measured(folder, number, count), header, journal_lines.measurement
+    )
   if benchmark.missing(entries, len(prompts), settings):
     return None
   return benchmark.sides(entries, len(prompts), settings)

@@ -174,6 +174,7 @@ def _main_model(base, adapter, dtype, num_heads):
   if adapter is not None:
     extra, adapter_cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
     adapters.check_base(adapter_cfg, loaded)
+    adapters.check_weights(adapter, extra, adapter_cfg, loaded.config)
     folded, folded_cfg, _ = adapters.split(extra, adapter_cfg)
     fold = lambda flat: lora.merge(flat, folded, folded_cfg)[0]
     flats = {d: fold(flat) for d, flat in flats.items()}

@@ -61,6 +61,7 @@ def start(
   if init_adapter:
     flat, cfg = adapters.load_adapter(init_adapter)
     adapters.check_base(cfg, loaded)
+    adapters.check_weights(init_adapter, flat, cfg, loaded.config)
     rank = recipe.stream.coupling_rank or cfg.stream.coupling_rank
     stream = dataclasses.replace(cfg.stream, coupling_rank=rank)
     recipe = dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
@@ -73,6 +74,7 @@ def start(
   _check_fold(begin, fold_adapter)
   flat, cfg = adapters.load_adapter(fold_adapter)
   adapters.check_base(cfg, loaded)
+  adapters.check_weights(fold_adapter, flat, cfg, loaded.config)
   folded, folded_lora, _ = adapters.split(flat, cfg)
   return dataclasses.replace(begin, folded=folded, folded_lora=folded_lora)
 

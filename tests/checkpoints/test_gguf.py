@@ -47,7 +47,7 @@ def test_dequantises(tmp_path):
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
-  tensor = gguf._open(str(tmp_path / 'q.gguf')).tensors[0]
+  tensor = gguf._open(str(tmp_path / 'q.gguf'))[1]['x']
   np.testing.assert_array_equal(gguf._dequantise('q', tensor), values)
 
 
@@ -162,7 +162,9 @@ def test_rope_scaling(tmp_path):
 def test_sizes_that_do_not_fit_name_the_file(tmp_path):
   negative = [lambda w: w.add_float32('llama.rope.scaling.factor', -4.0)]
   path = model_files.write_gguf(tmp_path / 'a.gguf', extra=negative)
-  with pytest.raises(ValueError, match=r"a\.gguf': RopeScaling.factor is -4.0"):
+  with pytest.raises(
+    ValueError, match=r"a\.gguf'[^;]*rope.scaling.factor is -4.0"
+  ):
     gguf.open_file(path)
 
 

@@ -83,22 +83,22 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'files': None}, 'files is None; accepted: names of files beside it'),
-    ({'files': []}, r'files is \[\]; accepted: names'),
-    ({'files': 'a'}, "files is 'a'; accepted: names"),
-    ({'files': ['../a']}, r"files is \['../a'\]; accepted: names of files bes"),
-    ({'files': [3]}, r'files is \[3\]; accepted: names'),
+    ({'files': None}, 'files is None; accepted: a list of one name at'),
+    ({'files': []}, r'files is \[\]; accepted: a list'),
+    ({'files': 'a'}, "files is 'a'; accepted: a list"),
+    ({'files': ['../a']}, r"files is \['../a'\]; .* that lie beside it"),
+    ({'files': [3]}, r'files is \[3\]; accepted: a list'),
     (
       {'num_examples': '6'},
-      "num_examples is '6'; accepted: an integer above 0",
+      "num_examples is '6'; accepted: an integer >= 1",
     ),
     ({'num_examples': 0}, 'num_examples is 0; accepted'),
-    ({'lengths': None}, 'lengths.total.max is None; accepted: an integer'),
+    ({'lengths': None}, 'lengths is None; accepted: statistics'),
     (
       {'lengths': {'total': {'max': 1.5}}},
-      'lengths.total.max is 1.5; accepted',
+      r'lengths is \{.*; accepted: stat',
     ),
-    ({'tokenizer_sha256': 5}, 'tokenizer_sha256 is 5; accepted: a hash'),
+    ({'tokenizer_sha256': 5}, 'tokenizer_sha256 is 5; accepted: a text'),
     ({'format_version': None}, 'has format_version None; accepted: 1'),
     ({'files': ['a.array_record']}, 'lacks a.array_record; prepare'),
   ],
@@ -133,10 +133,7 @@ def test_damaged_record_files_are_named(folder, kind):
     'text': b'a line\n' * 20000,
   }
   file.write_bytes(damaged[kind])
-  message = (
-    rf'00001-of-00002.array_record \({len(damaged[kind]):,} bytes\) is no whole '
-    r'file of records \(.+\); prepare the records again'
-  )
+  message = r'00001-of-00002.array_record is cut short or damaged \(.+\); prep'
   for read in (open_batches, lambda path: list(records.read(str(path)))):
     with pytest.raises(ValueError, match=message):
       read(folder)
@@ -150,7 +147,7 @@ def test_a_record_that_is_none_is_named(folder, odd):
   for record in (records.encode(*good[0]), odd, records.encode(*good[2])):
     writer.write(record)
   writer.close()
-  message = r'00001-of-00002.array_record, record 2: \d bytes that are no promp'
+  message = r'00001-of-00002.array_record: record 2 has \d'
   with pytest.raises(ValueError, match=message):
     list(records.read(str(folder)))
   with pytest.raises(ValueError, match=message):
@@ -163,5 +160,7 @@ def test_a_manifest_of_another_number_of_records(folder):
   manifest = json.loads((folder / MANIFEST).read_text())
   changed = json.dumps(manifest | {'num_examples': 7})
   (folder / MANIFEST).write_text(changed)
-  with pytest.raises(ValueError, match=r'num_examples is 7, but its files hol'):
+  with pytest.raises(
+    ValueError, match=r'holds 6 records, its manifest.json says 7'
+  ):
     open_batches(folder)

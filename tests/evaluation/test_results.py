@@ -191,8 +191,7 @@ def test_reading_what_is_no_results_file(tmp_path, text):
   path = tmp_path / 'results.json'
   if text is not None:
     path.write_text(text)
-  message = 'results is' if text == '[]' else 'cannot read results from'
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=r'cannot read results from .*give a'):
     results.read(str(path))
 
 

@@ -346,7 +346,7 @@ def test_draft_model_of_the_external_row_is_a_draft_model(monkeypatch):
 
 def test_malformed_question_names_file_and_line(tmp_path):
   (tmp_path / 'question.jsonl').write_text('{"question_id": 1}\n')
-  with pytest.raises(ValueError, match=r'question.jsonl:1: KeyError'):
+  with pytest.raises(ValueError, match=r'question.jsonl:1 has no category'):
     questions.load('spec_bench', '', str(tmp_path))
 
 

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes of an adapter's weights: those of the module that takes them."""
+
+import itertools
+
+import pytest
+import tiny
+
+from specstream_jax import config, runtime
+from specstream_jax.checkpoints import adapter_shapes, adapters
+from specstream_jax.modeling import build, params
+
+STREAMS = [
+  config.StreamConfig(
+    num_streams=3,
+    num_msa_layers=2,
+    mode=mode,
+    insertion=insertion,
+    embedding=embedding,
+    pruning_rank=rank,
+    coupling_rank=rank,
+  )
+  for mode, insertion, embedding, rank in itertools.product(
+    ('fine_tuned', 'lossless'),
+    ('identity', 'low_rank'),
+    ('learned', 'value_rotation'),
+    (0, 5),
+  )
+]
+LORA = (
+  config.LoraConfig(rank=0),
+  config.LoraConfig(rank=4, modules=('query', 'out', 'down')),
+)
+
+
+@pytest.mark.parametrize('lora', LORA)
+def test_they_are_those_of_the_module(lora):
+  for stream in STREAMS:
+    built = build.build(tiny.CONFIG, stream, lora).adapter
+    wanted = {p: tuple(x.shape) for p, x in params.flatten(built).items()}
+    is_lossless = stream.mode == 'lossless'
+    count = stream.num_msa_layers if is_lossless else tiny.CONFIG.num_layers
+    found = adapter_shapes.of_streams(tiny.CONFIG, stream)
+    found |= dict(adapter_shapes.of_lora(tiny.CONFIG, lora, count))
+    assert found == wanted, stream
+
+
+def test_adapters_that_ship_have_them():
+  smollm = config.ModelConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+  )
+  for name in runtime.shipped_adapters():
+    folder = runtime.adapter_folder(name)
+    flat, cfg = adapters.load_adapter(folder)
+    adapters.check_weights(folder, flat, cfg, smollm)
+    path = next(iter(flat))
+    other = flat | {path: flat[path][..., :1]}
+    with pytest.raises(ValueError, match=f'(?s){name}.*{path} has shape'):
+      adapters.check_weights(folder, other, cfg, smollm)
