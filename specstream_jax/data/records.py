@@ -41,8 +41,10 @@ _KINDS = {
   'max_token_id': fields.COUNT,
   'num_examples': fields.SIZE,
   'files': fields.Kind(
-    'a list of one file name at least',
-    lambda value: fields.TEXTS.fits(value) and len(value) > 0,
+    'a list of one name at least, of files that lie beside it',
+    lambda value: (
+      fields.TEXTS.fits(value) and bool(value) and all(map(_is_name, value))
+    ),
   ),
   'lengths': fields.Kind(
     'statistics of inputs, targets and total, with a max each',
@@ -333,6 +335,11 @@ def read_manifest(path: str) -> dict[str, Any]:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest
+
+
+def _is_name(name: str) -> bool:
+  """Whether it names a file that lies in the folder itself."""
+  return name not in ('', '.', '..') and os.path.basename(name) == name
 
 
 def check_ids(path: str, vocab_size: int, tokenizer: Any = None) -> None:
