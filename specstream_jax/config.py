@@ -91,6 +91,8 @@ class ModelConfig:
       checks.at_least(f'ModelConfig.{name}', getattr(self, name), 1)
       checks.at_most(f'ModelConfig.{name}', getattr(self, name), _MAX_SIZE)
     checks.at_most('ModelConfig.num_layers', self.num_layers, MAX_LAYERS)
+    for name in ('rope_theta', 'rms_norm_eps'):
+      checks.at_least(f'ModelConfig.{name}', getattr(self, name), 0.0)
     checks.one_of('ModelConfig.dtype', self.dtype, DTYPES)
     checks.check(
       self.num_heads % self.num_kv_heads == 0,

@@ -45,6 +45,13 @@ def one_of(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
   )
 
 
+def not_empty(name: str, values: Sequence[Any]) -> None:
+  """Raises ValueError unless there is something in `values`."""
+  check(
+    len(values) > 0, f'{name} is empty, so nothing would be done; name some'
+  )
+
+
 def at_least(name: str, value: Any, bound: float) -> None:
   """Raises ValueError unless `value` is a number of at least `bound`.
 

@@ -185,8 +185,9 @@ def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
 
   Args:
     text: name and settings.
-    tree: of the adapter; what of a tree the text leaves out is taken from it,
-      as streams are as many as the adapter has.
+    tree: of the adapter. What of a tree of its kind the text leaves out is
+      taken from it; of another kind the depth, as the adapter has so many
+      streams.
 
   Raises:
     ValueError: a name is unknown, a value out of range or of another type, or
@@ -222,11 +223,12 @@ def _tree(
   """A tree of these settings, then gin's, then those of a default."""
   if default is None:
     return config.TreeConfig(**shape)
-  if default.kind == 'fixed' and 'kind' not in shape:
-    # Its paths leave nothing to set; its depth is what suits the adapter.
-    default = config.TreeConfig('best_first', depth=default.max_depth)
-  bound = gin.get_bindings(config.TreeConfig)
-  return config.TreeConfig(**config.to_json(default) | bound | shape)
+  asked = gin.get_bindings(config.TreeConfig) | shape
+  values = {'depth': default.max_depth}
+  # The paths of a fixed tree leave nothing else to set.
+  if default.kind != 'fixed' and asked.get('kind') in (None, default.kind):
+    values = config.to_json(default)
+  return config.TreeConfig(**values | asked)
 
 
 def _check_read(text, name, values, shape) -> None:

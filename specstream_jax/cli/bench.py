@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from specstream_jax import runtime
+from specstream_jax.cli import decoding_flags
 from specstream_jax.evaluation import external, table
 from specstream_jax.workflows import bench as workflow
 
@@ -80,8 +81,10 @@ def main(argv: Sequence[str]) -> int:
   options = workflow.Options(
     drafters=tuple(filter(None, drafters)),
     tasks=tuple(args.tasks),
-    temperatures=_numbers('temperatures', args.temperatures, float),
-    batch_sizes=_numbers('batch_sizes', args.batch_sizes, int),
+    temperatures=decoding_flags.numbers(
+      'temperatures', args.temperatures, float
+    ),
+    batch_sizes=decoding_flags.numbers('batch_sizes', args.batch_sizes, int),
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,
     max_prompt_tokens=args.max_prompt_tokens,
@@ -99,17 +102,6 @@ def main(argv: Sequence[str]) -> int:
   print(table.format_table(runs))
   print(f'report: {args.results_dir}/report.html')
   return 0
-
-
-def _numbers(name, texts, kind):
-  """A list flag's numbers; raises ValueError naming the flag."""
-  try:
-    return tuple(map(kind, texts))
-  except ValueError:
-    noun = {int: 'whole numbers', float: 'numbers'}[kind]
-    raise ValueError(
-      f'--{name} is {",".join(texts)!r}; accepted: {noun}, parted by commas'
-    ) from None
 
 
 def load_model(args) -> runtime.Model:

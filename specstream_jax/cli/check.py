@@ -16,20 +16,8 @@ import sys
 from absl import flags
 
 from specstream_jax import runtime
+from specstream_jax.cli import decoding_flags
 from specstream_jax.workflows import check as workflow
-
-_TREES = (
-  'streams:kind=chain,depth=3',
-  'streams:num_nodes=4,depth=3,branching=2',
-  'streams:num_nodes=16,depth=4,branching=4',
-  'streams:kind=full,depth=2,branching=3',
-  'streams:kind=full,depth=2,branching=2,drafting=gumbel_top_k,'
-  'verifier=recursive_rejection',
-  'streams:kind=full,depth=2,branching=2,drafting=independent,'
-  'verifier=multi_step',
-  'prompt_lookup',
-  'lookahead',
-)
 
 
 def define_flags() -> None:
@@ -41,8 +29,9 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'drafters',
     None,
-    'NAME:setting=value,…, parted by semicolons or repeated; default: '
-    + '; '.join(_TREES),
+    'NAME:setting=value,…, parted by semicolons or repeated; default: trees of '
+    "every kind, as deep as the adapter has streams, the adapter's own tree, "
+    'prompt_lookup and lookahead.',
   )
   flags.DEFINE_string(
     'task', 'e2e_sample/test', 'name/split@DIR; split and @DIR may be left.'
@@ -69,11 +58,13 @@ def main(argv: Sequence[str]) -> int:
     task=args.task,
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,
-    temperatures=tuple(map(float, args.temperatures)),
+    temperatures=decoding_flags.numbers('temperatures', args.temperatures),
     batch=args.batch,
     seed=args.seed,
     laws=args.laws,
   )
+  model = load('float32')
+  drafters = options.drafters or workflow.default_drafters(model)
   low = load('bfloat16') if args.bfloat16 else None
   properties: list[workflow.Property] = []
   write = functools.partial(
@@ -83,14 +74,14 @@ def main(argv: Sequence[str]) -> int:
   finished = False
   try:
     for found in workflow.check(
-      load('float32'), options, low, lambda given: load('float32', given)
+      model, options, low, lambda given: load('float32', given)
     ):
       properties.append(found)
       print(found.line(), flush=True)
     finished = True
   finally:
     write(finished=finished)
-  skipped = _skipped(options.drafters)
+  skipped = _skipped(drafters)
   if skipped:
     print(f'not asked for: {", ".join(skipped)} (--drafters=NAME:path=FOLDER)')
   failed = sum(p.passed is False for p in properties)
@@ -104,12 +95,9 @@ def _skipped(texts: Sequence[str]) -> list[str]:
   return [name for name in ('draft_model', 'medusa') if name not in names]
 
 
-def _drafters(args) -> tuple[str, ...]:
-  """Those asked for; else those that need no weights of their own."""
+def _drafters(args) -> tuple[str, ...] | None:
+  """Those asked for; None leaves them to the model."""
   if args.drafters is None:
-    wants_streams = bool(args.adapter)
-    return tuple(
-      t for t in _TREES if wants_streams or not t.startswith('streams')
-    )
+    return None
   texts = (text for group in args.drafters for text in group.split(';'))
   return tuple(filter(None, map(str.strip, texts)))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags that every decoding command shares, and the configs they make."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -105,6 +106,19 @@ def sampling() -> config.SamplingConfig:
     top_k=args.top_k,
     top_p=args.top_p,
   )
+
+
+def numbers(
+  name: str, texts: Sequence[str], kind: type[float] | type[int] = float
+) -> tuple[Any, ...]:
+  """A list flag's numbers; raises ValueError naming the flag."""
+  try:
+    return tuple(map(kind, texts))
+  except ValueError:
+    noun = {int: 'whole numbers', float: 'numbers'}[kind]
+    raise ValueError(
+      f'--{name} is {",".join(texts)!r}; accepted: {noun}, parted by commas'
+    ) from None
 
 
 def read_text(path: str, flag: str) -> str:

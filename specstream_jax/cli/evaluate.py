@@ -48,19 +48,20 @@ def main(argv: Sequence[str]) -> int:
   shard, num_shards = decoding_flags.shard()
   model = decoding_flags.load_model()
   decode = decoding_flags.decode()
+  tree = decoding_flags.tree(model.tree)
   options = workflow.Options(
     task=args.task,
     split=args.split,
     data_dir=args.data_dir,
     num_prompts=args.num_prompts,
     max_new_tokens=decode.max_new_tokens,
-    tree=decoding_flags.tree(model.tree),
+    tree=tree,
     schedule=decode.schedule,
     sampling=decoding_flags.sampling(),
     batch=args.batch,
     repeats=args.repeats,
     seed=args.seed,
-    drafter=config_drafting.parse(args.drafter),
+    drafter=config_drafting.parse(args.drafter, tree),
     shard=shard,
     num_shards=num_shards,
   )

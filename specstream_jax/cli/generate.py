@@ -37,10 +37,11 @@ def main(argv: Sequence[str]) -> int:
   prompts = _prompts()
   model = decoding_flags.load_model()
   decode = decoding_flags.decode()
+  tree = decoding_flags.tree(model.tree)
   options = workflow.Options(
     max_new_tokens=decode.max_new_tokens,
-    drafter=args.drafter and config_drafting.parse(args.drafter),
-    tree=decoding_flags.tree(model.tree),
+    drafter=args.drafter and config_drafting.parse(args.drafter, tree),
+    tree=tree,
     schedule=decode.schedule,
     sampling=decoding_flags.sampling(),
     stop=tuple(args.stop),

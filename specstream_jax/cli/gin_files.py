@@ -10,8 +10,10 @@ bound. `trusted` hands files to gin as they are.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 import importlib
 import os
+import pkgutil
 import tokenize
 from typing import Any, NamedTuple
 
@@ -19,14 +21,11 @@ from absl import logging
 import gin
 from gin import config as gin_config, config_parser
 
+import specstream_jax
+
 MAX_FILES = 100
-_MODULES = (
-  'specstream_jax.config',
-  'specstream_jax.config_training',
-  'specstream_jax.config_drafting',
-  'specstream_jax.mesh',
-  'specstream_jax.partitioning',
-)
+# Modules with config classes: these, and all whose names begin with config.
+_OTHERS = ('mesh', 'partitioning')
 _MACRO = ('macro', 'gin.macro')
 _UNREADABLE = (
   SyntaxError,
@@ -68,10 +67,15 @@ class _Binding(NamedTuple):
   value: Any
 
 
+@functools.cache
 def classes() -> dict[str, type]:
   """The classes whose fields gin can bind, by name."""
   found = {}
-  for module in _MODULES:
+  modules = [one.name for one in pkgutil.iter_modules(specstream_jax.__path__)]
+  for short in modules:
+    if not short.startswith('config') and short not in _OTHERS:
+      continue
+    module = f'{specstream_jax.__name__}.{short}'
     for name, value in vars(importlib.import_module(module)).items():
       if isinstance(value, type) and value.__module__ == module:
         found[name] = value

@@ -47,8 +47,12 @@ _KINDS = {
   'max_token_id': fields.COUNT,
   'num_examples': fields.SIZE,
   'files': fields.Kind(
-    'a list of one file name at least',
-    lambda value: fields.TEXTS.fits(value) and len(value) > 0,
+    'a list of one name at least, of files that lie beside it',
+    lambda value: (
+      fields.TEXTS.fits(value)
+      and bool(value)
+      and all(map(names_lib.is_plain, value))
+    ),
   ),
   'lengths': fields.Kind(
     'statistics of inputs, targets and total, with a max each',
@@ -339,7 +343,6 @@ def read_manifest(path: str) -> dict[str, Any]:
     if name in _REQUIRED or manifest.get(name) is not None:
       fields.get(manifest, name, kind, manifest_path)
   for name in manifest['files']:
-    names_lib.check(f'a file in {manifest_path}', name)
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ArrayRecord files of token records, read with errors that name the file."""
 
-from collections.abc import Iterator, Sequence
-import contextlib
-import os
+from collections.abc import Sequence
 
 import grain.python as grain
 import numpy as np
@@ -21,9 +19,13 @@ class Shards:
     Raises:
       ValueError: one is cut short, damaged or no ArrayRecord file.
     """
-    self._place = paths[0] if len(paths) == 1 else os.path.dirname(paths[0])
-    with _naming(self._place):
-      self._records = grain.ArrayRecordDataSource(list(paths))
+    self._paths = list(paths)
+    try:
+      self._records = grain.ArrayRecordDataSource(self._paths)
+    except RuntimeError:
+      for path in self._paths:  # the library does not say which
+        _count(path)
+      raise
 
   def __len__(self) -> int:
     return len(self._records)
@@ -34,23 +36,36 @@ class Shards:
     Raises:
       ValueError: it cannot be read, or is no token record.
     """
-    with _naming(self._place):
+    try:
       record = self._records[index]
+    except RuntimeError as error:
+      raise _damage(self._place(index), error) from error
     if problem := _problem(record):
-      raise ValueError(f'{self._place}: record {index + 1} {problem}; {_FIX}')
+      raise ValueError(f'{self._place(index)} {problem}; {_FIX}')
     return record
 
+  def _place(self, index: int) -> str:
+    """The file of a record, and its number there, from 1."""
+    for path in self._paths:
+      count = _count(path)
+      if index < count:
+        break
+      index -= count
+    return f'{path}: record {index + 1}'
 
-@contextlib.contextmanager
-def _naming(place: str) -> Iterator[None]:
-  """Puts the file's name before what the library says."""
+
+def _count(path: str) -> int:
+  """Records of a file; raises ValueError if it is damaged."""
   try:
-    yield
+    return len(grain.ArrayRecordDataSource([path]))
   except RuntimeError as error:
-    reason = str(error).partition(';')[0] or 'its index cannot be read'
-    raise ValueError(
-      f'{place} is cut short or damaged ({reason}); {_FIX}'
-    ) from error
+    raise _damage(path, error) from error
+
+
+def _damage(place: str, error: RuntimeError) -> ValueError:
+  """What the library says, after the name of what it is about."""
+  reason = str(error).partition(';')[0] or 'its index cannot be read'
+  return ValueError(f'{place} is cut short or damaged ({reason}); {_FIX}')
 
 
 def _problem(record: bytes) -> str:

@@ -84,6 +84,8 @@ class Options:
       ('repeats', 1),
     ):
       checks.at_least(name, getattr(self, name), bound)
+    for name in ('tasks', 'temperatures', 'batch_sizes'):
+      checks.not_empty(name, getattr(self, name))
     for batch in self.batch_sizes:
       checks.at_least('an entry of batch_sizes', batch, 1)
     for temperature in self.temperatures:
@@ -185,7 +187,7 @@ def make_runners(
   runners = []
   for text in (bench_lib.BASELINE, *rivals):
     label, text = _label(text)
-    drafter = config_drafting.parse(text)
+    drafter = config_drafting.parse(text, model.tree)
     if options.synthetic_acceptance and text != bench_lib.BASELINE:
       drafter = dataclasses.replace(
         drafter, synthetic_acceptance=options.synthetic_acceptance

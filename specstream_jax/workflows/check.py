@@ -55,7 +55,8 @@ class Options:
   """What to check.
 
   Attributes:
-    drafters: as `config_drafting.parse` reads them.
+    drafters: as `config_drafting.parse` reads them; None takes those of
+      `default_drafters`.
     task: `name[/split][@DIR]`.
     num_prompts: evenly spread; 0 takes all.
     max_new_tokens: per prompt.
@@ -65,7 +66,7 @@ class Options:
     laws: enumerate the laws of the verifiers.
   """
 
-  drafters: tuple[str, ...]
+  drafters: tuple[str, ...] | None = None
   task: str = 'e2e_sample/test'
   num_prompts: int = 16
   max_new_tokens: int = 64
@@ -77,9 +78,29 @@ class Options:
   def __post_init__(self):
     """Raises ValueError if a value is out of range or of another type."""
     checks.option_types(self)
+    if self.drafters is not None:
+      checks.not_empty('drafters', self.drafters)
     checks.at_least('num_prompts', self.num_prompts, 0)
     checks.at_least('max_new_tokens', self.max_new_tokens, 2)
     checks.at_least('batch', self.batch, 1)
+
+
+def default_drafters(model: runtime.Model) -> tuple[str, ...]:
+  """Those that need no weights of their own, as deep as there are streams."""
+  others = ('prompt_lookup', 'lookahead')
+  if model.stream is None:
+    return others
+  two, three = (min(n, model.stream.num_streams) for n in (2, 3))
+  full = f'streams:kind=full,depth={two},branching='
+  return (
+    'streams',
+    f'streams:kind=chain,depth={three}',
+    f'streams:kind=best_first,num_nodes=4,depth={three},branching=2',
+    f'{full}3',
+    f'{full}2,drafting=gumbel_top_k,verifier=recursive_rejection',
+    f'{full}2,drafting=independent,verifier=multi_step',
+    *others,
+  )
 
 
 def check(
@@ -107,7 +128,10 @@ def check(
     )
   before = weights_hash(model)
   prompts = _prompts(model, options)
-  drafters = [(text, config_drafting.parse(text)) for text in options.drafters]
+  texts = options.drafters
+  if texts is None:
+    texts = default_drafters(model)
+  drafters = [(text, config_drafting.parse(text, model.tree)) for text in texts]
   for _, drafter in drafters:  # what does not fit is told before the work
     model.decoder(drafter, config.DecodeConfig())
   if options.laws:

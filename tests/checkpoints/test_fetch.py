@@ -84,6 +84,42 @@ def test_short_file_in_the_cache_is_replaced(tmp_path, downloads):
   assert fetch.fetch(NAME, tmp_path, progress=False).read_bytes() == CONTENT
 
 
+def test_zeros_of_the_right_size_are_replaced(tmp_path, downloads, capsys):
+  downloads += [CONTENT, CONTENT]
+  path = fetch.fetch(NAME, tmp_path)
+  assert 'not whole' not in capsys.readouterr().err
+  path.write_bytes(bytes(len(CONTENT)))
+  assert fetch.cached(NAME, tmp_path) is None
+  assert fetch.fetch(NAME, tmp_path).read_bytes() == CONTENT
+  assert 'is not whole; once more' in capsys.readouterr().err
+
+
+def test_a_changed_file_of_the_hub_is_fetched_again(tmp_path, monkeypatch):
+  def download(name, *, local_dir, **_):
+    local_dir.mkdir(exist_ok=True)
+    (local_dir / 'model.safetensors').write_bytes(CONTENT)
+    return str(local_dir)
+
+  monkeypatch.setattr(fetch.huggingface_hub, 'snapshot_download', download)
+  get = lambda: fetch.fetch(NAME, tmp_path, source='hub', progress=False)
+  file = get() / 'model.safetensors'
+  assert fetch.cached(NAME, tmp_path, 'hub') == file.parent
+  file.write_bytes(bytes(len(CONTENT)))
+  assert fetch.cached(NAME, tmp_path, 'hub') is None
+  assert (get() / 'model.safetensors').read_bytes() == CONTENT
+  for damage in (lambda: file.unlink(), lambda: _overwrite(file)):
+    damage()
+    assert fetch.cached(NAME, tmp_path, 'hub') is None
+    get()
+  # Of a version that kept no hashes.
+  (file.parent / 'complete').write_text('')
+  assert fetch.cached(NAME, tmp_path, 'hub') == file.parent
+
+
+def _overwrite(file):
+  (file.parent / 'complete').write_text('no JSON')
+
+
 def test_wrong_hash_names_both_and_leaves_nothing(tmp_path, downloads, known):
   wrong = b'x' * len(CONTENT)
   downloads += [wrong, wrong]

@@ -15,6 +15,7 @@ import fuzzing
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from specstream_jax.data import (
   batches,
@@ -208,3 +209,132 @@ def test_longer_records_than_their_manifest_says(tmp_path):
   )
   with pytest.raises(ValueError, match=r'tokens, manifest.json says at most 2'):
     next(rows)
+
+
+@pytest.mark.parametrize(
+  ('checks', 'probs', 'message'),
+  [
+    (np.zeros((2, 8)), np.zeros((2, 8), 'f2'), r'checks is float64 \(2, 8\)'),
+    (np.zeros((2, 8), 'u4'), np.zeros(8, 'f2'), r'probs is float16 \(8,\)'),
+    (np.zeros((3, 8), 'u4'), np.zeros((3, 8), 'f2'), 'H a power of two'),
+    (np.zeros((0, 8), 'u4'), np.zeros((0, 8), 'f2'), 'H a power of two'),
+    (np.zeros((2, 8), 'u4'), np.zeros((4, 8), 'f2'), r'probs \(4, 8\)'),
+    (np.zeros((2, 8), 'u4'), np.full((2, 8), np.nan, 'f2'), 'no probability'),
+    (np.zeros((2, 8), 'u4'), np.full((2, 8), 2, 'f2'), 'no probability'),
+  ],
+)
+def test_ngram_tables_that_are_none(tmp_path, checks, probs, message):
+  path = str(tmp_path / 't.safetensors')
+  tensors = {'checks': checks, 'probs': probs}
+  safetensors_numpy.save_file(tensors, path, {'format': ngram_table.FORMAT})
+  with pytest.raises(
+    ValueError, match=rf't\.safetensors.: .*{message}.*; write'
+  ):
+    ngram_table.load(path)
+
+
+def test_ngram_table_with_metadata_of_another_kind(tmp_path):
+  path = str(tmp_path / 't.safetensors')
+  tensors = {'checks': np.zeros((1, 8), 'u4'), 'probs': np.zeros((1, 8), 'f2')}
+  text = {'format': ngram_table.FORMAT, 'task': 'x'}
+  safetensors_numpy.save_file(tensors, path, text)
+  with pytest.raises(ValueError, match=r'its metadata is not JSON \(Expecting'):
+    ngram_table.load(path)
+
+
+@pytest.mark.parametrize(
+  'ids', [5, [0.5], [[1]], ['1'], [2**40], [-1], {'a': 1}]
+)
+def test_draft_vocabularies_that_are_none(tmp_path, ids):
+  path = tmp_path / 'v.json'
+  path.write_text(json.dumps({'format': draft_vocabulary.FORMAT, 'ids': ids}))
+  with pytest.raises(
+    ValueError, match=r'v\.json.: ids is .*a list of token ids'
+  ):
+    draft_vocabulary.load(str(path), tokenizer_sha256=None, vocab_size=9)
+
+
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    ('5', ':1: a JSON int; expected'),
+    ('{', r':1: not JSON \(.*; expected'),
+    ('{"question_id": 1e999}', ':1: question_id is inf; accepted'),
+    (
+      '{"question_id": 1, "category": 5}',
+      ':1: category is 5; accepted: a text',
+    ),
+    (
+      '{"question_id": 1, "category": "a", "turns": "b"}',
+      ":1: turns is 'b'; accepted: a list of texts, none of them empty",
+    ),
+    (
+      '{"question_id": 1, "category": "a", "turns": [" "]}',
+      ':1: turns is .*accepted',
+    ),
+    ('{"category": "\udcff"}', ':1: not valid UTF-8; expected'),
+  ],
+)
+def test_questions_that_are_none(tmp_path, line, message):
+  path = tmp_path / 'question.jsonl'
+  path.write_bytes(line.encode('utf-8', 'surrogateescape'))
+  with pytest.raises(ValueError, match=rf'question\.jsonl{message}'):
+    questions.load('spec_bench', '', str(tmp_path))
+
+
+def test_questions_may_be_packed(tmp_path):
+  row = {'question_id': 7, 'category': 'math', 'turns': ['hi']}
+  (tmp_path / 'question.jsonl.gz').write_bytes(
+    gzip.compress(json.dumps(row).encode())
+  )
+  (found,) = questions.load('spec_bench', '', str(tmp_path))
+  assert found.turns == ('hi',)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'files': 'x'}, "files is 'x'; accepted: a list of one file name"),
+    ({'files': []}, r'files is \[\]; accepted: a list of one file name'),
+    ({'lengths': {}}, 'lengths is {}; accepted: statistics of inputs'),
+    ({'num_examples': 0}, 'num_examples is 0; accepted: an integer >= 1'),
+    ({'tokenizer_sha256': 5}, 'tokenizer_sha256 is 5; accepted: a text'),
+    ({'format_version': [1]}, r'has format_version \[1\]; accepted: 1'),
+  ],
+)
+def test_manifests_that_are_none(tmp_path, change, message):
+  data_testing.write_records(tmp_path / 'r', 5)
+  path = tmp_path / 'r' / records.MANIFEST
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(ValueError, match=rf'r/manifest\.json.*{message}'):
+    records.read_manifest(str(tmp_path / 'r'))
+
+
+@pytest.mark.parametrize(
+  ('record', 'message'),
+  [
+    (b'', 'record 1 has 0 bytes; accepted: a multiple of 4 above 0'),
+    (b'abcde', 'record 1 has 5 bytes; accepted'),
+    (
+      np.array([3, 1], '<i4').tobytes(),
+      '1 tokens, of which the prompt takes 3',
+    ),
+    (np.array([-1], '<i4').tobytes(), '0 tokens, of which the prompt takes -1'),
+  ],
+)
+def test_records_that_are_none(tmp_path, record, message):
+  path = str(tmp_path / 'a.array_record')
+  writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
+  writer.write(record)
+  writer.close()
+  with pytest.raises(ValueError, match=rf'a\.array_record: .*{message}'):
+    list(records.read_file(path))
+
+
+@pytest.mark.parametrize('content', [b'', b'x' * 100, bytes(70000)])
+def test_shards_that_are_none(tmp_path, content):
+  path = tmp_path / 'a.array_record'
+  path.write_bytes(content)
+  message = r'a\.array_record is cut short or damaged \(.*; prepare the records'
+  with pytest.raises(ValueError, match=message):
+    list(records.read_file(str(path)))

@@ -371,7 +371,7 @@ def test_what_does_not_fit_is_refused(written, tmp_path):
   with pytest.raises(ValueError, match="the tree is of kind 'chain'"):
     assemble(written, tree=config.TreeConfig('chain', depth=2))
   with pytest.raises(
-    ValueError, match='ngram_weight is -1; it must be a number >='
+    ValueError, match=r'ngram_weight is -1.0; it must be a number >='
   ):
     assemble(written, ngram_weight=-1)
   with pytest.raises(ValueError, match=r"is set for 'medusa'; only the trees"):

@@ -227,7 +227,13 @@ def test_disabled_writer_writes_nothing(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize('end', ['{"step": 3, "lo', '{"step": 2}', '\n', ''])
+@pytest.mark.parametrize(
+  'end',
+  [
+    *('{"step": 3, "lo', '{"step": 2}', '\n', '', '[2]', '2', '{"step": "2"}'),
+    '[' * 10**5,
+  ],
+)
 def test_forget_after_drops_later_and_broken_lines(tmp_path, end):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": 2, "split": "eval"}\n' + end)

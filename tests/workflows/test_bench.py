@@ -202,11 +202,14 @@ def test_grid_of_temperatures_and_batches(model, options, tmp_path):
     ({'drafters': ('A=lookahead', 'A=prompt_lookup')}, "are called 'A'"),
     ({'drafters': ('none=lookahead',)}, "are called 'none'"),
     ({'drafters': ('streams:path=x',)}, "'streams' has no folder"),
-    ({'drafters': ('streams:couple_noise=no',)}, "couple_noise is 'no'"),
-    ({'drafters': ('streams:ngram_weight=x',)}, "ngram_weight is 'x'"),
+    (
+      {'drafters': ('streams:couple_noise=no',)},
+      "couple_noise is the text 'no'",
+    ),
+    ({'drafters': ('streams:ngram_weight=x',)}, "ngram_weight is the text 'x'"),
     (
       {'drafters': ('streams:synthetic_acceptance=7',)},
-      'synthetic_acceptance is 7; accepted: 0 to 1',
+      'synthetic_acceptance is 7.0; accepted: 0 to 1',
     ),
   ],
 )
@@ -230,6 +233,22 @@ def test_options_out_of_range_are_named(changes):
   name = next(iter(changes))
   with pytest.raises(ValueError, match=rf'{name} is '):
     bench.Options(**changes)
+
+
+@pytest.mark.parametrize('name', ['tasks', 'temperatures', 'batch_sizes'])
+def test_a_grid_without_cells_is_no_benchmark(name):
+  with pytest.raises(ValueError, match=f'{name} is empty, so nothing would be'):
+    bench.Options(**{name: ()})
+
+
+def test_a_tree_takes_from_the_adapter_what_it_leaves_out(model, options):
+  assert model.stream.num_streams == 2
+  texts = ('streams', 'streams:num_nodes=3', 'streams:kind=full,branching=2')
+  made = bench.make_runners(
+    model, bench.dataclasses.replace(options, drafters=texts)
+  )
+  assert [runner.max_depth for runner in made[1:]] == [2, 2, 2]
+  assert [runner.size for runner in made[1:]] == [16, 3, 7]
 
 
 def test_task_on_two_folders_is_two_tasks(model, tmp_path):

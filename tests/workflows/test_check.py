@@ -8,6 +8,7 @@ import jax
 import pytest
 import tiny_runtime
 
+from specstream_jax import config, config_drafting, runtime
 from specstream_jax.decoding import verify
 from specstream_jax.workflows import check
 
@@ -139,6 +140,40 @@ def test_what_does_not_fit_is_told_before_the_work(model):
   )
   with pytest.raises(ValueError, match='draft tree has depth 9'):
     next(check.check(model, options))
+
+
+@pytest.mark.parametrize('num_streams', [1, 2, 3, 4, 5])
+def test_drafters_by_default_are_as_deep_as_the_adapter(model, num_streams):
+  stream = dataclasses.replace(model.stream, num_streams=num_streams)
+  plain = dataclasses.replace(model, stream=None, adapter={})
+  own = runtime.with_random_streams(plain, stream)
+  texts = check.default_drafters(own)
+  depths = {}
+  for text in texts:
+    drafter = config_drafting.parse(text, own.tree)
+    made = own.decoder(drafter, config.DecodeConfig())
+    depths[text] = made.setup.drafter.max_depth
+  assert depths['streams'] == own.tree.depth == min(num_streams, 4)
+  assert max(depths.values()) >= min(num_streams, 3)
+  assert {'prompt_lookup', 'lookahead'} < set(texts)
+
+
+def test_without_streams_there_are_other_drafters(model):
+  plain = dataclasses.replace(model, stream=None, adapter={})
+  assert check.default_drafters(plain) == ('prompt_lookup', 'lookahead')
+
+
+def test_the_check_takes_the_defaults(model):
+  options = dataclasses.replace(
+    OPTIONS, drafters=None, temperatures=(), laws=True
+  )
+  found = check.check(model, options)
+  assert next(found).name.startswith('law of')  # two streams: all trees fit
+
+
+def test_an_empty_list_of_drafters_checks_nothing():
+  with pytest.raises(ValueError, match='drafters is empty, so nothing'):
+    check.Options(drafters=())
 
 
 @pytest.mark.parametrize('name', ['batch', 'max_new_tokens'])

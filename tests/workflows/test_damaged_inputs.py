@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged files through the command line: one message, no traceback."""
 
+import importlib.util
 import json
+import pathlib
 import shutil
 
 import byte_model
@@ -18,6 +20,7 @@ from specstream_jax.checkpoints import adapters, huggingface, loading
 from specstream_jax.data import records
 from specstream_jax.evaluation import results
 from specstream_jax.modeling import initialize, params
+from specstream_jax.workflows import distill
 
 CONFIG = 'config.json'
 INDEX = huggingface.INDEX
@@ -191,3 +194,24 @@ def test_commands(folder, mode, line, monkeypatch):
       assert done.out and not done.err, done.err
 
   settings(mode, max_examples=mode.max_examples // 2)(ends_in_a_message)()
+
+
+ROWS = [{'prompt': 'a', 'completion': ' b'}, {'prompt': 'c', 'completion': 'd'}]
+
+
+def compared(path):
+  """The answers as launch/compare_answers.py reads them."""
+  script = pathlib.Path(__file__).parents[2] / 'launch' / 'compare_answers.py'
+  spec = importlib.util.spec_from_file_location('compare_answers', script)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.read(path, {'a': [], 'c': []})
+
+
+@pytest.mark.parametrize('read', [compared, distill.read_prompts])
+@fuzzing.modes
+def test_answers_and_prompts(tmp_path, mode, read):
+  path = tmp_path / 'a.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in ROWS))
+  damages = fuzzing.lines_damage(ROWS)
+  fuzzing.attempt(mode, damages, path, lambda: read(str(path)), is_named=False)
