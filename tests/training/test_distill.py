@@ -262,7 +262,7 @@ def test_a_stopped_run_goes_on_with_the_same_batches_and_counts(
   stop_at_15.calls = 0
   monkeypatch.setattr(distill_drafter.CountedBatches, '__next__', stop_at_15)
   stopped = run(root, tmp_path, export='last')
-  assert stopped == distill_drafter.Distilled(None, 15, True)
+  assert stopped == distill_drafter.Distilled(None, 15, signal=15)
   run(root, tmp_path, export='last')
   assert stop_at_15.calls == 40
   ours, theirs = (
