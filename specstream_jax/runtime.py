@@ -20,6 +20,7 @@ import numpy as np
 from specstream_jax import assembly, config, config_drafting, partitioning
 from specstream_jax.checkpoints import (
   adapters,
+  chat_format,
   loading,
   weights as weights_lib,
 )
@@ -48,7 +49,7 @@ class Model:
     tree: the adapter's default tree.
     source: what was loaded, for reports: base and adapter by name or path.
     tokenizer: `tokenizers.Tokenizer`.
-    chat_template: Jinja source, or None.
+    chat_template: how it writes a chat, or None.
     eos_ids: token ids that end a text.
     bos_id: token id in front of every prompt, or None.
     layout: of the kernels, see `layers.Linear`.
@@ -64,7 +65,7 @@ class Model:
   tree: config.TreeConfig
   source: dict[str, str]
   tokenizer: Any
-  chat_template: str | None
+  chat_template: chat_format.Template | None
   eos_ids: tuple[int, ...]
   bos_id: int | None = None
   layout: str = 'out_in'
@@ -130,8 +131,13 @@ class Model:
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode_prompt(self, text: str) -> list[int]:
-    """Token ids of a prompt: `encode`, after BOS if the model wants one."""
-    return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
+    """Token ids of a prompt: `encode`, after BOS if the model wants one.
+
+    A chat that its template wrote is encoded as it is.
+    """
+    is_chat = isinstance(text, chat_format.Text)
+    bos = [] if self.bos_id is None or is_chat else [self.bos_id]
+    return bos + self.encode(text)
 
   def warn_if_long(
     self, prompts: Sequence[Sequence[int]], max_new_tokens: int

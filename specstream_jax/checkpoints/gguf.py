@@ -293,11 +293,6 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
     ) from error
 
 
-def chat_template(header: Header) -> str | None:
-  """Jinja source of the chat format, if the file has one."""
-  return header.metadata.get('tokenizer.chat_template')
-
-
 def eos_ids(header: Header) -> tuple[int, ...]:
   """Token ids that end a text, by the file's metadata."""
   keys = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')

@@ -13,7 +13,12 @@ from safetensors import numpy as safetensors_numpy
 import tokenizers
 
 from specstream_jax import config, typing
-from specstream_jax.checkpoints import files, huggingface_config, weights
+from specstream_jax.checkpoints import (
+  chat_format,
+  files,
+  huggingface_config,
+  weights,
+)
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -24,8 +29,7 @@ PATTERNS = (
   'model*.safetensors',
   INDEX,
   'tokenizer.json',
-  'tokenizer_config.json',
-  'chat_template.jinja',
+  *chat_format.FILES,
 )
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
 # Tables that old checkpoints store though they follow from the config.
@@ -156,22 +160,6 @@ def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
     ) from error
 
 
-def read_chat_template(folder: str | os.PathLike) -> str | None:
-  """Jinja source of the chat format, if the folder has one."""
-  path = os.path.join(folder, 'chat_template.jinja')
-  if os.path.isfile(path):
-    with open(path, encoding='utf-8') as file:
-      return file.read()
-  path = os.path.join(folder, 'tokenizer_config.json')
-  template = None
-  if os.path.isfile(path):
-    template = files.read_json(path).get('chat_template')
-  if isinstance(template, list):  # Several, by name.
-    named = {entry['name']: entry['template'] for entry in template}
-    template = named.get('default')
-  return template
-
-
 def read_eos_ids(folder: str | os.PathLike) -> tuple[int, ...]:
   """Token ids that end a text: generation_config.json, else config.json."""
   for name in ('generation_config.json', 'config.json'):
@@ -192,12 +180,12 @@ class Extras:
 
   Attributes:
     tokenizer: written as tokenizer.json, if any.
-    chat_template: Jinja source, if any.
+    chat_template: chat format, if any.
     eos_ids: token ids that end a text.
   """
 
   tokenizer: tokenizers.Tokenizer | None = None
-  chat_template: str | None = None
+  chat_template: chat_format.Template | None = None
   eos_ids: tuple[int, ...] = ()
 
 
@@ -293,7 +281,7 @@ def _tokenizer_config(extras: Extras) -> Mapping[str, Any]:
   if extras.eos_ids:
     fields['eos_token'] = extras.tokenizer.id_to_token(extras.eos_ids[0])
   if extras.chat_template is not None:
-    fields['chat_template'] = extras.chat_template
+    fields |= chat_format.fields(extras.chat_template)
   return fields
 
 

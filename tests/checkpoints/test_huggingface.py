@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from specstream_jax import config
-from specstream_jax.checkpoints import huggingface, huggingface_config
+from specstream_jax.checkpoints import (
+  chat_format,
+  huggingface,
+  huggingface_config,
+)
 
 RAW = model_files.HF_CONFIG
 CONFIG = model_files.CONFIG
@@ -196,16 +200,16 @@ def test_tokenizer_chat_template_and_eos(tmp_path):
   (folder / 'tokenizer.json').write_text('{}')
   with pytest.raises(ValueError, match=r"tokenizer.json' cannot be read"):
     huggingface.read_tokenizer(folder)
-  assert huggingface.read_chat_template(folder) is None
+  assert chat_format.read(folder) is None
   templates = [
     {'name': 'default', 'template': 'T'},
     {'name': 'x', 'template': 'X'},
   ]
   fields = json.dumps({'chat_template': templates})
   (folder / 'tokenizer_config.json').write_text(fields)
-  assert huggingface.read_chat_template(folder) == 'T'
+  assert chat_format.read(folder) == 'T'
   (folder / 'chat_template.jinja').write_text('file')
-  assert huggingface.read_chat_template(folder) == 'file'
+  assert chat_format.read(folder) == 'file'
   assert huggingface.read_eos_ids(folder) == (2,)
   (folder / 'generation_config.json').write_text('{"eos_token_id": [5, 7]}')
   assert huggingface.read_eos_ids(folder) == (5, 7)
@@ -231,7 +235,7 @@ def test_export_reads_back_exactly(tmp_path, max_shard_bytes, scaling):
   for path, leaf in flat.items():
     np.testing.assert_array_equal(read[path], leaf, err_msg=path)
   assert huggingface.read_eos_ids(tmp_path) == (2,)
-  assert huggingface.read_chat_template(tmp_path) == 'T'
+  assert chat_format.read(tmp_path) == 'T'
   assert huggingface.read_tokenizer(tmp_path).encode('ab').ids == [0, 1]
   assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
   num_shards = len(list(tmp_path.glob('*.safetensors')))
