@@ -32,6 +32,8 @@ from specstream_jax.decoding import (
 from specstream_jax.modeling import initialize, lora, params as params_lib
 
 DRAFTERS = config_drafting.DRAFTERS
+DEFAULT_ADAPTER = 'e2e_nlg'
+AUTO = 'auto'
 _SHIPPED = pathlib.Path(__file__).parent / 'adapters'
 
 
@@ -50,6 +52,8 @@ class Model:
     source: what was loaded, for reports: base and adapter by name or path.
     tokenizer: `tokenizers.Tokenizer`.
     chat_template: how it writes a chat, or None.
+    is_chat: whether a prompt is meant as a turn of a chat: the model has a
+      chat template, and its adapter, if any, was trained on chats.
     eos_ids: token ids that end a text.
     bos_id: token id in front of every prompt, or None.
     layout: of the kernels, see `layers.Linear`.
@@ -68,6 +72,7 @@ class Model:
   chat_template: chat_format.Template | None
   eos_ids: tuple[int, ...]
   bos_id: int | None = None
+  is_chat: bool = False
   layout: str = 'out_in'
   adapter_dir: str = ''
   partitioner: partitioning.Partitioner = dataclasses.field(
@@ -194,7 +199,8 @@ def load(
 
   Args:
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
-    adapter: folder of an adapter, or the name of one that ships.
+    adapter: folder of an adapter, or the name of one that ships; `AUTO` takes
+      `DEFAULT_ADAPTER` with the model that it belongs to, none with others.
     dtype: of weights and activations.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
@@ -206,15 +212,16 @@ def load(
   part = partitioner or partitioning.local()
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
+  adapter = _default_adapter(loaded) if adapter == AUTO else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
   rest, folded, folded_lora = {}, {}, config.LoraConfig(rank=0)
-  stream, kept_lora, tree = None, None, config.TreeConfig()
+  stream, kept_lora, tree, was_chat = None, None, config.TreeConfig(), True
   folder = adapter_folder(adapter) if adapter is not None else ''
   if folder:
     flat, cfg = adapters.load_adapter(folder)
     adapters.check_base(cfg, loaded)
     folded, folded_lora, rest = adapters.split(flat, cfg)
-    stream, tree = cfg.stream, cfg.tree
+    stream, tree, was_chat = cfg.stream, cfg.tree, cfg.is_chat
     source['adapter'] = str(adapter)
     kept_lora = cfg.lora if stream.mode == 'lossless' else None
   if not streams:
@@ -235,9 +242,16 @@ def load(
     chat_template=loaded.chat_template,
     eos_ids=tuple(loaded.eos_ids),
     bos_id=loaded.bos_id,
+    is_chat=was_chat and loaded.chat_template is not None,
     adapter_dir=folder,
     partitioner=part,
   )
+
+
+def _default_adapter(loaded: loading.LoadedModel) -> str | None:
+  """`DEFAULT_ADAPTER` if it was trained on this model."""
+  cfg = adapters.read_config(adapter_folder(DEFAULT_ADAPTER))
+  return DEFAULT_ADAPTER if adapters.is_of(cfg, loaded) else None
 
 
 def with_random_streams(

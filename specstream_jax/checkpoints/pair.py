@@ -80,9 +80,10 @@ def read_fields(
     ValueError: no such file, another version, or missing or unknown fields.
   """
   if not kind.is_in(folder):
+    below = _below(folder, kind)
+    fix = f'name {below!r}' if below else f'make one with `{kind.command}`'
     raise ValueError(
-      f'{folder!r} holds no {kind.noun}: it has no {kind.config}; make one with '
-      f'`{kind.command}`'
+      f'{folder!r} holds no {kind.noun}: it has no {kind.config}; {fix}'
     )
   fields = files.read_json(os.path.join(folder, kind.config))
   version = fields.get('format_version')
@@ -99,6 +100,13 @@ def read_fields(
       f'{sorted(set(fields) - expected)}; save it again'
     )
   return fields, digest
+
+
+def _below(folder: str, kind: Kind) -> str:
+  """The first folder in a folder, such as that of a run, that holds one."""
+  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  paths = (os.path.join(folder, name) for name in names)
+  return next(filter(kind.is_in, paths), '')
 
 
 def read_tensors(folder: str, kind: Kind, digest: str) -> dict[str, np.ndarray]:

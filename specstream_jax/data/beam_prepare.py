@@ -85,9 +85,9 @@ def prepare(
     with beam.Pipeline(options=_options(num_workers, options)) as pipeline:
       _build(pipeline, read, fit, scratch, num_shards)
     lengths = records.Lengths(max_length, too_long)
-    return _finish(
-      scratch, _metadata(spec, split, vocabulary), num_shards, lengths
-    )
+    metadata = _metadata(spec, split, vocabulary)
+    metadata['is_chat'] = tasks.is_chat(spec, split)
+    return _finish(scratch, metadata, num_shards, lengths)
 
 
 def _metadata(spec, split, vocabulary):

@@ -84,6 +84,7 @@ def prepare(
       'tokenizer_sha256': vocabulary.sha256,
       'eos_id': vocabulary.eos_id,
       'bos_id': vocabulary.bos_id,
+      'is_chat': tasks.is_chat(spec, split),
       'num_skipped_rows': loaded.num_skipped,
       'seqio_version': importlib.metadata.version('seqio'),
     },

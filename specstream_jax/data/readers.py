@@ -21,6 +21,8 @@ import zlib
 
 from absl import logging
 
+from specstream_jax.checkpoints import chat_format
+
 _SOURCE_KEYS = ('prompt', 'inputs')
 _ANSWER_KEYS = ('completion', 'targets')
 _IN_ZIP = '.zip/'
@@ -134,12 +136,12 @@ def _text_problem(texts: dict[str, object]) -> str:
       return f'{name} is {type(text).__name__}, not text'
     if not text.strip():
       return f'{name} is empty'
-    if '\ufffd' in text or not _is_encodable(text):
+    if '\ufffd' in text or not is_encodable(text):
       return f'{name} is not valid UTF-8'
   return ''
 
 
-def _is_encodable(text):
+def is_encodable(text: str) -> bool:
   """Whether the text has no half of a surrogate pair, which JSON can hold."""
   try:
     text.encode('utf-8')
@@ -239,7 +241,8 @@ class CutAnswer(str):
 def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
   """The (source, answer) of a JSON object, or what is wrong with it.
 
-  An answer whose row says `"finished": false` is a `CutAnswer`.
+  An answer whose row says `"finished": false` is a `CutAnswer`; a source whose
+  row says `"chat": true` is a `chat_format.Text`.
   """
   names = _pick(row, _SOURCE_KEYS), _pick(row, _ANSWER_KEYS)
   for name, accepted in zip(names, (_SOURCE_KEYS, _ANSWER_KEYS), strict=True):
@@ -253,6 +256,8 @@ def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
   if problem:
     return problem
   source, answer = texts.values()
+  if row.get('chat') is True:
+    source = chat_format.Text(source)
   return source, answer if is_finished else CutAnswer(answer)
 
 
@@ -298,7 +303,8 @@ def read_jsonl(
   """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
 
   `inputs` and `targets` are accepted as names too, and one JSON array of such
-  objects in place of lines. `"finished": false` marks an answer that was cut.
+  objects in place of lines. `"finished": false` marks an answer that was cut,
+  `"chat": true` a prompt that a chat template wrote, BOS included.
 
   Args:
     path: plain or .gz file.

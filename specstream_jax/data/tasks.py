@@ -12,6 +12,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from specstream_jax.checkpoints import chat_format
 from specstream_jax.data import (
   features,
   readers,
@@ -25,6 +26,7 @@ _SIGNATURE = {
   'targets': tf.TensorSpec((), tf.string),
   'references': tf.TensorSpec((None,), tf.string),
   'is_cut': tf.TensorSpec((), tf.bool),
+  'is_chat': tf.TensorSpec((), tf.bool),
 }
 
 
@@ -82,13 +84,19 @@ class SeqioVocabulary(seqio.Vocabulary):
 
 
 def _prepend_bos(dataset, output_features):
-  """Puts BOS in front of the prompt if the vocabulary has one."""
+  """Puts BOS in front of the prompt if the vocabulary has one.
+
+  A chat has the BOS that its template wrote.
+  """
   bos_id = output_features['inputs'].vocabulary.bos_id
   if bos_id is None:
     return dataset
-  return dataset.map(
-    lambda ex: {**ex, 'inputs': tf.concat([[bos_id], ex['inputs']], axis=0)}
-  )
+
+  def begin(example):
+    bos = tf.repeat(bos_id, 1 - tf.cast(example['is_chat'], tf.int32))
+    return {**example, 'inputs': tf.concat([bos, example['inputs']], axis=0)}
+
+  return dataset.map(begin)
 
 
 def _append_eos(dataset, output_features):
@@ -120,6 +128,7 @@ def _raw(spec: registry.TaskSpec, examples, as_pairs: bool):
         'targets': spec.template.targets(reference),
         'references': [reference] if as_pairs else list(example.references),
         'is_cut': isinstance(reference, readers.CutAnswer),
+        'is_chat': isinstance(example.inputs, chat_format.Text),
       }
 
 
@@ -213,6 +222,20 @@ def pairs_split(spec: registry.TaskSpec, split: str) -> str:
   """The seqio split with one element per reference."""
   is_multi = split in spec.multi_reference_splits
   return split + PAIRS_SUFFIX if is_multi else split
+
+
+def is_chat(spec: registry.TaskSpec, split: str) -> bool:
+  """Whether a chat template wrote the prompts of a registered task.
+
+  The first one tells; a split is of one kind.
+  """
+  dataset = seqio.get_mixture_or_task(spec.name).get_dataset(
+    sequence_length=None,
+    split=pairs_split(spec, split),
+    shuffle=False,
+    num_epochs=1,
+  )
+  return any(bool(example['is_chat']) for example in dataset.take(1))
 
 
 def register(

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import gguf
+from specstream_jax.checkpoints import chat_format, gguf
 from specstream_jax.data import records
 
 
@@ -39,8 +39,9 @@ class Vocabulary:
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode_inputs(self, text: str) -> np.ndarray:
-    """Prompt ids int32 [I], with BOS if there is one."""
-    bos = [] if self.bos_id is None else [self.bos_id]
+    """Prompt ids int32 [I], with BOS if there is one; a chat has its own."""
+    is_chat = isinstance(text, chat_format.Text)
+    bos = [] if self.bos_id is None or is_chat else [self.bos_id]
     return np.asarray(bos + self.encode(text), np.int32)
 
   def encode_targets(self, text: str) -> np.ndarray:

@@ -101,11 +101,33 @@ def test_another_base_is_refused(tmp_path, cfg, loaded):
   )
   with pytest.raises(ValueError, match=message):
     adapters.check_base(cfg, other)
+  namesake = dataclasses.replace(other, source='base')
+  message = (
+    "trained on base 'base', but the base is another of that name, which has "
+    r"the same sizes but other weights \(\w{12}…, not \w{12}…\); load the 'base' of"
+  )
+  with pytest.raises(ValueError, match=message):
+    adapters.check_base(cfg, namesake)
   resized = dataclasses.replace(loaded, config_hash='0')
   with pytest.raises(
-    ValueError, match=r'other sizes or constants \(config 0, not'
+    ValueError, match=r'other sizes or constants \(config 0…, not'
   ):
     adapters.check_base(cfg, resized)
+
+
+def test_the_folder_of_a_run_is_not_its_adapter(tmp_path, cfg, loaded):
+  adapters.save_adapter(tmp_path / 'run' / 'adapter', weights_of_adapter(), cfg)
+  (tmp_path / 'run' / 'a_file').write_text('')
+  with pytest.raises(ValueError, match=r"holds no adapter.*run/adapter'$"):
+    adapters.load_adapter(tmp_path / 'run')
+
+
+def test_whether_it_was_trained_on_chats(tmp_path, cfg):
+  for value, expected in ((True, True), (False, False), ('x', False)):
+    given = dataclasses.replace(cfg, provenance={'is_chat': value})
+    adapters.save_adapter(tmp_path, weights_of_adapter(), given)
+    assert adapters.read_config(tmp_path).is_chat is expected
+  assert not dataclasses.replace(cfg, provenance={}).is_chat
 
 
 def test_damaged_adapters(tmp_path, cfg):
