@@ -23,6 +23,8 @@ from specstream_jax.config_training import (
 
 LORA_MODULES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 DTYPES = ('float32', 'bfloat16')
+# More positions than any model has; beyond, sizes overflow.
+_MOST_NEW_TOKENS = 2**24
 
 
 @gin.configurable
@@ -119,6 +121,7 @@ class LoraConfig:
     return self.alpha / self.rank if self.rank else 0.0
 
 
+@checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
@@ -182,6 +185,7 @@ class StreamConfig:
     )
 
 
+@checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class TreeConfig:
@@ -267,6 +271,7 @@ class TreeConfig:
     )
 
 
+@checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -313,6 +318,13 @@ class DecodeConfig:
       self, 'stop_sequences', tuple(tuple(s) for s in self.stop_sequences)
     )
     checks.at_least('DecodeConfig.max_new_tokens', self.max_new_tokens, 1)
+    checks.check(
+      self.max_new_tokens <= _MOST_NEW_TOKENS,
+      f'DecodeConfig.max_new_tokens is {self.max_new_tokens}; it must be at '
+      f'most {_MOST_NEW_TOKENS}, and every one takes room in the cache',
+    )
+    for token in self.eos_ids:
+      checks.at_least('an entry of DecodeConfig.eos_ids', token, 0)
     checks.at_least('DecodeConfig.cache_length', self.cache_length, 0)
     checks.at_least('DecodeConfig.prompt_bucket', self.prompt_bucket, 1)
     checks.one_of(

@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import assembly, config, config_drafting, partitioning
+from specstream_jax import (
+  assembly,
+  config,
+  config_checks as checks,
+  config_drafting,
+  partitioning,
+)
 from specstream_jax.checkpoints import (
   adapters,
   chat_format,
@@ -93,15 +99,24 @@ class Model:
     """The compiled decoder for these settings; made once.
 
     Args:
-      drafter: a name of `DRAFTERS` with its defaults, or all its settings.
+      drafter: a name of `DRAFTERS`, perhaps with settings behind it, as
+        `config_drafting.parse` reads them, or all settings.
       decode: sizes and stop conditions.
       sampling: how a token is drawn.
       tree: used where the drafter's settings name none.
 
     Raises:
-      ValueError: unknown drafter, or one that does not fit the model.
+      ValueError: unknown drafter, or one that does not fit the model, or an
+        EOS id that the model does not have.
     """
     drafter = _settings(drafter, tree)
+    size = self.config.vocab_size
+    for token in decode.eos_ids:
+      checks.check(
+        token < size,
+        f'DecodeConfig.eos_ids holds {token}, which the model does not have; '
+        f'accepted: 0 to {size - 1}',
+      )
     key = (drafter, decode, sampling)
     if key not in self._decoders:
       self._decoders[key] = self._make_decoder(drafter, decode, sampling)
@@ -132,7 +147,12 @@ class Model:
     )
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text`, no special tokens added."""
+    """Token ids of `text`, no special tokens added.
+
+    Raises:
+      ValueError: it is not text that UTF-8 can spell.
+    """
+    checks.text('the text', text)
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode_prompt(self, text: str) -> list[int]:
@@ -181,7 +201,7 @@ def _weights_key(drafter):
 def _settings(drafter, tree=None):
   """All settings of a drafter given by name or by settings."""
   if isinstance(drafter, str):
-    drafter = config_drafting.DrafterConfig(drafter)
+    drafter = config_drafting.parse(drafter)
   if drafter.tree is None and drafter.name != 'none':
     drafter = dataclasses.replace(drafter, tree=tree)
   return drafter

@@ -81,6 +81,7 @@ class Options:
       ('repeats', 1),
     ):
       checks.at_least(name, getattr(self, name), bound)
+    checks.seed('seed', self.seed)
     for batch in self.batch_sizes:
       checks.at_least('an entry of batch_sizes', batch, 1)
     for temperature in self.temperatures:

@@ -15,7 +15,7 @@ from typing import Any
 
 import tqdm
 
-from specstream_jax import config, runtime
+from specstream_jax import config, config_checks as checks, runtime
 from specstream_jax.data import chat, readers, records, registry
 from specstream_jax.evaluation import journal as journal_lib, results
 
@@ -63,6 +63,7 @@ class Options:
         f'shard is {self.shard} of {self.num_shards}; accepted: 0 to '
         f'{self.num_shards - 1}'
       )
+    checks.seed('seed', self.seed)
     _ = self.sampling  # told before anything is written
 
   @property

@@ -8,7 +8,12 @@ import os
 import pathlib
 from typing import Any
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  runtime,
+)
 from specstream_jax.data import registry
 from specstream_jax.evaluation import (
   benchmark,
@@ -37,7 +42,8 @@ class Options:
     batch: rows per call.
     repeats: timed passes.
     seed: of the noise when temperature > 0.
-    drafter: all settings; None takes plain streams.
+    drafter: all settings, or text as `config_drafting.parse` reads it; None
+      takes plain streams.
     shard: this shard's number.
     num_shards: how many runs share the batches.
   """
@@ -53,9 +59,16 @@ class Options:
   batch: int = 1
   repeats: int = 2
   seed: int = 0
-  drafter: config_drafting.DrafterConfig | None = None
+  drafter: str | config_drafting.DrafterConfig | None = None
   shard: int = 0
   num_shards: int = 1
+
+  def __post_init__(self):
+    """Raises ValueError if a value is of the wrong kind."""
+    if isinstance(self.drafter, str):
+      drafter = config_drafting.parse(self.drafter)
+      object.__setattr__(self, 'drafter', drafter)
+    checks.seed('seed', self.seed)
 
 
 def evaluate(

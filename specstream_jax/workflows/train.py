@@ -10,7 +10,12 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, partitioning, processes
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  partitioning,
+  processes,
+)
 from specstream_jax.checkpoints import adapters, loading
 from specstream_jax.data import batches as batches_lib, mixtures, records
 from specstream_jax.evaluation import plots
@@ -30,6 +35,7 @@ from specstream_jax.training import (
 from specstream_jax.workflows import resume, train_start
 
 
+@checks.names_options
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """Every setting of a run; each field can be set from gin."""
@@ -64,6 +70,7 @@ class Recipe:
     return dataclasses.asdict(self)
 
 
+@checks.names_options
 @dataclasses.dataclass(frozen=True)
 class Execution:
   """How a run is computed; what it learns does not depend on it.
