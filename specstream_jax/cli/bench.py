@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from specstream_jax import runtime
+from specstream_jax.cli import decoding_flags
 from specstream_jax.evaluation import external, table
 from specstream_jax.workflows import bench as workflow
 
@@ -24,14 +25,15 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
-  flags.DEFINE_string('adapter', 'e2e_nlg', 'Folder, or one that ships.')
+  decoding_flags.define_adapter()
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
   flags.DEFINE_multi_string(
     'drafters',
-    ['streams'],
-    '[LABEL=]NAME[:setting=value,…]; `none` is always measured.',
+    None,
+    '[LABEL=]NAME[:setting=value,…]; `none` is always measured. Default: streams '
+    'if there is an adapter, else prompt_lookup.',
   )
   flags.DEFINE_list(
     'tasks', ['e2e_sample/test'], 'name/split@DIR; split and @DIR may be left.'
@@ -74,8 +76,11 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   model = load_model(args)
+  default = 'streams' if model.stream else 'prompt_lookup'
   drafters = tuple(
-    text.strip() for group in args.drafters for text in group.split(';')
+    text.strip()
+    for group in args.drafters or [default]
+    for text in group.split(';')
   )
   options = workflow.Options(
     drafters=tuple(filter(None, drafters)),

@@ -16,6 +16,7 @@ import sys
 from absl import flags
 
 from specstream_jax import runtime
+from specstream_jax.cli import decoding_flags
 from specstream_jax.workflows import check as workflow
 
 _TREES = (
@@ -37,7 +38,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
-  flags.DEFINE_string('adapter', 'e2e_nlg', 'Folder, or one that ships.')
+  decoding_flags.define_adapter()
   flags.DEFINE_multi_string(
     'drafters',
     None,
@@ -64,8 +65,9 @@ def main(argv: Sequence[str]) -> int:
   load = lambda dtype, streams=True: runtime.load(
     args.model, args.adapter or None, dtype=dtype, streams=streams
   )
+  model = load('float32')
   options = workflow.Options(
-    drafters=_drafters(args),
+    drafters=_drafters(args, model),
     task=args.task,
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,
@@ -83,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
   finished = False
   try:
     for found in workflow.check(
-      load('float32'), options, low, lambda given: load('float32', given)
+      model, options, low, lambda given: load('float32', given)
     ):
       properties.append(found)
       print(found.line(), flush=True)
@@ -104,12 +106,12 @@ def _skipped(texts: Sequence[str]) -> list[str]:
   return [name for name in ('draft_model', 'medusa') if name not in names]
 
 
-def _drafters(args) -> tuple[str, ...]:
+def _drafters(args, model) -> tuple[str, ...]:
   """Those asked for; else those that need no weights of their own."""
   if args.drafters is None:
-    wants_streams = bool(args.adapter)
+    has_streams = model.stream is not None
     return tuple(
-      t for t in _TREES if wants_streams or not t.startswith('streams')
+      t for t in _TREES if has_streams or not t.startswith('streams')
     )
   texts = (text for group in args.drafters for text in group.split(';'))
   return tuple(filter(None, map(str.strip, texts)))

@@ -96,7 +96,7 @@ def read_spec_bench(data_dir: str | None) -> list[Question]:
     )
   path = readers.find_file(data_dir, (_FILE,))
   questions = []
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8-sig') as file:
     for number, line in enumerate(file, start=1):
       if line.strip():
         questions.append(_question(line, f'{os.path.abspath(path)}:{number}'))

@@ -77,7 +77,7 @@ class _Collector:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[IO[str]]:
+def open_text(path: str) -> Iterator[IO[str]]:
   """Opens text, also of a .gz or in a .zip; bad bytes become U+FFFD.
 
   Raises:
@@ -129,7 +129,7 @@ def _fields_problem(fields: list[str] | csv.Error, header: list[str]) -> str:
   return ''
 
 
-def _text_problem(texts: dict[str, object]) -> str:
+def text_problem(texts: dict[str, object]) -> str:
   """What is wrong with the named texts of a row; empty if nothing is."""
   for name, text in texts.items():
     if not isinstance(text, str):
@@ -169,7 +169,7 @@ def read_csv(
     ValueError: a malformed row (file, line, problem), or no such columns.
   """
   collector = _Collector(path, skip_bad_rows)
-  with _open(path) as file:
+  with open_text(path) as file:
     reader = csv.reader(file, strict=True)
     try:
       header = [name.strip().lower() for name in next(reader, [])]
@@ -185,7 +185,7 @@ def read_csv(
     for line, fields in _csv_rows(reader):
       if fields == []:
         continue
-      problem = _fields_problem(fields, header) or _text_problem(
+      problem = _fields_problem(fields, header) or text_problem(
         {source_column: fields[source], answer_column: fields[answer]}
       )
       if problem:
@@ -199,7 +199,7 @@ def _pick(row: dict[str, object], names: tuple[str, ...]) -> str | None:
   return next((name for name in names if name in row), None)
 
 
-def _json_rows(
+def json_rows(
   path: str, file: IO[str]
 ) -> Iterator[tuple[int, dict[str, object] | str]]:
   """(line, object or what is wrong with it); of an array, (number, object)."""
@@ -252,7 +252,7 @@ def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
   is_finished = row.get('finished', True)
   if not isinstance(is_finished, bool):
     return f'finished is {is_finished!r}, not true or false'
-  problem = _text_problem(texts)
+  problem = text_problem(texts)
   if problem:
     return problem
   source, answer = texts.values()
@@ -268,7 +268,7 @@ def sql_pair(row: dict[str, object]) -> tuple[str, str] | str:
   if missing:
     return f'has no {", ".join(missing)}, only {sorted(row)}'
   texts = {name: row[name] for name in names}
-  problem = _text_problem(texts)
+  problem = text_problem(texts)
   return problem or (f'{row["context"]}\n{row["question"]}', row['answer'])
 
 
@@ -284,7 +284,7 @@ def dialogue_pairs(row: dict[str, object]) -> list[tuple[str, str]] | str:
   if missing:
     return f'has no {", ".join(missing)}, only {sorted(row)}'
   texts = {name: row[name] for name in ('dialogue', *names)}
-  problem = _text_problem(texts)
+  problem = text_problem(texts)
   if problem:
     return problem
   dialogue, *summaries = (text.strip() for text in texts.values())
@@ -316,8 +316,8 @@ def read_jsonl(
     ValueError: a malformed row (file, line, problem).
   """
   collector = _Collector(path, skip_bad_rows)
-  with _open(path) as file:
-    for number, row in _json_rows(path, file):
+  with open_text(path) as file:
+    for number, row in json_rows(path, file):
       texts = row if isinstance(row, str) else pair(row)
       if isinstance(texts, str):
         collector.bad(number, texts)

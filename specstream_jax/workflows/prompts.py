@@ -3,10 +3,24 @@
 
 from collections.abc import Mapping, Sequence
 import numbers
-from typing import Any
+from typing import Any, NamedTuple
 
 from specstream_jax import config_checks as checks, runtime
+from specstream_jax.checkpoints import chat_format
 from specstream_jax.data import chat
+
+
+class Chat(NamedTuple):
+  """A chat to answer.
+
+  Attributes:
+    messages: {role, content, …}, the last one to be answered.
+    tools: JSON schemas of functions that the model may call.
+  """
+
+  messages: Sequence[Mapping[str, Any]]
+  tools: Sequence[Mapping[str, Any]] | None = None
+
 
 _ACCEPTED = 'a text, a list of token ids, or a list of chat messages'
 
@@ -19,7 +33,7 @@ def encode(
   Args:
     model: whose tokenizer and chat template are used.
     prompts: each a text, token ids (a list, or an array of integers), or a chat
-      (a list of messages {role, content}).
+      (a list of messages {role, content}, or a `Chat`).
     is_chat: a text is what a user says, and goes through the chat template.
 
   Raises:
@@ -52,7 +66,11 @@ def _described(value: Any) -> str:
 def _ids(model, prompt, name: str, is_chat: bool) -> list[int]:
   if isinstance(prompt, str):
     checks.text(name, prompt)
-    text = chat.prompt(model.chat_template, [prompt]) if is_chat else prompt
+    if is_chat and not isinstance(prompt, chat_format.Text):
+      prompt = chat.prompt(model.chat_template, [prompt])
+    return model.encode_prompt(prompt)
+  if isinstance(prompt, Chat):
+    text = chat.render(model.chat_template, prompt.messages, tools=prompt.tools)
     return model.encode_prompt(text)
   # Arrays of numpy, JAX and others.
   row = prompt.tolist() if hasattr(prompt, 'tolist') else prompt
