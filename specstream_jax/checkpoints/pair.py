@@ -39,6 +39,12 @@ class Kind(NamedTuple):
     """True if the folder holds one."""
     return os.path.isfile(os.path.join(folder, self.config))
 
+  def below(self, folder: str) -> str:
+    """The first folder in one, such as a run's, that holds one; '' without."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    paths = (os.path.join(folder, name) for name in names)
+    return next(filter(self.is_in, paths), '')
+
 
 def write(
   folder: str | os.PathLike,
@@ -80,7 +86,7 @@ def read_fields(
     ValueError: no such file, another version, or missing or unknown fields.
   """
   if not kind.is_in(folder):
-    below = _below(folder, kind)
+    below = kind.below(folder)
     fix = f'name {below!r}' if below else f'make one with `{kind.command}`'
     raise ValueError(
       f'{folder!r} holds no {kind.noun}: it has no {kind.config}; {fix}'
@@ -100,13 +106,6 @@ def read_fields(
       f'{sorted(set(fields) - expected)}; save it again'
     )
   return fields, digest
-
-
-def _below(folder: str, kind: Kind) -> str:
-  """The first folder in a folder, such as that of a run, that holds one."""
-  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-  paths = (os.path.join(folder, name) for name in names)
-  return next(filter(kind.is_in, paths), '')
 
 
 def read_tensors(folder: str, kind: Kind, digest: str) -> dict[str, np.ndarray]:
