@@ -29,7 +29,7 @@ def model():
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
-    ('abc', "prompts is the text 'abc'; pass a list of prompts, each a text"),
+    ('abc', "prompts is the text 'abc'; pass a list of texts, of lists of"),
     (b'abc', r"prompts is bytes b'abc'; pass a list"),
     ({'prompt': 'a'}, 'prompts is dict .*; pass a list'),
     (7, 'prompts is int 7; pass a list'),

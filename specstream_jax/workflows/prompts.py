@@ -40,18 +40,16 @@ def encode(
     ValueError: a prompt is none of these (its number, and what it is), holds an
       id that the model does not have, or the chat template refuses it.
   """
-  if isinstance(prompts, str | bytes | Mapping | set):
-    raise ValueError(
-      f'prompts is {_described(prompts)}; pass a list of prompts, each '
-      f'{_ACCEPTED}'
-    )
   try:
-    rows = list(prompts)
+    is_one = isinstance(prompts, str | bytes | Mapping | set)
+    rows = None if is_one else list(prompts)
   except TypeError:
+    rows = None
+  if rows is None:
     raise ValueError(
-      f'prompts is {_described(prompts)}; pass a list of prompts, each '
-      f'{_ACCEPTED}'
-    ) from None
+      f'prompts is {_described(prompts)}; pass a list of texts, of lists of token '
+      'ids, or of chats'
+    )
   return [
     _ids(model, row, f'prompt {i}', is_chat) for i, row in enumerate(rows)
   ]
