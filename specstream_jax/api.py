@@ -53,6 +53,7 @@ def generate(model, prompts, **options):
     A list of `Generation` (text, tokens, calls, accept_lengths,
     finish_reason), one per prompt.
   """
+  _check_model(model)
   return _generate.generate(
     model, prompts, _options('generate', _generate.Options, options)
   )
@@ -60,6 +61,7 @@ def generate(model, prompts, **options):
 
 def stream(model, prompts, **options):
   """Yields (row, newly accepted token ids); options as for `generate`."""
+  _check_model(model)
   return _generate.stream(
     model, prompts, _options('stream', _generate.Options, options)
   )
@@ -72,11 +74,20 @@ def evaluate(model, progress=True, folder=None, **options):
   from its `folder`, where shards meet. Returns a RunResult, or None while other
   shards owe batches.
   """
+  _check_model(model)
   return _evaluate.evaluate(
     model,
     _options('evaluate', _evaluate.Options, options),
     folder=folder,
     progress=progress,
+  )
+
+
+def _check_model(model):
+  """Raises ValueError unless it is a loaded model."""
+  checks.check(
+    isinstance(model, Model),
+    f'the model is {model!r:.80}; load one first: ss.load(…)',
   )
 
 

@@ -6,11 +6,13 @@ decoder pays for it. A lossless adapter keeps the base as it is, or as the LoRA
 that comes with it has tuned it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
+import os
 import pathlib
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
@@ -229,43 +231,73 @@ def load(
   Raises:
     ValueError: something cannot be read, or the adapter is of another base.
   """
+  base = _path('the model', base)
+  adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _default_adapter(loaded) if adapter == AUTO else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
-  rest, folded, folded_lora = {}, {}, config.LoraConfig(rank=0)
-  stream, kept_lora, tree, was_chat = None, None, config.TreeConfig(), True
-  folder = adapter_folder(adapter) if adapter is not None else ''
-  if folder:
-    flat, cfg = adapters.load_adapter(folder)
-    adapters.check_base(cfg, loaded)
-    folded, folded_lora, rest = adapters.split(flat, cfg)
-    stream, tree, was_chat = cfg.stream, cfg.tree, cfg.is_chat
-    source['adapter'] = str(adapter)
-    kept_lora = cfg.lora if stream.mode == 'lossless' else None
-  if not streams:
-    rest, stream, kept_lora = {}, None, None
+  found = _Adapter()
+  if adapter is not None:
+    found = _read_adapter(adapter, loaded)
+    source['adapter'] = adapter
+  folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
+  rest = found.rest if streams else {}
   return Model(
     config=loaded.config,
-    base=params_lib.unflatten(
-      part.put(lora.Folded(loaded.params, folded, folded_lora), transposed=True)
-    ),
+    base=params_lib.unflatten(part.put(folded, transposed=True)),
     adapter=params_lib.unflatten(
       part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})
     ),
-    stream=stream,
-    lora=kept_lora,
-    tree=tree,
+    stream=found.stream if streams else None,
+    lora=found.lora if streams else None,
+    tree=found.tree or config.TreeConfig(),
     source=source,
     tokenizer=loaded.tokenizer,
     chat_template=loaded.chat_template,
     eos_ids=tuple(loaded.eos_ids),
     bos_id=loaded.bos_id,
-    is_chat=was_chat and loaded.chat_template is not None,
-    adapter_dir=folder,
+    is_chat=found.is_chat and loaded.chat_template is not None,
+    adapter_dir=found.folder,
     partitioner=part,
   )
+
+
+class _Adapter(NamedTuple):
+  """What an adapter brings to a model; by default, none."""
+
+  folder: str = ''
+  folded: Mapping[str, Any] = types.MappingProxyType({})
+  folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
+  rest: Mapping[str, Any] = types.MappingProxyType({})
+  stream: config.StreamConfig | None = None
+  lora: config.LoraConfig | None = None
+  tree: config.TreeConfig | None = None
+  is_chat: bool = True
+
+
+def _read_adapter(name: str, loaded: loading.LoadedModel) -> _Adapter:
+  """The adapter of a folder, or one that ships, if it is of this base."""
+  folder = adapter_folder(name)
+  flat, cfg = adapters.load_adapter(folder)
+  adapters.check_base(cfg, loaded)
+  folded, folded_lora, rest = adapters.split(flat, cfg)
+  kept = cfg.lora if cfg.stream.mode == 'lossless' else None
+  return _Adapter(
+    folder, folded, folded_lora, rest, cfg.stream, kept, cfg.tree, cfg.is_chat
+  )
+
+
+def _path(name: str, value: str | os.PathLike) -> str:
+  """A name or path as text."""
+  is_one = isinstance(value, str | os.PathLike)
+  text = os.fspath(value) if is_one else None
+  checks.check(
+    isinstance(text, str),
+    f'{name} is {value!r:.80}; it must be a name or a path',
+  )
+  return text
 
 
 def _default_adapter(loaded: loading.LoadedModel) -> str | None:

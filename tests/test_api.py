@@ -169,6 +169,31 @@ def test_options_that_are_not_there(model, call, message):
     call(model)
 
 
+@pytest.mark.parametrize(
+  'call',
+  [
+    lambda: ss.generate('smollm2', ['a']),
+    lambda: ss.stream('smollm2', ['a']),
+    lambda: ss.evaluate('smollm2'),
+  ],
+)
+def test_a_name_is_no_model(call):
+  message = r"the model is 'smollm2'; load one first: ss.load\(…\)"
+  with pytest.raises(ValueError, match=message):
+    call()
+
+
+@pytest.mark.parametrize('value', [None, 3, b'a', ['a']])
+def test_names_that_are_none(value):
+  with pytest.raises(
+    ValueError, match=r'the model is .*; it must be a name or'
+  ):
+    ss.load(value)
+  if value is not None:
+    with pytest.raises(ValueError, match=r'the adapter is .*; it must be'):
+      ss.load('x', adapter=value)
+
+
 def test_one_text_as_stop(model):
   assert generate.Options(stop='abc').stop == ('abc',)
   assert generate.Options(stop=['a', 'b']).stop == ('a', 'b')

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import types
 
 import byte_model
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import adapters, chat_format, loading
+from specstream_jax.cli import bench, check
 from specstream_jax.modeling import initialize, params
 
 STREAM = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=0)
@@ -60,6 +62,19 @@ def test_the_default_adapter_goes_with_its_model_only(folders):
   assert 'adapter' not in two.source and two.stream is None
   with pytest.raises(ValueError, match="trained on base 'one'"):
     runtime.load(str(folders / 'two'), 'e2e_nlg')
+
+
+def test_drafters_that_a_command_takes_by_itself(folders):
+  one = runtime.load(folders / 'one', runtime.AUTO)
+  two = runtime.load(folders / 'two', runtime.AUTO)
+  unset = types.SimpleNamespace(drafters=None)
+  assert bench._drafters(unset, one) == ('streams',)
+  assert bench._drafters(unset, two) == ('prompt_lookup',)
+  given = types.SimpleNamespace(drafters=['none; lookahead', 'streams'])
+  assert bench._drafters(given, two) == ('none', 'lookahead', 'streams')
+  names = [text.partition(':')[0] for text in check._drafters(unset, two)]
+  assert set(names) == {'prompt_lookup', 'lookahead'}
+  assert 'streams:kind=chain,depth=3' in check._drafters(unset, one)
 
 
 def test_whether_a_prompt_is_a_turn_of_a_chat(folders):

@@ -76,14 +76,8 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   model = load_model(args)
-  default = 'streams' if model.stream else 'prompt_lookup'
-  drafters = tuple(
-    text.strip()
-    for group in args.drafters or [default]
-    for text in group.split(';')
-  )
   options = workflow.Options(
-    drafters=tuple(filter(None, drafters)),
+    drafters=_drafters(args, model),
     tasks=tuple(args.tasks),
     temperatures=_numbers('temperatures', args.temperatures, float),
     batch_sizes=_numbers('batch_sizes', args.batch_sizes, int),
@@ -104,6 +98,14 @@ def main(argv: Sequence[str]) -> int:
   print(table.format_table(runs))
   print(f'report: {args.results_dir}/report.html')
   return 0
+
+
+def _drafters(args, model) -> tuple[str, ...]:
+  """Those asked for; else what the model can do without more weights."""
+  if args.drafters is None:
+    return ('streams' if model.stream else 'prompt_lookup',)
+  texts = (text for group in args.drafters for text in group.split(';'))
+  return tuple(filter(None, map(str.strip, texts)))
 
 
 def _numbers(name, texts, kind):

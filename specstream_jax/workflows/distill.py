@@ -64,7 +64,8 @@ class Options:
         f'{self.num_shards - 1}'
       )
     checks.seed('seed', self.seed)
-    _ = self.sampling  # told before anything is written
+    # Told before anything is written.
+    _ = self.sampling, config.DecodeConfig(self.max_new_tokens)
 
   @property
   def sampling(self) -> config.SamplingConfig:
