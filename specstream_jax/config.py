@@ -29,6 +29,8 @@ MAX_STREAMS = 128
 MAX_NODES = 4096
 MAX_BRANCHING = 1024
 _MAX_SIZE = 2**31 - 1  # of an axis
+# More positions than any model has; beyond, sizes overflow.
+_MOST_NEW_TOKENS = 2**24
 
 
 @gin.configurable
@@ -131,6 +133,7 @@ class LoraConfig:
     return self.alpha / self.rank if self.rank else 0.0
 
 
+@checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
@@ -200,6 +203,7 @@ class StreamConfig:
     )
 
 
+@checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class TreeConfig:
@@ -287,6 +291,7 @@ class TreeConfig:
     )
 
 
+@checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -331,6 +336,13 @@ class DecodeConfig:
   def __post_init__(self):
     checks.config_types(self)
     checks.at_least('DecodeConfig.max_new_tokens', self.max_new_tokens, 1)
+    checks.check(
+      self.max_new_tokens <= _MOST_NEW_TOKENS,
+      f'DecodeConfig.max_new_tokens is {self.max_new_tokens}; it must be at '
+      f'most {_MOST_NEW_TOKENS}, and every one takes room in the cache',
+    )
+    for token in self.eos_ids:
+      checks.at_least('an entry of DecodeConfig.eos_ids', token, 0)
     checks.at_least('DecodeConfig.cache_length', self.cache_length, 0)
     checks.at_least('DecodeConfig.prompt_bucket', self.prompt_bucket, 1)
     checks.one_of(

@@ -54,6 +54,7 @@ _READ = {
 }
 
 
+@checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class DrafterConfig:

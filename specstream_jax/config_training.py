@@ -134,6 +134,7 @@ class TrainConfig:
       checks.at_least(
         f'TrainConfig.{field.name}', getattr(self, field.name), bound
       )
+    checks.seed('TrainConfig.seed', self.seed)
 
 
 @gin.configurable

@@ -6,21 +6,30 @@ decoder pays for it. A lossless adapter keeps the base as it is, or as the LoRA
 that comes with it has tuned it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import assembly, config, config_drafting, partitioning
+from specstream_jax import (
+  assembly,
+  config,
+  config_checks as checks,
+  config_drafting,
+  partitioning,
+)
 from specstream_jax.checkpoints import (
   adapters,
+  chat_format,
   eos,
   loading,
   token_ids,
@@ -41,6 +50,8 @@ from specstream_jax.text import (
 )
 
 DRAFTERS = config_drafting.DRAFTERS
+DEFAULT_ADAPTER = 'e2e_nlg'
+AUTO = 'auto'
 _SHIPPED = pathlib.Path(__file__).parent / 'adapters'
 
 
@@ -58,7 +69,9 @@ class Model:
     tree: the adapter's default tree.
     source: what was loaded, for reports: base and adapter by name or path.
     tokenizer: `tokenizers.Tokenizer`.
-    chat_template: Jinja source, or None.
+    chat_template: how it writes a chat, or None.
+    is_chat: whether a prompt is meant as a turn of a chat: the model has a
+      chat template, and its adapter, if any, was trained on chats.
     eos_ids: token ids that end a text: those of the base, and those at which
       the adapter was trained to end.
     bos_id: token id in front of every prompt, or None.
@@ -75,9 +88,10 @@ class Model:
   tree: config.TreeConfig
   source: dict[str, str]
   tokenizer: Any
-  chat_template: str | None
+  chat_template: chat_format.Template | None
   eos_ids: tuple[int, ...]
   bos_id: int | None = None
+  is_chat: bool = False
   layout: str = 'out_in'
   adapter_dir: str = ''
   partitioner: partitioning.Partitioner = dataclasses.field(
@@ -98,15 +112,24 @@ class Model:
     """The compiled decoder for these settings; made once.
 
     Args:
-      drafter: a name of `DRAFTERS` with its defaults, or all its settings.
+      drafter: a name of `DRAFTERS`, perhaps with settings behind it, as
+        `config_drafting.parse` reads them, or all settings.
       decode: sizes and stop conditions.
       sampling: how a token is drawn.
       tree: used where the drafter's settings name none.
 
     Raises:
-      ValueError: unknown drafter, or one that does not fit the model.
+      ValueError: unknown drafter, or one that does not fit the model, or an
+        EOS id that the model does not have.
     """
-    drafter = _settings(drafter, tree)
+    drafter = _settings(drafter, self.tree, tree)
+    size = self.config.vocab_size
+    for token in decode.eos_ids:
+      checks.check(
+        token < size,
+        f'DecodeConfig.eos_ids holds {token}, which the model does not have; '
+        f'accepted: 0 to {size - 1}',
+      )
     key = (drafter, decode, sampling)
     if key not in self._decoders:
       self._decoders[key] = self._make_decoder(drafter, decode, sampling)
@@ -116,7 +139,7 @@ class Model:
     self, drafter: str | config_drafting.DrafterConfig
   ) -> transformer_fns.Params:
     """What the decoder of `drafter` takes as weights."""
-    drafter = _settings(drafter)
+    drafter = _settings(drafter, self.tree)
     key = _weights_key(drafter)
     if key not in self._params:
       made = assembly.assemble(self, drafter, config.DecodeConfig())
@@ -137,12 +160,22 @@ class Model:
     )
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text`, no special tokens added."""
+    """Token ids of `text`, no special tokens added.
+
+    Raises:
+      ValueError: it is not text that UTF-8 can spell.
+    """
+    checks.text('the text', text)
     return self.tokenizer.encode(text, add_special_tokens=False).ids
 
   def encode_prompt(self, text: str) -> list[int]:
-    """Token ids of a prompt: `encode`, after BOS if the model wants one."""
-    return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
+    """Token ids of a prompt: `encode`, after BOS if the model wants one.
+
+    A chat that its template wrote is encoded as it is.
+    """
+    is_chat = isinstance(text, chat_format.Text)
+    bos = [] if self.bos_id is None or is_chat else [self.bos_id]
+    return bos + self.encode(text)
 
   def check_ids(self, tokens: Sequence[int], name: str) -> None:
     """Raises ValueError if `name` holds a token without an embedding."""
@@ -234,10 +267,10 @@ def _weights_key(drafter):
   )
 
 
-def _settings(drafter, tree=None):
-  """All settings of a drafter given by name or by settings."""
+def _settings(drafter, adapter_tree, tree=None):
+  """All settings of a drafter given by text or by settings."""
   if isinstance(drafter, str):
-    drafter = config_drafting.DrafterConfig(drafter)
+    drafter = config_drafting.parse(drafter, tree or adapter_tree)
   if drafter.tree is None and drafter.name != 'none':
     drafter = dataclasses.replace(drafter, tree=tree)
   return drafter
@@ -255,7 +288,8 @@ def load(
 
   Args:
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
-    adapter: folder of an adapter, or the name of one that ships.
+    adapter: folder of an adapter, or the name of one that ships; `AUTO` takes
+      `DEFAULT_ADAPTER` with the model that it belongs to, none with others.
     dtype: of weights and activations.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
@@ -264,44 +298,89 @@ def load(
   Raises:
     ValueError: something cannot be read, or the adapter is of another base.
   """
+  base = _path('the model', base)
+  adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
+  adapter = _default_adapter(loaded) if adapter == AUTO else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
-  rest, folded, folded_lora = {}, {}, config.LoraConfig(rank=0)
-  stream, kept_lora, tree = None, None, config.TreeConfig()
-  eos_ids = loaded.eos_ids
-  folder = adapter_folder(adapter) if adapter is not None else ''
-  if folder:
-    flat, cfg = adapters.load_adapter(folder)
-    adapters.check_base(cfg, loaded)
-    adapters.check_weights(folder, flat, cfg, loaded.config)
-    folded, folded_lora, rest = adapters.split(flat, cfg)
-    stream, tree = cfg.stream, cfg.tree
-    source['adapter'] = str(adapter)
-    eos_ids = eos.union(eos_ids, cfg.eos_ids)
-    kept_lora = cfg.lora if stream.mode == 'lossless' else None
-  if not streams:
-    rest, stream, kept_lora = {}, None, None
+  found = _Adapter()
+  if adapter is not None:
+    found = _read_adapter(adapter, loaded)
+    source['adapter'] = adapter
+  folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
+  rest = found.rest if streams else {}
   return Model(
     config=loaded.config,
-    base=params_lib.unflatten(
-      part.put(lora.Folded(loaded.params, folded, folded_lora), transposed=True)
-    ),
+    base=params_lib.unflatten(part.put(folded, transposed=True)),
     adapter=params_lib.unflatten(
       part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})
     ),
-    stream=stream,
-    lora=kept_lora,
-    tree=tree,
+    stream=found.stream if streams else None,
+    lora=found.lora if streams else None,
+    tree=found.tree or config.TreeConfig(),
     source=source,
     tokenizer=loaded.tokenizer,
     chat_template=loaded.chat_template,
-    eos_ids=tuple(eos_ids),
+    eos_ids=eos.union(loaded.eos_ids, found.eos_ids),
     bos_id=loaded.bos_id,
-    adapter_dir=folder,
+    is_chat=found.is_chat and loaded.chat_template is not None,
+    adapter_dir=found.folder,
     partitioner=part,
   )
+
+
+class _Adapter(NamedTuple):
+  """What an adapter brings to a model; by default, none."""
+
+  folder: str = ''
+  folded: Mapping[str, Any] = types.MappingProxyType({})
+  folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
+  rest: Mapping[str, Any] = types.MappingProxyType({})
+  stream: config.StreamConfig | None = None
+  lora: config.LoraConfig | None = None
+  tree: config.TreeConfig | None = None
+  is_chat: bool = True
+  eos_ids: tuple[int, ...] = ()
+
+
+def _read_adapter(name: str, loaded: loading.LoadedModel) -> _Adapter:
+  """The adapter of a folder, or one that ships, if it is of this base."""
+  folder = adapter_folder(name)
+  flat, cfg = adapters.load_adapter(folder)
+  adapters.check_base(cfg, loaded)
+  adapters.check_weights(folder, flat, cfg, loaded.config)
+  folded, folded_lora, rest = adapters.split(flat, cfg)
+  kept = cfg.lora if cfg.stream.mode == 'lossless' else None
+  return _Adapter(
+    folder,
+    folded,
+    folded_lora,
+    rest,
+    cfg.stream,
+    kept,
+    cfg.tree,
+    cfg.is_chat,
+    cfg.eos_ids,
+  )
+
+
+def _path(name: str, value: str | os.PathLike) -> str:
+  """A name or path as text."""
+  is_one = isinstance(value, str | os.PathLike)
+  text = os.fspath(value) if is_one else None
+  checks.check(
+    isinstance(text, str),
+    f'{name} is {value!r:.80}; it must be a name or a path',
+  )
+  return text
+
+
+def _default_adapter(loaded: loading.LoadedModel) -> str | None:
+  """`DEFAULT_ADAPTER` if it was trained on this model."""
+  cfg = adapters.read_config(adapter_folder(DEFAULT_ADAPTER))
+  return DEFAULT_ADAPTER if adapters.is_of(cfg, loaded) else None
 
 
 def with_random_streams(

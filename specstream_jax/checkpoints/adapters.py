@@ -74,6 +74,11 @@ class AdapterConfig:
     ids = self.provenance.get('eos_ids', [])
     return eos.check('provenance.eos_ids', ids, None)
 
+  @property
+  def is_chat(self) -> bool:
+    """Whether it was trained on prompts that a chat template wrote."""
+    return self.provenance.get('is_chat') is True
+
 
 def is_adapter(folder: str | os.PathLike) -> bool:
   """True if the folder holds an adapter."""
@@ -231,6 +236,14 @@ def _size_problems(tensors, cfg: AdapterConfig) -> list[str]:
   return lines
 
 
+def is_of(cfg: AdapterConfig, loaded: loading.LoadedModel) -> bool:
+  """Whether the adapter was trained on this base."""
+  return (
+    cfg.base_config_hash == loaded.config_hash
+    and cfg.base_fingerprint == loaded.fingerprint
+  )
+
+
 def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
   """Raises ValueError unless the adapter was trained on this base.
 
@@ -238,19 +251,24 @@ def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
     cfg: of the adapter.
     loaded: the base it is about to be used with.
   """
+  if is_of(cfg, loaded):
+    return
+  difference = (
+    f'the same sizes but other weights ({loaded.fingerprint[:12]}…, not '
+    f'{cfg.base_fingerprint[:12]}…)'
+  )
   if cfg.base_config_hash != loaded.config_hash:
     difference = (
-      f'other sizes or constants (config {loaded.config_hash}, not '
-      f'{cfg.base_config_hash})'
+      f'other sizes or constants (config {loaded.config_hash[:12]}…, not '
+      f'{cfg.base_config_hash[:12]}…)'
     )
-  elif cfg.base_fingerprint != loaded.fingerprint:
-    difference = 'the same sizes but other weights'
-  else:
-    return
+  name, same = cfg.base_model_id, cfg.base_model_id == loaded.source
   raise ValueError(
-    f'adapter was trained on base {cfg.base_model_id!r}, but the base is '
-    f'{loaded.source!r}, which has {difference}; load {cfg.base_model_id!r}, '
-    'or train an adapter on this base'
+    f'adapter was trained on base {name!r}, but the base '
+    + ('is another of that name, ' if same else f'is {loaded.source!r}, ')
+    + f'which has {difference}; load '
+    + (f'the {name!r} of the training' if same else repr(name))
+    + ', or train an adapter on this base'
   )
 
 

@@ -310,17 +310,6 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
     ) from error
 
 
-def chat_template(header: Header) -> str | None:
-  """Jinja source of the chat format, if the file has one.
-
-  Raises:
-    ValueError: what is there is no text.
-  """
-  source = f'GGUF file {header.path!r}'
-  key = 'tokenizer.chat_template'
-  return fields.get(header.metadata, key, fields.TEXT, source, default=None)
-
-
 def eos_ids(header: Header) -> tuple[int, ...]:
   """Token ids that end a text, by the file's metadata.
 

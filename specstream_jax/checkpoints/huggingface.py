@@ -13,6 +13,7 @@ import tokenizers
 
 from specstream_jax import config, typing
 from specstream_jax.checkpoints import (
+  chat_format,
   fields,
   files,
   huggingface_config,
@@ -28,8 +29,7 @@ SMALL_FILES = (
   'config.json',
   'generation_config.json',
   'tokenizer.json',
-  'tokenizer_config.json',
-  'chat_template.jinja',
+  *chat_format.FILES,
 )
 # What a checkpoint needs; keeps other formats of the same weights away.
 PATTERNS = (*SMALL_FILES, 'model*.safetensors', INDEX)
@@ -46,21 +46,7 @@ _FILES = fields.Kind(
     and fields.TEXTS.fits([*value.values()])
   ),
 )
-_TEMPLATES = fields.Kind(
-  'a text, or a list of {"name": …, "template": …} with texts',
-  lambda value: (
-    isinstance(value, str)
-    or (isinstance(value, list) and all(map(_is_template, value)))
-  ),
-)
 _FIX = 'use the unmodified checkpoint that belongs to this config.json'
-
-
-def _is_template(entry: Any) -> bool:
-  """Whether it is a template with its name."""
-  return isinstance(entry, dict) and all(
-    isinstance(entry.get(name), str) for name in ('name', 'template')
-  )
 
 
 def read_config(
@@ -221,38 +207,18 @@ def open_tokenizer(path: str) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def read_chat_template(folder: str | os.PathLike) -> str | None:
-  """Jinja source of the chat format, if the folder has one.
-
-  Raises:
-    ValueError: a file cannot be read, or holds no such text.
-  """
-  path = os.path.join(folder, 'chat_template.jinja')
-  if os.path.isfile(path):
-    return files.read_text(path)
-  path = os.path.join(folder, 'tokenizer_config.json')
-  if not os.path.isfile(path):
-    return None
-  raw = files.read_json(path)
-  template = fields.get(raw, 'chat_template', _TEMPLATES, repr(path), None)
-  if isinstance(template, list):  # Several, by name.
-    named = {entry['name']: entry['template'] for entry in template}
-    template = named.get('default')
-  return template
-
-
 @dataclasses.dataclass(frozen=True)
 class Extras:
   """What travels beside the weights.
 
   Attributes:
     tokenizer: written as tokenizer.json, if any.
-    chat_template: Jinja source, if any.
+    chat_template: chat format, if any.
     eos_ids: token ids that end a text.
   """
 
   tokenizer: tokenizers.Tokenizer | None = None
-  chat_template: str | None = None
+  chat_template: chat_format.Template | None = None
   eos_ids: tuple[int, ...] = ()
 
 
@@ -348,7 +314,7 @@ def _tokenizer_config(extras: Extras) -> Mapping[str, Any]:
   if extras.eos_ids:
     values['eos_token'] = extras.tokenizer.id_to_token(extras.eos_ids[0])
   if extras.chat_template is not None:
-    values['chat_template'] = extras.chat_template
+    values |= chat_format.fields(extras.chat_template)
   return values
 
 

@@ -13,7 +13,14 @@ import numpy as np
 import tokenizers
 
 from specstream_jax import config, memory
-from specstream_jax.checkpoints import eos, fetch, gguf, huggingface, weights
+from specstream_jax.checkpoints import (
+  chat_format,
+  eos,
+  fetch,
+  gguf,
+  huggingface,
+  weights,
+)
 
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w.-]+')
 
@@ -26,7 +33,7 @@ class LoadedModel:
     config: sizes.
     params: weights by flat path, in the config's dtype; kernels are [in, out].
     tokenizer: `tokenizers.Tokenizer`, or `MissingTokenizer`.
-    chat_template: Jinja source, or None.
+    chat_template: how it writes a chat, or None.
     eos_ids: token ids that end a text: all that the checkpoint names.
     bos_id: token id that the tokenizer puts in front of a text, or None.
     source: the model's name: known name, hub id, or name of folder or file.
@@ -37,7 +44,7 @@ class LoadedModel:
   config: config.ModelConfig
   params: Mapping[str, np.ndarray]
   tokenizer: Any
-  chat_template: str | None
+  chat_template: chat_format.Template | None
   eos_ids: tuple[int, ...]
   bos_id: int | None
   source: str
@@ -181,7 +188,7 @@ def _load_gguf(path: pathlib.Path, dtype: str) -> LoadedModel:
     config=header.config,
     params=gguf.open_params(header),
     tokenizer=tokenizer,
-    chat_template=gguf.chat_template(header),
+    chat_template=chat_format.from_gguf(header.metadata, path),
     eos_ids=gguf.eos_ids(header),
     eos_said={path.name: gguf.eos_ids(header)},
     bos_id=_bos_id(tokenizer),
@@ -200,7 +207,7 @@ def _load_huggingface(
     config=cfg,
     params=huggingface.open_params(path, cfg) if has_weights else {},
     tokenizer=tokenizer,
-    chat_template=huggingface.read_chat_template(path),
+    chat_template=chat_format.read(path),
     eos_ids=eos.union(*said.values()),
     eos_said=said,
     bos_id=_bos_id(tokenizer),

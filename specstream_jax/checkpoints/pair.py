@@ -40,6 +40,12 @@ class Kind(NamedTuple):
     """True if the folder holds one."""
     return os.path.isfile(os.path.join(folder, self.config))
 
+  def below(self, folder: str) -> str:
+    """The first folder in one, such as a run's, that holds one; '' without."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    paths = (os.path.join(folder, name) for name in names)
+    return next(filter(self.is_in, paths), '')
+
 
 def write(
   folder: str | os.PathLike,
@@ -81,9 +87,10 @@ def read_fields(
     ValueError: no such file, another version, or missing or unknown fields.
   """
   if not kind.is_in(folder):
+    below = kind.below(folder)
+    fix = f'name {below!r}' if below else f'make one with `{kind.command}`'
     raise ValueError(
-      f'{folder!r} holds no {kind.noun}: it has no {kind.config}; make one with '
-      f'`{kind.command}`'
+      f'{folder!r} holds no {kind.noun}: it has no {kind.config}; {fix}'
     )
   fields = files.read_json(os.path.join(folder, kind.config))
   version = fields.get('format_version')

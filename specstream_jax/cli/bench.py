@@ -25,14 +25,15 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
-  flags.DEFINE_string('adapter', 'e2e_nlg', 'Folder, or one that ships.')
+  decoding_flags.define_adapter()
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
   flags.DEFINE_multi_string(
     'drafters',
-    ['streams'],
-    '[LABEL=]NAME[:setting=value,…]; `none` is always measured.',
+    None,
+    '[LABEL=]NAME[:setting=value,…]; `none` is always measured. Default: streams '
+    'if there is an adapter, else prompt_lookup.',
   )
   flags.DEFINE_list(
     'tasks', ['e2e_sample/test'], 'name/split@DIR; split and @DIR may be left.'
@@ -75,11 +76,8 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   model = load_model(args)
-  drafters = tuple(
-    text.strip() for group in args.drafters for text in group.split(';')
-  )
   options = workflow.Options(
-    drafters=tuple(filter(None, drafters)),
+    drafters=_drafters(args, model),
     tasks=tuple(args.tasks),
     temperatures=decoding_flags.numbers(
       'temperatures', args.temperatures, float
@@ -102,6 +100,14 @@ def main(argv: Sequence[str]) -> int:
   print(table.format_table(runs))
   print(f'report: {args.results_dir}/report.html')
   return 0
+
+
+def _drafters(args, model) -> tuple[str, ...]:
+  """Those asked for; else what the model can do without more weights."""
+  if args.drafters is None:
+    return ('streams' if model.stream else 'prompt_lookup',)
+  texts = (text for group in args.drafters for text in group.split(';'))
+  return tuple(filter(None, map(str.strip, texts)))
 
 
 def load_model(args) -> runtime.Model:

@@ -25,7 +25,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
-  flags.DEFINE_string('adapter', 'e2e_nlg', 'Folder, or one that ships.')
+  decoding_flags.define_adapter()
   flags.DEFINE_multi_string(
     'drafters',
     None,
@@ -53,8 +53,9 @@ def main(argv: Sequence[str]) -> int:
   load = lambda dtype, streams=True: runtime.load(
     args.model, args.adapter or None, dtype=dtype, streams=streams
   )
+  model = load('float32')
   options = workflow.Options(
-    drafters=_drafters(args),
+    drafters=_drafters(args, model),
     task=args.task,
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,

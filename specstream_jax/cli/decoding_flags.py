@@ -9,6 +9,7 @@ from absl import flags
 import gin
 
 from specstream_jax import config, processes, runtime
+from specstream_jax.cli import text_flags
 from specstream_jax.decoding import topology
 
 
@@ -20,7 +21,7 @@ def define() -> None:
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
   )
-  flags.DEFINE_string('adapter', 'e2e_nlg', 'Folder, or one that ships.')
+  define_adapter()
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
@@ -44,6 +45,16 @@ def define() -> None:
   flags.DEFINE_integer('top_k', None, 'Most likely tokens kept; 0 is off.')
   flags.DEFINE_float('top_p', None, 'Probability mass kept; 1 is off.')
   flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
+
+
+def define_adapter() -> None:
+  """Declares --adapter."""
+  flags.DEFINE_string(
+    'adapter',
+    runtime.AUTO,
+    f'Folder, or one that ships; auto is {runtime.DEFAULT_ADAPTER} with the model '
+    'it belongs to and none with others, empty is none.',
+  )
 
 
 def define_shard() -> None:
@@ -121,16 +132,6 @@ def numbers(
     ) from None
 
 
-def read_text(path: str, flag: str) -> str:
-  """The text of a file that a flag names."""
-  try:
-    with open(path, encoding='utf-8') as file:
-      return file.read()
-  except (OSError, UnicodeDecodeError) as error:
-    problem = getattr(error, 'strerror', None) or 'not UTF-8 text'
-    raise ValueError(f'--{flag}={path}: {problem}') from error
-
-
 def _override(cfg: Any, **values: Any) -> Any:
   """The config with the values that are not None."""
   given = {name: value for name, value in values.items() if value is not None}
@@ -142,6 +143,6 @@ def _choices(path: str | None):
   if not path:
     return None
   try:
-    return topology.choices_from_json(read_text(path, 'choices'))
+    return topology.choices_from_json(text_flags.read(path, 'choices'))
   except ValueError as error:
     raise ValueError(f'--choices={path}: {error}') from error

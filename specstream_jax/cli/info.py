@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`specstream info PATH`: what a model, an adapter, heads or records hold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import json
 import os
+import shutil
+import sys
+import textwrap
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import adapters, eos, loading, medusa, weights
@@ -25,7 +27,18 @@ def main(argv: Sequence[str]) -> None:
       'folder, hub id, GGUF file) or a folder of records'
     )
   for path in argv[1:]:
-    print(describe(path))
+    for line in describe(path).splitlines():
+      print(_wrapped(line) if sys.stdout.isatty() else line)
+
+
+def _wrapped(line: str) -> str:
+  """The line in as many as the terminal needs, values below each other."""
+  value = line.partition(':')[2]
+  indent = len(line) - len(value.lstrip())
+  width = max(shutil.get_terminal_size().columns, indent + 20)
+  return textwrap.fill(
+    line, width, subsequent_indent=' ' * indent, break_on_hyphens=False
+  )
 
 
 def describe(path: str) -> str:
@@ -36,6 +49,9 @@ def describe(path: str) -> str:
   """
   if path in runtime.shipped_adapters() and not os.path.exists(path):
     path = runtime.adapter_folder(path)
+  is_model = os.path.isfile(os.path.join(path, 'config.json'))
+  if not is_model and (below := adapters.KIND.below(path)):
+    path = below  # it is the folder of a run
   if adapters.is_adapter(path):
     rows = _adapter_rows(path)
   elif medusa.is_medusa(path):
@@ -75,7 +91,45 @@ def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
   )
   if cfg.eos_ids:
     yield 'EOS of its answers', eos.words(cfg.eos_ids, None)
-  yield 'provenance', json.dumps(cfg.provenance, ensure_ascii=False)
+  yield 'prompts', "chats, by the model's template" if cfg.is_chat else 'plain'
+  yield from _nested('trained', cfg.provenance)
+
+
+def _nested(
+  name: str, values: Mapping[str, object], depth: int = 0
+) -> Iterator[tuple[str, str]]:
+  """A line for every dict in dicts: what it holds beside other dicts.
+
+  Of an adapter that another one started from, its recipe is left out.
+  """
+  inner = {key: v for key, v in values.items() if isinstance(v, Mapping)}
+  own = [
+    f'{key} {_plain(v)}'
+    for key, v in values.items()
+    if key not in inner and v not in (None, '', [])
+  ]
+  if own:
+    yield name, ', '.join(own)
+  for key, value in inner.items():
+    if key in ('init_adapter', 'fold_adapter'):
+      yield from _nested(key, value, depth + 1)
+    elif key == 'provenance':
+      yield from _nested(name, value, depth)
+    elif key == 'recipe' and not depth:
+      yield from _nested('recipe', value)
+    elif key != 'recipe':
+      yield from _nested(f'{name} {key}', value, depth)
+
+
+def _plain(value: object) -> str:
+  """A value as people write it."""
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, list):
+    return ' '.join(map(_plain, value))
+  if isinstance(value, int):
+    return f'{value:,}'
+  return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def _lora(cfg: config.LoraConfig) -> str:
@@ -105,15 +159,22 @@ def _medusa_rows(path: str) -> Iterator[tuple[str, object]]:
     'as streams',
     f'{streams:,} = γh + 16h, {total / streams:,.0f} times fewer',
   )
-  yield 'provenance', json.dumps(cfg.provenance, ensure_ascii=False)
+  yield from _nested('trained', cfg.provenance)
 
 
 def _records_rows(path: str) -> Iterator[tuple[str, object]]:
   manifest = records.read_manifest(path)
   yield 'records', path
-  for name in ('task', 'split', 'num_examples', 'eos_id', 'tokenizer_sha256'):
+  for name in (
+    'task',
+    'split',
+    'num_examples',
+    'is_chat',
+    'eos_id',
+    'tokenizer_sha256',
+  ):
     yield name, manifest.get(name)
-  yield 'lengths', json.dumps(manifest['lengths'])
+  yield from _nested('lengths', manifest['lengths'])
 
 
 def _model_rows(path: str) -> Iterator[tuple[str, object]]:

@@ -3,8 +3,10 @@
 
 import ast
 from collections.abc import Callable, Sequence
+import functools
 import importlib
 import os
+import re
 import sys
 import textwrap
 from typing import NoReturn
@@ -37,6 +39,13 @@ _DISTRIBUTED = ('train',)
 # Commands that keep large temporary files until they end.
 _TEMPORARY = ('fetch', 'prepare', 'quickstart')
 _HELP = {'--help', '-help', '-h', '--helpfull', '-?', '--helpshort'}
+# What Python says of a value of the wrong kind, and what it should be.
+_KINDS = {
+  'invalid literal for int': 'a whole number',
+  'could not convert string to float': 'a number',
+  'Exceeds the limit': 'a whole number',
+  r"\('Non-boolean argument": 'true or false',
+}
 _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
 
 
@@ -179,7 +188,26 @@ def run(argv: Sequence[str] | None = None) -> None:
 
   # What results say they were made with.
   sys.argv[:] = given
-  app.run(main, argv=[f'specstream {name}', *args])
+  app.run(
+    main,
+    argv=[f'specstream {name}', *args],
+    flags_parser=functools.partial(_parse_flags, name),
+  )
+
+
+def _parse_flags(name: str, args: Sequence[str]) -> list[str]:
+  """What the flags leave over; a mistake in them becomes one line."""
+  try:
+    return flags.FLAGS(args)
+  except flags.Error as error:
+    text = re.sub(r'(\S{80})\S+', r'\1…:', ' '.join(str(error).split()))
+    for told, accepted in _KINDS.items():
+      text = re.sub(f': {told}.*', f': accepted: {accepted}', text)
+    print(
+      f'specstream {name}: {text}; specstream {name} --help lists the flags',
+      file=sys.stderr,
+    )
+    raise SystemExit(2) from None
 
 
 def _show_help(text: str) -> NoReturn:

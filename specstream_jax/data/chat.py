@@ -1,65 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat messages as the prompt text a model was tuned on."""
+"""Chat messages as the prompt text a model was tuned on.
+
+What a template finds is what the Transformers library gives it: the special
+tokens by name, `tools` and `documents` (None unless given), `strftime_now`,
+`raise_exception`, loop controls and `{% generation %}`.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jinja2
-from jinja2 import sandbox
+from specstream_jax.checkpoints import chat_format
+from specstream_jax.data import render_process
 
 
 def prompt(
   template: str | None, turns: Sequence[str], answers: Sequence[str] = ()
-) -> str:
+) -> chat_format.Text:
   """What a user's turn number len(answers) + 1 looks like to the model.
 
-  Without BOS, which encoding puts in front.
-
   Args:
-    template: the model's Jinja chat template, or None.
+    template: see `render`.
     turns: of the user, perhaps more than are asked yet.
     answers: of the model, to the earlier turns.
 
   Raises:
     ValueError: see `render`.
   """
-  messages = conversation(turns, answers)
-  return render(template, messages, bos_token='', eos_token='')
+  return render(template, conversation(turns, answers))
 
 
 def render(
   template: str | None,
-  messages: Sequence[Mapping[str, str]],
-  **tokens: str,
-) -> str:
+  messages: Sequence[Mapping[str, Any]],
+  *,
+  tools: Sequence[Mapping[str, Any]] | None = None,
+  documents: Sequence[Mapping[str, Any]] | None = None,
+) -> chat_format.Text:
   """The messages as text that ends where the assistant is to answer.
 
+  The text is whole: where the model wants BOS, the template writes it, and
+  `Model.encode_prompt` adds none.
+
   Args:
-    template: the model's Jinja chat template, or None.
-    messages: {role, content}, the last one from the user.
-    **tokens: names the template may use, such as bos_token.
+    template: the model's `chat_format.Template`, or Jinja source that uses no
+      special token; None if the model has none.
+    messages: {role, content, …}, JSON types; a None among them is left out.
+    tools: JSON schemas of functions that the model may call.
+    documents: {title, text} to answer from.
 
   Raises:
-    ValueError: the model has no template, or refuses these messages.
+    ValueError: the model has no template, or it refuses these messages, fails,
+      or takes more time or memory than a template may.
   """
-  if not template:
+  template = chat_format.of(template or '')
+  source = template.tool_source if tools else ''
+  if not (source or template):
     raise ValueError(
-      'the model has no chat template; use a task of plain prompts, or a model '
-      'tuned for chat'
+      'the model has no chat template; use plain prompts, or a model tuned for '
+      'chat'
     )
-  environment = sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True
-  )
-
-  def refuse(message):
-    raise jinja2.TemplateError(message)
-
-  environment.globals['raise_exception'] = refuse
+  names = {
+    **template.tokens,
+    'messages': [
+      {name: value for name, value in message.items() if value is not None}
+      for message in messages
+    ],
+    'tools': tools,
+    'documents': documents,
+    'add_generation_prompt': True,
+  }
   try:
-    return environment.from_string(template).render(
-      messages=list(messages), add_generation_prompt=True, **tokens
-    )
-  except jinja2.TemplateError as error:
-    raise ValueError(f'chat template: {error}') from error
+    text = render_process.RENDERER.render(source or str(template), names)
+  except (TypeError, ValueError) as error:
+    place = f' of {template.origin!r}' if template.origin else ''
+    raise ValueError(
+      f'chat template{place}: {error}{_hint(str(error), template)}'
+    ) from error
+  return chat_format.Text(text)
+
+
+def _hint(problem: str, template: chat_format.Template) -> str:
+  """What helps where a special token is missing."""
+  for name in set(chat_format.TOKEN_NAMES) - set(template.tokens):
+    if problem == f'{name!r} is undefined':
+      return f'; name {name} in tokenizer_config.json'
+  return ''
 
 
 def conversation(

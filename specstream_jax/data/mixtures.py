@@ -60,8 +60,13 @@ def manifests(text: str) -> list[dict[str, Any]]:
 
 
 def describe(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Task names and number of examples of several manifests, for provenance."""
+  """What training says of several manifests.
+
+  Returns:
+    Task names, number of examples, and whether all prompts are chats.
+  """
   return {
     'task': '+'.join(str(manifest.get('task')) for manifest in found),
     'num_examples': sum(manifest['num_examples'] for manifest in found),
+    'is_chat': all(manifest.get('is_chat', False) for manifest in found),
   }

@@ -23,7 +23,7 @@ import zlib
 
 from absl import logging
 
-from specstream_jax.checkpoints import files
+from specstream_jax.checkpoints import chat_format, files
 
 _SOURCE_KEYS = ('prompt', 'inputs')
 _ANSWER_KEYS = ('completion', 'targets')
@@ -146,19 +146,19 @@ def _fields_problem(fields: list[str] | csv.Error, header: list[str]) -> str:
   return ''
 
 
-def _text_problem(texts: dict[str, object]) -> str:
+def text_problem(texts: dict[str, object]) -> str:
   """What is wrong with the named texts of a row; empty if nothing is."""
   for name, text in texts.items():
     if not isinstance(text, str):
       return f'{name} is {type(text).__name__}, not text'
     if not text.strip():
       return f'{name} is empty'
-    if '\ufffd' in text or not _is_encodable(text):
+    if '\ufffd' in text or not is_encodable(text):
       return f'{name} is not valid UTF-8'
   return ''
 
 
-def _is_encodable(text):
+def is_encodable(text: str) -> bool:
   """Whether the text has no half of a surrogate pair, which JSON can hold."""
   try:
     text.encode('utf-8')
@@ -202,7 +202,7 @@ def read_csv(
     for line, fields in _csv_rows(reader):
       if fields == []:
         continue
-      problem = _fields_problem(fields, header) or _text_problem(
+      problem = _fields_problem(fields, header) or text_problem(
         {source_column: fields[source], answer_column: fields[answer]}
       )
       if problem:
@@ -216,7 +216,7 @@ def _pick(row: dict[str, object], names: tuple[str, ...]) -> str | None:
   return next((name for name in names if name in row), None)
 
 
-def _json_rows(
+def json_rows(
   path: str, file: IO[str]
 ) -> Iterator[tuple[int, dict[str, object] | str]]:
   """(line, object or what is wrong with it); of an array, (number, object)."""
@@ -260,7 +260,8 @@ class CutAnswer(str):
 def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
   """The (source, answer) of a JSON object, or what is wrong with it.
 
-  An answer whose row says `"finished": false` is a `CutAnswer`.
+  An answer whose row says `"finished": false` is a `CutAnswer`; a source whose
+  row says `"chat": true` is a `chat_format.Text`.
   """
   names = _pick(row, _SOURCE_KEYS), _pick(row, _ANSWER_KEYS)
   for name, accepted in zip(names, (_SOURCE_KEYS, _ANSWER_KEYS), strict=True):
@@ -270,10 +271,12 @@ def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
   is_finished = row.get('finished', True)
   if not isinstance(is_finished, bool):
     return f'finished is {is_finished!r}, not true or false'
-  problem = _text_problem(texts)
+  problem = text_problem(texts)
   if problem:
     return problem
   source, answer = texts.values()
+  if row.get('chat') is True:
+    source = chat_format.Text(source)
   return source, answer if is_finished else CutAnswer(answer)
 
 
@@ -284,7 +287,7 @@ def sql_pair(row: dict[str, object]) -> tuple[str, str] | str:
   if missing:
     return f'has no {", ".join(missing)}, only {sorted(row)}'
   texts = {name: row[name] for name in names}
-  problem = _text_problem(texts)
+  problem = text_problem(texts)
   return problem or (f'{row["context"]}\n{row["question"]}', row['answer'])
 
 
@@ -300,7 +303,7 @@ def dialogue_pairs(row: dict[str, object]) -> list[tuple[str, str]] | str:
   if missing:
     return f'has no {", ".join(missing)}, only {sorted(row)}'
   texts = {name: row[name] for name in ('dialogue', *names)}
-  problem = _text_problem(texts)
+  problem = text_problem(texts)
   if problem:
     return problem
   dialogue, *summaries = (text.strip() for text in texts.values())
@@ -319,7 +322,8 @@ def read_jsonl(
   """Reads lines `{"prompt": …, "completion": …}`, kept verbatim.
 
   `inputs` and `targets` are accepted as names too, and one JSON array of such
-  objects in place of lines. `"finished": false` marks an answer that was cut.
+  objects in place of lines. `"finished": false` marks an answer that was cut,
+  `"chat": true` a prompt that a chat template wrote, BOS included.
 
   Args:
     path: plain or .gz file.
@@ -332,7 +336,7 @@ def read_jsonl(
   """
   collector = _Collector(path, skip_bad_rows)
   with open_text(path) as file:
-    for number, row in _json_rows(path, file):
+    for number, row in json_rows(path, file):
       texts = row if isinstance(row, str) else pair(row)
       if isinstance(texts, str):
         collector.bad(number, texts)

@@ -14,6 +14,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from specstream_jax.checkpoints import chat_format
 from specstream_jax.data import (
   features,
   readers,
@@ -28,6 +29,7 @@ _SIGNATURE = {
   'targets': tf.TensorSpec((), tf.string),
   'references': tf.TensorSpec((None,), tf.string),
   'is_cut': tf.TensorSpec((), tf.bool),
+  'is_chat': tf.TensorSpec((), tf.bool),
 }
 
 
@@ -88,16 +90,18 @@ def _tokenize(dataset, output_features):
   """Prompt and answer as the ids of one text, see `Vocabulary.encode_pair`."""
   vocabulary = output_features['inputs'].vocabulary.vocabulary
 
-  def encode(inputs, targets, is_cut):
-    texts = inputs.decode('utf-8'), targets.decode('utf-8')
-    return tuple(vocabulary.encode_pair(*texts, is_cut=bool(is_cut)))
+  def encode(inputs, targets, is_cut, is_chat):
+    prompt, answer = inputs.decode('utf-8'), targets.decode('utf-8')
+    if is_chat:
+      prompt = chat_format.Text(prompt)
+    return tuple(vocabulary.encode_pair(prompt, answer, is_cut=bool(is_cut)))
 
   def tokenize(example):
     rest = dict(example)
     texts = rest['inputs'], rest['targets']
     inputs, targets, is_inside = tf.numpy_function(
       encode,
-      [*texts, rest.pop('is_cut')],
+      [*texts, rest.pop('is_cut'), rest['is_chat']],
       (tf.int32, tf.int32, tf.bool),
       stateful=False,
     )
@@ -128,6 +132,7 @@ def metadata(
     'tokenizer_sha256': vocabulary.sha256,
     'eos_id': vocabulary.eos_id,
     'bos_id': vocabulary.bos_id,
+    'is_chat': is_chat(spec, split),
     'num_skipped_rows': num_skipped,
     **records.none_inside(),
     'seqio_version': importlib.metadata.version('seqio'),
@@ -159,6 +164,7 @@ def _raw(spec: registry.TaskSpec, examples, as_pairs: bool):
         'targets': spec.template.targets(reference),
         'references': [reference] if as_pairs else list(example.references),
         'is_cut': isinstance(reference, readers.CutAnswer),
+        'is_chat': isinstance(example.inputs, chat_format.Text),
       }
 
 
@@ -252,6 +258,20 @@ def pairs_split(spec: registry.TaskSpec, split: str) -> str:
   """The seqio split with one element per reference."""
   is_multi = split in spec.multi_reference_splits
   return split + PAIRS_SUFFIX if is_multi else split
+
+
+def is_chat(spec: registry.TaskSpec, split: str) -> bool:
+  """Whether a chat template wrote the prompts of a registered task.
+
+  The first one tells; a split is of one kind.
+  """
+  dataset = seqio.get_mixture_or_task(spec.name).get_dataset(
+    sequence_length=None,
+    split=pairs_split(spec, split),
+    shuffle=False,
+    num_epochs=1,
+  )
+  return any(bool(example['is_chat']) for example in dataset.take(1))
 
 
 def register(

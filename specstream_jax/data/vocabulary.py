@@ -9,7 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from specstream_jax.checkpoints import eos, gguf, huggingface, tokenizer_errors
+from specstream_jax.checkpoints import (
+  chat_format,
+  eos,
+  gguf,
+  huggingface,
+  tokenizer_errors,
+)
 from specstream_jax.data import records
 from specstream_jax.text import joined as joined_lib, pieces
 
@@ -57,9 +63,12 @@ class Vocabulary:
       return encode(text, add_special_tokens=False).ids
 
   def encode_inputs(self, text: str) -> np.ndarray:
-    """Prompt ids int32 [I], with BOS if there is one."""
-    bos = [] if self.bos_id is None else [self.bos_id]
-    return np.asarray(bos + self.encode(text), np.int32)
+    """Prompt ids int32 [I], with BOS if there is one; a chat has its own."""
+    return np.asarray(self._bos(text) + self.encode(text), np.int32)
+
+  def _bos(self, text: str) -> list[int]:
+    is_chat = isinstance(text, chat_format.Text)
+    return [] if self.bos_id is None or is_chat else [self.bos_id]
 
   def encode_targets(self, text: str) -> np.ndarray:
     """Ids int32 [A] of an answer by itself, with EOS; see `encode_pair`."""
@@ -71,15 +80,14 @@ class Vocabulary:
     """Ids of a prompt and of the answer that follows it, see `text.joined`.
 
     Args:
-      prompt: starts with BOS if there is one.
+      prompt: starts with BOS if there is one; a chat has its own.
       answer: ends with EOS.
       is_cut: the answer stopped before its end, so EOS does not follow.
     """
     joined = joined_lib.encode(self._pieces, prompt, answer)
-    bos = [] if self.bos_id is None else [self.bos_id]
     eos = [] if is_cut else [self.eos_id]
     return Pair(
-      np.asarray(bos + joined.prompt, np.int32),
+      np.asarray(self._bos(prompt) + joined.prompt, np.int32),
       np.asarray(joined.answer + eos, np.int32),
       joined.is_inside,
     )

@@ -185,7 +185,7 @@ class Bench:
     excess = len(prompt) - self._plan.max_prompt_tokens
     if excess <= 0:
       return prompt
-    num_kept = int(self._model.bos_id is not None)
+    num_kept = int(prompt[0] == self._model.bos_id)
     return prompt[:num_kept] + prompt[num_kept + excess :]
 
   def _answers(self, cell, turn):

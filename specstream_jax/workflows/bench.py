@@ -86,6 +86,7 @@ class Options:
       checks.at_least(name, getattr(self, name), bound)
     for name in ('tasks', 'temperatures', 'batch_sizes'):
       checks.not_empty(name, getattr(self, name))
+    checks.seed('seed', self.seed)
     for batch in self.batch_sizes:
       checks.at_least('an entry of batch_sizes', batch, 1)
     for temperature in self.temperatures:

@@ -83,6 +83,7 @@ class Options:
     checks.at_least('num_prompts', self.num_prompts, 0)
     checks.at_least('max_new_tokens', self.max_new_tokens, 2)
     checks.at_least('batch', self.batch, 1)
+    checks.seed('seed', self.seed)
 
 
 def default_drafters(model: runtime.Model) -> tuple[str, ...]:

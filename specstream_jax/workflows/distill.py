@@ -41,7 +41,8 @@ class Options:
     temperature: 0 is greedy.
     top_p: nucleus, 1 is off.
     seed: of the noise; the answer to a row does not depend on its batch.
-    is_chat: prompts go through the model's chat template as a user's turn.
+    is_chat: prompts go through the model's chat template as a user's turn;
+      rows say so, and `prepare` adds no BOS to theirs.
     drafter: 'streams' decodes faster, 'none' needs no adapter; the same
       answers.
     shard: this shard's number.
@@ -75,7 +76,9 @@ class Options:
         f'shard is {self.shard} of {self.num_shards}; accepted: 0 to '
         f'{self.num_shards - 1}'
       )
-    _ = self.sampling  # told before anything is written
+    checks.seed('seed', self.seed)
+    # Told before anything is written.
+    _ = self.sampling, config.DecodeConfig(self.max_new_tokens)
 
   @property
   def sampling(self) -> config.SamplingConfig:
@@ -143,9 +146,10 @@ def read_prompts(path: str, *, skip_bad_rows: bool = False) -> list[str]:
 
   def pair(row: dict[str, object]) -> tuple[str, str] | str:
     text = row.get('prompt', row.get('inputs'))
-    if isinstance(text, str) and _NO_CHARACTER in text:
+    is_text = isinstance(text, str)
+    if is_text and (_NO_CHARACTER in text or not readers.is_encodable(text)):
       return 'the prompt is not valid UTF-8'
-    if isinstance(text, str) and text.strip():
+    if is_text and text.strip():
       return text, ''
     return 'has no text under "prompt" or "inputs"'
 
@@ -277,6 +281,7 @@ def _answer(model, rows, options, journal, progress, total):
               'completion': model.decode_text(tokens, row.tokens),
               'num_tokens': len(tokens),
               'finished': reason == 'eos',
+              **({'chat': True} if options.is_chat else {}),
             },
           )
         bar.update(len(part))
@@ -332,6 +337,7 @@ def _merge(folder, split, header, rows, found, num_too_long, counted):
       'prompt': line['prompt'],
       'completion': line['completion'].rstrip(_NO_CHARACTER),
       'finished': line['finished'],
+      **({'chat': True} if line.get('chat') else {}),
     }
     for line in kept
   ]

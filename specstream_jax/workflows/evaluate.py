@@ -44,7 +44,8 @@ class Options:
     batch: rows per call.
     repeats: timed passes.
     seed: of the noise when temperature > 0.
-    drafter: all settings; None takes plain streams.
+    drafter: all settings, or text as `config_drafting.parse` reads it; None
+      takes plain streams.
     shard: this shard's number.
     num_shards: how many runs share the batches.
   """
@@ -60,12 +61,16 @@ class Options:
   batch: int = 1
   repeats: int = 2
   seed: int = 0
-  drafter: config_drafting.DrafterConfig | None = None
+  drafter: str | config_drafting.DrafterConfig | None = None
   shard: int = 0
   num_shards: int = 1
 
   def __post_init__(self):
+    """Raises ValueError if a value is of the wrong kind."""
     checks.option_types(self)
+    if isinstance(self.drafter, str):
+      config_drafting.parse(self.drafter)
+    checks.seed('seed', self.seed)
     for name, bound in (
       ('num_prompts', 0),
       ('max_new_tokens', 1),
@@ -107,6 +112,8 @@ def evaluate(
     model.check_ids(prompt, f'task {options.task!r}, prompt {number}')
   model.warn_if_long(prompts, options.max_new_tokens)
   drafter = options.drafter or config_drafting.DrafterConfig()
+  if isinstance(drafter, str):
+    drafter = config_drafting.parse(drafter, options.tree or model.tree)
   if drafter.name != 'streams':
     raise ValueError(
       f"drafter is {drafter.name!r}; evaluate takes 'streams', `specstream "

@@ -3,8 +3,15 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+from typing import Any
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  runtime,
+)
+from specstream_jax.workflows import prompts as prompts_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +50,16 @@ class Options:
 
   Attributes:
     max_new_tokens: most new tokens per prompt.
-    drafter: a name, or all settings; 'none' is plain decoding, None takes
-      streams if there is an adapter.
+    drafter: a name, text as `config_drafting.parse` reads it, or all settings;
+      'none' is plain decoding, None takes streams if there is an adapter.
     tree: draft tree; None takes the adapter's.
     schedule: 'deferred' or 'parallel'.
     sampling: temperature, top-k, top-p.
-    stop: texts that end a completion as soon as it holds one of them, however
-      the model spells it; that text is its end.
+    stop: texts that end a completion as soon as it holds one of them, or one
+      such text, however the model spells it; that text is its end.
     seed: of the noise when temperature > 0.
+    chat: a text is what a user says, and goes through the chat template; else
+      it is continued as it is.
   """
 
   max_new_tokens: int = 64
@@ -60,24 +69,63 @@ class Options:
   sampling: config.SamplingConfig = config.SamplingConfig()
   stop: tuple[str, ...] = ()
   seed: int = 0
+  chat: bool = False
+
+  def __post_init__(self):
+    """Raises ValueError if a value is of the wrong kind."""
+    stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+    checks.check(
+      isinstance(stop, list | tuple),
+      f'stop is {stop!r}; accepted: a text, or a list of texts',
+    )
+    for text in stop:
+      checks.text('an entry of stop', text)
+      checks.check(bool(text), 'an entry of stop is empty; leave it out')
+    object.__setattr__(self, 'stop', tuple(stop))
+    if isinstance(self.drafter, str):
+      config_drafting.parse(self.drafter)
+    elif self.drafter is not None:
+      checks.check(
+        isinstance(self.drafter, config_drafting.DrafterConfig),
+        f'drafter is {self.drafter!r}; it must be a text or a DrafterConfig',
+      )
+    checks.seed('seed', self.seed)
+    checks.one_of('chat', self.chat, (True, False))
+    for name, kind in (
+      ('tree', config.TreeConfig),
+      ('sampling', config.SamplingConfig),
+    ):
+      value = getattr(self, name)
+      is_one = isinstance(value, kind) or (value is None and name != 'sampling')
+      checks.check(is_one, f'{name} is {value!r}; it must be a {kind.__name__}')
 
 
 def generate(
   model: runtime.Model,
-  prompts: Sequence[str | Sequence[int]],
+  prompts: Sequence[Any],
   options: Options = Options(),
+  *,
+  row_ids: Sequence[int] | None = None,
 ) -> list[Generation]:
   """Completes every prompt, all in one batch.
 
+  Args:
+    model: what completes.
+    prompts: see `prompts.encode`.
+    options: see `Options`.
+    row_ids: identity of each prompt in the noise; None numbers them from 0.
+
   Raises:
-    ValueError: a prompt is empty, or the options do not fit the model.
+    ValueError: a prompt is empty or of no kind that is accepted, or the options
+      do not fit the model.
   """
   decoder, name = _decoder(model, options)
-  encoded = _encode(model, prompts, options.max_new_tokens)
+  encoded = _encode(model, prompts, options)
   result = decoder.generate(
     model.params(name),
     encoded,
     seed=options.seed,
+    row_ids=row_ids,
     stops=model.stop_texts(options.stop),
   )
   rows = zip(
@@ -101,24 +149,24 @@ def generate(
 
 def output(model: runtime.Model, options: Options) -> str:
   """What a reader must know of the tokens, see `Generation`."""
-  drafter = _drafter(model, options)
-  if isinstance(drafter, str):
-    drafter = config_drafting.DrafterConfig(drafter)
-  return drafter.output
+  return _drafter(model, options).output
 
 
 def _drafter(model, options):
   """The drafter asked for; streams where there are some."""
-  return options.drafter or ('streams' if model.stream else 'none')
+  drafter = options.drafter or ('streams' if model.stream else 'none')
+  if isinstance(drafter, str):
+    return config_drafting.parse(drafter, options.tree or model.tree)
+  return drafter
 
 
 def stream(
   model: runtime.Model,
-  prompts: Sequence[str | Sequence[int]],
+  prompts: Sequence[Any],
   options: Options = Options(),
 ) -> Iterator[tuple[int, list[int]]]:
   """Yields (row, newly accepted token ids) call by call."""
-  encoded = _encode(model, prompts, options.max_new_tokens)
+  encoded = _encode(model, prompts, options)
   return _stream(model, encoded, options)
 
 
@@ -135,7 +183,7 @@ def stream_text(
   Raises:
     ValueError: see `generate`; or there is no tokenizer.
   """
-  encoded = _encode(model, prompts, options.max_new_tokens)
+  encoded = _encode(model, prompts, options)
   texts = [model.completion(prompt, options.stop) for prompt in encoded]
 
   def added():
@@ -167,20 +215,7 @@ def _decoder(model, options):
   return model.decoder(name, decode, options.sampling, options.tree), name
 
 
-def _encode(model, prompts, max_new_tokens):
-  if isinstance(prompts, str):
-    raise ValueError(
-      f'prompts is the text {prompts[:40]!r}; pass a list of texts'
-    )
-  encoded = [
-    model.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-    for prompt in prompts
-  ]
-  vocab_size = model.config.vocab_size
-  wrong = [t for row in encoded for t in row if not 0 <= t < vocab_size]
-  if wrong:
-    raise ValueError(
-      f'prompts hold token id {wrong[0]}; accepted: 0 to {vocab_size - 1}'
-    )
-  model.warn_if_long(encoded, max_new_tokens)
+def _encode(model, prompts, options):
+  encoded = prompts_lib.encode(model, prompts, is_chat=options.chat)
+  model.warn_if_long(encoded, options.max_new_tokens)
   return encoded

@@ -37,6 +37,7 @@ from specstream_jax.training import (
 from specstream_jax.workflows import record_checks, resume, train_start
 
 
+@checks.names_options
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """Every setting of a run; each field can be set from gin."""
@@ -72,6 +73,7 @@ class Recipe:
     return dataclasses.asdict(self)
 
 
+@checks.names_options
 @dataclasses.dataclass(frozen=True)
 class Execution:
   """How a run is computed; what it learns does not depend on it.

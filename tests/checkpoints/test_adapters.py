@@ -140,11 +140,33 @@ def test_another_base_is_refused(tmp_path, cfg, loaded):
   )
   with pytest.raises(ValueError, match=message):
     adapters.check_base(cfg, other)
+  namesake = dataclasses.replace(other, source='base')
+  message = (
+    "trained on base 'base', but the base is another of that name, which has "
+    r"the same sizes but other weights \(\w{12}…, not \w{12}…\); load the 'base' of"
+  )
+  with pytest.raises(ValueError, match=message):
+    adapters.check_base(cfg, namesake)
   resized = dataclasses.replace(loaded, config_hash='0')
   with pytest.raises(
-    ValueError, match=r'other sizes or constants \(config 0, not'
+    ValueError, match=r'other sizes or constants \(config 0…, not'
   ):
     adapters.check_base(cfg, resized)
+
+
+def test_the_folder_of_a_run_is_not_its_adapter(tmp_path, cfg, loaded):
+  adapters.save_adapter(tmp_path / 'run' / 'adapter', weights_of_adapter(), cfg)
+  (tmp_path / 'run' / 'a_file').write_text('')
+  with pytest.raises(ValueError, match=r"holds no adapter.*run/adapter'$"):
+    adapters.load_adapter(tmp_path / 'run')
+
+
+def test_whether_it_was_trained_on_chats(tmp_path, cfg):
+  for value, expected in ((True, True), (False, False), ('x', False)):
+    given = dataclasses.replace(cfg, provenance={'is_chat': value})
+    adapters.save_adapter(tmp_path, weights_of_adapter(), given)
+    assert adapters.read_config(tmp_path).is_chat is expected
+  assert not dataclasses.replace(cfg, provenance={}).is_chat
 
 
 def test_damaged_adapters(tmp_path, cfg):
@@ -258,7 +280,50 @@ def test_info_on_an_adapter(tmp_path, cfg):
   assert '418 = 66 embeddings (γh) + 352 pruning (2·8·h)' in text
   assert 'rank 2, alpha 3, on query' in text
   assert 'LoRA parameters:   328' in text
-  assert '"task": "e2e_nlg"' in text
+  assert 'prompts:           plain' in text
+
+
+def test_what_info_says_of_the_training(tmp_path, cfg):
+  origin = {'step': 7, 'task': 'x', 'recipe': {'train': {'num_steps': 8}}}
+  provenance = {
+    'step': 1500,
+    'task': 'jsonl',
+    'is_chat': True,
+    'init_adapter': None,
+    'fold_adapter': {'name': 'f', 'provenance': origin},
+    'recipe': {
+      'train': {'num_steps': 2000, 'seed': 0},
+      'optimizer': {'learning_rate': 2e-5, 'trainable': ''},
+      'lora': {'modules': ['query', 'key']},
+    },
+  }
+  cfg = dataclasses.replace(cfg, provenance=provenance)
+  adapters.save_adapter(tmp_path / 'run' / 'a', weights_of_adapter(), cfg)
+  text = info.describe(str(tmp_path / 'run' / 'a'))
+  lines = [' '.join(line.split()) for line in text.splitlines()]
+  assert lines[-7:] == [
+    "prompts: chats, by the model's template",
+    'trained: step 1,500, task jsonl, is_chat yes',
+    'fold_adapter: name f',
+    'fold_adapter: step 7, task x',
+    'recipe train: num_steps 2,000, seed 0',
+    'recipe optimizer: learning_rate 2e-05',
+    'recipe lora: modules query key',
+  ]
+  assert '{' not in text
+  assert info.describe(str(tmp_path / 'run')) == text  # the folder of a run
+  (tmp_path / 'run' / 'config.json').write_text('{}')  # a model, and a sidecar
+  with pytest.raises(ValueError, match='config'):
+    info.describe(str(tmp_path / 'run'))
+
+
+def test_info_breaks_lines_for_a_terminal(monkeypatch, capsys):
+  monkeypatch.setenv('COLUMNS', '60')
+  monkeypatch.setattr(info.sys.stdout, 'isatty', lambda: True, raising=False)
+  info.main(['info', 'e2e_nlg'])
+  lines = capsys.readouterr().out.splitlines()
+  assert all(len(line) <= 64 + 24 for line in lines) and len(lines) > 30
+  assert any(line.startswith(' ' * 19) for line in lines)
 
 
 def test_info_on_a_model_and_on_nothing(tmp_path, loaded, capsys):

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from specstream_jax import config
-from specstream_jax.checkpoints import fetch, gguf, gguf_tokenizer
+from specstream_jax.checkpoints import (
+  chat_format,
+  fetch,
+  gguf,
+  gguf_tokenizer,
+)
 
 
 def same(left, right):
@@ -222,7 +227,7 @@ def test_reports_a_file_without_tokenizer(tmp_path):
   ):
     gguf.read_tokenizer(header)
   assert gguf.eos_ids(header) == ()
-  assert gguf.chat_template(header) is None
+  assert chat_format.from_gguf(header.metadata, header.path) is None
 
 
 def test_third_party_file_with_llama2_vocabulary():
@@ -260,7 +265,8 @@ def test_smollm2():
   )
   assert header.config == wanted
   assert gguf.eos_ids(header) == (2,)
-  assert '<|im_start|>' in gguf.chat_template(header)
+  template = chat_format.from_gguf(header.metadata, header.path)
+  assert '<|im_start|>' in template and template.tokens['eos_token']
   tokenizer = gguf.read_tokenizer(header)
   ids = tokenizer.encode('<|im_start|>Hello 42<|im_end|>').ids
   pieces = [tokenizer.id_to_token(i) for i in ids]

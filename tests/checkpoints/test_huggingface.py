@@ -9,7 +9,12 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from specstream_jax import config
-from specstream_jax.checkpoints import eos, huggingface, huggingface_config
+from specstream_jax.checkpoints import (
+  chat_format,
+  eos,
+  huggingface,
+  huggingface_config,
+)
 
 RAW = model_files.HF_CONFIG
 CONFIG = model_files.CONFIG
@@ -249,16 +254,16 @@ def test_tokenizer_and_chat_template(tmp_path):
   (folder / 'tokenizer.json').write_text('{}')
   with pytest.raises(ValueError, match=r"tokenizer.json' cannot be read"):
     huggingface.read_tokenizer(folder)
-  assert huggingface.read_chat_template(folder) is None
+  assert chat_format.read(folder) is None
   templates = [
     {'name': 'default', 'template': 'T'},
     {'name': 'x', 'template': 'X'},
   ]
   fields = json.dumps({'chat_template': templates})
   (folder / 'tokenizer_config.json').write_text(fields)
-  assert huggingface.read_chat_template(folder) == 'T'
+  assert chat_format.read(folder) == 'T'
   (folder / 'chat_template.jinja').write_text('file')
-  assert huggingface.read_chat_template(folder) == 'file'
+  assert chat_format.read(folder) == 'file'
 
 
 @pytest.mark.parametrize('max_shard_bytes', [10**9, 3000])
@@ -282,7 +287,7 @@ def test_export_reads_back_exactly(tmp_path, max_shard_bytes, scaling):
     np.testing.assert_array_equal(read[path], leaf, err_msg=path)
   wanted = {'tokenizer_config.json': (2,), 'config.json': (2,)}
   assert eos.read(tmp_path, extras.tokenizer, 17) == wanted
-  assert huggingface.read_chat_template(tmp_path) == 'T'
+  assert chat_format.read(tmp_path) == 'T'
   assert huggingface.read_tokenizer(tmp_path).encode('ab').ids == [0, 1]
   assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
   num_shards = len(list(tmp_path.glob('*.safetensors')))

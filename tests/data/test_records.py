@@ -141,7 +141,7 @@ def test_a_manifest_does_not_point_out_of_its_folder(tmp_path):
   _, manifest = data_testing.write_records(tmp_path / 'a', 3)
   manifest['files'] = ['../b/records.array_record']
   (tmp_path / 'a' / 'manifest.json').write_text(json.dumps(manifest))
-  with pytest.raises(ValueError, match='which names a file'):
+  with pytest.raises(ValueError, match='of files that lie beside it'):
     records.read_manifest(str(tmp_path / 'a'))
 
 

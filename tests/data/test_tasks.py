@@ -15,8 +15,10 @@ pytest.importorskip('seqio')
 from grain import python as grain
 import seqio
 
+from specstream_jax.checkpoints import chat_format
 from specstream_jax.data import (
   features,
+  mixtures,
   prepare,
   records,
   registry,
@@ -137,6 +139,38 @@ def test_registering_again_replaces(data_dir):
   vocab = seqio.TaskRegistry.get('e2e_nlg').output_features['inputs'].vocabulary
   assert vocab.bos_id == 3
   assert set(registry.names()) <= set(seqio.TaskRegistry.names())
+
+
+@pytest.mark.parametrize('bos_id', [None, 3])
+def test_a_chat_has_the_bos_that_its_template_wrote(tmp_path, bos_id):
+  row = '{"prompt": "name[A]", "completion": "One.", "chat": %s}\n'
+  vocab = data_testing.make_vocabulary(bos_id)
+  found = {}
+  for chat in ('true', 'false', '"who?"'):
+    (tmp_path / 'train.jsonl').write_text(2 * (row % chat))
+    manifest = prepare.prepare(
+      registry.get('jsonl'),
+      vocab,
+      str(tmp_path / 'records'),
+      split='train',
+      data_dir=str(tmp_path),
+      overwrite=True,
+    )
+    assert manifest['is_chat'] == (chat == 'true')
+    described = mixtures.describe([manifest, manifest])
+    assert described['is_chat'] == manifest['is_chat']
+    inputs, _ = next(records.read(str(tmp_path / 'records')))
+    found[chat] = inputs.tolist()
+  bos = [] if bos_id is None else [bos_id]
+  assert found['false'] == found['"who?"'] == bos + found['true']
+  assert found['true'] == vocab.encode('name[A]')
+  text = chat_format.Text('name[A]')
+  assert vocab.encode_inputs(text).tolist() == found['true']
+
+
+def test_mixtures_of_chats_and_others_are_no_chats():
+  some = {'task': 'a', 'num_examples': 1}
+  assert not mixtures.describe([some, {**some, 'is_chat': True}])['is_chat']
 
 
 @pytest.mark.parametrize('pack', [False, True])

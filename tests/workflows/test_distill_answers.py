@@ -8,6 +8,7 @@ import pytest
 import tiny_runtime
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from specstream_jax import runtime
 from specstream_jax.data import registry
 from specstream_jax.outputs import locks
 from specstream_jax.workflows import distill, generate
@@ -123,9 +124,23 @@ def test_provenance_names_what_the_answers_depend_on(model, tmp_path):
   assert {'base_sha256', 'prompts_sha256', 'tokenizer_sha256'} <= set(found)
 
 
-def test_chat_prompts_go_through_the_template(model, tmp_path):
+def test_chat_prompts_go_through_the_template(model, tmp_path, monkeypatch):
+  model = dataclasses.replace(model, bos_id=3)
+  asked = []
+  encode = runtime.Model.encode_prompt
+  monkeypatch.setattr(
+    runtime.Model,
+    'encode_prompt',
+    lambda self, text: asked.append(encode(self, text)) or asked[-1],
+  )
   run(model, tmp_path, dataclasses.replace(OPTIONS, is_chat=True))
-  assert rows(tmp_path)[0]['prompt'] == '<user>w1<assistant>'
+  first = rows(tmp_path)[0]
+  assert first['prompt'] == '<user>w1<assistant>' and first['chat'] is True
+  assert asked[0] == model.encode(first['prompt'])
+  (example, *_) = registry.get('jsonl').load_split('train', str(tmp_path))
+  assert model.encode_prompt(example.inputs) == asked[0]
+  run(model, tmp_path / 'plain')
+  assert 'chat' not in rows(tmp_path / 'plain')[0]
 
 
 def test_answers_that_are_not_text_are_left_out(byte_model, tmp_path):
@@ -187,9 +202,10 @@ def test_a_file_that_no_run_wrote_is_not_lost(model, tmp_path):
   assert shard.read_text() == 'notes of mine\n'
 
 
-def test_prompts_that_are_not_text(tmp_path):
+@pytest.mark.parametrize('text', [b'caf\xe9', rb'caf\ud800'])
+def test_prompts_that_are_not_text(tmp_path, text):
   path = tmp_path / 'p.jsonl'
-  path.write_bytes(b'{"prompt": "caf\xe9"}\n')
+  path.write_bytes(b'{"prompt": "%s"}\n' % text)
   with pytest.raises(ValueError, match='the prompt is not valid UTF-8'):
     distill.read_prompts(str(path))
 

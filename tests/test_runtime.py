@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading: which adapter goes with a model, and whether a prompt is a chat."""
+
+import dataclasses
+import json
+import types
+
+import byte_model
+import jax
+import pytest
+
+from specstream_jax import config, runtime
+from specstream_jax.checkpoints import adapters, chat_format, loading
+from specstream_jax.cli import bench, check
+from specstream_jax.modeling import initialize, params
+
+STREAM = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=0)
+NO_LORA = config.LoraConfig(rank=0)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """Two models, and adapters of the first one."""
+  root = tmp_path_factory.mktemp('models')
+  byte_model.write_model(root / 'one', byte_model.model_config())
+  byte_model.write_model(root / 'two', byte_model.model_config(num_layers=2))
+  loaded = loading.load_model(root / 'one')
+  flat = params.flatten(
+    initialize.init_adapter(
+      jax.random.key(0), loaded.config, STREAM, NO_LORA, hidden_rms=1.0
+    )
+  )
+  for name in ('e2e_nlg', 'chats'):
+    cfg = adapters.AdapterConfig(
+      base_model_id='one',
+      base_config_hash=loaded.config_hash,
+      base_fingerprint=loaded.fingerprint,
+      stream=STREAM,
+      lora=NO_LORA,
+      tree=config.TreeConfig(depth=2),
+      provenance={'is_chat': name == 'chats'},
+    )
+    adapters.save_adapter(root / 'shipped' / name, flat, cfg)
+  return root
+
+
+@pytest.fixture(autouse=True)
+def shipped(folders, monkeypatch):
+  monkeypatch.setattr(runtime, '_SHIPPED', folders / 'shipped')
+
+
+def with_template(root):
+  path = root / 'one' / 'chat_template.jinja'
+  path.write_text('{{ messages[0].content }}')
+  return path
+
+
+def test_the_default_adapter_goes_with_its_model_only(folders):
+  one = runtime.load(str(folders / 'one'), runtime.AUTO)
+  assert one.source['adapter'] == 'e2e_nlg' and one.stream == STREAM
+  two = runtime.load(str(folders / 'two'), runtime.AUTO)
+  assert 'adapter' not in two.source and two.stream is None
+  with pytest.raises(ValueError, match="trained on base 'one'"):
+    runtime.load(str(folders / 'two'), 'e2e_nlg')
+
+
+def test_drafters_that_a_command_takes_by_itself(folders):
+  one = runtime.load(folders / 'one', runtime.AUTO)
+  two = runtime.load(folders / 'two', runtime.AUTO)
+  unset = types.SimpleNamespace(drafters=None)
+  assert bench._drafters(unset, one) == ('streams',)
+  assert bench._drafters(unset, two) == ('prompt_lookup',)
+  given = types.SimpleNamespace(drafters=['none; lookahead', 'streams'])
+  assert bench._drafters(given, two) == ('none', 'lookahead', 'streams')
+  names = [text.partition(':')[0] for text in check._drafters(unset, two)]
+  assert set(names) == {'prompt_lookup', 'lookahead'}
+  assert 'streams:kind=chain,depth=3' in check._drafters(unset, one)
+
+
+def test_whether_a_prompt_is_a_turn_of_a_chat(folders):
+  is_chat = lambda adapter: runtime.load(str(folders / 'one'), adapter).is_chat
+  assert not any(map(is_chat, (None, 'e2e_nlg', 'chats')))
+  template = with_template(folders)
+  assert [is_chat(a) for a in (None, 'e2e_nlg', 'chats')] == [True, False, True]
+  template.unlink()
+
+
+def test_adapters_that_ship_say_whether_they_are_of_chats(monkeypatch):
+  monkeypatch.undo()
+  found = {
+    name: adapters.read_config(runtime.adapter_folder(name)).is_chat
+    for name in runtime.shipped_adapters()
+  }
+  assert found == {
+    'e2e_nlg': False,
+    'instruct_lossless': True,
+    'sql_create_context': False,
+  }
+
+
+def test_a_model_hands_its_chat_format_on(folders):
+  path = with_template(folders)
+  config_file = folders / 'one' / 'tokenizer_config.json'
+  fields = json.loads(config_file.read_text())
+  config_file.write_text(json.dumps(fields | {'bos_token': '<eos>'}))
+  model = runtime.load(str(folders / 'one'))
+  path.unlink()
+  assert model.chat_template == '{{ messages[0].content }}'
+  assert model.chat_template.tokens['bos_token'] == '<eos>'
+  model = dataclasses.replace(model, bos_id=7)
+  assert model.encode_prompt('a') == [7, *model.encode('a')]
+  assert model.encode_prompt(chat_format.Text('a')) == model.encode('a')
