@@ -38,7 +38,7 @@ def report(command: str, error: BaseException) -> int:
   text, status = checks.message(error), 1
   too_much = memory.explain(error)
   if too_much:
-    text = f'{too_much}. {_smaller()}'
+    text = too_much + _smaller()
   if isinstance(error, KeyboardInterrupt):
     text, status = 'interrupted', 128 + signal.SIGINT
   elif getattr(error, 'errno', None) == errno.ENOSPC and not error.filename:
@@ -58,7 +58,7 @@ def _smaller() -> str:
   ]
   if 'remat' in flags.FLAGS:
     found += [f'--gin.{name}' for name in _SMALLER_TRAINING]
-  return f'Smaller with {", ".join(found)}' if found else ''
+  return f'. Smaller with {", ".join(found)}' if found else ''
 
 
 def on_sigterm() -> None:
