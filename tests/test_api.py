@@ -112,7 +112,7 @@ def test_chats_as_prompts(model):
       'max_new_tokens is 99999999999; it must be at most 16777216',
     ),
     ({'max_new_tokens': 0}, 'max_new_tokens is 0; it must be an integer'),
-    ({'max_new_tokens': 2.5}, 'max_new_tokens is 2.5; it must be an integer'),
+    ({'max_new_tokens': 2.5}, 'max_new_tokens is 2.5; accepted: an integer'),
   ],
 )
 def test_options_of_the_wrong_kind(model, options, message):
@@ -218,7 +218,10 @@ def test_a_drafter_as_the_command_line_spells_it(model):
   [
     ((257,), 'eos_ids holds 257, which the model does not have; .* 0 to 256'),
     ((-1,), 'an entry of DecodeConfig.eos_ids is -1; it must be an integer'),
-    ((1.5,), 'an entry of DecodeConfig.eos_ids is 1.5; it must be an integer'),
+    (
+      (1.5,),
+      r'DecodeConfig.eos_ids is \(1.5,\); accepted: a tuple of integers',
+    ),
   ],
 )
 def test_eos_ids_that_no_model_has(model, eos_ids, message):
@@ -244,7 +247,7 @@ def test_seeds_that_are_some(value):
     lambda seed: generate.Options(seed=seed),
     lambda seed: evaluate.Options(seed=seed),
     lambda seed: bench.Options(seed=seed),
-    lambda seed: check.Options(drafters=(), seed=seed),
+    lambda seed: check.Options(seed=seed),
     lambda seed: distill.Options(seed=seed),
     lambda seed: config.TrainConfig(seed=seed),
   ],

@@ -11,8 +11,9 @@ import pytest
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import adapters, chat_format, loading
-from specstream_jax.cli import bench, check
+from specstream_jax.cli import bench
 from specstream_jax.modeling import initialize, params
+from specstream_jax.workflows import check
 
 STREAM = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=0)
 NO_LORA = config.LoraConfig(rank=0)
@@ -72,9 +73,8 @@ def test_drafters_that_a_command_takes_by_itself(folders):
   assert bench._drafters(unset, two) == ('prompt_lookup',)
   given = types.SimpleNamespace(drafters=['none; lookahead', 'streams'])
   assert bench._drafters(given, two) == ('none', 'lookahead', 'streams')
-  names = [text.partition(':')[0] for text in check._drafters(unset, two)]
-  assert set(names) == {'prompt_lookup', 'lookahead'}
-  assert 'streams:kind=chain,depth=3' in check._drafters(unset, one)
+  assert check.default_drafters(two) == ('prompt_lookup', 'lookahead')
+  assert 'streams:kind=chain,depth=2' in check.default_drafters(one)
 
 
 def test_whether_a_prompt_is_a_turn_of_a_chat(folders):

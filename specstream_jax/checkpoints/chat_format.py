@@ -95,8 +95,9 @@ def from_gguf(
     # The format's own spelling.
     word = {'unk': 'unknown', 'sep': 'seperator', 'pad': 'padding'}
     kind = name.removesuffix('_token')
-    index = metadata.get(f'tokenizer.ggml.{word.get(kind, kind)}_token_id')
-    if index is not None and 0 <= index < len(texts):
+    key = f'tokenizer.ggml.{word.get(kind, kind)}_token_id'
+    index = fields_lib.get(metadata, key, fields_lib.COUNT, place, default=None)
+    if index is not None and index < len(texts):
       tokens[name] = texts[index]
   return Template(source, tokens, origin=os.fspath(path))
 

@@ -53,9 +53,8 @@ def main(argv: Sequence[str]) -> int:
   load = lambda dtype, streams=True: runtime.load(
     args.model, args.adapter or None, dtype=dtype, streams=streams
   )
-  model = load('float32')
   options = workflow.Options(
-    drafters=_drafters(args, model),
+    drafters=_drafters(args),
     task=args.task,
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,

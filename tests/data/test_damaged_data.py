@@ -294,8 +294,8 @@ def test_questions_may_be_packed(tmp_path):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'files': 'x'}, "files is 'x'; accepted: a list of one file name"),
-    ({'files': []}, r'files is \[\]; accepted: a list of one file name'),
+    ({'files': 'x'}, "files is 'x'; accepted: a list of one name"),
+    ({'files': []}, r'files is \[\]; accepted: a list of one name'),
     ({'lengths': {}}, 'lengths is {}; accepted: statistics of inputs'),
     ({'num_examples': 0}, 'num_examples is 0; accepted: an integer >= 1'),
     ({'tokenizer_sha256': 5}, 'tokenizer_sha256 is 5; accepted: a text'),
