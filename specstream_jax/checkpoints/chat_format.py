@@ -90,13 +90,16 @@ def from_gguf(
   source = fields_lib.get(metadata, key, fields_lib.TEXT, place, default=None)
   if not source:
     return None
-  texts, tokens = metadata.get('tokenizer.ggml.tokens', ()), {}
+  get = lambda key, kind, default: fields_lib.get(
+    metadata, f'tokenizer.ggml.{key}', kind, place, default
+  )
+  texts, tokens = get('tokens', fields_lib.TEXTS, []), {}
   for name in TOKEN_NAMES:
     # The format's own spelling.
     word = {'unk': 'unknown', 'sep': 'seperator', 'pad': 'padding'}
     kind = name.removesuffix('_token')
-    key = f'tokenizer.ggml.{word.get(kind, kind)}_token_id'
-    index = fields_lib.get(metadata, key, fields_lib.COUNT, place, default=None)
+    key = f'{word.get(kind, kind)}_token_id'
+    index = get(key, fields_lib.COUNT, None)
     if index is not None and index < len(texts):
       tokens[name] = texts[index]
   return Template(source, tokens, origin=os.fspath(path))
