@@ -23,6 +23,7 @@ from specstream_jax.checkpoints import (
   eos,
   loading,
   token_ids,
+  tokenizer_errors,
   weights as weights_lib,
 )
 from specstream_jax.decoding import (
@@ -129,8 +130,14 @@ class Model:
     )
 
   def encode(self, text: str) -> list[int]:
-    """Token ids of `text`, no special tokens added."""
-    return self.tokenizer.encode(text, add_special_tokens=False).ids
+    """Token ids of `text`, no special tokens added.
+
+    Raises:
+      ValueError: the tokenizer knows no way to spell it.
+    """
+    encode = self.tokenizer.encode
+    with tokenizer_errors.naming(*tokenizer_errors.AT_USE):
+      return encode(text, add_special_tokens=False).ids
 
   def encode_prompt(self, text: str) -> list[int]:
     """Token ids of a prompt: `encode`, after BOS if the model wants one."""

@@ -92,7 +92,7 @@ def test_a_field_of_another_type_names_the_file(tmp_path, cfg):
   path = tmp_path / 'a' / 'adapter_config.json'
   fields = json.loads(path.read_text())
   for change, message in (
-    ({'stream': None}, 'StreamConfig is None; accepted: an object of its'),
+    ({'stream': None}, 'stream is None; accepted: an object of its'),
     (
       {'stream': fields['stream'] | {'num_streams': '3'}},
       "StreamConfig.num_streams is the text '3'; accepted: an integer",
