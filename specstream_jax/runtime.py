@@ -33,6 +33,7 @@ from specstream_jax.checkpoints import (
   eos,
   loading,
   token_ids,
+  tokenizer_errors,
   weights as weights_lib,
 )
 from specstream_jax.decoding import (
@@ -163,10 +164,13 @@ class Model:
     """Token ids of `text`, no special tokens added.
 
     Raises:
-      ValueError: it is not text that UTF-8 can spell.
+      ValueError: it is not text that UTF-8 can spell, or the tokenizer knows no
+        way to spell it.
     """
     checks.text('the text', text)
-    return self.tokenizer.encode(text, add_special_tokens=False).ids
+    encode = self.tokenizer.encode
+    with tokenizer_errors.naming(*tokenizer_errors.AT_USE):
+      return encode(text, add_special_tokens=False).ids
 
   def encode_prompt(self, text: str) -> list[int]:
     """Token ids of a prompt: `encode`, after BOS if the model wants one.

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import contextlib
 import os
 
+# What `naming` says of a text that a tokenizer without an unknown token meets.
+AT_USE = ('the tokenizer cannot encode the text', 'use words that it knows')
 _STDERR = 2
 
 

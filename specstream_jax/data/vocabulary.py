@@ -59,7 +59,7 @@ class Vocabulary:
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone."""
     encode = self.tokenizer.encode
-    with tokenizer_errors.naming('the tokenizer', 'use a text it knows'):
+    with tokenizer_errors.naming(*tokenizer_errors.AT_USE):
       return encode(text, add_special_tokens=False).ids
 
   def encode_inputs(self, text: str) -> np.ndarray:

@@ -54,7 +54,7 @@ def test_manifest(folder, mode):
   path = folder / records.MANIFEST
   good = json.loads(path.read_text())
   read = functools.partial(read_all, folder)
-  fuzzing.attempt(mode, fuzzing.json_damage(good), path, read, cost=3)
+  fuzzing.attempt(mode, fuzzing.json_damage(good), path, read, cost=4)
 
 
 @st.composite
@@ -82,7 +82,7 @@ def test_shard(folder, mode, tmp_path):
   path = next(folder.glob('*.array_record'))
   damages = shard_damage(path.read_bytes(), tmp_path)
   read = functools.partial(read_all, folder)
-  fuzzing.attempt(mode, damages, path, read, cost=3)
+  fuzzing.attempt(mode, damages, path, read, cost=4)
 
 
 @fuzzing.modes

@@ -6,7 +6,7 @@ import types
 
 import data_testing
 import pytest
-from tokenizers import normalizers, processors
+from tokenizers import Tokenizer, models, normalizers, processors
 
 from specstream_jax.checkpoints import huggingface
 from specstream_jax.cli import prepare
@@ -100,3 +100,15 @@ def test_preparing_says_where_the_model_ends_otherwise(
       said = capsys.readouterr().err
       assert ('note: EOS differs: the records ' in said) == differs
       assert ('config.json 3' in said) == differs
+
+
+def test_a_text_that_the_tokenizer_cannot_spell(tmp_path):
+  """Word by word, and without a token for unknown words."""
+  words = models.WordLevel({'a': 0, '<eos>': 1}, unk_token='?')
+  path = str(tmp_path / 'tokenizer.json')
+  Tokenizer(words).save(path)
+  found = vocabulary.load(path, eos_token='<eos>')
+  assert found.encode('a') == [0]
+  message = r'cannot encode the text \(WordLevel error: Missing .*; use words'
+  with pytest.raises(ValueError, match=message):
+    found.encode('b')
