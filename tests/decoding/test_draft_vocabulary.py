@@ -67,6 +67,17 @@ def test_the_whole_vocabulary_changes_no_call(model, tmp_path):
   assert limited.accept_lengths == free.accept_lengths
 
 
+def test_rivals_with_other_settings_have_other_weights(model, written):
+  """Each of these decides what is on the device beside the model."""
+  path, _ = written
+  sizes = [
+    len(model.params(drafter(path, vocabulary_size=size)).drafter.head.ids)
+    for size in (7, 11, 0, 7)
+  ]
+  assert sizes == [7, 11, 40, 7]
+  assert model.params(config_drafting.DrafterConfig()).drafter.head == ()
+
+
 def test_drafts_come_from_the_file(model, written):
   path, ids = written
   params = model.params(drafter(path, vocabulary_size=7))
