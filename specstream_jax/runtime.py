@@ -81,24 +81,25 @@ class Model:
     self,
     drafter: str | config_drafting.DrafterConfig,
     decode: config.DecodeConfig,
-    sampling: config.SamplingConfig = config.SamplingConfig(),
+    *,
     tree: config.TreeConfig | None = None,
   ) -> decoder_lib.Decoder:
     """The compiled decoder for these settings; made once.
 
+    How tokens are drawn is not among them: it is said when it generates.
+
     Args:
       drafter: a name of `DRAFTERS` with its defaults, or all its settings.
       decode: sizes and stop conditions.
-      sampling: how a token is drawn.
       tree: used where the drafter's settings name none.
 
     Raises:
       ValueError: unknown drafter, or one that does not fit the model.
     """
     drafter = _settings(drafter, tree)
-    key = (drafter, decode, sampling)
+    key = (drafter, decode)
     if key not in self._decoders:
-      self._decoders[key] = self._make_decoder(drafter, decode, sampling)
+      self._decoders[key] = self._make_decoder(drafter, decode)
     return self._decoders[key]
 
   def params(
@@ -112,14 +113,13 @@ class Model:
       self._params[key] = made.params
     return self._params[key]
 
-  def _make_decoder(self, drafter, decode, sampling):
+  def _make_decoder(self, drafter, decode):
     made = assembly.assemble(self, drafter, decode)
     self._params[_weights_key(drafter)] = made.params
     return decoder_lib.Decoder(
       made.model,
       made.drafter,
       decode,
-      sampling,
       prompt_model=made.prompt_model,
       verifier=verifiers.make(drafter),
       partitioner=self.partitioner,

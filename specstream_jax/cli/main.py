@@ -109,6 +109,7 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str]) -> None:
 def _configurables() -> list[str]:
   modules = (
     'specstream_jax.config',
+    'specstream_jax.config_sampling',
     'specstream_jax.config_training',
     'specstream_jax.config_drafting',
     'specstream_jax.mesh',

@@ -12,7 +12,7 @@ P path length, V vocabulary.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from specstream_jax import sampling, typing
 from specstream_jax.decoding import (
   cache as cache_lib,
+  edits as edits_lib,
   interface,
   stopping,
   tree as tree_lib,
@@ -43,7 +44,11 @@ class DecodeState:
     cache: committed keys and values.
     tree: drafts to verify in the next step.
     drafter_state: the drafter's own pytree.
+    eos_ids: [B, E] int32 tokens that end each row; -1 is none.
     row_keys: [B] keys of the position-keyed noise.
+    settings: how the rows' tokens are drawn; None where all are greedy and
+      nothing is edited, which compiles without the rest.
+    edits: what is done to the logits before; None together with `settings`.
     calls: [B] int32 steps each row took part in; the prompt pass is none.
     accept_lengths: [B, max_new] int32 accept length of each call.
     num_steps: int32 scalar, steps of the batch.
@@ -56,7 +61,10 @@ class DecodeState:
   cache: cache_lib.Cache
   tree: tree_lib.DraftTree
   drafter_state: Any
+  eos_ids: typing.Array
   row_keys: typing.Array
+  settings: sampling.RowSettings | None
+  edits: edits_lib.Edits | None
   calls: typing.Array
   accept_lengths: typing.Array
   num_steps: typing.Array
@@ -67,13 +75,30 @@ class DecodeState:
     return self.finish_reason != stopping.RUNNING
 
 
+class Rows(NamedTuple):
+  """What the rows of a batch ask for.
+
+  Attributes:
+    limits: [B] int32 most tokens each row may emit, at least 1.
+    eos_ids: [B, E] int32 tokens that end each row; -1 is none.
+    keys: [B] of the position-keyed noise, see `sampling.row_keys`.
+    settings: how tokens are drawn; None where all are plainly greedy.
+    edits: of the logits; None together with `settings`.
+  """
+
+  limits: typing.Array
+  eos_ids: typing.Array
+  keys: typing.Array
+  settings: sampling.RowSettings | None = None
+  edits: edits_lib.Request | None = None
+
+
 def prefill(
   setup: interface.Setup,
   params: Any,
   prompts: typing.Array,
   prompt_lengths: typing.Array,
-  limits: typing.Array,
-  row_keys: typing.Array,
+  rows: Rows,
   *,
   cache_length: int,
 ) -> DecodeState:
@@ -84,8 +109,7 @@ def prefill(
     params: weights, passed through to the model.
     prompts: [B, T] int32, padded on the right.
     prompt_lengths: [B] int32, at least 1.
-    limits: [B] int32 most tokens each row may emit, at least 1.
-    row_keys: [B] keys, see `sampling.row_keys`.
+    rows: what each of them asks for.
     cache_length: S.
   """
   batch, padded_length = prompts.shape
@@ -99,29 +123,33 @@ def prefill(
     setup.prompt_model.init_cache(batch, cache_length),
     with_streams=setup.drafter.with_streams,
   )
-  last = prompt_lengths - 1
-  logits = setup.prompt_model.logits(params, _at(forward.hidden, last))
-  first = sampling.draw(
-    logits[:, None], row_keys, prompt_lengths[:, None], setup.sampling
-  )
+  last, ahead = prompt_lengths - 1, prompt_lengths[:, None]
+  logits = setup.prompt_model.logits(params, _at(forward.hidden, last))[:, None]
+  edits = None
+  if rows.edits is not None:
+    text = prompts, prompt_lengths
+    edits = edits_lib.start(rows.edits, rows.eos_ids, *text, logits.shape[-1])
+  logits = edits_lib.apply(edits, logits, ahead)
+  first = sampling.draw(logits, rows.keys, ahead, rows.settings)
   zeros = jnp.zeros((batch,), jnp.int32)
   buffer = jnp.zeros((batch, setup.cfg.max_new_tokens), jnp.int32)
   state = DecodeState(
     tokens=buffer,
     num_tokens=zeros,
-    limits=limits,
+    limits=rows.limits,
     finish_reason=zeros,
     cache=dataclasses.replace(forward.cache, length=prompt_lengths),
     tree=tree_lib.root_only(first[:, 0]),
     drafter_state=setup.drafter.init(params, prompts, prompt_lengths),
-    row_keys=row_keys,
+    eos_ids=rows.eos_ids,
+    row_keys=rows.keys,
+    settings=rows.settings,
+    edits=edits,
     calls=zeros,
     accept_lengths=buffer,
     num_steps=jnp.int32(0),
   )
-  kept, reason = stopping.truncate(
-    setup.cfg, buffer, zeros, limits, first, zeros + 1
-  )
+  kept, reason = _truncate(setup, state, first, zeros, logits[:, 0])
   state = _emit(setup, state, first, kept, reason)
   prompt_setup = setup._replace(model=setup.prompt_model)
   return _draft(prompt_setup, params, state, forward, last, first[:, 0])
@@ -135,16 +163,12 @@ def step(
     forward = _forward_tree(setup, params, state)
     verification = _verification(setup, params, state, forward)
   with jax.named_scope('verify'):
-    verified = setup.verifier(verification, setup.sampling, setup.path_length)
+    verified = setup.verifier(verification, state.settings, setup.path_length)
     tree = verify.surviving_tree(verification)
     emitted = verify.emitted(tree, verified)
-    kept, reason = stopping.truncate(
-      setup.cfg,
-      state.tokens,
-      state.num_tokens,
-      state.limits,
-      emitted,
-      verified.accept_length + 1,
+    leaf_logits = _at(verification.logits, verified.leaf)
+    kept, reason = _truncate(
+      setup, state, emitted, verified.accept_length, leaf_logits
     )
     kept = jnp.where(state.is_done, 0, kept)
     reason = jnp.where(state.is_done, state.finish_reason, reason)
@@ -199,13 +223,48 @@ def _early_path(forward, path):
 
 def _verification(setup, params, state, forward):
   """The tree with the target's logits at the nodes that have them."""
-  return interface.Verification(
+  verification = interface.Verification(
     state.tree,
     None if forward.pruned is None else forward.pruned.survivors,
     setup.model.logits(params, forward.hidden),
     state.row_keys,
     state.cache.length + 1,
   )
+  if state.edits is None:
+    return verification
+  tree = verify.surviving_tree(verification)
+  edited = edits_lib.apply(
+    state.edits,
+    verification.logits,
+    verification.root_positions[:, None] + tree.depths,
+    edits_lib.tree_paths(tree, setup.path_length),
+  )
+  return verification._replace(logits=edited)
+
+
+def _truncate(setup, state, emitted, accept_length, logits):
+  """How many of `emitted` [B, P] to keep, and why the row ends there.
+
+  Args:
+    setup: stop sequences.
+    state: the output so far.
+    emitted: the accepted tokens, then the one that was drawn.
+    accept_length: [B] int32.
+    logits: [B, V] that the last one was drawn from.
+  """
+  # Of logits without an order nothing can be drawn; the accepted tokens stand.
+  is_finite = jnp.isfinite(logits.max(axis=-1))
+  kept, reason = stopping.truncate(
+    setup.cfg,
+    state.tokens,
+    state.num_tokens,
+    state.limits,
+    state.eos_ids,
+    emitted,
+    accept_length + is_finite,
+  )
+  is_stuck = ~is_finite & (reason == stopping.RUNNING)
+  return kept, jnp.where(is_stuck, stopping.NOT_FINITE, reason)
 
 
 def _count_call(state, kept):
@@ -217,7 +276,7 @@ def _count_call(state, kept):
     state,
     calls=state.calls + took_part,
     accept_lengths=state.accept_lengths.at[rows, index].set(
-      kept - 1, mode='drop'
+      jnp.maximum(kept - 1, 0), mode='drop'
     ),
     num_steps=state.num_steps + 1,
   )
@@ -226,10 +285,9 @@ def _count_call(state, kept):
 def _emit(setup, state, emitted, kept, reason):
   """Appends the first `kept` [B] of `emitted` [B, P]; ends full rows."""
   offset = jnp.arange(emitted.shape[1])[None]
+  is_kept = offset < kept[:, None]
   index = jnp.where(
-    offset < kept[:, None],
-    state.num_tokens[:, None] + offset,
-    state.tokens.shape[1],
+    is_kept, state.num_tokens[:, None] + offset, state.tokens.shape[1]
   )
   rows = jnp.arange(kept.shape[0])[:, None]
   needed = state.cache.length + setup.drafter.size
@@ -239,6 +297,7 @@ def _emit(setup, state, emitted, kept, reason):
     tokens=state.tokens.at[rows, index].set(emitted, mode='drop'),
     num_tokens=state.num_tokens + kept,
     finish_reason=jnp.where(is_full, stopping.CACHE, reason),
+    edits=edits_lib.remember(state.edits, jnp.where(is_kept, emitted, -1)),
   )
 
 
@@ -255,6 +314,8 @@ def _draft(
     tokens=state.tokens,
     num_tokens=state.num_tokens,
     row_keys=state.row_keys,
+    settings=state.settings,
+    edits=state.edits,
     last_tree=last_tree,
     draws=draws,
   )

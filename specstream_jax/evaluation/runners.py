@@ -76,10 +76,12 @@ class OwnRunner:
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):
     """See `Runner`."""
     decode = dataclasses.replace(self._decode, prompt_bucket=bucket)
-    sampling = config.SamplingConfig(temperature=temperature)
-    decoder = self._model.decoder(self._drafter, decode, sampling)
-    return decoder.generate(
-      self._model.params(self._drafter), prompts, seed=seed, row_ids=row_ids
+    return self._model.decoder(self._drafter, decode).generate(
+      self._model.params(self._drafter),
+      prompts,
+      seed=seed,
+      row_ids=row_ids,
+      sampling=config.SamplingConfig(temperature=temperature),
     )
 
 

@@ -200,7 +200,7 @@ def _answer(model, rows, options, journal, progress, total):
         prompt_bucket=bucket,
         eos_ids=model.eos_ids,
       )
-      decoder = model.decoder(options.drafter, decode, options.sampling)
+      decoder = model.decoder(options.drafter, decode)
       for start in range(0, len(waiting), options.batch_size):
         part = waiting[start : start + options.batch_size]
         # One shape per bucket: a short batch repeats its first row.
@@ -210,6 +210,7 @@ def _answer(model, rows, options, journal, progress, total):
           [list(row.tokens) for row in full],
           seed=options.seed,
           row_ids=[row.index for row in full],
+          sampling=options.sampling,
         )
         for row, tokens, reason in zip(
           part, result.tokens, result.finish_reasons

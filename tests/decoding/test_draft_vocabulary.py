@@ -41,10 +41,14 @@ def decode(model, cfg, temperature=0.0):
   decoder = model.decoder(
     cfg,
     config.DecodeConfig(max_new_tokens=14, eos_ids=model.eos_ids),
-    config.SamplingConfig(temperature=temperature),
   )
   prompts = [model.encode('one two'), model.encode('x')]
-  return decoder.generate(model.params(cfg), prompts, seed=3)
+  return decoder.generate(
+    model.params(cfg),
+    prompts,
+    seed=3,
+    sampling=config.SamplingConfig(temperature=temperature),
+  )
 
 
 @pytest.mark.parametrize('temperature', [0.0, 0.9])

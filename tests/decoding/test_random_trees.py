@@ -25,25 +25,27 @@ from specstream_jax.decoding import (
 from specstream_jax.decoding.drafters import streams
 
 NUM_ROWS, VOCAB_SIZE, DEPTH = 100_000, 4, 2
-WARM = config.SamplingConfig(temperature=0.8)
-GREEDY = config.SamplingConfig()
+WARM, GREEDY = (
+  sampling.row_settings([config.SamplingConfig(temperature=t)])
+  for t in (0.8, 0.0)
+)
 FULL = config.TreeConfig('full', depth=DEPTH, branching=2)
 APART = config.TreeConfig('full', depth=DEPTH, branching=2, keep_nodes=3)
 BEAM = config.TreeConfig('best_first', depth=DEPTH, num_nodes=7)
 LOGITS = 1.2 * np.random.default_rng(0).normal(size=(DEPTH, VOCAB_SIZE))
 LOGITS = LOGITS.astype(np.float32)
-_draw = jax.jit(random_trees.draw, static_argnums=(3, 4, 5))
+_draw = jax.jit(random_trees.draw, static_argnums=(3, 5))
 
 
 @functools.cache
-def _trees(cfg, drafting, sampling_cfg=WARM):
+def _trees(cfg, drafting, is_greedy=False):
   """Tokens and parents [NUM_ROWS, M] of independent draws."""
   rows = jnp.zeros((NUM_ROWS,), jnp.int32)
   keys = sampling.call_keys(
     sampling.row_keys(3, range(NUM_ROWS)), rows + 5, sampling.DRAFT_NOISE
   )
   logits = jnp.broadcast_to(LOGITS, (NUM_ROWS, *LOGITS.shape))
-  tree = _draw(logits, rows, keys, cfg, sampling_cfg, drafting)
+  tree = _draw(logits, rows, keys, cfg, GREEDY if is_greedy else WARM, drafting)
   return jax.tree.map(np.array, tree)
 
 
@@ -158,7 +160,7 @@ def test_a_second_child_says_nothing_of_itself_by_being_there():
 
 def test_greedy_beam_is_beam_search():
   cfg = config.TreeConfig('best_first', depth=DEPTH, num_nodes=8)
-  tree = _trees(cfg, 'beam', GREEDY)
+  tree = _trees(cfg, 'beam', is_greedy=True)
   assert random_trees.beam_widths(cfg) == [4, 3]
   log_probs = LOGITS - scipy.special.logsumexp(LOGITS, axis=1, keepdims=True)
   order = np.argsort(-log_probs[0])
@@ -259,12 +261,12 @@ def test_coupling_can_be_switched_off(settings, is_coupled):
   logits = jnp.broadcast_to(LOGITS, (31, *LOGITS.shape))
   model = table_lm.MODEL._replace(stream_logits=lambda *args: logits)
   setup = interface.Setup(
-    model, model, drafter, config.DecodeConfig(), WARM, verify.walk
+    model, model, drafter, config.DecodeConfig(), verify.walk
   )
   zeros = jnp.zeros((31,), jnp.int32)
   context = interface.DraftContext(
     zeros, None, None, None, zeros + 3, None, None,
-    sampling.row_keys(0, range(31)),
+    sampling.row_keys(0, range(31)), WARM,
   )  # fmt: skip
   tree, _ = drafter.propose(setup, {}, context, ())
   assert isinstance(tree, tree_lib.DraftTree) and tree.law is None

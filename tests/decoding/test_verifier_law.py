@@ -135,8 +135,8 @@ class _ChosenAsDrawn(streams.Streams):
   """Planted bias: the best tokens, with the law as if they had been drawn."""
 
   def propose(self, setup, params, context, state):
-    greedy = setup._replace(sampling=config.SamplingConfig())
-    return super().propose(greedy, params, context, state)
+    greedy = context._replace(settings=None)
+    return super().propose(setup, params, greedy, state)
 
 
 RULES = {
@@ -203,7 +203,8 @@ def _expected():
   law, texts = np.ones(1), [[]]
   for _ in range(MAX_NEW):
     logits = [table_lm.next_logits(PARAMS, PROMPT + text) for text in texts]
-    probs = np.array(sampling.law(jnp.array(logits), LAW), np.float64)
+    settings = sampling.row_settings([LAW])
+    probs = np.array(sampling.law(jnp.array(logits), settings), np.float64)
     law = (law[:, None] * probs).reshape(-1)
     texts = [[*text, token] for text in texts for token in range(VOCAB_SIZE)]
   return law

@@ -9,7 +9,12 @@ import functools
 import jax.numpy as jnp
 
 from specstream_jax import config, config_drafting, sampling
-from specstream_jax.decoding import ngrams, random_trees, tree as tree_lib
+from specstream_jax.decoding import (
+  edits as edits_lib,
+  ngrams,
+  random_trees,
+  tree as tree_lib,
+)
 
 
 class Streams:
@@ -60,8 +65,19 @@ class Streams:
     logits = setup.model.stream_logits(
       params, context.stream_state, context.cache, context.leaf_positions
     )[:, : self.max_depth]
+    # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
+    ahead = 2 + jnp.arange(self.max_depth)[None]
+    positions = context.leaf_positions[:, None] + ahead
+    # Streams do not know the path, so of the text the output alone counts.
+    logits = edits_lib.apply(context.edits, logits, positions)
     if self.options.drafting == 'top_k':
-      scores = self._scores(setup, logits, context)
+      scores = sampling.perturb(
+        logits,
+        context.row_keys,
+        positions,
+        context.settings,
+        self.options.used_noise_weight,
+      )
       return self._best(setup, params, scores, context, state), state
     keys = sampling.call_keys(
       context.row_keys, context.leaf_positions + 2, sampling.DRAFT_NOISE
@@ -71,23 +87,10 @@ class Streams:
       context.root,
       keys,
       self.cfg,
-      setup.sampling,
+      context.settings,
       self.options.drafting,
     )
     return drafts, state
-
-  def _scores(self, setup, logits, context):
-    """What the streams' tokens are ranked by, [B, J, V]."""
-    # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
-    ahead = 2 + jnp.arange(self.max_depth)[None]
-    positions = context.leaf_positions[:, None] + ahead
-    return sampling.perturb(
-      logits,
-      context.row_keys,
-      positions,
-      setup.sampling,
-      self.options.used_noise_weight,
-    )
 
   def _best(self, setup, params, scores, context, state):
     """The tree of the streams' best tokens."""
