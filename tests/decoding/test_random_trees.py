@@ -25,10 +25,9 @@ from specstream_jax.decoding import (
 from specstream_jax.decoding.drafters import streams
 
 NUM_ROWS, VOCAB_SIZE, DEPTH = 100_000, 4, 2
-WARM, GREEDY = (
-  sampling.row_settings([config.SamplingConfig(temperature=t)])
-  for t in (0.8, 0.0)
-)
+WARM = config.SamplingConfig(temperature=0.8)
+GREEDY = config.SamplingConfig()
+WARM_ROWS = sampling.row_settings([WARM])
 FULL = config.TreeConfig('full', depth=DEPTH, branching=2)
 APART = config.TreeConfig('full', depth=DEPTH, branching=2, keep_nodes=3)
 BEAM = config.TreeConfig('best_first', depth=DEPTH, num_nodes=7)
@@ -38,19 +37,20 @@ _draw = jax.jit(random_trees.draw, static_argnums=(3, 5))
 
 
 @functools.cache
-def _trees(cfg, drafting, is_greedy=False):
+def _trees(cfg, drafting, sampling_cfg=WARM):
   """Tokens and parents [NUM_ROWS, M] of independent draws."""
   rows = jnp.zeros((NUM_ROWS,), jnp.int32)
   keys = sampling.call_keys(
     sampling.row_keys(3, range(NUM_ROWS)), rows + 5, sampling.DRAFT_NOISE
   )
   logits = jnp.broadcast_to(LOGITS, (NUM_ROWS, *LOGITS.shape))
-  tree = _draw(logits, rows, keys, cfg, GREEDY if is_greedy else WARM, drafting)
+  settings = sampling.row_settings([sampling_cfg])
+  tree = _draw(logits, rows, keys, cfg, settings, drafting)
   return jax.tree.map(np.array, tree)
 
 
 def _probs(depth):
-  return np.float64(sampling.law(LOGITS[depth - 1], WARM))
+  return np.float64(sampling.law(LOGITS[depth - 1], WARM_ROWS))
 
 
 def _check_law(observed, law):
@@ -160,7 +160,7 @@ def test_a_second_child_says_nothing_of_itself_by_being_there():
 
 def test_greedy_beam_is_beam_search():
   cfg = config.TreeConfig('best_first', depth=DEPTH, num_nodes=8)
-  tree = _trees(cfg, 'beam', is_greedy=True)
+  tree = _trees(cfg, 'beam', GREEDY)
   assert random_trees.beam_widths(cfg) == [4, 3]
   log_probs = LOGITS - scipy.special.logsumexp(LOGITS, axis=1, keepdims=True)
   order = np.argsort(-log_probs[0])
@@ -266,7 +266,7 @@ def test_coupling_can_be_switched_off(settings, is_coupled):
   zeros = jnp.zeros((31,), jnp.int32)
   context = interface.DraftContext(
     zeros, None, None, None, zeros + 3, None, None,
-    sampling.row_keys(0, range(31)), WARM,
+    sampling.row_keys(0, range(31)), WARM_ROWS,
   )  # fmt: skip
   tree, _ = drafter.propose(setup, {}, context, ())
   assert isinstance(tree, tree_lib.DraftTree) and tree.law is None
