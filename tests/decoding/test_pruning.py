@@ -7,6 +7,7 @@ import functools
 import known_text
 import numpy as np
 import pytest
+import sampling_cases
 import tiny
 
 from specstream_jax import config
@@ -14,18 +15,20 @@ from specstream_jax.decoding import decoder, transformer_fns
 from specstream_jax.decoding.drafters import none
 
 DECODE = config.DecodeConfig(max_new_tokens=13, prompt_bucket=8, eos_ids=(5,))
-SAMPLING = {
-  'greedy': config.SamplingConfig(),
-  'sampled': config.SamplingConfig(temperature=1.0),
-}
 TREE = config.TreeConfig('full', depth=2, branching=3)
 CONFIG = dataclasses.replace(tiny.CONFIG, num_layers=2)
 STREAMS = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=2)
-NUM_ROWS, NUM_MODELS, KEEP = 25, 3, 6
+NUM_ROWS, NUM_MODELS, KEEP = 26, 3, 6
+CASES = list(sampling_cases.cases(CONFIG.vocab_size).values())
+SAMPLING = {
+  'greedy': [config.SamplingConfig()] * NUM_ROWS,
+  # Half at temperature 1, half with settings of every kind.
+  'sampled': [config.SamplingConfig(temperature=1.0)] * 13 + CASES,
+}
 
 
 @functools.cache
-def _decoder(how, keep_nodes):
+def _decoder(keep_nodes):
   """Keeps all nodes at 0; None decodes plainly."""
   built, _, _ = tiny.model(CONFIG, STREAMS, None)
   drafter = known_text.KnownText(TREE, CONFIG.vocab_size)
@@ -33,13 +36,12 @@ def _decoder(how, keep_nodes):
     transformer_fns.model_fns(built, keep_nodes=keep_nodes or 0),
     none.NoDraft() if keep_nodes is None else drafter,
     DECODE,
-    SAMPLING[how],
     prompt_model=transformer_fns.model_fns(built),
   )
 
 
 def _decode(how, keep_nodes, seed, tokens=None):
-  """What 25 rows come to with weights of their own for each seed."""
+  """What the rows come to with weights of their own for each seed."""
   _, base, adapter = tiny.model(CONFIG, STREAMS, None, seed=10 * seed)
   text = () if tokens is None else known_text.as_text(tokens, 13)
   rng = np.random.default_rng(seed)
@@ -47,8 +49,11 @@ def _decode(how, keep_nodes, seed, tokens=None):
     rng.integers(0, CONFIG.vocab_size, n).tolist()
     for n in rng.integers(1, 9, NUM_ROWS)
   ]
-  return _decoder(how, keep_nodes).generate(
-    transformer_fns.Params(base, adapter, text), prompts, seed=seed
+  return _decoder(keep_nodes).generate(
+    transformer_fns.Params(base, adapter, text),
+    prompts,
+    seed=seed,
+    sampling=SAMPLING[how],
   )
 
 
