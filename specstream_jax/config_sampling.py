@@ -97,6 +97,14 @@ class SamplingConfig:
       self.suppress_tokens, -math.inf
     )
 
+  def changes(self) -> dict[str, Any]:
+    """Fields that differ from plain greedy decoding."""
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if getattr(self, field.name) != field.default
+    }
+
   def check_fits(self, vocab_size: int) -> None:
     """Raises ValueError if a token id is not in the vocabulary, or all go."""
     for name, ids in (

@@ -6,7 +6,7 @@ decoder pays for it. A lossless adapter keeps the base as it is, or as the LoRA
 that comes with it has tuned it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import pathlib
@@ -20,6 +20,7 @@ import numpy as np
 from specstream_jax import assembly, config, config_drafting, partitioning
 from specstream_jax.checkpoints import (
   adapters,
+  generation_config,
   loading,
   weights as weights_lib,
 )
@@ -53,6 +54,7 @@ class Model:
     bos_id: token id in front of every prompt, or None.
     layout: of the kernels, see `layers.Linear`.
     adapter_dir: folder of the adapter, empty without.
+    generation: fields of the checkpoint's generation_config.json.
     partitioner: where the weights lie, and batches go.
   """
 
@@ -69,6 +71,7 @@ class Model:
   bos_id: int | None = None
   layout: str = 'out_in'
   adapter_dir: str = ''
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.local, repr=False
   )
@@ -124,6 +127,17 @@ class Model:
       verifier=verifiers.make(drafter),
       partitioner=self.partitioner,
     )
+
+  def wishes(self) -> generation_config.Wishes:
+    """How the checkpoint wants tokens drawn.
+
+    Raises:
+      ValueError: its generation_config.json has a value out of range, or names
+        tokens that it does not have.
+    """
+    found = generation_config.parse(self.generation)
+    found.sampling.check_fits(self.config.vocab_size)
+    return found
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text`, no special tokens added."""
@@ -230,6 +244,7 @@ def load(
     eos_ids=tuple(loaded.eos_ids),
     bos_id=loaded.bos_id,
     adapter_dir=folder,
+    generation=loaded.generation,
     partitioner=part,
   )
 

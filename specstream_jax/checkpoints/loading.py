@@ -13,7 +13,13 @@ import numpy as np
 import tokenizers
 
 from specstream_jax import config
-from specstream_jax.checkpoints import fetch, gguf, huggingface, weights
+from specstream_jax.checkpoints import (
+  fetch,
+  generation_config,
+  gguf,
+  huggingface,
+  weights,
+)
 
 _HUB_ID = re.compile(r'[\w-][\w.-]*/[\w.-]+')
 
@@ -31,6 +37,7 @@ class LoadedModel:
     bos_id: token id that the tokenizer puts in front of a text, or None.
     source: the model's name: known name, hub id, or name of folder or file.
     config_hash: `weights.config_hash` of the config.
+    generation: fields of its generation_config.json.
   """
 
   config: config.ModelConfig
@@ -41,6 +48,7 @@ class LoadedModel:
   bos_id: int | None
   source: str
   config_hash: str
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -174,6 +182,7 @@ def _load_huggingface(path: pathlib.Path, dtype: str) -> LoadedModel:
     bos_id=_bos_id(tokenizer),
     source=path.resolve().name,
     config_hash=weights.config_hash(cfg),
+    generation=generation_config.read(path),
   )
 
 

@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from specstream_jax import runtime
+from specstream_jax.cli import decoding_flags
 from specstream_jax.evaluation import external, table
 from specstream_jax.workflows import bench as workflow
 
@@ -37,6 +38,7 @@ def define_flags() -> None:
     'tasks', ['e2e_sample/test'], 'name/split@DIR; split and @DIR may be left.'
   )
   flags.DEFINE_list('temperatures', ['0'], '0 is greedy.')
+  decoding_flags.define_generation_config('none')
   flags.DEFINE_list('batch_sizes', ['1'], 'Rows per call.')
   flags.DEFINE_integer(
     'num_prompts', 64, 'Per task, spread; 0 takes all.', lower_bound=0
@@ -81,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     drafters=tuple(filter(None, drafters)),
     tasks=tuple(args.tasks),
     temperatures=_numbers('temperatures', args.temperatures, float),
+    sampling=decoding_flags.own_sampling(model),
     batch_sizes=_numbers('batch_sizes', args.batch_sizes, int),
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,

@@ -48,9 +48,7 @@ def define_flags() -> None:
     'max_prompt_tokens', 1024, 'Longer prompts are left out.'
   )
   flags.DEFINE_integer('batch_size', 8, 'Rows per call.')
-  flags.DEFINE_float('temperature', 0.0, '0 is greedy.')
-  flags.DEFINE_float('top_p', 1.0, '1 is off.')
-  flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
+  decoding_flags.define_sampling(generation_config='none')
   decoding_flags.define_shard()
   flags.DEFINE_string('output_dir', 'distilled', 'Gets SPLIT.jsonl.')
 
@@ -66,8 +64,7 @@ def main(argv: Sequence[str]) -> int:
     max_new_tokens=args.max_new_tokens,
     max_prompt_tokens=args.max_prompt_tokens,
     batch_size=args.batch_size,
-    temperature=args.temperature,
-    top_p=args.top_p,
+    sampling=decoding_flags.sampling(model),
     seed=args.seed,
     is_chat=args.chat,
     drafter=args.drafter,

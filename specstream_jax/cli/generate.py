@@ -13,7 +13,7 @@ from specstream_jax.workflows import generate as workflow
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  decoding_flags.define()
+  decoding_flags.define(generation_config='auto')
   flags.DEFINE_multi_string('prompt', [], 'A prompt; may be repeated.')
   flags.DEFINE_string('prompt_file', None, 'One prompt a line; - is stdin.')
   flags.DEFINE_string(
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     drafter=args.drafter and config_drafting.parse(args.drafter),
     tree=decoding_flags.tree(model.tree),
     schedule=decode.schedule,
-    sampling=decoding_flags.sampling(),
+    sampling=decoding_flags.sampling(model),
     stop=tuple(args.stop),
     seed=args.seed,
   )

@@ -58,9 +58,15 @@ class OwnRunner:
     drafter: config_drafting.DrafterConfig,
     label: str,
     decode: config.DecodeConfig,
+    sampling: config.SamplingConfig,
   ):
-    """Raises ValueError if the drafter does not fit the model."""
+    """Takes all of `sampling` but the temperature, which each call names.
+
+    Raises:
+      ValueError: the drafter does not fit the model.
+    """
     self._model, self._drafter, self._decode = model, drafter, decode
+    self._sampling = sampling
     self.label = label
     self.settings = config.to_json(drafter)
     self.is_lossy, self.output = drafter.is_lossy, drafter.output
@@ -81,7 +87,7 @@ class OwnRunner:
       prompts,
       seed=seed,
       row_ids=row_ids,
-      sampling=config.SamplingConfig(temperature=temperature),
+      sampling=dataclasses.replace(self._sampling, temperature=temperature),
     )
 
 

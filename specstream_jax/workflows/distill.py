@@ -32,8 +32,7 @@ class Options:
       as not finished.
     max_prompt_tokens: longer prompts are left out and counted.
     batch_size: rows per call.
-    temperature: 0 is greedy.
-    top_p: nucleus, 1 is off.
+    sampling: how tokens are drawn.
     seed: of the noise; the answer to a row does not depend on its batch.
     is_chat: prompts go through the model's chat template as a user's turn.
     drafter: 'streams' decodes faster, 'none' needs no adapter; the same
@@ -45,8 +44,7 @@ class Options:
   max_new_tokens: int = 128
   max_prompt_tokens: int = 1024
   batch_size: int = 8
-  temperature: float = 0.0
-  top_p: float = 1.0
+  sampling: config.SamplingConfig = config.SamplingConfig()
   seed: int = 0
   is_chat: bool = False
   drafter: str = 'none'
@@ -62,12 +60,6 @@ class Options:
         f'shard is {self.shard} of {self.num_shards}; accepted: 0 to '
         f'{self.num_shards - 1}'
       )
-    _ = self.sampling  # told before anything is written
-
-  @property
-  def sampling(self) -> config.SamplingConfig:
-    """How a token is drawn."""
-    return config.SamplingConfig(self.temperature, top_p=self.top_p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +132,7 @@ def distill(
     ValueError: nothing to answer, a folder of other settings, or one that
       cannot be written.
   """
+  options.sampling.check_fits(model.config.vocab_size)
   rows, num_too_long = _rows(model, prompts, options)
   header = _provenance(model, prompts, options)
   own = rows[options.shard :: options.num_shards]
@@ -231,8 +224,9 @@ def _provenance(model, prompts, options) -> dict[str, Any]:
   """What the answers depend on; shards and resumed runs must agree on it."""
   settings = dataclasses.asdict(options)
   # Same answers whatever these are.
-  for name in ('batch_size', 'shard', 'drafter'):
+  for name in ('batch_size', 'shard', 'drafter', 'sampling'):
     del settings[name]
+  settings |= {'temperature': 0.0, 'top_p': 1.0} | options.sampling.changes()
   digest = hashlib.sha256()
   for prompt in prompts:
     digest.update(prompt.encode() + b'\0')

@@ -3,8 +3,18 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 
-from specstream_jax import config, config_drafting, runtime
+from absl import logging
+
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  runtime,
+)
+
+_SMALLEST_BUFFER = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +49,17 @@ class Options:
   """How to generate; the same for every prompt of a call.
 
   Attributes:
-    max_new_tokens: most new tokens per prompt.
+    max_new_tokens: most new tokens per prompt; compiled for the next of 64,
+      128, 256, …
     drafter: a name, or all settings; 'none' is plain decoding, None takes
       streams if there is an adapter.
     tree: draft tree; None takes the adapter's.
     schedule: 'deferred' or 'parallel'.
-    sampling: temperature, top-k, top-p.
+    sampling: how tokens are drawn; None is greedy, or what `generation_config`
+      finds. New settings compile nothing, but for the step from plainly greedy
+      ones to others.
+    generation_config: 'auto' takes the checkpoint's generation_config.json
+      where `sampling` is None, and says so; 'none' does not.
     stop: texts that end a completion; emitted as well.
     seed: of the noise when temperature > 0.
   """
@@ -53,7 +68,8 @@ class Options:
   drafter: str | config_drafting.DrafterConfig | None = None
   tree: config.TreeConfig | None = None
   schedule: str = 'deferred'
-  sampling: config.SamplingConfig = config.SamplingConfig()
+  sampling: config.SamplingConfig | None = None
+  generation_config: str = 'auto'
   stop: tuple[str, ...] = ()
   seed: int = 0
 
@@ -72,7 +88,9 @@ def generate(
   result = decoder.generate(
     model.params(name),
     _encode(model, prompts, options.max_new_tokens),
+    options.max_new_tokens,
     seed=options.seed,
+    sampling=_sampling(model, options),
   )
   rows = zip(
     result.tokens, result.calls, result.accept_lengths, result.finish_reasons
@@ -109,19 +127,52 @@ def stream(
   yield from decoder.stream(
     model.params(name),
     _encode(model, prompts, options.max_new_tokens),
+    options.max_new_tokens,
     seed=options.seed,
+    sampling=_sampling(model, options),
   )
+
+
+def _sampling(model, options):
+  """How tokens are drawn: as asked, else as the checkpoint wants."""
+  checks.one_of(
+    'generation_config', options.generation_config, ('auto', 'none')
+  )
+  sampling = options.sampling
+  if sampling is None and options.generation_config == 'auto':
+    wishes = model.wishes()
+    _tell(wishes.line())
+    sampling = wishes.sampling
+  sampling = config.SamplingConfig() if sampling is None else sampling
+  sampling.check_fits(model.config.vocab_size)
+  return sampling
+
+
+@functools.cache
+def _tell(line):
+  """Logs a line, once."""
+  if line:
+    logging.warning('%s', line)
+
+
+def _buffer(max_new_tokens):
+  """Size of the output that is compiled for."""
+  checks.at_least('max_new_tokens', max_new_tokens, 1)
+  size = _SMALLEST_BUFFER
+  while size < max_new_tokens:
+    size *= 2
+  return size
 
 
 def _decoder(model, options):
   name = _drafter(model, options)
   decode = config.DecodeConfig(
-    max_new_tokens=options.max_new_tokens,
+    max_new_tokens=_buffer(options.max_new_tokens),
     schedule=options.schedule,
     eos_ids=model.eos_ids,
     stop_sequences=tuple(tuple(model.encode(text)) for text in options.stop),
   )
-  return model.decoder(name, decode, options.sampling, options.tree), name
+  return model.decoder(name, decode, tree=options.tree), name
 
 
 def _encode(model, prompts, max_new_tokens):
