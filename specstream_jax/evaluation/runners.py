@@ -58,7 +58,7 @@ class OwnRunner:
     drafter: config_drafting.DrafterConfig,
     label: str,
     decode: config.DecodeConfig,
-    sampling: config.SamplingConfig,
+    sampling: config.SamplingConfig = config.SamplingConfig(),
   ):
     """Takes all of `sampling` but the temperature, which each call names.
 
