@@ -149,7 +149,8 @@ def prefill(
     accept_lengths=buffer,
     num_steps=jnp.int32(0),
   )
-  kept, reason = _truncate(setup, state, first, zeros, logits[:, 0])
+  best = _best_logits(logits, first, rows.settings)
+  kept, reason = _truncate(setup, state, first, zeros, best)
   state = _emit(setup, state, first, kept, reason)
   prompt_setup = setup._replace(model=setup.prompt_model)
   return _draft(prompt_setup, params, state, forward, last, first[:, 0])
@@ -166,9 +167,10 @@ def step(
     verified = setup.verifier(verification, state.settings, setup.path_length)
     tree = verify.surviving_tree(verification)
     emitted = verify.emitted(tree, verified)
-    leaf_logits = _at(verification.logits, verified.leaf)
+    best = _best_logits(verification.logits, verified.draws, state.settings)
+    at_path = jnp.take_along_axis(best, verified.path, axis=1)
     kept, reason = _truncate(
-      setup, state, emitted, verified.accept_length, leaf_logits
+      setup, state, emitted, verified.accept_length, at_path
     )
     kept = jnp.where(state.is_done, 0, kept)
     reason = jnp.where(state.is_done, state.finish_reason, reason)
@@ -242,7 +244,17 @@ def _verification(setup, params, state, forward):
   return verification._replace(logits=edited)
 
 
-def _truncate(setup, state, emitted, accept_length, logits):
+def _best_logits(logits, draws, settings):
+  """The largest of logits [B, M, V]; NaN if one is NaN, float32 [B, M].
+
+  Greedy draws [B, M] point at it, which saves a pass over all of them.
+  """
+  if settings is None and draws is not None:
+    return jnp.take_along_axis(logits, draws[..., None], axis=-1)[..., 0]
+  return logits.max(axis=-1)
+
+
+def _truncate(setup, state, emitted, accept_length, best):
   """How many of `emitted` [B, P] to keep, and why the row ends there.
 
   Args:
@@ -250,10 +262,12 @@ def _truncate(setup, state, emitted, accept_length, logits):
     state: the output so far.
     emitted: the accepted tokens, then the one that was drawn.
     accept_length: [B] int32.
-    logits: [B, V] that the last one was drawn from.
+    best: [B, P] largest logit where each of them was drawn.
   """
-  # Of logits without an order nothing can be drawn; the accepted tokens stand.
-  is_finite = jnp.isfinite(logits.max(axis=-1))
+  # From NaN, infinity, or nothing but minus infinity no token can be drawn, nor
+  # is a draft right there; what was accepted before stands.
+  count = jnp.cumprod(jnp.isfinite(best), axis=1).sum(axis=1)
+  is_finite = count > accept_length
   kept, reason = stopping.truncate(
     setup.cfg,
     state.tokens,
@@ -261,7 +275,7 @@ def _truncate(setup, state, emitted, accept_length, logits):
     state.limits,
     state.eos_ids,
     emitted,
-    accept_length + is_finite,
+    jnp.minimum(count, accept_length + 1),
   )
   is_stuck = ~is_finite & (reason == stopping.RUNNING)
   return kept, jnp.where(is_stuck, stopping.NOT_FINITE, reason)
