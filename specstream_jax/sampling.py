@@ -23,11 +23,10 @@ from specstream_jax import config, partitioning, typing
 
 # Beyond any position: no token of a row is drawn with these.
 DRAFT_NOISE, ACCEPT_NOISE = 2**32 - 1, 2**32 - 2
-# Colder ones would overflow and draw the same: the best token, or one of equals.
-COLDEST = 1e-30
+# Colder ones would overflow, and draw the same: the best token or one of equals.
+COLDEST = 2.0**-100
 # Up to so many top tokens are selected; beyond, their threshold is searched for.
-_NARROW = 64
-_INFINITY_BITS = 0x7F800000
+_NARROW = 256
 
 
 @jax.tree_util.register_dataclass
@@ -104,27 +103,33 @@ def process_logits(
 
   Args:
     logits: [B, ..., V].
-    settings: of the rows; None returns the logits as they are, and so do their
-      arg maxes for rows at temperature 0.
+    settings: of the rows. None returns the logits as they are, with which rows
+      at temperature 0 have the arg max in common.
 
   Returns:
-    float32 [B, ..., V], the best at 0 and -inf where masked.
+    float32 [B, ..., V], -inf where masked.
   """
   logits = logits.astype(jnp.float32)
   if settings is None:
     return logits
-  temperature = _per_row(settings.temperature, logits)
-  # Less the best, so that nothing but what has no chance can overflow.
-  scores = logits - logits.max(axis=-1, keepdims=True)
-  scores /= jnp.where(temperature > 0, temperature, 1.0)
   is_whole = (settings.top_k == 0) & (settings.top_p == 1.0)
   is_whole &= settings.min_p == 0.0
-  return jax.lax.cond(
+  # Only the threshold leaves the branch: nothing of [B, ..., V] is copied.
+  smallest = jax.lax.cond(
     is_whole.all(),
-    lambda scores: scores,
-    lambda scores: _truncate(scores, settings),
-    scores,
+    lambda logits: jnp.full((*logits.shape[:-1], 1), -jnp.inf),
+    lambda logits: _smallest_kept(_tempered(logits, settings), settings),
+    logits,
   )
+  scores = _tempered(logits, settings)
+  # Not `>=`: what is not a number stays, to be told.
+  return jnp.where(scores < smallest, -jnp.inf, scores)
+
+
+def _tempered(logits, settings):
+  """Logits [B, ..., V] over the temperature, 1 where that is 0."""
+  temperature = _per_row(settings.temperature, logits)
+  return logits / jnp.where(temperature > 0, temperature, 1.0)
 
 
 def _per_row(x, like):
@@ -132,8 +137,8 @@ def _per_row(x, like):
   return x.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _truncate(scores, settings):
-  """-inf in the place of scores [B, ..., V] that are cut off; the best is 0."""
+def _smallest_kept(scores, settings):
+  """Smallest score [B, ..., 1] that top-k, top-p and min-p leave."""
   k, p = _per_row(settings.top_k, scores), _per_row(settings.top_p, scores)
   # What a row keeps must not depend on what others ask for: each has its way.
   is_narrow = (k > 0) & (k <= _NARROW)
@@ -145,9 +150,9 @@ def _truncate(scores, settings):
   narrow = search(is_narrow, _smallest_of_few)
   wide = search(is_wide, _smallest_of_many)
   smallest = jnp.where(is_narrow, narrow, jnp.where(is_wide, wide, -jnp.inf))
-  smallest = jnp.maximum(smallest, jnp.log(_per_row(settings.min_p, scores)))
-  # Not `>=`: what is not a number stays, to be told.
-  return jnp.where(scores < smallest, -jnp.inf, scores)
+  best = scores.max(axis=-1, keepdims=True)
+  share = jnp.log(_per_row(settings.min_p, scores))
+  return jnp.maximum(smallest, best + share)
 
 
 def _smallest_of_few(scores, k, p):
@@ -161,35 +166,37 @@ def _smallest_of_few(scores, k, p):
 
 
 def _smallest_of_many(scores, k, p):
-  """The same for any k, without a sort: of V that costs fifty times as much."""
-  gaps = jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.int32)
+  """The same for any k, without a sort: of V that costs ten times as much."""
+  bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
+  is_negative = bits > 0x7FFFFFFF
+  # Whole numbers in the order of the scores, the best one first.
+  order = jnp.where(is_negative, bits, 0x7FFFFFFF - bits)
   limit = jnp.where(k == 0, scores.shape[-1], k)
-  last = _last_gap(gaps, jnp.ones_like(gaps), limit)
-  probs = jax.nn.softmax(jnp.where(gaps > last, -jnp.inf, scores), axis=-1)
-  nucleus = _last_gap(gaps, probs, jnp.where(p == 1.0, jnp.inf, p))
-  last = jnp.minimum(jnp.minimum(last, nucleus), _INFINITY_BITS)
-  return -jax.lax.bitcast_convert_type(last, jnp.float32)
+  last = _last_kept(order, jnp.ones_like(order, jnp.int32), limit)
+  probs = jax.nn.softmax(jnp.where(order > last, -jnp.inf, scores), axis=-1)
+  nucleus = _last_kept(order, probs, jnp.where(p == 1.0, jnp.inf, p))
+  is_kept = order <= jnp.minimum(last, nucleus)
+  return jnp.where(is_kept, scores, jnp.inf).min(axis=-1, keepdims=True)
 
 
-def _last_gap(gaps, weights, limit):
-  """Largest int32 t for which the gaps below it weigh less than `limit`.
+def _last_kept(order, weights, limit):
+  """Largest t for which what comes before it weighs less than `limit`.
 
-  Bits of floats of one sign are ordered as the floats are, so t is found bit by
-  bit.
+  It is found bit by bit.
 
   Args:
-    gaps: [B, ..., V] int32, of each score to the best one.
+    order: [B, ..., V] uint32.
     weights: [B, ..., V].
     limit: [B, ..., 1], above 0.
   """
 
   def try_bit(i, last):
-    longer = last | (1 << (30 - i))
-    weight = jnp.where(gaps < longer, weights, 0).sum(axis=-1, keepdims=True)
+    longer = last | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+    weight = jnp.where(order < longer, weights, 0).sum(axis=-1, keepdims=True)
     return jnp.where(weight < limit, longer, last)
 
-  start = jnp.zeros((*gaps.shape[:-1], 1), jnp.int32)
-  return jax.lax.fori_loop(0, 31, try_bit, start)
+  start = jnp.zeros((*order.shape[:-1], 1), jnp.uint32)
+  return jax.lax.fori_loop(0, 32, try_bit, start)
 
 
 def gumbel(

@@ -83,13 +83,12 @@ def edit_logits(logits, text, cfg, *, num_new=0, eos_ids=()):
 def process_logits(logits, temperature, top_k, top_p, min_p=0.0):
   """Float32 logits with -inf where masked; one distribution [V].
 
-  Transformers' order: Temperature, TopK, TopP, MinP. The best logit is 0 at a
-  temperature above 0.
+  Transformers' order: Temperature, TopK, TopP, MinP.
   """
   logits = np.float32(logits)
   if temperature == 0:
     return logits
-  logits = (logits - logits.max()) / np.float32(temperature)
+  logits = logits / np.float32(temperature)
   order = np.argsort(-logits, kind='stable')
   if top_k:
     order = order[:top_k]

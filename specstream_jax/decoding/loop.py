@@ -112,17 +112,7 @@ def prefill(
     rows: what each of them asks for.
     cache_length: S.
   """
-  batch, padded_length = prompts.shape
-  positions = jnp.arange(padded_length)[None]
-  causal = jnp.tri(padded_length, dtype=bool)
-  forward = setup.prompt_model.forward(
-    params,
-    prompts,
-    jnp.broadcast_to(positions, prompts.shape),
-    jnp.broadcast_to(causal[None], (batch, *causal.shape)),
-    setup.prompt_model.init_cache(batch, cache_length),
-    with_streams=setup.drafter.with_streams,
-  )
+  forward = _forward_prompts(setup, params, prompts, cache_length)
   last, ahead = prompt_lengths - 1, prompt_lengths[:, None]
   logits = setup.prompt_model.logits(params, _at(forward.hidden, last))[:, None]
   edits = None
@@ -131,8 +121,8 @@ def prefill(
     edits = edits_lib.start(rows.edits, rows.eos_ids, *text, logits.shape[-1])
   logits = edits_lib.apply(edits, logits, ahead)
   first = sampling.draw(logits, rows.keys, ahead, rows.settings)
-  zeros = jnp.zeros((batch,), jnp.int32)
-  buffer = jnp.zeros((batch, setup.cfg.max_new_tokens), jnp.int32)
+  zeros = jnp.zeros_like(prompt_lengths)
+  buffer = jnp.zeros((len(zeros), setup.cfg.max_new_tokens), jnp.int32)
   state = DecodeState(
     tokens=buffer,
     num_tokens=zeros,
@@ -201,6 +191,19 @@ def run(
 
   body = functools.partial(step, setup, params)
   return jax.lax.while_loop(should_continue, body, state)
+
+
+def _forward_prompts(setup, params, prompts, cache_length):
+  batch, padded_length = prompts.shape
+  causal = jnp.tri(padded_length, dtype=bool)[None]
+  return setup.prompt_model.forward(
+    params,
+    prompts,
+    jnp.broadcast_to(jnp.arange(padded_length)[None], prompts.shape),
+    jnp.broadcast_to(causal, (batch, padded_length, padded_length)),
+    setup.prompt_model.init_cache(batch, cache_length),
+    with_streams=setup.drafter.with_streams,
+  )
 
 
 def _forward_tree(setup, params, state):

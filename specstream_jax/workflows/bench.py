@@ -92,8 +92,7 @@ class Options:
     others = sorted(set(self.sampling.changes()) - {'temperature'})
     checks.check(
       not (self.external and others),
-      f'sampling sets {", ".join(others)}, which external references do not '
-      'have; leave them or the references out',
+      f'external references know nothing of {others}; leave one or the other',
     )
 
 
