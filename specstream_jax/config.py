@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen dataclasses with every size and choice; the only place that validates.
 
-Training's own are in `config_training`, and are found here too.
+Sampling's and training's own are in `config_sampling` and `config_training`,
+and are found here too.
 
 Each dataclass is hashable, so it can be a static argument of `jax.jit`, and
 gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation, of every
@@ -14,6 +15,7 @@ from typing import Any
 import gin
 
 from specstream_jax import config_checks as checks
+from specstream_jax.config_sampling import SamplingConfig as SamplingConfig
 from specstream_jax.config_training import (
   DataConfig as DataConfig,
   ObjectiveConfig as ObjectiveConfig,
@@ -292,25 +294,6 @@ class TreeConfig:
 
 
 @checks.names_options
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-  """How a token is drawn; temperature 0 is greedy, top_k 0 and top_p 1 are off."""
-
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-
-  def __post_init__(self):
-    checks.config_types(self)
-    checks.at_least('SamplingConfig.temperature', self.temperature, 0.0)
-    checks.at_least('SamplingConfig.top_k', self.top_k, 0)
-    checks.check(
-      0.0 < self.top_p <= 1.0,
-      f'SamplingConfig.top_p is {self.top_p}; accepted: 0 < top_p <= 1',
-    )
-
-
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 import types
 from typing import Any, NamedTuple
 
@@ -31,7 +30,9 @@ from specstream_jax.checkpoints import (
   adapters,
   chat_format,
   eos,
+  generation_config,
   loading,
+  shipped,
   token_ids,
   tokenizer_errors,
   weights as weights_lib,
@@ -43,7 +44,6 @@ from specstream_jax.decoding import (
   verifiers,
 )
 from specstream_jax.modeling import initialize, lora, params as params_lib
-from specstream_jax.outputs import names
 from specstream_jax.text import (
   completion as completion_lib,
   pieces as pieces_lib,
@@ -53,7 +53,6 @@ from specstream_jax.text import (
 DRAFTERS = config_drafting.DRAFTERS
 DEFAULT_ADAPTER = 'e2e_nlg'
 AUTO = 'auto'
-_SHIPPED = pathlib.Path(__file__).parent / 'adapters'
 
 
 @dataclasses.dataclass
@@ -78,6 +77,7 @@ class Model:
     bos_id: token id in front of every prompt, or None.
     layout: of the kernels, see `layers.Linear`.
     adapter_dir: folder of the adapter, empty without.
+    generation: fields of the checkpoint's generation_config.json.
     partitioner: where the weights lie, and batches go.
   """
 
@@ -95,6 +95,7 @@ class Model:
   is_chat: bool = False
   layout: str = 'out_in'
   adapter_dir: str = ''
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.local, repr=False
   )
@@ -107,16 +108,17 @@ class Model:
     self,
     drafter: str | config_drafting.DrafterConfig,
     decode: config.DecodeConfig,
-    sampling: config.SamplingConfig = config.SamplingConfig(),
+    *,
     tree: config.TreeConfig | None = None,
   ) -> decoder_lib.Decoder:
     """The compiled decoder for these settings; made once.
+
+    How tokens are drawn is not among them: it is said when it generates.
 
     Args:
       drafter: a name of `DRAFTERS`, perhaps with settings behind it, as
         `config_drafting.parse` reads them, or all settings.
       decode: sizes and stop conditions.
-      sampling: how a token is drawn.
       tree: used where the drafter's settings name none.
 
     Raises:
@@ -131,9 +133,9 @@ class Model:
         f'DecodeConfig.eos_ids holds {token}, which the model does not have; '
         f'accepted: 0 to {size - 1}',
       )
-    key = (drafter, decode, sampling)
+    key = (drafter, decode)
     if key not in self._decoders:
-      self._decoders[key] = self._make_decoder(drafter, decode, sampling)
+      self._decoders[key] = self._make_decoder(drafter, decode)
     return self._decoders[key]
 
   def params(
@@ -147,18 +149,28 @@ class Model:
       self._params[key] = made.params
     return self._params[key]
 
-  def _make_decoder(self, drafter, decode, sampling):
+  def _make_decoder(self, drafter, decode):
     made = assembly.assemble(self, drafter, decode)
     self._params[_weights_key(drafter)] = made.params
     return decoder_lib.Decoder(
       made.model,
       made.drafter,
       decode,
-      sampling,
       prompt_model=made.prompt_model,
       verifier=verifiers.make(drafter),
       partitioner=self.partitioner,
     )
+
+  def wishes(self) -> generation_config.Wishes:
+    """How the checkpoint wants tokens drawn.
+
+    Raises:
+      ValueError: its generation_config.json has a value out of range, or names
+        tokens that it does not have.
+    """
+    found = generation_config.parse(self.generation)
+    found.sampling.check_fits(self.config.vocab_size)
+    return found
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text`, no special tokens added.
@@ -210,11 +222,16 @@ class Model:
     return pieces_lib.Pieces(self.tokenizer)
 
   def completion(
-    self, prompt: Sequence[int] = (), stops: Sequence[str] = ()
+    self,
+    prompt: Sequence[int] = (),
+    stops: Sequence[str] = (),
+    *,
+    ignore_eos: bool = False,
   ) -> completion_lib.Completion:
     """The text of tokens that come after a prompt, up to EOS or a stop."""
+    eos_ids = () if ignore_eos else self.eos_ids
     return completion_lib.Completion(
-      self.pieces, prompt, eos_ids=self.eos_ids, stops=stops
+      self.pieces, prompt, eos_ids=eos_ids, stops=stops
     )
 
   def decode_text(
@@ -222,6 +239,8 @@ class Model:
     tokens: Sequence[int],
     prompt: Sequence[int] = (),
     stops: Sequence[str] = (),
+    *,
+    ignore_eos: bool = False,
   ) -> str:
     """Text that tokens add to a prompt.
 
@@ -230,11 +249,12 @@ class Model:
       prompt: ids before them; without, the text of the tokens alone, which for
         SentencePiece has no space in front of its first word.
       stops: texts of which the first to be whole ends the text.
+      ignore_eos: EOS is a token like others.
 
     Returns:
       The text up to the first EOS, which is left out, or the end of a stop.
     """
-    text = self.completion(prompt, stops)
+    text = self.completion(prompt, stops, ignore_eos=ignore_eos)
     return text.add(tokens) + text.finish()
 
   def token_texts(
@@ -331,6 +351,7 @@ def load(
     bos_id=loaded.bos_id,
     is_chat=found.is_chat and loaded.chat_template is not None,
     adapter_dir=found.folder,
+    generation=loaded.generation,
     partitioner=part,
   )
 
@@ -351,7 +372,7 @@ class _Adapter(NamedTuple):
 
 def _read_adapter(name: str, loaded: loading.LoadedModel) -> _Adapter:
   """The adapter of a folder, or one that ships, if it is of this base."""
-  folder = adapter_folder(name)
+  folder = shipped.adapter_folder(name)
   flat, cfg = adapters.load_adapter(folder)
   adapters.check_base(cfg, loaded)
   adapters.check_weights(folder, flat, cfg, loaded.config)
@@ -383,7 +404,7 @@ def _path(name: str, value: str | os.PathLike) -> str:
 
 def _default_adapter(loaded: loading.LoadedModel) -> str | None:
   """`DEFAULT_ADAPTER` if it was trained on this model."""
-  cfg = adapters.read_config(adapter_folder(DEFAULT_ADAPTER))
+  cfg = adapters.read_config(shipped.adapter_folder(DEFAULT_ADAPTER))
   return DEFAULT_ADAPTER if adapters.is_of(cfg, loaded) else None
 
 
@@ -404,30 +425,6 @@ def with_random_streams(
     _decoders={},
     _params={},
   )
-
-
-def adapter_folder(name: str) -> str:
-  """`name` if it is a folder, else the adapter of that name that ships.
-
-  Raises:
-    ValueError: it is neither.
-  """
-  shipped = _SHIPPED / name
-  if pathlib.Path(name).is_dir():
-    return name
-  if names.is_plain(name) and shipped.is_dir():
-    return str(shipped)
-  raise ValueError(
-    f'adapter {name!r} is neither a folder nor one that ships; those are '
-    f'{shipped_adapters()}'
-  )
-
-
-def shipped_adapters() -> list[str]:
-  """Names of the adapters that come with the package."""
-  if not _SHIPPED.is_dir():
-    return []
-  return sorted(path.name for path in _SHIPPED.iterdir())
 
 
 def fingerprint(model: Model) -> str:

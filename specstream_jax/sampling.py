@@ -1,23 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to tokens: temperature, top-k, top-p, position-keyed noise.
+"""From logits to tokens: temperature, truncation, position-keyed noise.
 
 The token at absolute position t of a row is
 `argmax(processed logits + gumbel(fold_in(row_key, t)))`, so it does not depend
 on how many tokens a call verifies nor on the other rows (paper, section 3,
 "Sampling"). Everything here is float32.
 
+Settings are arrays, one number a row, so that new ones compile nothing. None in
+their place is greedy decoding alone, compiled without anything of the rest.
+
 Axis letters: B rows, M tree nodes, P path length, V vocabulary.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specstream_jax import config, partitioning, typing
 
 # Beyond any position: no token of a row is drawn with these.
 DRAFT_NOISE, ACCEPT_NOISE = 2**32 - 1, 2**32 - 2
+# Colder ones would overflow, and draw the same: the best token or one of equals.
+COLDEST = 2.0**-100
+# Up to so many top tokens are selected; beyond, their threshold is searched for.
+_NARROW = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowSettings:
+  """How each row's tokens are drawn, see `config.SamplingConfig`.
+
+  One row stands for any number of them.
+
+  Attributes:
+    temperature: [B] float32; 0 is greedy.
+    top_k: [B] int32; 0 is off.
+    top_p: [B] float32; 1 is off.
+    min_p: [B] float32; 0 is off.
+  """
+
+  temperature: typing.Array
+  top_k: typing.Array
+  top_p: typing.Array
+  min_p: typing.Array
+
+
+def row_settings(cfgs: Sequence[config.SamplingConfig]) -> RowSettings:
+  """The settings of each row as arrays of numpy."""
+  pick = lambda name, dtype: np.array([getattr(c, name) for c in cfgs], dtype)
+  temperature = pick('temperature', np.float64)
+  return RowSettings(
+    np.where(temperature > 0, np.maximum(temperature, COLDEST), 0.0).astype(
+      np.float32
+    ),
+    np.minimum(pick('top_k', np.int64), 2**31 - 1).astype(np.int32),
+    pick('top_p', np.float32),
+    pick('min_p', np.float32),
+  )
 
 
 def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:
@@ -42,7 +85,8 @@ def top_k(scores: typing.Array, k: int) -> tuple[typing.Array, typing.Array]:
   # Each shard of a split vocabulary selects; k * shards values travel, not V.
   parts = scores.reshape(*scores.shape[:-1], ways, -1)
   values, own = jax.lax.top_k(parts, k)
-  tokens = own + parts.shape[-1] * jnp.arange(ways, dtype=own.dtype)[:, None]
+  first = parts.shape[-1] * jnp.arange(ways, dtype=own.dtype)
+  tokens = own + jnp.expand_dims(first, (*tuple(range(own.ndim - 2)), -1))
   flat = lambda x: x.reshape(*scores.shape[:-1], -1)
   values, best = jax.lax.top_k(flat(values), k)
   tokens = jnp.take_along_axis(flat(tokens), best, axis=-1)
@@ -50,32 +94,109 @@ def top_k(scores: typing.Array, k: int) -> tuple[typing.Array, typing.Array]:
 
 
 def process_logits(
-  logits: typing.Array, cfg: config.SamplingConfig
+  logits: typing.Array, settings: RowSettings | None
 ) -> typing.Array:
-  """Temperature, then top-k, then top-p among what is left.
+  """Temperature, then top-k, top-p among what is left, then min-p.
 
-  Ties with the smallest surviving logit survive.
+  Ties with the smallest surviving logit survive. The order is that of
+  transformers.
 
   Args:
-    logits: [..., V].
-    cfg: temperature 0 returns the logits unmasked: arg max needs no mask.
+    logits: [B, ..., V].
+    settings: of the rows. None returns the logits as they are, with which rows
+      at temperature 0 have the arg max in common.
 
   Returns:
-    float32 [..., V], -inf where masked.
+    float32 [B, ..., V], -inf where masked.
   """
   logits = logits.astype(jnp.float32)
-  if not cfg.temperature:
+  if settings is None:
     return logits
-  logits = logits / cfg.temperature
-  if not cfg.top_k and cfg.top_p == 1.0:
-    return logits
-  vocab_size = logits.shape[-1]
-  top, _ = top_k(logits, min(cfg.top_k or vocab_size, vocab_size))
-  probs = jax.nn.softmax(top, axis=-1)
+  is_whole = (settings.top_k == 0) & (settings.top_p == 1.0)
+  is_whole &= settings.min_p == 0.0
+  # Only the threshold leaves the branch: nothing of [B, ..., V] is copied.
+  smallest = jax.lax.cond(
+    is_whole.all(),
+    lambda logits: jnp.full((*logits.shape[:-1], 1), -jnp.inf),
+    lambda logits: _smallest_kept(_tempered(logits, settings), settings),
+    logits,
+  )
+  scores = _tempered(logits, settings)
+  # Not `>=`: what is not a number stays, to be told.
+  return jnp.where(scores < smallest, -jnp.inf, scores)
+
+
+def _tempered(logits, settings):
+  """Logits [B, ..., V] over the temperature, 1 where that is 0."""
+  temperature = _per_row(settings.temperature, logits)
+  return logits / jnp.where(temperature > 0, temperature, 1.0)
+
+
+def _per_row(x, like):
+  """x [B] as [B, 1, ...], to go with `like`."""
+  return x.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _smallest_kept(scores, settings):
+  """Smallest score [B, ..., 1] that top-k, top-p and min-p leave."""
+  k, p = _per_row(settings.top_k, scores), _per_row(settings.top_p, scores)
+  # What a row keeps must not depend on what others ask for: each has its way.
+  is_narrow = (k > 0) & (k <= _NARROW)
+  is_wide = (k > _NARROW) | ((k == 0) & (p < 1.0))
+  all_of_them = jnp.full((*scores.shape[:-1], 1), -jnp.inf)
+  search = lambda is_used, way: jax.lax.cond(
+    is_used.any(), lambda: way(scores, k, p), lambda: all_of_them
+  )
+  narrow = search(is_narrow, _smallest_of_few)
+  wide = search(is_wide, _smallest_of_many)
+  smallest = jnp.where(is_narrow, narrow, jnp.where(is_wide, wide, -jnp.inf))
+  best = scores.max(axis=-1, keepdims=True)
+  share = jnp.log(_per_row(settings.min_p, scores))
+  return jnp.maximum(smallest, best + share)
+
+
+def _smallest_of_few(scores, k, p):
+  """Smallest score [B, ..., 1] that is kept, by selection; k up to `_NARROW`."""
+  top, _ = top_k(scores, min(_NARROW, scores.shape[-1]))
+  rank = jax.lax.broadcasted_iota(jnp.int32, top.shape, top.ndim - 1)
+  probs = jax.nn.softmax(jnp.where(rank < k, top, -jnp.inf), axis=-1)
   before = jnp.cumsum(probs, axis=-1) - probs
-  in_nucleus = (before < cfg.top_p).at[..., 0].set(True)
-  smallest = jnp.where(in_nucleus, top, jnp.inf).min(axis=-1, keepdims=True)
-  return jnp.where(logits >= smallest, logits, -jnp.inf)
+  is_kept = (rank < k) & ((before < p) | (p == 1.0) | (rank == 0))
+  return jnp.where(is_kept, top, jnp.inf).min(axis=-1, keepdims=True)
+
+
+def _smallest_of_many(scores, k, p):
+  """The same for any k, without a sort: of V that costs ten times as much."""
+  bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
+  is_negative = bits > 0x7FFFFFFF
+  # Whole numbers in the order of the scores, the best one first.
+  order = jnp.where(is_negative, bits, 0x7FFFFFFF - bits)
+  limit = jnp.where(k == 0, scores.shape[-1], k)
+  last = _last_kept(order, jnp.ones_like(order, jnp.int32), limit)
+  probs = jax.nn.softmax(jnp.where(order > last, -jnp.inf, scores), axis=-1)
+  nucleus = _last_kept(order, probs, jnp.where(p == 1.0, jnp.inf, p))
+  is_kept = order <= jnp.minimum(last, nucleus)
+  return jnp.where(is_kept, scores, jnp.inf).min(axis=-1, keepdims=True)
+
+
+def _last_kept(order, weights, limit):
+  """Largest t for which what comes before it weighs less than `limit`.
+
+  It is found bit by bit.
+
+  Args:
+    order: [B, ..., V] uint32.
+    weights: [B, ..., V].
+    limit: [B, ..., 1], above 0.
+  """
+
+  def try_bit(i, last):
+    longer = last | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
+    weight = jnp.where(order < longer, weights, 0).sum(axis=-1, keepdims=True)
+    return jnp.where(weight < limit, longer, last)
+
+  start = jnp.zeros((*order.shape[:-1], 1), jnp.uint32)
+  return jax.lax.fori_loop(0, 32, try_bit, start)
 
 
 def gumbel(
@@ -90,11 +211,31 @@ def gumbel(
   return jax.vmap(jax.vmap(noise, (None, 0)))(keys, positions)
 
 
+def row_noise(
+  keys: typing.Array,
+  positions: typing.Array,
+  vocab_size: int,
+  settings: RowSettings | None,
+) -> typing.Array:
+  """`gumbel` for rows that draw at random, 0 for greedy ones."""
+  nothing = jnp.zeros((*positions.shape, vocab_size))
+  if settings is None:
+    return nothing
+  is_random = settings.temperature > 0
+  return jax.lax.cond(
+    is_random.any(),
+    lambda: jnp.where(
+      is_random[:, None, None], gumbel(keys, positions, vocab_size), 0.0
+    ),
+    lambda: nothing,
+  )
+
+
 def perturb(
   logits: typing.Array,
   keys: typing.Array,
   positions: typing.Array,
-  cfg: config.SamplingConfig,
+  settings: RowSettings | None,
   noise_weight: float = 1.0,
 ) -> typing.Array:
   """Scores whose arg max is the drawn token, float32 [B, M, V].
@@ -103,24 +244,24 @@ def perturb(
     logits: [B, M, V].
     keys: [B] row keys.
     positions: [B, M] int32, absolute position of the token to draw.
-    cfg: greedy needs no noise.
+    settings: of the rows; greedy ones need no noise.
     noise_weight: factor of the noise; other than 1, the arg max is a guess.
   """
-  scores = process_logits(logits, cfg)
-  if cfg.temperature and noise_weight:
-    noise = gumbel(keys, positions, logits.shape[-1])
-    scores += noise_weight * noise
-  return scores
+  scores = process_logits(logits, settings)
+  if settings is None or not noise_weight:
+    return scores
+  noise = row_noise(keys, positions, logits.shape[-1], settings)
+  return scores + noise_weight * noise
 
 
 def draw(
   logits: typing.Array,
   keys: typing.Array,
   positions: typing.Array,
-  cfg: config.SamplingConfig,
+  settings: RowSettings | None,
 ) -> typing.Array:
   """Tokens int32 [B, M]; arguments as in `perturb`."""
-  scores = perturb(logits, keys, positions, cfg)
+  scores = perturb(logits, keys, positions, settings)
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
@@ -129,7 +270,7 @@ def draw_nodes(
   keys: typing.Array,
   root_positions: typing.Array,
   depths: typing.Array,
-  cfg: config.SamplingConfig,
+  settings: RowSettings | None,
   *,
   path_length: int,
 ) -> typing.Array:
@@ -140,16 +281,16 @@ def draw_nodes(
     keys: [B] row keys.
     root_positions: [B] int32, position of the token drawn at the root.
     depths: [B, M] int32, below `path_length`.
-    cfg: how to draw.
+    settings: of the rows.
     path_length: P.
 
   Returns:
     int32 [B, M], the token the target draws at each node.
   """
-  scores = process_logits(logits, cfg)
-  if cfg.temperature:
+  scores = process_logits(logits, settings)
+  if settings is not None:
     positions = root_positions[:, None] + jnp.arange(path_length)[None]
-    noise = gumbel(keys, positions, logits.shape[-1])
+    noise = row_noise(keys, positions, logits.shape[-1], settings)
     scores += jnp.take_along_axis(noise, depths[..., None], axis=1)
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
@@ -175,9 +316,11 @@ def call_keys(
   return jax.vmap(fold)(keys, root_positions)
 
 
-def law(logits: typing.Array, cfg: config.SamplingConfig) -> typing.Array:
-  """Probabilities float32 [..., V] of the token that `draw` draws."""
-  scores = process_logits(logits, cfg)
-  if cfg.temperature:
-    return jax.nn.softmax(scores, axis=-1)
-  return jax.nn.one_hot(jnp.argmax(scores, axis=-1), logits.shape[-1])
+def law(logits: typing.Array, settings: RowSettings | None) -> typing.Array:
+  """Probabilities float32 [B, ..., V] of the token that `draw` draws."""
+  scores = process_logits(logits, settings)
+  best = jax.nn.one_hot(jnp.argmax(scores, axis=-1), logits.shape[-1])
+  if settings is None:
+    return best
+  is_random = _per_row(settings.temperature, logits) > 0
+  return jnp.where(is_random, jax.nn.softmax(scores, axis=-1), best)

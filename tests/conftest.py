@@ -43,5 +43,5 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def rank_promotion():
   """Own code broadcasts explicitly where it matters; warn about the rest."""
-  with jax.numpy_rank_promotion('allow'):
+  with jax.numpy_rank_promotion('raise'):
     yield

@@ -52,8 +52,39 @@ def truncate(tokens, emitted, limit, eos_ids, stop_sequences):
   return tokens, 'running'
 
 
-def process_logits(logits, temperature, top_k, top_p):
-  """Float32 logits with -inf where masked; one distribution [V]."""
+def edit_logits(logits, text, cfg, *, num_new=0, eos_ids=()):
+  """Logits [V] after `text`, as transformers' processors leave them.
+
+  In its order: SequenceBias of single tokens, RepetitionPenalty,
+  MinNewTokensLength, SuppressTokens.
+
+  Args:
+    logits: of the model.
+    text: token ids of prompt and output.
+    cfg: a SamplingConfig.
+    num_new: tokens of the output.
+    eos_ids: that may not come before `cfg.min_new_tokens`.
+  """
+  logits = np.float32(logits).copy()
+  for token, bias in dict(cfg.logit_bias).items():
+    logits[token] += np.float32(bias)
+  for token in set(text):
+    score, penalty = logits[token], np.float32(cfg.repetition_penalty)
+    logits[token] = score * penalty if score < 0 else score / penalty
+  if num_new < cfg.min_new_tokens and not cfg.ignore_eos:
+    for token in eos_ids:
+      if token < len(logits):
+        logits[token] = -np.inf
+  for token in cfg.suppress_tokens:
+    logits[token] = -np.inf
+  return logits
+
+
+def process_logits(logits, temperature, top_k, top_p, min_p=0.0):
+  """Float32 logits with -inf where masked; one distribution [V].
+
+  Transformers' order: Temperature, TopK, TopP, MinP.
+  """
   logits = np.float32(logits)
   if temperature == 0:
     return logits
@@ -69,6 +100,8 @@ def process_logits(logits, temperature, top_k, top_p):
       break
     kept.append(token)
     total += weight
+  best = weights[0]
+  kept = [t for t, w in zip(order, weights) if t in kept and w >= min_p * best]
   masked = np.full_like(logits, -np.inf)
   masked[kept] = logits[kept]
   return masked

@@ -103,7 +103,6 @@ def test_chats_as_prompts(model):
     ({'drafter': 3}, 'drafter is 3; it must be a text or a DrafterConfig'),
     ({'tree': 'chain'}, "tree is 'chain'; it must be a TreeConfig"),
     ({'sampling': 0.7}, 'sampling is 0.7; it must be a SamplingConfig'),
-    ({'sampling': None}, 'sampling is None; it must be a SamplingConfig'),
     ({'chat': 'yes'}, "chat is 'yes'; accepted: True, False"),
     ({'seed': 2**64}, 'seed is 18446744073709551616; it must be an integer'),
     ({'seed': 1.5}, 'seed is 1.5; it must be an integer from -2147483648 to'),

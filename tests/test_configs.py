@@ -8,7 +8,8 @@ import pathlib
 import gin
 import pytest
 
-from specstream_jax import config, runtime
+from specstream_jax import config
+from specstream_jax.checkpoints import shipped
 from specstream_jax.cli import main
 from specstream_jax.workflows import train
 
@@ -64,7 +65,7 @@ def test_every_task_goes_with_every_model(model, task):
   ],
 )
 def test_shipped_adapter_has_the_recipes_of_its_gin_files(name, stages):
-  folder = pathlib.Path(runtime.adapter_folder(name))
+  folder = pathlib.Path(shipped.adapter_folder(name))
   saved = json.loads((folder / 'adapter_config.json').read_text())
   now = json.loads(json.dumps(train.Recipe().to_json()))
   for gin_file, origins in stages.items():

@@ -15,6 +15,7 @@ PACKAGE = 'specstream_jax'
 LEVELS = {
   'config': 0,
   'config_checks': 0,
+  'config_sampling': 0,
   'config_training': 0,
   'config_drafting': 0,
   'typing': 0,
@@ -30,6 +31,7 @@ LEVELS = {
   'decoding.cache': 1,
   'decoding.tree': 1,
   'decoding.topology': 1,
+  'decoding.edits': 1,
   'decoding.interface': 1,
   'decoding.verify': 1,
   'decoding.verifiers': 2,

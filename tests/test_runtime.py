@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import adapters, chat_format, loading
+from specstream_jax.checkpoints import adapters, chat_format, loading, shipped
 from specstream_jax.cli import bench
 from specstream_jax.modeling import initialize, params
 from specstream_jax.workflows import check
@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def shipped(folders, monkeypatch):
-  monkeypatch.setattr(runtime, '_SHIPPED', folders / 'shipped')
+  monkeypatch.setattr(shipped, 'FOLDER', folders / 'shipped')
 
 
 def with_template(root):
@@ -88,8 +88,8 @@ def test_whether_a_prompt_is_a_turn_of_a_chat(folders):
 def test_adapters_that_ship_say_whether_they_are_of_chats(monkeypatch):
   monkeypatch.undo()
   found = {
-    name: adapters.read_config(runtime.adapter_folder(name)).is_chat
-    for name in runtime.shipped_adapters()
+    name: adapters.read_config(shipped.adapter_folder(name)).is_chat
+    for name in shipped.shipped_adapters()
   }
   assert found == {
     'e2e_nlg': False,

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks against the oracle, the law of the draw, keys of position and row."""
 
-import functools
-
 from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
@@ -12,81 +10,157 @@ import reference_decoding as reference
 
 from specstream_jax import config, sampling
 
-VOCAB_SIZE = 11
+_process = jax.jit(sampling.process_logits)
+_draw = jax.jit(sampling.draw)
+_law = jax.jit(sampling.law)
+_perturb = jax.jit(sampling.perturb, static_argnums=4)
+_truncations = [
+  # temperature, top_k, top_p, min_p
+  (0.7, 0, 1.0, 0.0),
+  (1.3, 4, 1.0, 0.0),
+  (0.9, 0, 0.6, 0.0),
+  (1.1, 5, 0.8, 0.0),
+  (1.0, 99, 0.999, 0.0),
+  (1.0, 300, 0.9, 0.0),
+  (0.8, 0, 1.0, 0.2),
+  (1.2, 6, 0.95, 0.1),
+  (1.0, 1, 1.0, 1.0),
+]
 
 
-@functools.cache
-def _process(temperature, top_k, top_p):
-  cfg = config.SamplingConfig(temperature, top_k, top_p)
-  return jax.jit(lambda logits: sampling.process_logits(logits, cfg))
+def rows(*values):
+  """Row settings, a row for each (temperature, top_k, top_p, min_p)."""
+  return sampling.row_settings([config.SamplingConfig(*v) for v in values])
 
 
-@pytest.mark.parametrize(
-  ('temperature', 'top_k', 'top_p'),
-  [(0.0, 3, 0.5), (0.7, 0, 1.0), (1.3, 4, 1.0), (0.9, 0, 0.6), (1.1, 5, 0.8),
-   (1.0, 99, 0.999)],
-)  # fmt: skip
+@pytest.mark.parametrize('vocab_size', [11, 521])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**16))
-def test_masks_match_the_oracle(temperature, top_k, top_p, seed):
-  logits = np.random.default_rng(seed).normal(size=(3, VOCAB_SIZE)) * 3
-  got = _process(temperature, top_k, top_p)(jnp.float32(logits))
-  want = [
-    reference.process_logits(row, temperature, top_k, top_p) for row in logits
-  ]
-  np.testing.assert_allclose(got, want, rtol=1e-6)
+def test_masks_match_the_oracle(vocab_size, seed):
+  """All in one batch: no row's masks depend on what the others ask for."""
+  shape = (len(_truncations), 3, vocab_size)
+  logits = np.random.default_rng(seed).normal(size=shape) * 3
+  got = _process(jnp.float32(logits), rows(*_truncations))
+  for row, values in enumerate(_truncations):
+    want = [reference.process_logits(one, *values) for one in logits[row]]
+    np.testing.assert_allclose(got[row], want, rtol=1e-5)
+    alone = _process(jnp.float32(logits[row : row + 1]), rows(values))
+    np.testing.assert_array_equal(got[row], alone[0])
+
+
+@pytest.mark.parametrize('k', [1, 255, 256, 257, 258, 400, 521, 5000])
+def test_top_k_by_selection_and_by_search(k):
+  """Up to 256 the best are selected, beyond that a threshold is searched."""
+  logits = np.random.default_rng(k).normal(size=(2, 521)).astype(np.float32)
+  kept = _process(logits, rows((1.0, k))) > -np.inf
+  for row in range(2):
+    best = np.argsort(-logits[row])[:k]
+    assert np.flatnonzero(kept[row]).tolist() == sorted(best.tolist())
 
 
 def test_masks_by_hand():
-  probs = np.array([0.1, 0.4, 0.2, 0.3])
-  cfg = config.SamplingConfig(temperature=1.0, top_p=0.5)
-  kept = sampling.process_logits(jnp.log(probs), cfg) > -jnp.inf
-  assert kept.tolist() == [False, True, False, True]
-  cfg = config.SamplingConfig(temperature=1.0, top_k=3, top_p=0.79)
-  kept = sampling.process_logits(jnp.log(probs), cfg) > -jnp.inf
-  assert kept.tolist() == [False, True, True, True]
+  probs = np.array([[0.1, 0.4, 0.2, 0.3]])
+  for values, want in (
+    ((1.0, 0, 0.5), [1, 3]),
+    ((1.0, 3, 0.79), [1, 2, 3]),
+    ((1.0, 0, 0.3), [1]),
+    ((1.0, 0, 0.91), [0, 1, 2, 3]),
+    ((1.0, 0, 1.0, 0.6), [1, 3]),
+    ((1.0, 0, 1.0, 0.25), [0, 1, 2, 3]),
+  ):
+    kept = _process(jnp.log(probs), rows(values)) > -jnp.inf
+    assert np.flatnonzero(kept).tolist() == want
+
+
+@pytest.mark.parametrize('k', [0, 2, 3])
+def test_equal_logits_survive_together(k):
+  logits = jnp.float32([[0.0, 2.0, 1.0, 1.0, -1.0]])
+  kept = _process(logits, rows((1.0, k, 0.8))) > -jnp.inf
+  assert kept[0].tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.parametrize('top_k', [0, 3])
+def test_masked_logits_stay_masked(top_k):
+  """Suppressed tokens come as minus infinity and leave as that."""
+  logits = jnp.float32([[-np.inf, 2.0, -np.inf, 1.0, -np.inf]])
+  for values in ((1.0, top_k), (1.0, top_k, 0.99), (1.0, top_k, 1.0, 0.01)):
+    kept = _process(logits, rows(values)) > -jnp.inf
+    assert kept[0].tolist() == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+  'values', [(1.0,), (1.0, 2), (1.0, 0, 0.5), (1.0, 90, 0.5), (0.0,)]
+)
+def test_what_is_not_a_number_is_not_hidden(values):
+  """A mask would turn it into a token that looks like any other."""
+  logits = jnp.float32([[1.0, np.nan, 3.0, 0.0]])
+  assert jnp.isnan(_process(logits, rows(values))[0, 1])
 
 
 def test_tiny_top_p_is_greedy():
   logits = jnp.float32([[[0.0, 2.0, 1.0]]])
-  cfg = config.SamplingConfig(temperature=5.0, top_p=1e-6)
   for position in range(7):
     at = jnp.full((1, 1), position)
-    assert sampling.draw(logits, sampling.row_keys(0, [0]), at, cfg) == 1
+    keys = sampling.row_keys(0, [0])
+    assert _draw(logits, keys, at, rows((5.0, 0, 1e-6))) == 1
+
+
+@pytest.mark.parametrize('more', [(), (4, 0.9), (0, 0.9), (0, 1.0, 0.1)])
+def test_tiny_temperatures_are_greedy(more):
+  """Also those that float32 has no number for."""
+  tiny = [1e-3, 1e-6, 1e-20, 1e-37, 1e-38, 1e-40, 1e-45, 1e-300]
+  shape = (len(tiny), 7, 11)
+  logits = jnp.float32(np.random.default_rng(0).normal(size=shape) * 50)
+  keys, at = sampling.row_keys(0, range(8)), jnp.arange(56).reshape(8, 7)
+  drawn = _draw(logits, keys, at, rows(*[(t, *more) for t in tiny]))
+  np.testing.assert_array_equal(drawn, jnp.argmax(logits, axis=-1))
+
+
+def test_tiny_temperatures_draw_from_equal_logits():
+  logits = jnp.zeros((2, 97, 3)).at[..., 1].set(-0.01)
+  keys, at = sampling.row_keys(0, [0, 1]), jnp.arange(194).reshape(2, 97)
+  drawn = _draw(logits, keys, at, rows((1e-9,), (1e-40,)))
+  for row in range(2):
+    assert set(np.unique(drawn[row])) == {0, 2}
 
 
 def test_greedy_is_arg_max():
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 11)))
-  keys = sampling.row_keys(0, [0, 1])
-  drawn = sampling.draw(
-    logits, keys, jnp.zeros((2, 3), jnp.int32), config.SamplingConfig()
-  )
+  keys, at = sampling.row_keys(0, [0, 1]), jnp.zeros((2, 3), jnp.int32)
+  drawn = _draw(logits, keys, at, None)
   np.testing.assert_array_equal(drawn, np.argmax(logits, axis=-1))
   assert drawn.dtype == jnp.int32
+  # A greedy row is greedy beside one that is not, and the other is not.
+  mixed = _draw(logits, keys, at, rows((0.0, 2, 0.1), (9.0,)))
+  np.testing.assert_array_equal(mixed[0], drawn[0])
+  assert (mixed[1] != drawn[1]).any()
 
 
-@pytest.mark.parametrize(
-  'cfg',
-  [
-    config.SamplingConfig(temperature=1.0),
-    config.SamplingConfig(temperature=0.6, top_k=4, top_p=0.95),
-  ],
-)
+def test_law_of_greedy_rows_is_certain():
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 11)))
+  certain = jax.nn.one_hot(jnp.argmax(logits, axis=-1), 11)
+  np.testing.assert_array_equal(_law(logits, None), certain)
+  mixed = _law(logits, rows((0.0,), (1.0,)))
+  np.testing.assert_array_equal(mixed[0], certain[0])
+  np.testing.assert_allclose(mixed[1], jax.nn.softmax(logits[1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize('values', [(1.0,), (0.6, 4, 0.95), (0.9, 0, 0.8, 0.2)])
 @pytest.mark.parametrize('over', ['positions', 'rows'])
-def test_draws_follow_softmax(cfg, over):
+def test_draws_follow_softmax(values, over):
   """Chi-square below the 1e-6 quantile of 6 degrees of freedom (38.3)."""
   num = 5003
   logits = np.random.default_rng(1).normal(size=7).astype(np.float32)
   shape = (1, num) if over == 'positions' else (num, 1)
   positions = np.arange(num).reshape(shape) if over == 'positions' else 13
-  drawn = sampling.draw(
+  drawn = _draw(
     jnp.broadcast_to(logits, (*shape, 7)),
     sampling.row_keys(5, range(shape[0])),
     jnp.broadcast_to(positions, shape),
-    cfg,
+    rows(values),
   )
   processed = reference.process_logits(
-    logits, cfg.temperature, cfg.top_k, cfg.top_p
+    logits, *(*values, 0, 1.0)[:3], *values[3:]
   )
   probs = np.exp(processed - processed.max())
   expected = num * probs / probs.sum()
@@ -101,26 +175,28 @@ def test_noise_depends_on_row_and_position_only():
   draws = np.random.default_rng(2).normal(size=(3, 5, 11))
   logits = jnp.asarray(draws, jnp.float32)
   positions = jnp.asarray([[3, 4, 4, 5, 9]] * 3)
-  cfg = config.SamplingConfig(temperature=1.7)
-  all_rows = sampling.perturb(
-    logits, sampling.row_keys(0, [0, 1, 2]), positions, cfg
-  )
-  one_row = sampling.perturb(
+  cfg = rows((1.7,))
+  all_rows = _perturb(logits, sampling.row_keys(0, [0, 1, 2]), positions, cfg)
+  one_row = _perturb(
     logits[1:2], sampling.row_keys(0, [1]), positions[1:2], cfg
   )
   np.testing.assert_array_equal(all_rows[1:2], one_row)
   noise = all_rows - logits / 1.7
-  weighted = sampling.perturb(
+  weighted = _perturb(
     logits, sampling.row_keys(0, [0, 1, 2]), positions, cfg, 0.5
   )
-  np.testing.assert_allclose(weighted - logits / 1.7, noise / 2, atol=1e-5)
+  np.testing.assert_allclose(
+    weighted - logits / 1.7,
+    noise / 2,
+    atol=1e-5,
+  )
   np.testing.assert_allclose(noise[:, 1], noise[:, 2], atol=1e-5)
   assert (
     len({round(float(n), 4) for n in noise[:, [0, 1, 3, 4], 0].ravel()}) == 12
   )
   other_seed = sampling.row_keys(1, [1])
   assert not np.array_equal(
-    one_row, sampling.perturb(logits[1:2], other_seed, positions[1:2], cfg)
+    one_row, _perturb(logits[1:2], other_seed, positions[1:2], cfg)
   )
 
 
@@ -130,8 +206,8 @@ def test_nodes_draw_as_single_tokens_do():
   depths = jnp.asarray([[0, 1, 1, 2, 3], [0, 1, 2, 2, 2]])
   root = jnp.asarray([17, 4])
   keys = sampling.row_keys(0, [3, 8])
-  cfg = config.SamplingConfig(temperature=2.3)
+  cfg = rows((2.3,))
   np.testing.assert_array_equal(
     sampling.draw_nodes(logits, keys, root, depths, cfg, path_length=4),
-    sampling.draw(logits, keys, root[:, None] + depths, cfg),
+    _draw(logits, keys, root[:, None] + depths, cfg),
   )

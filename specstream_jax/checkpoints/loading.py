@@ -17,6 +17,7 @@ from specstream_jax.checkpoints import (
   chat_format,
   eos,
   fetch,
+  generation_config,
   gguf,
   huggingface,
   weights,
@@ -39,6 +40,7 @@ class LoadedModel:
     source: the model's name: known name, hub id, or name of folder or file.
     config_hash: `weights.config_hash` of the config.
     eos_said: `eos_ids` by the file that names them.
+    generation: fields of its generation_config.json.
   """
 
   config: config.ModelConfig
@@ -50,6 +52,7 @@ class LoadedModel:
   source: str
   config_hash: str
   eos_said: eos.Said = dataclasses.field(default_factory=dict)
+  generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -213,6 +216,7 @@ def _load_huggingface(
     bos_id=_bos_id(tokenizer),
     source=path.resolve().name,
     config_hash=weights.config_hash(cfg),
+    generation=generation_config.read(path),
   )
 
 

@@ -39,6 +39,7 @@ def define_flags() -> None:
     'tasks', ['e2e_sample/test'], 'name/split@DIR; split and @DIR may be left.'
   )
   flags.DEFINE_list('temperatures', ['0'], '0 is greedy.')
+  decoding_flags.define_generation_config('none')
   flags.DEFINE_list('batch_sizes', ['1'], 'Rows per call.')
   flags.DEFINE_integer(
     'num_prompts', 64, 'Per task, spread; 0 takes all.', lower_bound=0
@@ -82,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     temperatures=decoding_flags.numbers(
       'temperatures', args.temperatures, float
     ),
+    sampling=decoding_flags.own_sampling(model),
     batch_sizes=decoding_flags.numbers('batch_sizes', args.batch_sizes, int),
     num_prompts=args.num_prompts,
     max_new_tokens=args.max_new_tokens,

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import sys
 from typing import Any
 
 from absl import flags
@@ -13,10 +14,13 @@ from specstream_jax.cli import text_flags
 from specstream_jax.decoding import topology
 
 
-def define() -> None:
+def define(*, generation_config: str) -> None:
   """Declares the flags of model, tree, schedule and sampling.
 
   None as a default leaves the value to gin or to the adapter.
+
+  Args:
+    generation_config: default of --generation_config.
   """
   flags.DEFINE_string(
     'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
@@ -41,9 +45,35 @@ def define() -> None:
   flags.DEFINE_integer(
     'max_new_tokens', None, 'Most new tokens per prompt; 64.'
   )
+  define_sampling(generation_config=generation_config)
+
+
+def define_sampling(*, generation_config: str) -> None:
+  """Declares the flags that `sampling` reads, and --seed.
+
+  Args:
+    generation_config: default of --generation_config.
+  """
+  define_generation_config(generation_config)
   flags.DEFINE_float('temperature', None, '0, the default, is greedy.')
   flags.DEFINE_integer('top_k', None, 'Most likely tokens kept; 0 is off.')
   flags.DEFINE_float('top_p', None, 'Probability mass kept; 1 is off.')
+  flags.DEFINE_float(
+    'min_p', None, "Least share of the best token's probability; 0 is off."
+  )
+  flags.DEFINE_float(
+    'repetition_penalty',
+    None,
+    'Divides the logits of tokens that the text already has; 1 is off.',
+  )
+  flags.DEFINE_list(
+    'logit_bias', None, 'ID:NUMBER,…, added to the logits of token ids.'
+  )
+  flags.DEFINE_list('suppress_tokens', None, 'Token ids never drawn.')
+  flags.DEFINE_integer(
+    'min_new_tokens', None, 'EOS is not drawn before so many new tokens.'
+  )
+  flags.DEFINE_bool('ignore_eos', None, 'EOS does not end a completion.')
   flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
 
 
@@ -54,6 +84,17 @@ def define_adapter() -> None:
     runtime.AUTO,
     f'Folder, or one that ships; auto is {runtime.DEFAULT_ADAPTER} with the model '
     'it belongs to and none with others, empty is none.',
+  )
+
+
+def define_generation_config(default: str) -> None:
+  """Declares --generation_config, which `own_sampling` reads."""
+  flags.DEFINE_enum(
+    'generation_config',
+    default,
+    ['auto', 'none'],
+    "auto draws tokens as the model's generation_config.json says, where no "
+    'flag says otherwise, and names what it took; none does not read it.',
   )
 
 
@@ -108,15 +149,66 @@ def tree(default: config.TreeConfig) -> config.TreeConfig:
   return config.from_json(config.TreeConfig, values)
 
 
-def sampling() -> config.SamplingConfig:
-  """How tokens are drawn: flags before gin before defaults."""
+def own_sampling(model: runtime.Model) -> config.SamplingConfig:
+  """How tokens are drawn without flags: gin before the model's wishes.
+
+  Those come before the defaults, and are named on stderr, if
+  --generation_config asks for them.
+  """
+  cfg = config.SamplingConfig()
+  if flags.FLAGS.generation_config == 'none':
+    return cfg
+  wishes = model.wishes()
+  if line := wishes.line():
+    print(line, file=sys.stderr)
+  bound = gin.get_bindings(config.SamplingConfig)
+  return _override(
+    wishes.sampling, **{name: getattr(cfg, name) for name in bound}
+  )
+
+
+def sampling(model: runtime.Model) -> config.SamplingConfig:
+  """How tokens are drawn: flags before `own_sampling`."""
   args = flags.FLAGS
   return _override(
-    config.SamplingConfig(),
+    own_sampling(model),
     temperature=args.temperature,
     top_k=args.top_k,
     top_p=args.top_p,
+    min_p=args.min_p,
+    repetition_penalty=args.repetition_penalty,
+    logit_bias=_biases(args.logit_bias),
+    suppress_tokens=_token_ids(args.suppress_tokens),
+    min_new_tokens=args.min_new_tokens,
+    ignore_eos=args.ignore_eos,
   )
+
+
+def _token_ids(texts: Sequence[str] | None) -> tuple[int, ...] | None:
+  """Token ids of --suppress_tokens, or None."""
+  if texts is None:
+    return None
+  try:
+    return tuple(map(int, texts))
+  except ValueError:
+    raise ValueError(
+      f'--suppress_tokens is {",".join(texts)!r}; accepted: token ids, parted '
+      'by commas'
+    ) from None
+
+
+def _biases(texts: Sequence[str] | None) -> tuple[Any, ...] | None:
+  """(token id, bias) pairs of --logit_bias, or None."""
+  if texts is None:
+    return None
+  pairs = [text.partition(':') for text in texts]
+  try:
+    return tuple((int(token), float(bias)) for token, _, bias in pairs)
+  except ValueError:
+    raise ValueError(
+      f'--logit_bias is {",".join(texts)!r}; accepted: ID:NUMBER, parted by '
+      'commas, such as 42:-5,7:1.5'
+    ) from None
 
 
 def numbers(

@@ -58,9 +58,7 @@ def define_flags() -> None:
     'Prompts of a call are as long up to a multiple of so many tokens; each such '
     'length compiles once.',
   )
-  flags.DEFINE_float('temperature', 0.0, '0 is greedy.')
-  flags.DEFINE_float('top_p', 1.0, '1 is off.')
-  flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
+  decoding_flags.define_sampling(generation_config='none')
   decoding_flags.define_shard()
   flags.DEFINE_string('output_dir', 'distilled', 'Gets SPLIT.jsonl.')
 
@@ -77,8 +75,7 @@ def main(argv: Sequence[str]) -> int:
     max_prompt_tokens=args.max_prompt_tokens,
     batch_size=args.batch_size,
     prompt_bucket=args.prompt_bucket,
-    temperature=args.temperature,
-    top_p=args.top_p,
+    sampling=decoding_flags.sampling(model),
     seed=args.seed,
     is_chat=args.chat,
     drafter=args.drafter,

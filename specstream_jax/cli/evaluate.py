@@ -20,7 +20,7 @@ from specstream_jax.workflows import evaluate as workflow
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  decoding_flags.define()
+  decoding_flags.define(generation_config='none')
   flags.DEFINE_string('task', 'e2e_sample', 'Name of the task.')
   flags.DEFINE_string('split', 'test', 'Its split.')
   flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     max_new_tokens=decode.max_new_tokens,
     tree=tree,
     schedule=decode.schedule,
-    sampling=decoding_flags.sampling(),
+    sampling=decoding_flags.sampling(model),
     batch=args.batch,
     repeats=args.repeats,
     seed=args.seed,

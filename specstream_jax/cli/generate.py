@@ -24,7 +24,7 @@ from specstream_jax.workflows import generate as workflow, generate_file
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  decoding_flags.define()
+  decoding_flags.define(generation_config='auto')
   text_flags.define()
   flags.DEFINE_multi_string(
     'prompt', [], 'A prompt, as it is typed; may be repeated.'
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     drafter=args.drafter and config_drafting.parse(args.drafter, tree),
     tree=tree,
     schedule=decode.schedule,
-    sampling=decoding_flags.sampling(),
+    sampling=decoding_flags.sampling(model),
     stop=tuple(stop),
     seed=args.seed,
     chat=_is_chat(args, model),

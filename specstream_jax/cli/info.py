@@ -8,8 +8,15 @@ import shutil
 import sys
 import textwrap
 
-from specstream_jax import config, runtime
-from specstream_jax.checkpoints import adapters, eos, loading, medusa, weights
+from specstream_jax import config
+from specstream_jax.checkpoints import (
+  adapters,
+  eos,
+  loading,
+  medusa,
+  shipped,
+  weights,
+)
 from specstream_jax.data import records
 
 TAKES_NAMES = True  # besides flags
@@ -47,8 +54,8 @@ def describe(path: str) -> str:
   Raises:
     ValueError: it is none of these kinds, or is damaged.
   """
-  if path in runtime.shipped_adapters() and not os.path.exists(path):
-    path = runtime.adapter_folder(path)
+  if path in shipped.shipped_adapters() and not os.path.exists(path):
+    path = shipped.adapter_folder(path)
   is_model = os.path.isfile(os.path.join(path, 'config.json'))
   if not is_model and (below := adapters.KIND.below(path)):
     path = below  # it is the folder of a run

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 import gin
 
-from specstream_jax import runtime
+from specstream_jax.checkpoints import shipped
 from specstream_jax.cli import train_flags
 from specstream_jax.data import mixtures
 from specstream_jax.modeling import blocks
@@ -120,9 +120,9 @@ def main(argv: Sequence[str]) -> int:
     args.output_dir,
     eval_data_dir=args.eval_data_dir,
     init_adapter=args.init_adapter
-    and runtime.adapter_folder(args.init_adapter),
+    and shipped.adapter_folder(args.init_adapter),
     fold_adapter=args.fold_adapter
-    and runtime.adapter_folder(args.fold_adapter),
+    and shipped.adapter_folder(args.fold_adapter),
     recipe=recipe,
     dtype=args.dtype,
     execution=workflow.Execution(

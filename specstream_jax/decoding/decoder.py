@@ -13,10 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, memory, partitioning, sampling
-from specstream_jax.decoding import interface, loop, stopping, verify
+from specstream_jax import (
+  config,
+  memory,
+  partitioning,
+  sampling as sampling_lib,
+)
+from specstream_jax.decoding import (
+  edits as edits_lib,
+  interface,
+  loop,
+  stopping,
+  verify,
+)
 
 _GREEDY = config.SamplingConfig()
+# One for all rows, one for each row, or the decoder's own.
+Sampling = config.SamplingConfig | Sequence[config.SamplingConfig] | None
 _NO_LIMIT = np.iinfo(np.int32).max
 
 
@@ -55,7 +68,8 @@ class DecodeResult(NamedTuple):
 class Decoder:
   """Generates with one model, drafter and pair of configs.
 
-  Compiles once for each number of rows and prompt bucket.
+  Compiles once for each number of rows and prompt bucket, and at most twice:
+  for batches that are greedy and nothing else, and for all others.
   """
 
   def __init__(
@@ -69,9 +83,11 @@ class Decoder:
     verifier: interface.Verifier = verify.walk,
     partitioner: partitioning.Partitioner | None = None,
   ):
+    """Takes what is compiled, and `sampling_cfg` for calls that name none."""
     self._partitioner = partitioner or partitioning.local()
+    self._sampling = sampling_cfg
     self.setup = interface.Setup(
-      model, prompt_model or model, drafter, cfg, sampling_cfg, verifier
+      model, prompt_model or model, drafter, cfg, verifier
     )
     self.num_compilations = 0
     self._fitting: set[tuple[int, int]] = set()
@@ -99,22 +115,29 @@ class Decoder:
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
     stops: stopping.StopTexts | None = None,
+    sampling: Sampling = None,
   ) -> loop.DecodeState:
     """Runs the prompt pass; arguments as in `generate`."""
     lengths = [len(prompt) for prompt in prompts]
     limits = self._limits(max_new, len(prompts))
+    cfgs = self._sampling_of_rows(sampling, limits)
     padded_length, num_slots = self._sizes(lengths)
     padded = np.zeros((len(prompts), padded_length), np.int32)
     for row, prompt in enumerate(prompts):
       padded[row, : len(prompt)] = prompt
     ids = range(len(prompts)) if row_ids is None else row_ids
-    rows = (
-      padded,
-      np.array(lengths, np.int32),
+    asked = loop.Rows(
       limits,
-      sampling.row_keys(seed, list(ids)),
+      _eos_ids(self.setup.cfg, cfgs),
+      sampling_lib.row_keys(seed, list(ids)),
     )
-    rows = map(self._partitioner.put_rows, rows)
+    if not all(cfg.is_plain_greedy for cfg in cfgs):
+      asked = asked._replace(
+        settings=sampling_lib.row_settings(cfgs), edits=edits_lib.request(cfgs)
+      )
+    rows = jax.tree.map(
+      self._partitioner.put_rows, (padded, np.array(lengths, np.int32), asked)
+    )
     states = None
     if stops is not None:
       states = self._partitioner.put_rows(stops.begin(prompts))
@@ -147,6 +170,7 @@ class Decoder:
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
     stops: stopping.StopTexts | None = None,
+    sampling: Sampling = None,
   ) -> DecodeResult:
     """Decodes every prompt to its end.
 
@@ -160,18 +184,28 @@ class Decoder:
         same prompt, seed and id give the same tokens in any batch.
       stops: texts that end a row with the token in which they become whole;
         other texts need no other compilation.
+      sampling: how tokens are drawn, for all rows or per row; None takes the
+        decoder's own.
 
     Raises:
-      ValueError: a prompt is empty or too long, or a limit out of range.
+      ValueError: a prompt is empty or too long, a limit out of range, or the
+        model's logits are not finite.
     """
     begin = time.perf_counter()
     state = self.start(
-      params, prompts, max_new, seed=seed, row_ids=row_ids, stops=stops
+      params,
+      prompts,
+      max_new,
+      seed=seed,
+      row_ids=row_ids,
+      stops=stops,
+      sampling=sampling,
     )
     jax.block_until_ready(state)
     middle = time.perf_counter()
     state = jax.block_until_ready(self.advance(params, state, stops=stops))
     end = time.perf_counter()
+    _check_finite(state)
     return _result(state, middle - begin, end - middle)
 
   def stream(
@@ -183,13 +217,20 @@ class Decoder:
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
     stops: stopping.StopTexts | None = None,
+    sampling: Sampling = None,
     steps: int = 1,
   ) -> Iterator[tuple[int, list[int]]]:
     """Yields (row, new tokens) after every `steps` steps; see `generate`."""
     if self._partitioner.is_single:
       stops = jax.device_put(stops)  # once, not with every step
     state = self.start(
-      params, prompts, max_new, seed=seed, row_ids=row_ids, stops=stops
+      params,
+      prompts,
+      max_new,
+      seed=seed,
+      row_ids=row_ids,
+      stops=stops,
+      sampling=sampling,
     )
     sent = np.zeros(len(prompts), int)
     while True:
@@ -200,6 +241,7 @@ class Decoder:
         yield int(row), tokens[row, sent[row] : counts[row]].tolist()
       sent = counts
       if is_finished:
+        _check_finite(state)
         return
       state = self.advance(params, state, steps, stops)
 
@@ -219,6 +261,24 @@ class Decoder:
           f'which is {bound}'
         )
     return np.broadcast_to(limits, (batch,)).astype(np.int32)
+
+  def _sampling_of_rows(self, asked, limits):
+    """The settings of each row, held against its limit."""
+    cfgs = self._sampling if asked is None else asked
+    if isinstance(cfgs, config.SamplingConfig):
+      cfgs = [cfgs] * len(limits)
+    if len(cfgs) != len(limits):
+      raise ValueError(
+        f'sampling has {len(cfgs)} settings for {len(limits)} prompts; give one '
+        'for all or one per prompt'
+      )
+    for cfg, limit in zip(cfgs, limits, strict=True):
+      if cfg.min_new_tokens > limit:
+        raise ValueError(
+          f'min_new_tokens is {cfg.min_new_tokens} but at most {limit} new '
+          f'tokens are asked for; use min_new_tokens <= {limit}, or allow more'
+        )
+    return cfgs
 
   def _sizes(self, lengths):
     """Padded prompt length T and cache length S of a batch."""
@@ -255,6 +315,28 @@ class Decoder:
         num_devices=self._partitioner.mesh.size,
       )
       self._fitting.add((num_rows, num_slots))
+
+
+def _eos_ids(cfg, cfgs):
+  """[B, E] int32 tokens that end each row, -1 in those that ignore EOS."""
+  ids = np.array(cfg.eos_ids, np.int32)
+  ignores = np.array([row.ignore_eos for row in cfgs], bool)
+  return np.where(ignores[:, None], -1, ids[None]).astype(np.int32)
+
+
+def _check_finite(state):
+  """Raises ValueError if a row ended for want of logits to draw from."""
+  reasons = np.asarray(jax.device_get(state.finish_reason))
+  stuck = np.flatnonzero(reasons == stopping.NOT_FINITE)
+  if stuck.size:
+    count = int(state.num_tokens[stuck[0]])
+    raise ValueError(
+      f"the model's logits are not finite (NaN or infinite) for prompt "
+      f'{stuck[0]} after {count} new tokens, and for {stuck.size} of '
+      f'{reasons.size} prompts in all, so no token can be drawn; fetch or '
+      'convert the weights again if they are damaged, and use dtype float32 if '
+      'they overflow'
+    )
 
 
 def _result(state, prefill_seconds, decode_seconds):

@@ -33,11 +33,11 @@ from specstream_jax.decoding import (
 # Above float32 rounding of a few hundred sums, below any bias of a rule.
 LIMIT = 1e-6
 
-_walk = jax.jit(rejection.walk, static_argnums=(1, 3))
+_walk = jax.jit(rejection.walk, static_argnums=3)
 _verify = jax.jit(verify.verify, static_argnames='path_length')
 _surviving_tree = jax.jit(verify.surviving_tree)
 _mark_unused = jax.jit(random_trees.mark_unused, static_argnums=0)
-_process_logits = jax.jit(sampling.process_logits, static_argnums=1)
+_process_logits = jax.jit(sampling.process_logits)
 
 
 class Problem(NamedTuple):
@@ -214,7 +214,7 @@ def rejection_law(
   uniforms = np.array([(1.0, *outcome) for outcome in fails], np.float32)
   walked = _walk(
     _repeat(verification, len(uniforms)),
-    sampling_cfg,
+    sampling.row_settings([sampling_cfg]),
     np.tile(uniforms, (num_cases, 1)),
     reject,
   )
@@ -289,7 +289,8 @@ def _target_probs(problem, sampling_cfg):
 
 def _probs(logits, sampling_cfg):
   """float64 [..., V]; temperature > 0."""
-  scores = np.float64(_process_logits(logits, sampling_cfg))
+  settings = sampling.row_settings([sampling_cfg])
+  scores = np.float64(_process_logits(logits, settings))
   probs = np.exp(scores - scores.max(axis=-1, keepdims=True))
   return probs / probs.sum(axis=-1, keepdims=True)
 

@@ -8,9 +8,10 @@ J streams, D model width, V vocabulary.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from specstream_jax import config, typing
+from specstream_jax import config, sampling, typing
 from specstream_jax.decoding import (
   cache as cache_lib,
+  edits as edits_lib,
   tree as tree_lib,
   verify,
 )
@@ -94,6 +95,8 @@ class DraftContext(NamedTuple):
     tokens: [B, max_new] int32 output so far.
     num_tokens: [B] int32 valid entries of `tokens`.
     row_keys: [B] keys of the position-keyed noise.
+    settings: how the rows' tokens are drawn; None is greedy.
+    edits: what is done to the target's logits before; None for nothing.
     last_tree: the tree just verified, pruned nodes left out; None after the
       prompt pass.
     draws: [B, M'] int32 token the target drew at each node of `last_tree`;
@@ -108,6 +111,8 @@ class DraftContext(NamedTuple):
   tokens: typing.Array
   num_tokens: typing.Array
   row_keys: typing.Array
+  settings: sampling.RowSettings | None = None
+  edits: edits_lib.Edits | None = None
   last_tree: tree_lib.DraftTree | None = None
   draws: typing.Array | None = None
 
@@ -143,7 +148,7 @@ class Verification(NamedTuple):
     tree: all M nodes that were drafted.
     survivors: [B, M'] int32 nodes that went through all layers, or None for
       all of them; the others have no logits.
-    logits: [B, M', V] float32 of the surviving nodes.
+    logits: [B, M', V] float32 of the surviving nodes, edited (see `edits`).
     row_keys: [B] keys of the row's noise.
     root_positions: [B] int32, position of the token to draw at the root.
   """
@@ -155,8 +160,10 @@ class Verification(NamedTuple):
   root_positions: typing.Array
 
 
-# (verification, sampling config, path_length P) -> Verified.
-Verifier = Callable[[Verification, config.SamplingConfig, int], verify.Verified]
+# (verification, how the rows' tokens are drawn, path_length P) -> Verified.
+Verifier = Callable[
+  [Verification, sampling.RowSettings | None, int], verify.Verified
+]
 
 
 class Setup(NamedTuple):
@@ -168,7 +175,6 @@ class Setup(NamedTuple):
       streams: the `deferred` schedule even if `model` runs `parallel`.
     drafter: proposes trees.
     cfg: sizes and stop conditions.
-    sampling: how a token is drawn.
     verifier: decides which drafts to accept.
   """
 
@@ -176,7 +182,6 @@ class Setup(NamedTuple):
   prompt_model: ModelFns
   drafter: Drafter
   cfg: config.DecodeConfig
-  sampling: config.SamplingConfig
   verifier: Verifier
 
   @property

@@ -12,7 +12,7 @@ P path length, V vocabulary.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from specstream_jax import sampling, typing
 from specstream_jax.decoding import (
   cache as cache_lib,
+  edits as edits_lib,
   interface,
   stopping,
   tree as tree_lib,
@@ -43,7 +44,11 @@ class DecodeState:
     cache: committed keys and values.
     tree: drafts to verify in the next step.
     drafter_state: the drafter's own pytree.
+    eos_ids: [B, E] int32 tokens that end each row; -1 is none.
     row_keys: [B] keys of the position-keyed noise.
+    settings: how the rows' tokens are drawn; None where all are greedy and
+      nothing is edited, which compiles without the rest.
+    edits: what is done to the logits before; None together with `settings`.
     calls: [B] int32 steps each row took part in; the prompt pass is none.
     accept_lengths: [B, max_new] int32 accept length of each call.
     num_steps: int32 scalar, steps of the batch.
@@ -57,7 +62,10 @@ class DecodeState:
   cache: cache_lib.Cache
   tree: tree_lib.DraftTree
   drafter_state: Any
+  eos_ids: typing.Array
   row_keys: typing.Array
+  settings: sampling.RowSettings | None
+  edits: edits_lib.Edits | None
   calls: typing.Array
   accept_lengths: typing.Array
   num_steps: typing.Array
@@ -69,13 +77,30 @@ class DecodeState:
     return self.finish_reason != stopping.RUNNING
 
 
+class Rows(NamedTuple):
+  """What the rows of a batch ask for.
+
+  Attributes:
+    limits: [B] int32 most tokens each row may emit, at least 1.
+    eos_ids: [B, E] int32 tokens that end each row; -1 is none.
+    keys: [B] of the position-keyed noise, see `sampling.row_keys`.
+    settings: how tokens are drawn; None where all are plainly greedy.
+    edits: of the logits; None together with `settings`.
+  """
+
+  limits: typing.Array
+  eos_ids: typing.Array
+  keys: typing.Array
+  settings: sampling.RowSettings | None = None
+  edits: edits_lib.Request | None = None
+
+
 def prefill(
   setup: interface.Setup,
   params: Any,
   prompts: typing.Array,
   prompt_lengths: typing.Array,
-  limits: typing.Array,
-  row_keys: typing.Array,
+  rows: Rows,
   *,
   cache_length: int,
   stops: stopping.StopTexts | None = None,
@@ -88,36 +113,41 @@ def prefill(
     params: weights, passed through to the model.
     prompts: [B, T] int32, padded on the right.
     prompt_lengths: [B] int32, at least 1.
-    limits: [B] int32 most tokens each row may emit, at least 1.
-    row_keys: [B] keys, see `sampling.row_keys`.
+    rows: what each of them asks for.
     cache_length: S.
     stops: stop texts.
     text_states: [B] int32 where rows stand among them before the first token.
   """
   forward = _forward_prompts(setup, params, prompts, cache_length)
-  last = prompt_lengths - 1
-  logits = setup.prompt_model.logits(params, _at(forward.hidden, last))
-  first = sampling.draw(
-    logits[:, None], row_keys, prompt_lengths[:, None], setup.sampling
-  )
-  batch = prompts.shape[0]
-  zeros = jnp.zeros((batch,), jnp.int32)
-  buffer = jnp.zeros((batch, setup.cfg.max_new_tokens), jnp.int32)
+  last, ahead = prompt_lengths - 1, prompt_lengths[:, None]
+  logits = setup.prompt_model.logits(params, _at(forward.hidden, last))[:, None]
+  edits = None
+  if rows.edits is not None:
+    text = prompts, prompt_lengths
+    edits = edits_lib.start(rows.edits, rows.eos_ids, *text, logits.shape[-1])
+  logits = edits_lib.apply(edits, logits, ahead)
+  first = sampling.draw(logits, rows.keys, ahead, rows.settings)
+  zeros = jnp.zeros_like(prompt_lengths)
+  buffer = jnp.zeros((len(zeros), setup.cfg.max_new_tokens), jnp.int32)
   state = DecodeState(
     tokens=buffer,
     num_tokens=zeros,
-    limits=limits,
+    limits=rows.limits,
     finish_reason=zeros,
     cache=dataclasses.replace(forward.cache, length=prompt_lengths),
     tree=tree_lib.root_only(first[:, 0]),
     drafter_state=setup.drafter.init(params, prompts, prompt_lengths),
-    row_keys=row_keys,
+    eos_ids=rows.eos_ids,
+    row_keys=rows.keys,
+    settings=rows.settings,
+    edits=edits,
     calls=zeros,
     accept_lengths=buffer,
     num_steps=jnp.int32(0),
     text_states=text_states,
   )
-  state, kept, reason = _truncate(setup, state, first, zeros + 1, stops)
+  best = _best_logits(logits, first, rows.settings)
+  state, kept, reason = _truncate(setup, state, first, zeros, best, stops)
   state = _emit(setup, state, first, kept, reason)
   prompt_setup = setup._replace(model=setup.prompt_model)
   return _draft(prompt_setup, params, state, forward, last, first[:, 0])
@@ -134,11 +164,14 @@ def step(
     forward = _forward_tree(setup, params, state)
     verification = _verification(setup, params, state, forward)
   with jax.named_scope('verify'):
-    verified = setup.verifier(verification, setup.sampling, setup.path_length)
+    verified = setup.verifier(verification, state.settings, setup.path_length)
     tree = verify.surviving_tree(verification)
     emitted = verify.emitted(tree, verified)
-    count = verified.accept_length + 1
-    state, kept, reason = _truncate(setup, state, emitted, count, stops)
+    best = _best_logits(verification.logits, verified.draws, state.settings)
+    at_path = jnp.take_along_axis(best, verified.path, axis=1)
+    state, kept, reason = _truncate(
+      setup, state, emitted, verified.accept_length, at_path, stops
+    )
     kept = jnp.where(state.is_done, 0, kept)
     reason = jnp.where(state.is_done, state.finish_reason, reason)
   with jax.named_scope('commit'):
@@ -173,13 +206,12 @@ def run(
 
 def _forward_prompts(setup, params, prompts, cache_length):
   batch, padded_length = prompts.shape
-  positions = jnp.arange(padded_length)[None]
-  causal = jnp.tri(padded_length, dtype=bool)
+  causal = jnp.tri(padded_length, dtype=bool)[None]
   return setup.prompt_model.forward(
     params,
     prompts,
-    jnp.broadcast_to(positions, prompts.shape),
-    jnp.broadcast_to(causal[None], (batch, *causal.shape)),
+    jnp.broadcast_to(jnp.arange(padded_length)[None], prompts.shape),
+    jnp.broadcast_to(causal, (batch, padded_length, padded_length)),
     setup.prompt_model.init_cache(batch, cache_length),
     with_streams=setup.drafter.with_streams,
   )
@@ -207,13 +239,71 @@ def _early_path(forward, path):
 
 def _verification(setup, params, state, forward):
   """The tree with the target's logits at the nodes that have them."""
-  return interface.Verification(
+  verification = interface.Verification(
     state.tree,
     None if forward.pruned is None else forward.pruned.survivors,
     setup.model.logits(params, forward.hidden),
     state.row_keys,
     state.cache.length + 1,
   )
+  if state.edits is None:
+    return verification
+  tree = verify.surviving_tree(verification)
+  edited = edits_lib.apply(
+    state.edits,
+    verification.logits,
+    verification.root_positions[:, None] + tree.depths,
+    edits_lib.tree_paths(tree, setup.path_length),
+  )
+  return verification._replace(logits=edited)
+
+
+def _best_logits(logits, draws, settings):
+  """The largest of logits [B, M, V]; NaN if one is NaN, float32 [B, M].
+
+  Greedy draws [B, M] point at it, which saves a pass over all of them.
+  """
+  if settings is None and draws is not None:
+    return jnp.take_along_axis(logits, draws[..., None], axis=-1)[..., 0]
+  return logits.max(axis=-1)
+
+
+def _truncate(setup, state, emitted, accept_length, best, stops):
+  """How many of `emitted` [B, P] to keep, and why the row ends there.
+
+  Args:
+    setup: stop sequences.
+    state: the output so far.
+    emitted: the accepted tokens, then the one that was drawn.
+    accept_length: [B] int32.
+    best: [B, P] largest logit where each of them was drawn.
+    stops: stop texts, or None.
+
+  Returns:
+    The state, with stop texts followed, the number [B] and the reason [B].
+  """
+  # From NaN, infinity, or nothing but minus infinity no token can be drawn, nor
+  # is a draft right there; what was accepted before stands.
+  count = jnp.cumprod(jnp.isfinite(best), axis=1).sum(axis=1)
+  is_finite = count > accept_length
+  followed = None
+  if stops is not None:
+    followed = stops.follow(state.text_states, emitted)
+  kept, reason = stopping.truncate(
+    setup.cfg,
+    state.tokens,
+    state.num_tokens,
+    state.limits,
+    state.eos_ids,
+    emitted,
+    jnp.minimum(count, accept_length + 1),
+    followed,
+  )
+  if stops is not None:
+    # Rows that are done emit nothing, so where they stand does not matter.
+    state = dataclasses.replace(state, text_states=_at(followed, kept - 1))
+  is_stuck = ~is_finite & (reason == stopping.RUNNING)
+  return state, kept, jnp.where(is_stuck, stopping.NOT_FINITE, reason)
 
 
 def _count_call(state, kept):
@@ -225,39 +315,18 @@ def _count_call(state, kept):
     state,
     calls=state.calls + took_part,
     accept_lengths=state.accept_lengths.at[rows, index].set(
-      kept - 1, mode='drop'
+      jnp.maximum(kept - 1, 0), mode='drop'
     ),
     num_steps=state.num_steps + 1,
   )
 
 
-def _truncate(setup, state, emitted, count, stops):
-  """Where `stopping.truncate` ends rows, and the state with stops followed."""
-  followed = None
-  if stops is not None:
-    followed = stops.follow(state.text_states, emitted)
-  kept, reason = stopping.truncate(
-    setup.cfg,
-    state.tokens,
-    state.num_tokens,
-    state.limits,
-    emitted,
-    count,
-    followed,
-  )
-  if stops is not None:
-    # Rows that are done emit nothing, so where they stand does not matter.
-    state = dataclasses.replace(state, text_states=_at(followed, kept - 1))
-  return state, kept, reason
-
-
 def _emit(setup, state, emitted, kept, reason):
   """Appends the first `kept` [B] of `emitted` [B, P]; ends full rows."""
   offset = jnp.arange(emitted.shape[1])[None]
+  is_kept = offset < kept[:, None]
   index = jnp.where(
-    offset < kept[:, None],
-    state.num_tokens[:, None] + offset,
-    state.tokens.shape[1],
+    is_kept, state.num_tokens[:, None] + offset, state.tokens.shape[1]
   )
   rows = jnp.arange(kept.shape[0])[:, None]
   needed = state.cache.length + setup.drafter.size
@@ -267,6 +336,7 @@ def _emit(setup, state, emitted, kept, reason):
     tokens=state.tokens.at[rows, index].set(emitted, mode='drop'),
     num_tokens=state.num_tokens + kept,
     finish_reason=jnp.where(is_full, stopping.CACHE, reason),
+    edits=edits_lib.remember(state.edits, jnp.where(is_kept, emitted, -1)),
   )
 
 
@@ -283,6 +353,8 @@ def _draft(
     tokens=state.tokens,
     num_tokens=state.num_tokens,
     row_keys=state.row_keys,
+    settings=state.settings,
+    edits=state.edits,
     last_tree=last_tree,
     draws=draws,
   )

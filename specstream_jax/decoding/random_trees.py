@@ -56,7 +56,7 @@ def draw(
   root: typing.Array,
   keys: typing.Array,
   cfg: config.TreeConfig,
-  sampling_cfg: config.SamplingConfig,
+  settings: sampling.RowSettings | None,
   drafting: str,
 ) -> tree_lib.DraftTree:
   """A tree drawn from stream logits, with its law.
@@ -66,14 +66,14 @@ def draw(
     root: [B] int32 last emitted token.
     keys: [B] of this call, see `sampling.call_keys`.
     cfg: a tree that passes `check`.
-    sampling_cfg: the drafts are drawn as the target draws its tokens.
+    settings: the drafts are drawn as the target draws its tokens.
     drafting: `gumbel_top_k`, `independent` or `beam`.
   """
-  scores = sampling.process_logits(logits[:, : cfg.max_depth], sampling_cfg)
+  scores = sampling.process_logits(logits[:, : cfg.max_depth], settings)
   log_probs = jax.nn.log_softmax(scores, axis=-1)
-  noise = functools.partial(_noise, keys, log_probs.shape[-1], sampling_cfg)
+  noise = functools.partial(_noise, keys, log_probs.shape[-1], settings)
   if drafting == 'beam':
-    tree = _beam(log_probs, root, cfg, noise, bool(sampling_cfg.temperature))
+    tree = _beam(log_probs, root, cfg, noise, settings)
   else:
     tree = _static(log_probs, root, cfg, noise, drafting == 'independent')
   index = jnp.minimum(tree.depths, cfg.max_depth - 1)
@@ -81,13 +81,11 @@ def draw(
   return tree_lib.DraftTree(tree.tokens, tree.parents, tree.depths, law)
 
 
-def _noise(keys, vocab_size, sampling_cfg, numbers):
+def _noise(keys, vocab_size, settings, numbers):
   """Gumbel noise float32 [B, N, V] of the sources `numbers`; 0 if greedy."""
   shape = (keys.shape[0], len(numbers))
-  if not sampling_cfg.temperature:
-    return jnp.zeros((*shape, vocab_size))
   numbers = jnp.broadcast_to(jnp.asarray(numbers, jnp.int32), shape)
-  return sampling.gumbel(keys, numbers, vocab_size)
+  return sampling.row_noise(keys, numbers, vocab_size, settings)
 
 
 class Sources(NamedTuple):
@@ -179,7 +177,7 @@ def beam_widths(cfg: config.TreeConfig) -> list[int]:
   return [share + (depth < rest) for depth in range(cfg.depth)]
 
 
-def _beam(log_probs, root, cfg, noise, is_random):
+def _beam(log_probs, root, cfg, noise, settings):
   """Stochastic beam search over the streams.
 
   Why `recursive_rejection` is exact here. A child's score is its path's
@@ -195,10 +193,10 @@ def _beam(log_probs, root, cfg, noise, is_random):
   """
   steps, first_parent = [first_beam(root)], 0
   for depth, width in enumerate(beam_widths(cfg)):
-    num_parents, own = steps[-1].plain.shape[1], None
-    if is_random:
-      own = noise(first_parent + np.arange(num_parents))
-    steps.append(beam_step(steps[-1], log_probs[:, depth, None], own, width))
+    num_parents = steps[-1].plain.shape[1]
+    own = noise(first_parent + np.arange(num_parents))
+    laws = log_probs[:, depth, None]
+    steps.append(beam_step(steps[-1], laws, own, width, settings))
     first_parent += num_parents
   return beam_tree(root, steps)
 
@@ -233,22 +231,26 @@ def first_beam(root: typing.Array) -> Beam:
 def beam_step(
   beam: Beam,
   log_probs: typing.Array,
-  noise: typing.Array | None,
+  noise: typing.Array,
   width: int,
+  settings: sampling.RowSettings | None,
 ) -> Beam:
   """The next depth of a stochastic beam search.
 
   Args:
     beam: the depth above, W nodes.
     log_probs: [B, W or 1, V] of their children.
-    noise: Gumbel [B, W, V]; None takes the best.
+    noise: Gumbel [B, W, V].
     width: nodes to keep.
+    settings: greedy rows take the best.
   """
   vocab_size = log_probs.shape[-1]
   plain = beam.plain[..., None] + log_probs  # [B, W, V]
   scores = plain
-  if noise is not None:
-    scores = _condition(plain + noise, beam.perturbed)
+  if settings is not None:
+    is_random = (settings.temperature > 0)[:, None, None]
+    drawn = _condition(plain + noise, beam.perturbed)
+    scores = jnp.where(is_random, drawn, plain)
   values, best = _best(scores, width)
   is_used = values > -jnp.inf
   return Beam(
@@ -283,7 +285,7 @@ def _best(scores, width):
   batch, num_parents, vocab_size = scores.shape
   num_each = min(width, vocab_size)
   values, tokens = sampling.top_k(scores, num_each)
-  flat = tokens + jnp.arange(num_parents)[:, None] * vocab_size
+  flat = tokens + jnp.arange(num_parents)[None, :, None] * vocab_size
   values, flat = values.reshape(batch, -1), flat.reshape(batch, -1)
   short = max(width - values.shape[1], 0)
   values = jnp.pad(values, ((0, 0), (0, short)), constant_values=-jnp.inf)

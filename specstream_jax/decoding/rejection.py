@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, sampling, typing
+from specstream_jax import sampling, typing
 from specstream_jax.decoding import interface, verify
 
 _TINY = 1e-37
@@ -102,7 +102,7 @@ Reject = Callable[[Laws, typing.Array], Laws]
 
 def walk(
   verification: interface.Verification,
-  cfg: config.SamplingConfig,
+  settings: sampling.RowSettings | None,
   uniforms: typing.Array,
   reject: Reject,
 ) -> Walk:
@@ -110,7 +110,7 @@ def walk(
 
   Args:
     verification: one tree per row, with the law of its drafts.
-    cfg: how the target draws.
+    settings: how the target draws.
     uniforms: [B, M] float32 in [0, 1); node m passes its test if uniforms[m] is
       below its accept probability.
     reject: `without_replacement` or `with_replacement`.
@@ -129,21 +129,23 @@ def walk(
   start = Walk(
     nobody,
     nobody,
-    _laws_at(verification, nobody, cfg),
+    _laws_at(verification, nobody, settings),
     nobody - 1,
     jnp.full((batch, num_nodes), -1.0),
     nobody > 0,
   )
-  descend = functools.partial(_descend, verification, cfg, uniforms, reject)
+  descend = functools.partial(
+    _descend, verification, settings, uniforms, reject
+  )
   return jax.lax.while_loop(lambda w: ~w.is_done.all(), descend, start)
 
 
-def _laws_at(verification, node, cfg):
+def _laws_at(verification, node, settings):
   """Laws of the children of `node` [B], none tested yet."""
   rows, draft = jnp.arange(node.shape[0]), verification.tree.law
   index = _surviving_index(verification, node)
   return Laws(
-    sampling.law(verification.logits[rows, index], cfg),
+    sampling.law(verification.logits[rows, index], settings),
     jnp.exp(draft.log_probs[rows, draft.index[rows, node]]),
   )
 
@@ -156,7 +158,7 @@ def _surviving_index(verification, nodes):
   return jnp.minimum(index, verification.survivors.shape[1] - 1)
 
 
-def _descend(verification, cfg, uniforms, reject, state):
+def _descend(verification, settings, uniforms, reject, state):
   """Tests the children of the leaf and steps to the one accepted."""
   tree, rows = verification.tree, jnp.arange(state.leaf.shape[0])
   accepted, laws, accept_probs = _test_children(tree, uniforms, reject, state)
@@ -166,7 +168,7 @@ def _descend(verification, cfg, uniforms, reject, state):
     has_logits = verification.survivors[rows, index] == accepted
   is_accepted = accepted > 0
   moves = is_accepted & has_logits
-  new_laws = _laws_at(verification, accepted, cfg)
+  new_laws = _laws_at(verification, accepted, settings)
   choose = lambda new, old: jnp.where(moves[:, None], new, old)
   return Walk(
     jnp.where(moves, accepted, state.leaf),
@@ -201,7 +203,7 @@ def _test_children(tree, uniforms, reject, state):
     index = jnp.where(is_tested, child, num_nodes)
     return (
       jnp.where(passes, child, accepted).astype(jnp.int32),
-      untested & (nodes != child[:, None]) & ~passes[:, None],
+      untested & (nodes[None] != child[:, None]) & ~passes[:, None],
       laws,
       accept_probs.at[rows, index].set(prob, mode='drop'),
     )
@@ -212,13 +214,13 @@ def _test_children(tree, uniforms, reject, state):
   return accepted, laws, accept_probs
 
 
-def _verify(reject, verification, cfg, path_length):
+def _verify(reject, verification, settings, path_length):
   keys = sampling.call_keys(
     verification.row_keys, verification.root_positions, sampling.ACCEPT_NOISE
   )
   num_nodes = verification.tree.tokens.shape[1]
   draw = lambda key: jax.random.uniform(key, (num_nodes,), jnp.float32)
-  walked = walk(verification, cfg, jax.vmap(draw)(keys), reject)
+  walked = walk(verification, settings, jax.vmap(draw)(keys), reject)
   positions = verification.root_positions + walked.accept_length
   # Neither drafts nor tests have seen the target's own noise.
   noise = sampling.gumbel(
@@ -263,17 +265,17 @@ def verified_at(
 
 def recursive_rejection(
   verification: interface.Verification,
-  cfg: config.SamplingConfig,
+  settings: sampling.RowSettings | None,
   path_length: int,
 ) -> verify.Verified:
   """An `interface.Verifier` for siblings drawn without replacement."""
-  return _verify(without_replacement, verification, cfg, path_length)
+  return _verify(without_replacement, verification, settings, path_length)
 
 
 def multi_step(
   verification: interface.Verification,
-  cfg: config.SamplingConfig,
+  settings: sampling.RowSettings | None,
   path_length: int,
 ) -> verify.Verified:
   """An `interface.Verifier` for independent siblings."""
-  return _verify(with_replacement, verification, cfg, path_length)
+  return _verify(with_replacement, verification, settings, path_length)

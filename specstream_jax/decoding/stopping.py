@@ -12,8 +12,8 @@ import numpy as np
 
 from specstream_jax import config, typing
 
-RUNNING, EOS, STOP, LENGTH, CACHE = range(5)
-REASONS = ('running', 'eos', 'stop', 'length', 'cache')
+RUNNING, EOS, STOP, LENGTH, CACHE, NOT_FINITE = range(6)
+REASONS = ('running', 'eos', 'stop', 'length', 'cache', 'not_finite')
 
 # States of a row among its stop texts: no text yet, text that ends with no
 # part of a stop, a stop is whole. The others are parts of stops.
@@ -64,6 +64,7 @@ def truncate(
   tokens: typing.Array,
   num_tokens: typing.Array,
   limits: typing.Array,
+  eos_ids: typing.Array,
   emitted: typing.Array,
   count: typing.Array,
   text_states: typing.Array | None = None,
@@ -71,11 +72,11 @@ def truncate(
   """Cuts what a call emitted after the first token that ends the row.
 
   Args:
-    cfg: EOS ids and stop sequences; a stop sequence may begin in an earlier
-      call, not in the prompt.
+    cfg: stop sequences; one may begin in an earlier call, not in the prompt.
     tokens: [B, max_new] int32 output so far.
     num_tokens: [B] int32 valid entries of `tokens`.
     limits: [B] int32 most tokens of each row.
+    eos_ids: [B, E] int32 tokens that end each row; -1 is none.
     emitted: [B, P] int32 new tokens.
     count: [B] int32 valid entries of `emitted`.
     text_states: [B, P] int32 of `StopTexts.follow`, if there are stop texts.
@@ -91,7 +92,7 @@ def truncate(
   if text_states is not None:
     is_stop |= text_states == FOUND
   reasons = jnp.where(is_stop, STOP, reasons)
-  is_eos = jnp.isin(emitted, jnp.asarray(cfg.eos_ids, jnp.int32))
+  is_eos = jnp.any(emitted[..., None] == eos_ids[:, None], axis=-1)
   reasons = jnp.where(is_eos, EOS, reasons)
   ends = (reasons != RUNNING) & (index < count[:, None])
   first = jnp.argmax(ends, axis=1)

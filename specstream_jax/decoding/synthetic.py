@@ -9,7 +9,7 @@ Axis letters: B rows, M tree nodes, P path length.
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config
+from specstream_jax import sampling
 from specstream_jax.decoding import interface, verify
 
 _PURPOSE = 0x5EED  # apart from the keys of the target's noise
@@ -17,7 +17,7 @@ _PURPOSE = 0x5EED  # apart from the keys of the target's noise
 
 def synthetic(
   verification: interface.Verification,
-  cfg: config.SamplingConfig,
+  settings: sampling.RowSettings | None,
   path_length: int,
   *,
   acceptance: float,
@@ -26,11 +26,11 @@ def synthetic(
 
   Args:
     verification: the drafts and the target's logits.
-    cfg: not read: the bonus is the arg max.
+    settings: not read: the bonus is the arg max.
     path_length: P.
     acceptance: chance that a draft is accepted, given its parent was.
   """
-  del cfg
+  del settings
   tree = verify.surviving_tree(verification)
   rows = jnp.arange(tree.tokens.shape[0])
   nodes = jnp.arange(tree.tokens.shape[1])

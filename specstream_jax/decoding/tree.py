@@ -232,7 +232,7 @@ def prune(
 
   Paper: nodes below a threshold go. Here: the best `keep`, because shapes are
   static. The set is closed under ancestors as a child never outscores its
-  parent and comes after it. Nodes that score -inf come back unused.
+  parent and comes after it. Nodes that score -inf or NaN come back unused.
 
   Args:
     tree: M nodes.
@@ -251,6 +251,8 @@ def prune(
       f'cannot keep {keep} of {num_nodes} draft tree nodes; use keep_nodes '
       f'between 1 and {num_nodes}'
     )
+  # NaN would sort above the root, and lose it.
+  scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
   scores = scores.at[:, 0].set(jnp.inf)
   survivors = jnp.sort(jax.lax.top_k(scores, keep)[1], axis=1)
   is_used = jnp.take_along_axis(scores, survivors, axis=1) > -jnp.inf

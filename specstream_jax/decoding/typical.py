@@ -16,7 +16,7 @@ Axis letters: B rows, M' surviving nodes, P path length, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, sampling, typing
+from specstream_jax import sampling, typing
 from specstream_jax.decoding import (
   interface,
   rejection,
@@ -27,7 +27,7 @@ from specstream_jax.decoding import (
 
 def typical(
   verification: interface.Verification,
-  cfg: config.SamplingConfig,
+  settings: sampling.RowSettings | None,
   path_length: int,
   *,
   epsilon: float,
@@ -37,13 +37,13 @@ def typical(
 
   Args:
     verification: any tree.
-    cfg: how the target draws.
+    settings: how the target draws.
     path_length: P.
     epsilon: a probability above it is always typical.
     delta: factor of the threshold that falls with the entropy.
   """
   tree = verify.surviving_tree(verification)
-  target_probs = sampling.law(verification.logits, cfg)
+  target_probs = sampling.law(verification.logits, settings)
   probs, is_typical = _judge(tree, target_probs, epsilon, delta)
   mask = tree_lib.ancestor_mask(tree.parents)
   is_reached = jnp.all(is_typical[:, None] | ~mask, axis=-1)
@@ -56,7 +56,7 @@ def typical(
   logits = verification.logits[jnp.arange(leaf.shape[0]), leaf]
   positions = verification.root_positions + length
   bonus = sampling.draw(
-    logits[:, None], verification.row_keys, positions[:, None], cfg
+    logits[:, None], verification.row_keys, positions[:, None], settings
   )[:, 0]
   return rejection.verified_at(verification, leaf, length, bonus, path_length)
 

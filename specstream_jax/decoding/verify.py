@@ -77,12 +77,12 @@ def verify(
   )
 
 
-def walk(verification, cfg, path_length: int) -> Verified:
+def walk(verification, settings, path_length: int) -> Verified:
   """The default rule: draw with position-keyed noise, then `verify`.
 
   Args:
     verification: an `interface.Verification`.
-    cfg: how the target draws.
+    settings: how the target draws.
     path_length: P.
   """
   tree = surviving_tree(verification)
@@ -91,7 +91,7 @@ def walk(verification, cfg, path_length: int) -> Verified:
     verification.row_keys,
     verification.root_positions,
     tree.depths,
-    cfg,
+    settings,
     path_length=path_length,
   )
   return verify(tree, draws, path_length=path_length)

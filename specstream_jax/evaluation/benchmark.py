@@ -150,6 +150,7 @@ def measure(
         [prompts[row] for row in batches[number]],
         seed=settings.seed,
         row_ids=batches[number],
+        sampling=settings.sampling,
       )
       bar.update()
       return result
@@ -212,7 +213,7 @@ def _decoders(model, prompts, settings):
   return {
     name: (
       rival,
-      model.decoder(rival, decode, settings.sampling, settings.tree),
+      model.decoder(rival, decode, tree=settings.tree),
     )
     for name, rival in rivals.items()
   }

@@ -63,6 +63,7 @@ class RunResult:
     call_reduction_ci95: bootstrap interval of CR over prompts.
     speedup_with_prefill: the same ratio with the prompt passes in it.
     temperature: 0 is greedy.
+    sampling: every setting of `SamplingConfig` that is not its default.
     name: short name of the row; empty makes one of drafter and tree.
     settings: everything that defines the drafter.
     extra_parameters: weights beside the model's own (LoRA is folded in).
@@ -119,6 +120,7 @@ class RunResult:
   num_truncated: int = 0
   synthetic: bool = False
   external: bool = False
+  sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def predicted_speedup(self) -> float:

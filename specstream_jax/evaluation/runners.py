@@ -58,9 +58,15 @@ class OwnRunner:
     drafter: config_drafting.DrafterConfig,
     label: str,
     decode: config.DecodeConfig,
+    sampling: config.SamplingConfig = config.SamplingConfig(),
   ):
-    """Raises ValueError if the drafter does not fit the model."""
+    """Takes all of `sampling` but the temperature, which each call names.
+
+    Raises:
+      ValueError: the drafter does not fit the model.
+    """
     self._model, self._drafter, self._decode = model, drafter, decode
+    self._sampling = sampling
     self.label = label
     self.settings = config.to_json(drafter)
     self.is_lossy, self.output = drafter.is_lossy, drafter.output
@@ -76,10 +82,12 @@ class OwnRunner:
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):
     """See `Runner`."""
     decode = dataclasses.replace(self._decode, prompt_bucket=bucket)
-    sampling = config.SamplingConfig(temperature=temperature)
-    decoder = self._model.decoder(self._drafter, decode, sampling)
-    return decoder.generate(
-      self._model.params(self._drafter), prompts, seed=seed, row_ids=row_ids
+    return self._model.decoder(self._drafter, decode).generate(
+      self._model.params(self._drafter),
+      prompts,
+      seed=seed,
+      row_ids=row_ids,
+      sampling=dataclasses.replace(self._sampling, temperature=temperature),
     )
 
 

@@ -229,6 +229,6 @@ class Attention(nnx.Module):
     if self.rotation_step:
       # Paper, appendix B: V_tj = V_t e^{i eps j}, pairs as in RoPE.
       angles = self.rotation_step * (1 + jnp.arange(rows.num_streams))
-      angles = angles[:, None, None].astype(jnp.float32)
+      angles = angles[None, None, :, None, None].astype(jnp.float32)
       value = layers.rotate(value, jnp.cos(angles), jnp.sin(angles))
     return KeyValues(key, value)

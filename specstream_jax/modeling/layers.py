@@ -98,6 +98,11 @@ def _two_rows(product):
   return of_two
 
 
+def along_last(vector: typing.Array, like: typing.Array) -> typing.Array:
+  """vector [D] as [1, …, D], to go with `like` [..., D]."""
+  return vector.reshape(*[1] * (like.ndim - 1), -1)
+
+
 class RMSNorm(nnx.Module):
   """x / rms(x) * scale, in float32, returned in x's dtype."""
 
@@ -108,7 +113,8 @@ class RMSNorm(nnx.Module):
   def __call__(self, x: typing.Array) -> typing.Array:
     y = x.astype(jnp.float32)
     y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-    return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+    scale = along_last(self.scale[...].astype(jnp.float32), y)
+    return (y * scale).astype(x.dtype)
 
 
 class SwiGLU(nnx.Module):
@@ -165,7 +171,8 @@ def rope_tables(
   positions: typing.Array, cfg: config.ModelConfig
 ) -> tuple[typing.Array, typing.Array]:
   """cos and sin [B, T, H/2] float32 for positions [B, T]."""
-  angles = positions[..., None].astype(jnp.float32) * rope_frequencies(cfg)
+  positions = positions[..., None].astype(jnp.float32)
+  angles = positions * along_last(rope_frequencies(cfg), positions)
   return jnp.cos(angles), jnp.sin(angles)
 
 

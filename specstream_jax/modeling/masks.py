@@ -19,7 +19,7 @@ def segment_mask(segment_ids: typing.Array) -> typing.Array:
   """
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   causal = jnp.tri(segment_ids.shape[1], dtype=bool)
-  return same & causal & (segment_ids > 0)[:, :, None]
+  return same & causal[None] & (segment_ids > 0)[:, :, None]
 
 
 def slot_mask(

@@ -33,7 +33,8 @@ class Head(nnx.Module):
   def logits(self, hidden: typing.Array) -> typing.Array:
     """Normalised hidden states [..., D] -> float32 logits [..., V]."""
     cast = lambda leaf: leaf[...].astype(hidden.dtype)
-    inner = layers.project(hidden, cast(self.kernel)) + cast(self.bias)
+    inner = layers.project(hidden, cast(self.kernel))
+    inner += layers.along_last(cast(self.bias), inner)
     hidden += jax.nn.silu(inner)
     return layers.project(hidden, cast(self.projection), jnp.float32)
 

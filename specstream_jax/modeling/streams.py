@@ -89,7 +89,7 @@ class StreamInsertion(nnx.Module):
       (*hidden.shape[:2], self.cfg.num_streams, hidden.shape[-1]),
     )
     if self.cfg.embedding == 'learned':
-      streams += self.embedding[...].astype(hidden.dtype)
+      streams += self.embedding[...].astype(hidden.dtype)[None, None]
     return streams
 
 
@@ -104,5 +104,5 @@ def stream_positions(
   offsets = jnp.arange(1, cfg.num_streams + 1, dtype=positions.dtype)
   if cfg.position == 'anchor':
     offsets = jnp.zeros_like(offsets)
-  spread = positions[:, :, None] + offsets
+  spread = positions[:, :, None] + offsets[None, None]
   return spread.reshape(positions.shape[0], -1)

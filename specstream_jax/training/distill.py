@@ -262,7 +262,8 @@ def eval_step(
   depth = tree.max_depth
   targets, truth_weights = objective.stream_targets(batch, anchors, depth)
   hidden = hidden_states(models[1], batch)
-  ahead = anchors[..., None] + 1 + jnp.arange(depth)  # [B, A, J]
+  offsets = 1 + jnp.arange(depth)
+  ahead = anchors[..., None] + offsets[None, None]  # [B, A, J]
   ahead = jnp.minimum(ahead, hidden.shape[1] - 1).reshape(len(anchors), -1)
   hidden = jnp.take_along_axis(hidden, ahead[..., None], axis=1)
   logits = jax.lax.map(models[1].logits, hidden)

@@ -166,7 +166,7 @@ def rank_counts(
   for result, weight in _ranked(
     heads.merge(weights), hidden, batch, jax.random.key(0), cfg
   ):
-    is_rank = result.rank[..., None] == ranks
+    is_rank = result.rank[..., None] == ranks[None, None]
     hits.append((is_rank * weight[..., None]).sum(axis=(0, 1)))
     totals.append(jnp.full(num_ranks, weight.sum()))
   return {'accuracy': (jnp.stack(hits), jnp.stack(totals))}

@@ -72,7 +72,7 @@ def stream_targets(
   no loss itself.
   """
   offsets = jnp.arange(num_streams + 1)
-  index = anchors[..., None] + offsets  # [B, A, J + 1]
+  index = anchors[..., None] + offsets[None, None]  # [B, A, J + 1]
   length = batch['decoder_target_tokens'].shape[1]
   inside, index = index < length, jnp.minimum(index, length - 1)
   flat = index.reshape(index.shape[0], -1)
@@ -321,7 +321,8 @@ def cross_entropy(
 def _teach(model, hidden, anchors, weights, metrics, cfg, norms):
   """The change from hard targets to the main stream's law at the same token."""
   num_streams, length = hidden.streams.shape[2], hidden.main.shape[1]
-  index = anchors[..., None] + 1 + jnp.arange(num_streams)  # [B, A, J]
+  offsets = 1 + jnp.arange(num_streams)
+  index = anchors[..., None] + offsets[None, None]  # [B, A, J]
   flat = jnp.minimum(index, length - 1).reshape(index.shape[0], -1, 1)
   teacher = jnp.take_along_axis(hidden.main, flat, axis=1)
   teacher = teacher.reshape(hidden.streams.shape)

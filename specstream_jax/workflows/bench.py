@@ -46,6 +46,7 @@ class Options:
       `label=settings`; the baseline `none` is always measured.
     tasks: names, each with an optional split and folder: `name[/split][@DIR]`.
     temperatures: 0 is greedy.
+    sampling: everything else of how tokens are drawn.
     batch_sizes: rows per call.
     num_prompts: per task, evenly spread; 0 takes all.
     max_new_tokens: per prompt.
@@ -62,6 +63,7 @@ class Options:
   drafters: tuple[str, ...] = ('streams',)
   tasks: tuple[str, ...] = ('e2e_sample/test',)
   temperatures: tuple[float, ...] = (0.0,)
+  sampling: config.SamplingConfig = config.SamplingConfig()
   batch_sizes: tuple[int, ...] = (1,)
   num_prompts: int = 64
   max_new_tokens: int = 64
@@ -93,6 +95,11 @@ class Options:
       checks.at_least('an entry of temperatures', temperature, 0.0)
     for name in self.external:
       checks.one_of('an entry of external', name, external.NAMES)
+    others = sorted(set(self.sampling.changes()) - {'temperature'})
+    checks.check(
+      not (self.external and others),
+      f'external references know nothing of {others}; leave one or the other',
+    )
 
 
 def bench(
@@ -134,9 +141,10 @@ def bench(
 
 def _header(model, options, runners) -> dict[str, Any]:
   """What measurements of one journal have in common."""
-  asked = dataclasses.asdict(options)
+  asked = dataclasses.asdict(options) | {'sampling': options.sampling.changes()}
+  left = _OF_THE_RUN if asked['sampling'] else (*_OF_THE_RUN, 'sampling')
   return {
-    'options': {k: v for k, v in asked.items() if k not in _OF_THE_RUN},
+    'options': {k: v for k, v in asked.items() if k not in left},
     'source': model.source,
     'weights': runtime.fingerprint(model),
     'drafters': {runner.label: runner.fingerprint for runner in runners},
@@ -179,6 +187,7 @@ def make_runners(
   model: runtime.Model, options: Options
 ) -> list[runners_lib.Runner]:
   """The baseline, then every rival; see `bench` for errors."""
+  options.sampling.check_fits(model.config.vocab_size)
   decode = config.DecodeConfig(
     max_new_tokens=options.max_new_tokens,
     schedule=options.schedule,
@@ -198,7 +207,9 @@ def make_runners(
         f'two drafters are called {label!r}; give each a LABEL= of its own '
         f'({bench_lib.BASELINE!r} is the baseline)'
       )
-    runners.append(runners_lib.OwnRunner(model, drafter, label, decode))
+    runners.append(
+      runners_lib.OwnRunner(model, drafter, label, decode, options.sampling)
+    )
   if options.external:
     threads = len(os.sched_getaffinity(0))
     target = external.load_target(model, threads)
@@ -272,6 +283,9 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     dtype=model.config.dtype,
     batch=cell.batch,
     temperature=cell.temperature,
+    sampling=dataclasses.replace(
+      options.sampling, temperature=cell.temperature
+    ).changes(),
     lossy=runner.is_lossy,
     external=runner.is_external,
     synthetic=runner.output == 'synthetic',

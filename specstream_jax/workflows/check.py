@@ -222,13 +222,17 @@ def _decode(model, drafter, prompts, temperature, options):
     prompt_bucket=-(-longest // 32) * 32,
   )
   sampling = config.SamplingConfig(temperature=temperature)
-  decoder = model.decoder(drafter, decode, sampling)
+  decoder = model.decoder(drafter, decode)
   tokens = []
   for start in range(0, len(prompts), options.batch):
     ids = range(start, start + options.batch)
     rows = [prompts[i % len(prompts)] for i in ids]
     made = decoder.generate(
-      model.params(drafter), rows, seed=options.seed, row_ids=list(ids)
+      model.params(drafter),
+      rows,
+      seed=options.seed,
+      row_ids=list(ids),
+      sampling=sampling,
     )
     tokens += made.tokens
   return tokens[: len(prompts)]

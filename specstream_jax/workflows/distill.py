@@ -38,8 +38,7 @@ class Options:
     batch_size: rows per call.
     prompt_bucket: a call holds prompts that are as long up to a multiple of so
       many tokens, and each such length compiles once.
-    temperature: 0 is greedy.
-    top_p: nucleus, 1 is off.
+    sampling: how tokens are drawn.
     seed: of the noise; the answer to a row does not depend on its batch.
     is_chat: prompts go through the model's chat template as a user's turn;
       rows say so, and `prepare` adds no BOS to theirs.
@@ -53,8 +52,7 @@ class Options:
   max_prompt_tokens: int = 1024
   batch_size: int = 8
   prompt_bucket: int = 64
-  temperature: float = 0.0
-  top_p: float = 1.0
+  sampling: config.SamplingConfig = config.SamplingConfig()
   seed: int = 0
   is_chat: bool = False
   drafter: str = 'none'
@@ -78,12 +76,7 @@ class Options:
       )
     checks.seed('seed', self.seed)
     # Told before anything is written.
-    _ = self.sampling, config.DecodeConfig(self.max_new_tokens)
-
-  @property
-  def sampling(self) -> config.SamplingConfig:
-    """How a token is drawn."""
-    return config.SamplingConfig(self.temperature, top_p=self.top_p)
+    _ = config.DecodeConfig(self.max_new_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +186,7 @@ def distill(
       works in.
   """
   names.check('split', split)
+  options.sampling.check_fits(model.config.vocab_size)
   rows, num_too_long = _rows(model, prompts, options)
   header = _provenance(model, prompts, options)
   own = rows[options.shard :: options.num_shards]
@@ -260,7 +254,7 @@ def _answer(model, rows, options, journal, progress, total):
         prompt_bucket=bucket,
         eos_ids=model.eos_ids,
       )
-      decoder = model.decoder(options.drafter, decode, options.sampling)
+      decoder = model.decoder(options.drafter, decode)
       for start in range(0, len(waiting), options.batch_size):
         part = waiting[start : start + options.batch_size]
         # One shape per bucket: a short batch repeats its first row.
@@ -270,6 +264,7 @@ def _answer(model, rows, options, journal, progress, total):
           [list(row.tokens) for row in full],
           seed=options.seed,
           row_ids=[row.index for row in full],
+          sampling=options.sampling,
         )
         for row, tokens, reason in zip(
           part, result.tokens, result.finish_reasons
@@ -278,7 +273,9 @@ def _answer(model, rows, options, journal, progress, total):
             (row.index,),
             {
               'prompt': row.prompt,
-              'completion': model.decode_text(tokens, row.tokens),
+              'completion': model.decode_text(
+                tokens, row.tokens, ignore_eos=options.sampling.ignore_eos
+              ),
               'num_tokens': len(tokens),
               'finished': reason == 'eos',
               **({'chat': True} if options.is_chat else {}),
@@ -291,8 +288,9 @@ def _provenance(model, prompts, options) -> dict[str, Any]:
   """What the answers depend on; shards and resumed runs must agree on it."""
   settings = dataclasses.asdict(options)
   # Same answers whatever these are.
-  for name in ('batch_size', 'prompt_bucket', 'shard', 'drafter'):
+  for name in ('batch_size', 'prompt_bucket', 'shard', 'drafter', 'sampling'):
     del settings[name]
+  settings |= {'temperature': 0.0, 'top_p': 1.0} | options.sampling.changes()
   digest = hashlib.sha256()
   for prompt in prompts:
     digest.update(prompt.encode() + b'\0')

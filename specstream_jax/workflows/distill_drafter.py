@@ -21,7 +21,6 @@ from specstream_jax import (
   memory,
   partitioning,
   processes,
-  runtime,
 )
 from specstream_jax.checkpoints import (
   adapters,
@@ -29,6 +28,7 @@ from specstream_jax.checkpoints import (
   files,
   huggingface,
   loading,
+  shipped,
   weights as weights_lib,
 )
 from specstream_jax.data import mixtures
@@ -245,7 +245,7 @@ def _load_target(base, adapter, dtype) -> loading.LoadedModel:
   loaded = loading.load_model(base, dtype=dtype)
   if not adapter:
     return loaded
-  flat, cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
+  flat, cfg = adapters.load_adapter(shipped.adapter_folder(adapter))
   adapters.check_base(cfg, loaded)
   adapters.check_weights(adapter, flat, cfg, loaded.config)
   folded, folded_cfg, _ = adapters.split(flat, cfg)

@@ -40,7 +40,7 @@ class Options:
     max_new_tokens: per prompt.
     tree: draft tree; None takes the adapter's.
     schedule: 'deferred' or 'parallel'.
-    sampling: temperature, top-k, top-p.
+    sampling: how tokens are drawn, on both sides.
     batch: rows per call.
     repeats: timed passes.
     seed: of the noise when temperature > 0.
@@ -120,6 +120,7 @@ def evaluate(
       'bench` takes any'
     )
   settings = _settings(model, options, drafter)
+  options.sampling.check_fits(model.config.vocab_size)
   if folder is None:
     if options.num_shards > 1:
       raise ValueError('shards need a folder in which they meet')
@@ -154,6 +155,7 @@ def _summary(model, options, settings, asked, names, found):
     dtype=model.config.dtype,
     batch=options.batch,
     temperature=options.sampling.temperature,
+    sampling=options.sampling.changes(),
     lossy=drafter.is_lossy,
     synthetic=drafter.output == 'synthetic',
     settings=config.to_json(drafter),
@@ -209,6 +211,8 @@ def _header(model, prompts, options) -> dict[str, Any]:
   """What measurements depend on; shards and resumed runs must agree on it."""
   settings = dataclasses.asdict(options)
   del settings['shard']
+  always = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0}
+  settings['sampling'] = always | options.sampling.changes()
   digest = hashlib.sha256(repr([list(row) for row in prompts]).encode())
   return {
     'source': model.source,

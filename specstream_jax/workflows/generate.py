@@ -3,7 +3,10 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 from typing import Any
+
+from absl import logging
 
 from specstream_jax import (
   config,
@@ -12,6 +15,8 @@ from specstream_jax import (
   runtime,
 )
 from specstream_jax.workflows import prompts as prompts_lib
+
+_SMALLEST_BUFFER = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +54,17 @@ class Options:
   """How to generate; the same for every prompt of a call.
 
   Attributes:
-    max_new_tokens: most new tokens per prompt.
+    max_new_tokens: most new tokens per prompt; compiled for the next of 64,
+      128, 256, …
     drafter: a name, text as `config_drafting.parse` reads it, or all settings;
       'none' is plain decoding, None takes streams if there is an adapter.
     tree: draft tree; None takes the adapter's.
     schedule: 'deferred' or 'parallel'.
-    sampling: temperature, top-k, top-p.
+    sampling: how tokens are drawn; None is greedy, or what `generation_config`
+      finds. New settings compile nothing, but for the step from plainly greedy
+      ones to others.
+    generation_config: 'auto' takes the checkpoint's generation_config.json
+      where `sampling` is None, and says so; 'none' does not.
     stop: texts that end a completion as soon as it holds one of them, or one
       such text, however the model spells it; that text is its end.
     seed: of the noise when temperature > 0.
@@ -66,7 +76,8 @@ class Options:
   drafter: str | config_drafting.DrafterConfig | None = None
   tree: config.TreeConfig | None = None
   schedule: str = 'deferred'
-  sampling: config.SamplingConfig = config.SamplingConfig()
+  sampling: config.SamplingConfig | None = None
+  generation_config: str = 'auto'
   stop: tuple[str, ...] = ()
   seed: int = 0
   chat: bool = False
@@ -96,7 +107,7 @@ class Options:
       ('sampling', config.SamplingConfig),
     ):
       value = getattr(self, name)
-      is_one = isinstance(value, kind) or (value is None and name != 'sampling')
+      is_one = value is None or isinstance(value, kind)
       checks.check(is_one, f'{name} is {value!r}; it must be a {kind.__name__}')
 
 
@@ -121,12 +132,15 @@ def generate(
   """
   decoder, name = _decoder(model, options)
   encoded = _encode(model, prompts, options)
+  sampling = _sampling(model, options)
   result = decoder.generate(
     model.params(name),
     encoded,
+    options.max_new_tokens,
     seed=options.seed,
     row_ids=row_ids,
     stops=model.stop_texts(options.stop),
+    sampling=sampling,
   )
   rows = zip(
     encoded,
@@ -137,7 +151,9 @@ def generate(
   )
   rule = output(model, options)
   text = lambda tokens, prompt: (
-    model.decode_text(tokens, prompt, options.stop)
+    model.decode_text(
+      tokens, prompt, options.stop, ignore_eos=sampling.ignore_eos
+    )
     if model.has_tokenizer
     else None
   )
@@ -184,7 +200,11 @@ def stream_text(
     ValueError: see `generate`; or there is no tokenizer.
   """
   encoded = _encode(model, prompts, options)
-  texts = [model.completion(prompt, options.stop) for prompt in encoded]
+  ignores = _sampling(model, options).ignore_eos
+  texts = [
+    model.completion(prompt, options.stop, ignore_eos=ignores)
+    for prompt in encoded
+  ]
 
   def added():
     for row, tokens in _stream(model, encoded, options):
@@ -200,19 +220,52 @@ def _stream(model, encoded, options):
   return decoder.stream(
     model.params(name),
     encoded,
+    options.max_new_tokens,
     seed=options.seed,
     stops=model.stop_texts(options.stop),
+    sampling=_sampling(model, options),
   )
+
+
+def _sampling(model, options):
+  """How tokens are drawn: as asked, else as the checkpoint wants."""
+  checks.one_of(
+    'generation_config', options.generation_config, ('auto', 'none')
+  )
+  sampling = options.sampling
+  if sampling is None and options.generation_config == 'auto':
+    wishes = model.wishes()
+    _tell(wishes.line())
+    sampling = wishes.sampling
+  sampling = config.SamplingConfig() if sampling is None else sampling
+  sampling.check_fits(model.config.vocab_size)
+  return sampling
+
+
+@functools.cache
+def _tell(line):
+  """Logs a line, once."""
+  if line:
+    logging.warning('%s', line)
+
+
+def _buffer(max_new_tokens):
+  """Size of the output that is compiled for."""
+  size = _SMALLEST_BUFFER
+  while size < max_new_tokens:
+    size *= 2
+  return size
 
 
 def _decoder(model, options):
   name = _drafter(model, options)
+  _ = config.DecodeConfig(options.max_new_tokens)  # in the words of the user
   decode = config.DecodeConfig(
-    max_new_tokens=options.max_new_tokens,
+    max_new_tokens=_buffer(options.max_new_tokens),
     schedule=options.schedule,
     eos_ids=model.eos_ids,
   )
-  return model.decoder(name, decode, options.sampling, options.tree), name
+  return model.decoder(name, decode, tree=options.tree), name
 
 
 def _encode(model, prompts, options):

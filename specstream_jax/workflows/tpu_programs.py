@@ -195,7 +195,8 @@ def _prefill_arguments(job, part):
     lambda: jax.vmap(jax.random.key)(jnp.arange(rows, dtype=jnp.uint32))
   )
   keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=where)
-  return shape(rows, length), shape(rows), shape(rows), keys
+  asked = loop.Rows(shape(rows), shape(rows, 0), keys)
+  return shape(rows, length), shape(rows), asked
 
 
 def _prefill(job, part, hbm) -> Compiled:

@@ -17,13 +17,13 @@ from specstream_jax import (
   memory,
   partitioning,
   processes,
-  runtime,
   typing,
 )
 from specstream_jax.checkpoints import (
   adapters,
   loading,
   medusa as checkpoint,
+  shipped,
   weights as weights_lib,
 )
 from specstream_jax.data import mixtures
@@ -174,7 +174,7 @@ def _main_model(base, adapter, dtype, num_heads):
   loaded = loading.load_model(base)
   flats = {d: _cast(loaded.params, d) for d in config.DTYPES}
   if adapter is not None:
-    extra, adapter_cfg = adapters.load_adapter(runtime.adapter_folder(adapter))
+    extra, adapter_cfg = adapters.load_adapter(shipped.adapter_folder(adapter))
     adapters.check_base(adapter_cfg, loaded)
     adapters.check_weights(adapter, extra, adapter_cfg, loaded.config)
     folded, folded_cfg, _ = adapters.split(extra, adapter_cfg)

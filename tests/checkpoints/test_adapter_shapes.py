@@ -6,8 +6,8 @@ import itertools
 import pytest
 import tiny
 
-from specstream_jax import config, runtime
-from specstream_jax.checkpoints import adapter_shapes, adapters
+from specstream_jax import config
+from specstream_jax.checkpoints import adapter_shapes, adapters, shipped
 from specstream_jax.modeling import build, params
 
 STREAMS = [
@@ -55,8 +55,8 @@ def test_adapters_that_ship_have_them():
     num_kv_heads=3,
     head_dim=64,
   )
-  for name in runtime.shipped_adapters():
-    folder = runtime.adapter_folder(name)
+  for name in shipped.shipped_adapters():
+    folder = shipped.adapter_folder(name)
     flat, cfg = adapters.load_adapter(folder)
     adapters.check_weights(folder, flat, cfg, smollm)
     path = next(iter(flat))

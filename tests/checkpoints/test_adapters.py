@@ -18,6 +18,7 @@ from specstream_jax.checkpoints import (
   huggingface,
   loading,
   merged,
+  shipped,
 )
 from specstream_jax.cli import info
 
@@ -223,8 +224,8 @@ def test_parameter_counts_are_those_of_the_paper():
 
 
 SHIPPED = [
-  pathlib.Path(runtime.adapter_folder(name))
-  for name in runtime.shipped_adapters()
+  pathlib.Path(shipped.adapter_folder(name))
+  for name in shipped.shipped_adapters()
 ]
 DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'adapters'
 

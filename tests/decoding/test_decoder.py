@@ -31,6 +31,41 @@ def test_bad_requests(prompts, max_new, message):
   assert decoder.num_compilations == 0
 
 
+@pytest.mark.parametrize(
+  ('sampling', 'message'),
+  [
+    ([config.SamplingConfig()], 'sampling has 1 settings for 2 prompts; give'),
+    (
+      config.SamplingConfig(min_new_tokens=5),
+      'min_new_tokens is 5 but at most 4 new tokens are asked for; use min',
+    ),
+  ],
+)
+def test_bad_sampling(sampling, message):
+  decoder = _decoder()
+  with pytest.raises(ValueError, match=message):
+    decoder.generate({}, [[1], [2]], [5, 4], sampling=sampling)
+  assert decoder.num_compilations == 0
+
+
+def test_settings_of_a_call_go_before_those_of_the_decoder():
+  params, prompts = table_lm.make_params(0), [[1, 2], [3]]
+  warm = config.SamplingConfig(temperature=1.5)
+  cfg = config.DecodeConfig(max_new_tokens=7, prompt_bucket=5)
+  own = decoder_lib.Decoder(table_lm.MODEL, none.NoDraft(), cfg, warm)
+  other, run = (
+    _decoder(),
+    lambda d, **named: d.generate(params, prompts, seed=1, **named).tokens,
+  )
+  greedy = config.SamplingConfig()
+  assert run(own) == run(other, sampling=warm) != run(other)
+  assert run(own, sampling=greedy) == run(other) == run(other, sampling=greedy)
+  mixed = run(own, sampling=[greedy, warm])
+  assert mixed == [run(other)[0], run(own)[1]]
+  # A greedy batch, and all that is not.
+  assert own.num_compilations == other.num_compilations == 4
+
+
 def test_prompt_longer_than_the_cache():
   drafter = streams.Streams(config.TreeConfig('chain', depth=3), 3)
   decoder = _decoder(drafter, cache_length=13)

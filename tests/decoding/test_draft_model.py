@@ -283,11 +283,12 @@ def test_the_law_is_the_draft_models_at_every_node(drafting):
   options = {'drafting': drafting, 'verifier': verifier}
   name = 'best_first' if drafting == 'beam' else 'full'
   tree, texts = propose(TREES[name], SAMPLED, **options)
+  settings = sampling.row_settings([SAMPLED])
   for row, text in enumerate(texts):
     # Of 7 drafts, a beam has 3, 2 and 2; a full tree 2, 4 and 8.
     for node in range(6 if drafting == 'beam' else 7):
       logits = next_logits(tuple(text + path_of(tree, row, node)))
-      want = log_softmax(sampling.process_logits(jnp.asarray(logits), SAMPLED))
+      want = log_softmax(sampling.process_logits(jnp.asarray(logits), settings))
       got = tree.law.log_probs[row, tree.law.index[row, node]]
       np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
       kept = np.isfinite(want)

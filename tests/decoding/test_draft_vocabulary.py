@@ -41,10 +41,14 @@ def decode(model, cfg, temperature=0.0):
   decoder = model.decoder(
     cfg,
     config.DecodeConfig(max_new_tokens=14, eos_ids=model.eos_ids),
-    config.SamplingConfig(temperature=temperature),
   )
   prompts = [model.encode('one two'), model.encode('x')]
-  return decoder.generate(model.params(cfg), prompts, seed=3)
+  return decoder.generate(
+    model.params(cfg),
+    prompts,
+    seed=3,
+    sampling=config.SamplingConfig(temperature=temperature),
+  )
 
 
 @pytest.mark.parametrize('temperature', [0.0, 0.9])
@@ -65,6 +69,17 @@ def test_the_whole_vocabulary_changes_no_call(model, tmp_path):
   limited = decode(model, drafter(path))
   free = decode(model, config_drafting.DrafterConfig('streams', TREE))
   assert limited.accept_lengths == free.accept_lengths
+
+
+def test_rivals_with_other_settings_have_other_weights(model, written):
+  """Each of these decides what is on the device beside the model."""
+  path, _ = written
+  sizes = [
+    len(model.params(drafter(path, vocabulary_size=size)).drafter.head.ids)
+    for size in (7, 11, 0, 7)
+  ]
+  assert sizes == [7, 11, 40, 7]
+  assert model.params(config_drafting.DrafterConfig()).drafter.head == ()
 
 
 def test_drafts_come_from_the_file(model, written):

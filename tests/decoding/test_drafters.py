@@ -16,12 +16,12 @@ LOGITS = jnp.asarray(
 )
 
 
-def _propose(drafter, sampling_cfg):
+def _propose(drafter, settings):
   model = table_lm.MODEL._replace(
     stream_logits=lambda *args: interface.StreamLogits(LOGITS)
   )
   cfg = config.DecodeConfig()
-  setup = interface.Setup(model, model, drafter, cfg, sampling_cfg, verify.walk)
+  setup = interface.Setup(model, model, drafter, cfg, verify.walk)
   context = interface.DraftContext(
     root=ROOT,
     hidden=None,
@@ -31,6 +31,7 @@ def _propose(drafter, sampling_cfg):
     tokens=None,
     num_tokens=None,
     row_keys=sampling.row_keys(0, [2, 6]),
+    settings=settings,
   )
   tree, state = drafter.propose(
     setup, {}, context, drafter.init({}, None, None)
@@ -42,22 +43,22 @@ def _propose(drafter, sampling_cfg):
 @pytest.mark.parametrize('temperature', [0.0, 1.3])
 def test_streams_draft_with_the_targets_own_noise(temperature):
   """Were the streams right, the best draft is what the target will draw."""
-  cfg = config.SamplingConfig(temperature=temperature)
+  settings = sampling.row_settings([config.SamplingConfig(temperature)])
   drafter = streams.Streams(
     config.TreeConfig('chain', depth=2),
     3,
     config_drafting.DrafterConfig(noise_weight=1.0),
   )
-  tree = _propose(drafter, cfg)
+  tree = _propose(drafter, settings)
   positions = LEAF_POSITIONS[:, None] + jnp.array([[2, 3]])
   drawn = sampling.draw(
-    LOGITS[:, :2], sampling.row_keys(0, [2, 6]), positions, cfg
+    LOGITS[:, :2], sampling.row_keys(0, [2, 6]), positions, settings
   )
   np.testing.assert_array_equal(tree.tokens[:, 1:], drawn)
   np.testing.assert_array_equal(tree.tokens[:, 0], ROOT)
 
 
 def test_no_draft_is_the_root():
-  tree = _propose(none.NoDraft(), config.SamplingConfig())
+  tree = _propose(none.NoDraft(), None)
   assert tree.tokens.tolist() == [[5], [3]]
   assert tree.parents.tolist() == tree.depths.tolist() == [[0], [0]]

@@ -16,7 +16,7 @@ import reference_decoding as reference
 import table_lm
 
 from specstream_jax import config, sampling
-from specstream_jax.decoding import decoder as decoder_lib
+from specstream_jax.decoding import decoder as decoder_lib, stopping
 from specstream_jax.decoding.drafters import none, streams
 
 BATCH, MAX_NEW, BUCKET = 3, 17, 11
@@ -245,3 +245,46 @@ def test_a_full_cache_ends_the_row_only():
     assert (num_committed + 4 > 18) == (result.finish_reasons[row] == 'cache')
     assert result.finish_reasons[row] in ('cache', 'length')
   assert 'cache' in result.finish_reasons
+
+
+@pytest.mark.parametrize(
+  ('drafter', 'how'),
+  [('best_first', 'greedy'), ('best_first', 'sampled'), ('full', 'greedy')],
+)
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_broken_streams_break_no_token(drafter, how, value):
+  params = table_lm.make_params(3, quality=0.5)
+  params['noise'] = params['noise'].at[:, ::2, 1::3].set(value)
+  run = lambda name: make_decoder(name, how).generate(params, _prompts(1))
+  assert run(drafter).tokens == run('none').tokens
+
+
+@pytest.mark.parametrize('how', SAMPLING)
+def test_rows_end_before_logits_without_an_order(how):
+  """Accepted tokens stand; nothing is drawn from NaN, inf or -inf alone."""
+  plain, fast = make_decoder('none', how), make_decoder('best_first', how)
+  endings = []
+  for seed, value in enumerate((np.nan, np.inf, -np.inf)):
+    params = table_lm.make_params(seed, quality=0.9)
+    broken = (
+      params['table']
+      .at[seed::7]
+      .set(params['table'][seed::7].at[:, :: 1 if value < 0 else 5].set(value))
+    )
+    params = params | {'table': broken}
+    states = [
+      made.advance(params, made.start(params, _prompts(seed), seed=seed))
+      for made in (plain, fast)
+    ]
+    want, got = jax.device_get([
+      (s.tokens, s.num_tokens, s.finish_reason) for s in states
+    ])  # fmt: skip
+    for one, other in zip(got, want, strict=True):
+      np.testing.assert_array_equal(one, other)
+    endings += [stopping.REASONS[i] for i in want[2]]
+    if 'not_finite' in endings[-BATCH:]:
+      row = endings[-BATCH:].index('not_finite')
+      count = want[1][row]
+      with pytest.raises(ValueError, match=f'prompt {row} after {count} new'):
+        fast.generate(params, _prompts(seed), seed=seed)
+  assert endings.count('not_finite') > 4 and want[1].max() > 1

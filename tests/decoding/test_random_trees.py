@@ -27,12 +27,13 @@ from specstream_jax.decoding.drafters import streams
 NUM_ROWS, VOCAB_SIZE, DEPTH = 100_000, 4, 2
 WARM = config.SamplingConfig(temperature=0.8)
 GREEDY = config.SamplingConfig()
+WARM_ROWS = sampling.row_settings([WARM])
 FULL = config.TreeConfig('full', depth=DEPTH, branching=2)
 APART = config.TreeConfig('full', depth=DEPTH, branching=2, keep_nodes=3)
 BEAM = config.TreeConfig('best_first', depth=DEPTH, num_nodes=7)
 LOGITS = 1.2 * np.random.default_rng(0).normal(size=(DEPTH, VOCAB_SIZE))
 LOGITS = LOGITS.astype(np.float32)
-_draw = jax.jit(random_trees.draw, static_argnums=(3, 4, 5))
+_draw = jax.jit(random_trees.draw, static_argnums=(3, 5))
 
 
 @functools.cache
@@ -43,12 +44,13 @@ def _trees(cfg, drafting, sampling_cfg=WARM):
     sampling.row_keys(3, range(NUM_ROWS)), rows + 5, sampling.DRAFT_NOISE
   )
   logits = jnp.broadcast_to(LOGITS, (NUM_ROWS, *LOGITS.shape))
-  tree = _draw(logits, rows, keys, cfg, sampling_cfg, drafting)
+  settings = sampling.row_settings([sampling_cfg])
+  tree = _draw(logits, rows, keys, cfg, settings, drafting)
   return jax.tree.map(np.array, tree)
 
 
 def _probs(depth):
-  return np.float64(sampling.law(LOGITS[depth - 1], WARM))
+  return np.float64(sampling.law(LOGITS[depth - 1], WARM_ROWS))
 
 
 def _check_law(observed, law):
@@ -261,12 +263,12 @@ def test_coupling_can_be_switched_off(settings, is_coupled):
     stream_logits=lambda *args: interface.StreamLogits(logits)
   )
   setup = interface.Setup(
-    model, model, drafter, config.DecodeConfig(), WARM, verify.walk
+    model, model, drafter, config.DecodeConfig(), verify.walk
   )
   zeros = jnp.zeros((31,), jnp.int32)
   context = interface.DraftContext(
     zeros, None, None, None, zeros + 3, None, None,
-    sampling.row_keys(0, range(31)),
+    sampling.row_keys(0, range(31)), WARM_ROWS,
   )  # fmt: skip
   tree, _ = drafter.propose(setup, {}, context, ())
   assert isinstance(tree, tree_lib.DraftTree) and tree.law is None

@@ -26,6 +26,7 @@ from specstream_jax.decoding.drafters import none, streams
 NUM_ROWS, NUM_NODES, VOCAB_SIZE, PATH_LENGTH = 211, 11, 5, 4
 WARM = config.SamplingConfig(temperature=0.7, top_k=4)
 GREEDY = config.SamplingConfig()
+ROWS, GREEDY_ROWS = (sampling.row_settings([cfg]) for cfg in (WARM, GREEDY))
 REJECT = {
   'recursive_rejection': rejection.without_replacement,
   'multi_step': rejection.with_replacement,
@@ -124,9 +125,9 @@ def test_walk(rule, is_pruned):
   verification = _verification(is_pruned)
   rng = np.random.default_rng(1)
   uniforms = rng.random(size=(NUM_ROWS, NUM_NODES)).astype(np.float32)
-  walk = jax.jit(rejection.walk, static_argnums=(1, 3))
-  got = walk(verification, WARM, jnp.asarray(uniforms), REJECT[rule])
-  probs = np.float64(sampling.law(verification.logits, WARM))
+  walk = jax.jit(rejection.walk, static_argnums=3)
+  got = walk(verification, ROWS, jnp.asarray(uniforms), REJECT[rule])
+  probs = np.float64(sampling.law(verification.logits, ROWS))
   for row in range(NUM_ROWS):
     survivors = list(range(NUM_NODES))
     if is_pruned:
@@ -152,10 +153,11 @@ def test_greedy_is_the_walk(rule, is_pruned):
     drafting='independent' if rule == 'multi_step' else 'beam', verifier=rule
   )
   verification = _verification(is_pruned)
-  run = lambda rule: jax.jit(rule, static_argnums=(1, 2))(
-    verification, GREEDY, PATH_LENGTH
+  run = lambda rule, settings: jax.jit(rule, static_argnums=2)(
+    verification, settings, PATH_LENGTH
   )
-  got, want = run(verifiers.make(options)), run(verify.walk)
+  got = run(verifiers.make(options), GREEDY_ROWS)
+  want = run(verify.walk, None)
   tree = verify.surviving_tree(verification)
   # `typical` takes the deepest of equal siblings, to which the random logits
   # here, unlike a model's, give different continuations.
@@ -190,10 +192,10 @@ def _check_paths(tree, verified):
 @pytest.mark.parametrize('is_pruned', [False, True])
 def test_accepted_paths_are_paths_when_sampling(is_pruned):
   verification = _verification(is_pruned)
-  verifier = jax.jit(rejection.recursive_rejection, static_argnums=(1, 2))
-  got = verifier(verification, WARM, PATH_LENGTH)
+  verifier = jax.jit(rejection.recursive_rejection, static_argnums=2)
+  got = verifier(verification, ROWS, PATH_LENGTH)
   _check_paths(verify.surviving_tree(verification), got)
-  law = sampling.law(verification.logits, WARM)
+  law = sampling.law(verification.logits, ROWS)
   rows = np.arange(NUM_ROWS)
   assert (law[rows, got.leaf, got.bonus] > 0).all()
   assert set(np.unique(got.accept_length)) >= {0, 1, 2}
@@ -204,10 +206,10 @@ def test_typical():
   epsilon, delta = 0.2, 0.6
   verification = _verification(True)
   got = typical.typical(
-    verification, WARM, PATH_LENGTH, epsilon=epsilon, delta=delta
+    verification, ROWS, PATH_LENGTH, epsilon=epsilon, delta=delta
   )
   tree = verify.surviving_tree(verification)
-  probs = np.float64(sampling.law(verification.logits, WARM))
+  probs = np.float64(sampling.law(verification.logits, ROWS))
   entropy = -np.sum(probs * np.log(np.maximum(probs, 1e-30)), axis=-1)
   threshold = np.minimum(epsilon, delta * np.exp(-entropy))
   for row in range(NUM_ROWS):
@@ -226,7 +228,7 @@ def test_typical():
     verification.logits[np.arange(NUM_ROWS), got.leaf][:, None],
     verification.row_keys,
     (verification.root_positions + got.accept_length)[:, None],
-    WARM,
+    ROWS,
   )
   np.testing.assert_array_equal(got.bonus, drawn[:, 0])
 
@@ -235,7 +237,7 @@ def test_chosen_drafts_have_no_law():
   verification = _verification(False)
   tree = tree_lib.root_only(verification.tree.tokens[:, 0])
   with pytest.raises(ValueError, match=r"no law.*use verifier 'walk'"):
-    rejection.multi_step(verification._replace(tree=tree), WARM, 1)
+    rejection.multi_step(verification._replace(tree=tree), ROWS, 1)
 
 
 BUCKET, MAX_NEW = 11, 13

@@ -30,11 +30,18 @@ def test_truncate(data):
   padded = np.full((1, 5), 4, np.int32)
   padded[0, : len(emitted)] = emitted
   as_row = lambda n: jnp.array([n], jnp.int32)
+  ignores_eos = data.draw(st.booleans())
   kept, reason = _truncate(
-    buffer, as_row(len(before)), as_row(limit), padded, as_row(len(emitted))
+    buffer,
+    as_row(len(before)),
+    as_row(limit),
+    jnp.array([[-1 if ignores_eos else 4]]),
+    padded,
+    as_row(len(emitted)),
   )
+  eos_ids = () if ignores_eos else CFG.eos_ids
   want, why = reference.truncate(
-    before, emitted, limit, CFG.eos_ids, CFG.stop_sequences
+    before, emitted, limit, eos_ids, CFG.stop_sequences
   )
   assert len(before) + int(kept[0]) == len(want)
   assert stopping.REASONS[int(reason[0])] == why

@@ -106,6 +106,49 @@ def test_best_first_is_the_best_ancestor_closed_set(seed):
     _check_structure(tree, row)
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_edge_scores_lift_no_child_above_its_parent(seed):
+  """Edges are at most certain, whatever is added to them."""
+  logits = _random_logits(seed)
+  log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
+  bonus = np.random.default_rng(seed).normal(size=(VOCAB_SIZE, VOCAB_SIZE)) * 4
+  tree = _coupled(jnp.asarray(logits), jnp.float32(bonus))
+  for row in range(BATCH):
+    _check_structure(tree, row)
+    top = np.argsort(-log_probs[row], axis=1)[:, : BEST.branching]
+    nodes = [((5 + row,), 0.0)]
+    for depth in range(STREAMS):
+      nodes += [
+        ((*path, token), above + min(edge, 0.0))
+        for path, above in nodes
+        if len(path) == depth + 1
+        for token in top[depth].tolist()
+        for edge in [log_probs[row, depth, token] + bonus[path[-1], token]]
+      ]
+    kept = reference.paths(tree.tokens[row], np.array(tree.parents[row]))
+    scores = {path[1:]: score for path, score in nodes[1:]}
+    assert len(set(kept)) == BEST.size - 1
+    # Ties at certainty may fall either way.
+    best = sorted(scores.values(), reverse=True)[: BEST.size - 1]
+    found = sorted((scores[path] for path in kept), reverse=True)
+    np.testing.assert_allclose(found, best, atol=1e-5)
+
+
+@jax.jit
+def _coupled(logits, bonus):
+  """The best-first tree whose edges get `bonus[parent, child]` in addition."""
+
+  def edge_scores(above, parents, candidates, log_probs):
+    del above, log_probs
+    return bonus[parents[:, :, None], candidates[:, None]]
+
+  root = jnp.array([5, 6])
+  return tree_lib.from_stream_logits(
+    logits, root, BEST, edge_scores=edge_scores, before_root=root
+  )
+
+
 def test_best_first_marks_nodes_it_cannot_fill():
   cfg = config.TreeConfig('best_first', depth=2, branching=1, num_nodes=7)
   logits = jnp.asarray(_random_logits(0)[:, :2])

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_decoding as reference
+import scipy.special
 import scipy.stats
 import table_lm
 
-from specstream_jax import config, config_drafting, sampling
+from specstream_jax import config, config_drafting
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   enumerate_law,
@@ -95,8 +97,20 @@ def test_pruned_children_must_take_their_test():
 
 VOCAB_SIZE, MAX_NEW, NUM_ROWS = 4, 4, 8192
 PROMPT = [2, 1, 3]
+EOS_ID = 3
+DECODE = config.DecodeConfig(
+  max_new_tokens=MAX_NEW, prompt_bucket=len(PROMPT), eos_ids=(EOS_ID,)
+)
 PARAMS = table_lm.make_params(3, quality=0.6, vocab_size=VOCAB_SIZE, scale=1.2)
 LAW = config.SamplingConfig(temperature=0.9, top_k=3)
+# What a token's law is here depends on all tokens of its path.
+EDITED = config.SamplingConfig(
+  temperature=0.9,
+  min_p=0.02,
+  repetition_penalty=1.8,
+  logit_bias={0: 0.7, 2: -0.4},
+  min_new_tokens=3,
+)
 BEAM = config.TreeConfig('best_first', depth=3, num_nodes=8)
 SMALL = config.TreeConfig('full', depth=3, branching=2)
 
@@ -135,8 +149,8 @@ class _ChosenAsDrawn(streams.Streams):
   """Planted bias: the best tokens, with the law as if they had been drawn."""
 
   def propose(self, setup, params, context, state):
-    greedy = setup._replace(sampling=config.SamplingConfig())
-    return super().propose(greedy, params, context, state)
+    greedy = context._replace(settings=None)
+    return super().propose(setup, params, greedy, state)
 
 
 RULES = {
@@ -161,8 +175,7 @@ def _make_decoder(name):
   return decoder_lib.Decoder(
     _pruning_model(keep) if keep else table_lm.MODEL,
     make(tree, table_lm.NUM_STREAMS, options),
-    config.DecodeConfig(max_new_tokens=MAX_NEW, prompt_bucket=len(PROMPT)),
-    LAW,
+    DECODE,
     verifier=verifiers.make(options),
   )
 
@@ -188,22 +201,36 @@ def _draft_model_decoder(name):
   fns = table_lm.MODEL._replace(
     forward=unwrap(table_lm.forward), logits=unwrap(table_lm.logits)
   )
-  decode = config.DecodeConfig(
-    max_new_tokens=MAX_NEW, prompt_bucket=len(PROMPT)
-  )
-  drafter = draft_model.DraftModel(fns, tree, decode, options)
+  drafter = draft_model.DraftModel(fns, tree, DECODE, options)
   return decoder_lib.Decoder(
-    fns, drafter, decode, LAW, verifier=verifiers.make(options)
+    fns, drafter, DECODE, verifier=verifiers.make(options)
   )
 
 
 @functools.cache
-def _expected():
-  """Law [V ** MAX_NEW] of the output, from the table's definition."""
+def _expected(cfg):
+  """Law [V ** MAX_NEW] of the output, from the table's definition.
+
+  A text that EOS ends is counted as if it went on with token 0.
+  """
   law, texts = np.ones(1), [[]]
-  for _ in range(MAX_NEW):
-    logits = [table_lm.next_logits(PARAMS, PROMPT + text) for text in texts]
-    probs = np.array(sampling.law(jnp.array(logits), LAW), np.float64)
+  for num_new in range(MAX_NEW):
+    scores = [
+      reference.process_logits(
+        reference.edit_logits(
+          table_lm.next_logits(PARAMS, PROMPT + text),
+          PROMPT + text,
+          cfg,
+          num_new=num_new,
+          eos_ids=(EOS_ID,),
+        ),
+        *(cfg.temperature, cfg.top_k, cfg.top_p, cfg.min_p),
+      )
+      for text in texts
+    ]
+    probs = scipy.special.softmax(np.float64(scores), axis=1)
+    has_ended = np.array([EOS_ID in text for text in texts])
+    probs[has_ended] = np.eye(VOCAB_SIZE)[0]
     law = (law[:, None] * probs).reshape(-1)
     texts = [[*text, token] for text in texts for token in range(VOCAB_SIZE)]
   return law
@@ -220,27 +247,29 @@ def _p_value(counts, probs):
   return scipy.stats.chi2.sf(statistic, len(counts) - 1)
 
 
-def _p_value_of(name):
-  return _p_value_of_output(_make_decoder(name), PARAMS)
+def _p_value_of(name, cfg=LAW):
+  return _p_value_of_output(_make_decoder(name), PARAMS, cfg)
 
 
-def _p_value_of_output(decoder, params):
+def _p_value_of_output(decoder, params, cfg):
   result = decoder.generate(
-    params, [PROMPT] * NUM_ROWS, seed=11, row_ids=range(NUM_ROWS)
+    params, [PROMPT] * NUM_ROWS, seed=11, row_ids=range(NUM_ROWS), sampling=cfg
   )
   digits = VOCAB_SIZE ** np.arange(MAX_NEW)[::-1]
-  codes = np.array(result.tokens) @ digits
+  tokens = [row + [0] * (MAX_NEW - len(row)) for row in result.tokens]
+  codes = np.array(tokens) @ digits
   counts = np.bincount(codes, minlength=VOCAB_SIZE**MAX_NEW)
   assert 0.3 < result.tokens_per_call() - 1 < 2.5
-  return _p_value(counts, _expected())
+  return _p_value(counts, _expected(cfg))
 
 
 @pytest.mark.parametrize('name', DRAFT_MODEL_RULES)
 def test_output_of_a_draft_model_follows_the_target_law(name):
+  cfg = LAW if name in ('walk', 'beam') else EDITED
   other = table_lm.make_params(8, vocab_size=VOCAB_SIZE, scale=1.2)['table']
   draft = PARAMS | {'table': 0.6 * PARAMS['table'] + 0.4 * other}
   params = transformer_fns.Params(PARAMS, drafter=draft)
-  assert _p_value_of_output(_draft_model_decoder(name), params) > 1e-3
+  assert _p_value_of_output(_draft_model_decoder(name), params, cfg) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -254,7 +283,8 @@ def test_output_of_a_draft_model_follows_the_target_law(name):
   ],
 )
 def test_output_follows_the_target_law(name):
-  assert _p_value_of(name) > 1e-3
+  cfg = EDITED if name == 'recursive' else LAW
+  assert _p_value_of(name, cfg) > 1e-3
 
 
 def test_the_planted_bias_shows_in_the_output():

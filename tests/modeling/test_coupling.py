@@ -262,9 +262,9 @@ def test_tokens_equal_plain_decoding(model, temperature):
   results = {}
   for name, coupling in (('none', True), ('streams', True), ('streams', False)):
     drafter = config_drafting.DrafterConfig(name, tree, coupling=coupling)
-    decoder = model.decoder(drafter, decode, sampling)
+    decoder = model.decoder(drafter, decode)
     results[name, coupling] = decoder.generate(
-      model.params(drafter), prompts, seed=3
+      model.params(drafter), prompts, seed=3, sampling=sampling
     )
   tokens = [result.tokens for result in results.values()]
   assert tokens[0] == tokens[1] == tokens[2]

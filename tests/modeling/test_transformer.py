@@ -425,7 +425,7 @@ def test_early_exit_reads_its_adapter_with_and_without_residual(is_residual):
   change = hidden @ flat['pruning/down'] @ flat['pruning/up']
   early = np.asarray(hidden + change if is_residual else change)
   rms = np.sqrt((early**2).mean(-1, keepdims=True) + tiny.CONFIG.rms_norm_eps)
-  scale = params.flatten(base)['final_norm/scale']
+  scale = np.asarray(params.flatten(base)['final_norm/scale'])
   np.testing.assert_allclose(got, early / rms * scale, rtol=1e-5)
 
 

@@ -134,9 +134,13 @@ def decode(part):
       decoder = model.decoder(
         name,
         config.DecodeConfig(max_new_tokens=12, prompt_bucket=4),
-        config.SamplingConfig(temperature=temperature),
       )
-      result = decoder.generate(model.params(name), prompts, seed=1)
+      result = decoder.generate(
+        model.params(name),
+        prompts,
+        seed=1,
+        sampling=config.SamplingConfig(temperature=temperature),
+      )
       found[f'{name} {temperature}'] = result.tokens
   return found
 

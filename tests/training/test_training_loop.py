@@ -271,6 +271,16 @@ def test_nan_names_the_step_and_leaves_the_last_checkpoint(whole, tmp_path):
   assert_same_weights(outcome.state, whole[2].state)
 
 
+def test_the_last_step_is_saved_without_an_evaluation(whole, tmp_path):
+  """Three steps, saved every second one: what is exported is the third."""
+  batches = train_process.Memory()
+  outcome = train_process.run(
+    tmp_path, batches, open_eval=None, num_steps=3, save_every=2
+  )
+  assert int(outcome.state.step) == 3
+  assert steps_on_disk(tmp_path) == [2, 3]
+
+
 # Where time goes
 
 

@@ -91,7 +91,14 @@ def open_batches(source):
   )
 
 
-def run(folder, batches, profile_steps=None, **train):
+def open_eval_batches():
+  """One batch, always the same."""
+  return iter([make_batch(1000)])
+
+
+def run(
+  folder, batches, profile_steps=None, open_eval=open_eval_batches, **train
+):
   """Trains in `folder`, resuming; returns the outcome of the loop."""
   folder = pathlib.Path(folder)
   built, base, adapter = tiny.model(CONFIG, STREAMS, LORA)
@@ -108,7 +115,6 @@ def run(folder, batches, profile_steps=None, **train):
   )
   checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints')
   writer = metrics_lib.Writer(str(folder))
-  open_eval = lambda: iter([make_batch(1000)])
   try:
     return loop.train(
       setup, batches, open_eval, checkpoints, writer, progress=False

@@ -218,6 +218,25 @@ def test_mistakes_are_named(model, options, tmp_path, changes, message):
     run(model, bench.dataclasses.replace(options, **changes), tmp_path / 'out')
 
 
+def test_settings_of_sampling_are_used_and_recorded(model, options, tmp_path):
+  sampling = config.SamplingConfig(0.3, repetition_penalty=1.7)
+  options = dataclasses.replace(
+    options, sampling=sampling, temperatures=(0.0, 0.7)
+  )
+  runs = run(model, options, tmp_path / 'out')
+  assert [r.sampling for r in runs] == [
+    {'repetition_penalty': 1.7},  # the grid's temperatures hold
+    {'temperature': 0.7, 'repetition_penalty': 1.7},
+  ]
+  assert [r.equal_fraction for r in runs] == [1.0, 1.0]
+  plain = dataclasses.replace(options, sampling=config.SamplingConfig())
+  header = lambda options: bench._header(model, options, [])['options']
+  assert header(options)['sampling'] == sampling.changes()
+  assert 'sampling' not in header(plain)
+  with pytest.raises(ValueError, match=r"know nothing of \['repetition_pen"):
+    dataclasses.replace(options, external=('hf',))
+
+
 @pytest.mark.parametrize(
   'changes',
   [

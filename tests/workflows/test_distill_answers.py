@@ -8,7 +8,7 @@ import pytest
 import tiny_runtime
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 from specstream_jax.data import registry
 from specstream_jax.outputs import locks
 from specstream_jax.workflows import distill, generate
@@ -105,7 +105,9 @@ def test_shards_meet_in_one_file(model, whole, tmp_path):
 
 
 def test_sampled_answers_do_not_depend_on_batch_or_drafter(model, tmp_path):
-  hot = dataclasses.replace(OPTIONS, temperature=0.9, seed=3)
+  hot = dataclasses.replace(
+    OPTIONS, sampling=config.SamplingConfig(temperature=0.9), seed=3
+  )
   run(model, tmp_path / 'a', hot)
   run(model, tmp_path / 'b', dataclasses.replace(hot, batch_size=3))
   run(model, tmp_path / 'c', dataclasses.replace(hot, drafter='streams'))
@@ -186,12 +188,22 @@ def test_bad_options(values):
     distill.Options(**values)
 
 
-@pytest.mark.parametrize('values', [{'temperature': -1.0}, {'top_p': 0.0}])
-def test_bad_sampling_is_told_before_anything_is_written(values):
-  with pytest.raises(
-    ValueError, match=r'SamplingConfig\.(temperature|top_p) is'
-  ):
-    distill.Options(**values)
+def test_bad_sampling_is_told_before_anything_is_written(model, tmp_path):
+  outside = config.SamplingConfig(suppress_tokens=(257,))
+  options = dataclasses.replace(OPTIONS, sampling=outside)
+  with pytest.raises(ValueError, match='names token id 257; accepted: 0 to 25'):
+    run(model, tmp_path / 'out', options)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_provenance_names_every_setting_that_matters(model):
+  header = lambda sampling: distill._provenance(
+    model, PROMPTS, dataclasses.replace(OPTIONS, sampling=sampling)
+  )['options']
+  plain = header(config.SamplingConfig())
+  assert (plain['temperature'], plain['top_p']) == (0.0, 1.0)
+  hot = header(config.SamplingConfig(0.9, repetition_penalty=1.2))
+  assert hot == plain | {'temperature': 0.9, 'repetition_penalty': 1.2}
 
 
 def test_a_file_that_no_run_wrote_is_not_lost(model, tmp_path):

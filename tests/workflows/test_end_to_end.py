@@ -13,7 +13,11 @@ import tiny
 
 import specstream_jax as ss
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import adapters as ss_adapters, huggingface
+from specstream_jax.checkpoints import (
+  adapters as ss_adapters,
+  huggingface,
+  shipped,
+)
 from specstream_jax.cli import main as cli
 from specstream_jax.data import records
 from specstream_jax.evaluation import results
@@ -212,7 +216,7 @@ def test_adapter_of_another_base_is_refused(folder, tmp_path):
 
 def test_unknown_adapter_lists_those_that_ship():
   with pytest.raises(ValueError, match='neither a folder nor one that ships'):
-    runtime.adapter_folder('no_such_adapter')
+    shipped.adapter_folder('no_such_adapter')
 
 
 def test_dry_run_counts_parameters(folder):

@@ -98,7 +98,7 @@ def test_bad_stops(base):
   ):
     generate.generate(model, PROMPTS, options('none', stop=('a',)))
   model = of_kind(base, 'byte_level')
-  with pytest.raises(ValueError, match='stop text 0 is empty'):
+  with pytest.raises(ValueError, match='an entry of stop is empty'):
     generate.stream(model, PROMPTS, options('none', stop=('',)))
 
 
@@ -169,5 +169,5 @@ def test_ids_without_a_tokenizer(base):
 def test_the_command_prints_what_streams(base, capsys, monkeypatch):
   texts = [(0, ' the'), (0, '\n'), (0, '😀')]
   monkeypatch.setattr(generate, 'stream_text', lambda *_: iter(texts))
-  cli._print_stream(base, 'ab', options('none'))
+  cli._print_stream(base, {'prompt': 'ab'}, options('none'))
   assert capsys.readouterr().out == 'ab the\n😀\n'

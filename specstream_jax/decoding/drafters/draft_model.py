@@ -20,6 +20,7 @@ import numpy as np
 from specstream_jax import config, config_drafting, sampling, typing
 from specstream_jax.decoding import (
   cache as cache_lib,
+  edits as edits_lib,
   interface,
   random_trees,
   topology,
@@ -114,6 +115,7 @@ class DraftModel:
     state: cache_lib.Cache,
   ) -> tuple[tree_lib.DraftTree, cache_lib.Cache]:
     """The next tree, and the cache with the root committed."""
+    del setup
     params = transformer_fns.Params(params.drafter)
     with jax.named_scope('draft_model_read'):
       level = self._read_emitted(params, context, state)
@@ -122,7 +124,7 @@ class DraftModel:
       grow = self._grow_static if is_static else self._grow_best_first
       if self.is_beam:
         grow = self._grow_beam
-      tree, level = grow(setup, params, context, level)
+      tree, level = grow(params, context, level)
     return tree, level.cache
 
   def _read_emitted(self, params, context, cache) -> Level:
@@ -177,17 +179,30 @@ class DraftModel:
     logits = self.model.logits(params, forward.hidden)
     return Level(logits, masks, forward.cache)
 
-  def _scores(self, setup, context, logits, depth):
+  def _processed(self, context, logits, depth):
+    """[B, W, V] float32 for the children of nodes at `depth`.
+
+    Of the text the output alone counts, not the path: they are drafts.
+    """
+    positions = context.leaf_positions[:, None] + 2 + depth
+    logits = edits_lib.apply(
+      context.edits, logits, jnp.broadcast_to(positions, logits.shape[:2])
+    )
+    return sampling.process_logits(logits, context.settings)
+
+  def _scores(self, context, logits, depth):
     """[B, W, V] float32, by which children of nodes at `depth` are chosen."""
-    scores = sampling.process_logits(logits, setup.sampling)
+    scores = self._processed(context, logits, depth)
     weight = self.options.used_noise_weight
-    if setup.sampling.temperature and weight:
+    if context.settings is not None and weight:
       positions = context.leaf_positions[:, None] + 2 + depth
-      noise = sampling.gumbel(context.row_keys, positions, logits.shape[-1])
+      noise = sampling.row_noise(
+        context.row_keys, positions, logits.shape[-1], context.settings
+      )
       scores += weight * noise
     return scores
 
-  def _grow_best_first(self, setup, params, context, level):
+  def _grow_best_first(self, params, context, level):
     """The best nodes by joint probability; closed under ancestors.
 
     A candidate's parent is one of the nodes that were read, hence a candidate
@@ -197,7 +212,7 @@ class DraftModel:
     nodes = jnp.zeros((batch, 1), jnp.int32)  # of the level, root = 0
     joint, candidates, first = jnp.zeros((batch, 1)), [], 1
     for depth in range(1, self.max_depth + 1):
-      scores = self._scores(setup, context, level.logits, depth - 1)
+      scores = self._scores(context, level.logits, depth - 1)
       log_probs = jnp.minimum(jax.nn.log_softmax(scores, axis=-1), 0.0)
       log_probs, tokens = sampling.top_k(log_probs, k)  # [B, W, k]
       joint = (joint[..., None] + log_probs).reshape(batch, -1)
@@ -218,18 +233,19 @@ class DraftModel:
     )
     return tree_lib.prune(tree, scores, self.size)[0], level
 
-  def _grow_beam(self, setup, params, context, level):
+  def _grow_beam(self, params, context, level):
     """A stochastic beam search, see `random_trees`, with the law attached."""
     steps, laws, first = [random_trees.first_beam(context.root)], [], 0
     widths = random_trees.beam_widths(self.tree)
     for depth, width in enumerate(widths, start=1):
-      scores = sampling.process_logits(level.logits, setup.sampling)
+      scores = self._processed(context, level.logits, depth - 1)
       laws.append(jax.nn.log_softmax(scores, axis=-1))
-      num_parents, noise = level.logits.shape[1], None
-      if setup.sampling.temperature:
-        sources = first + np.arange(num_parents)
-        noise = self._draft_noise(setup, context, sources, level.logits.shape)
-      beam = random_trees.beam_step(steps[-1], laws[-1], noise, width)
+      num_parents = level.logits.shape[1]
+      sources = first + np.arange(num_parents)
+      noise = self._draft_noise(context, sources, level.logits.shape)
+      beam = random_trees.beam_step(
+        steps[-1], laws[-1], noise, width, context.settings
+      )
       steps.append(beam)
       first += num_parents
       if depth < len(widths):
@@ -245,14 +261,14 @@ class DraftModel:
     law = tree_lib.DraftLaw(jnp.concatenate(laws, axis=1), index)
     return dataclasses.replace(tree, law=law), level
 
-  def _grow_static(self, setup, params, context, level):
+  def _grow_static(self, params, context, level):
     """A tree whose shape is known; its tokens are chosen, or drawn."""
     parents, depths, ranks = topology.arrays(self.tree)
     if self.is_random:
       ranks = _sibling_ranks(parents)
     tokens, laws, read = [], [], np.zeros(1, int)
     for depth in range(1, self.max_depth + 1):
-      best, law = self._children(setup, context, level.logits, read, depth - 1)
+      best, law = self._children(context, level.logits, read, depth - 1)
       laws.append((read, law))
       children = np.flatnonzero(depths == depth)
       above = np.searchsorted(read, parents[children])
@@ -270,7 +286,7 @@ class DraftModel:
       tree = dataclasses.replace(tree, law=_law(laws, tree.tokens))
     return tree, level
 
-  def _children(self, setup, context, logits, nodes, depth):
+  def _children(self, context, logits, nodes, depth):
     """The k best tokens [B, W, k] under the nodes of a level, best first.
 
     If they are drawn: in the order of their draws, -1 where there are no more,
@@ -278,13 +294,13 @@ class DraftModel:
     """
     parents = topology.arrays(self.tree)[0]
     if not self.is_random:
-      scores = self._scores(setup, context, logits, depth)
+      scores = self._scores(context, logits, depth)
       return sampling.top_k(scores, topology.width(self.tree))[1], None
     count = 1 + int(_sibling_ranks(parents).max())
-    scores = sampling.process_logits(logits, setup.sampling)
+    scores = self._processed(context, logits, depth)
     log_probs = jax.nn.log_softmax(scores, axis=-1)
     noise = lambda draw: self._draft_noise(
-      setup, context, nodes + draw * self.size, logits.shape
+      context, nodes + draw * self.size, logits.shape
     )
     if self.options.drafting == 'gumbel_top_k':
       values, tokens = sampling.top_k(log_probs + noise(0), count)
@@ -292,15 +308,13 @@ class DraftModel:
     draws = [jnp.argmax(log_probs + noise(i), axis=-1) for i in range(count)]
     return jnp.stack(draws, axis=-1), log_probs
 
-  def _draft_noise(self, setup, context, sources, shape):
+  def _draft_noise(self, context, sources, shape):
     """Noise of the drafts' own, float32 [B, W, V]; none when greedy."""
-    if not setup.sampling.temperature:
-      return jnp.zeros(shape)
     keys = sampling.call_keys(
       context.row_keys, context.leaf_positions + 2, sampling.DRAFT_NOISE
     )
     sources = jnp.broadcast_to(jnp.asarray(sources, jnp.int32), shape[:2])
-    return sampling.gumbel(keys, sources, shape[-1])
+    return sampling.row_noise(keys, sources, shape[-1], context.settings)
 
 
 def _sibling_ranks(parents):

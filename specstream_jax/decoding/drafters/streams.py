@@ -9,7 +9,12 @@ import functools
 import jax.numpy as jnp
 
 from specstream_jax import config, config_drafting, sampling
-from specstream_jax.decoding import ngrams, random_trees, tree as tree_lib
+from specstream_jax.decoding import (
+  edits as edits_lib,
+  ngrams,
+  random_trees,
+  tree as tree_lib,
+)
 
 
 class Streams:
@@ -60,9 +65,20 @@ class Streams:
     said = setup.model.stream_logits(
       params, context.stream_state, context.cache, context.leaf_positions
     )
+    # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
+    ahead = 2 + jnp.arange(self.max_depth)[None]
+    positions = context.leaf_positions[:, None] + ahead
+    # Streams do not know the path, so of the text the output alone counts.
     logits = said.logits[:, : self.max_depth]
+    logits = edits_lib.apply(context.edits, logits, positions)
     if self.options.drafting == 'top_k':
-      scores = self._scores(setup, logits, context)
+      scores = sampling.perturb(
+        logits,
+        context.row_keys,
+        positions,
+        context.settings,
+        self.options.used_noise_weight,
+      )
       edges = self._coupled(setup, params, said.hidden)
       return self._best(params, scores, edges, context, state), state
     keys = sampling.call_keys(
@@ -73,23 +89,10 @@ class Streams:
       context.root,
       keys,
       self.cfg,
-      setup.sampling,
+      context.settings,
       self.options.drafting,
     )
     return drafts, state
-
-  def _scores(self, setup, logits, context):
-    """What the streams' tokens are ranked by, [B, J, V]."""
-    # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
-    ahead = 2 + jnp.arange(self.max_depth)[None]
-    positions = context.leaf_positions[:, None] + ahead
-    return sampling.perturb(
-      logits,
-      context.row_keys,
-      positions,
-      setup.sampling,
-      self.options.used_noise_weight,
-    )
 
   def _best(self, params, scores, edges, context, state):
     """The tree of the streams' best tokens."""
