@@ -40,7 +40,7 @@ def synthetic(
     positions = verification.root_positions + depth
     lucky = _uniform(verification.row_keys, positions) < acceptance
     is_child = (
-      (tree.parents == leaf[:, None]) & (nodes > 0) & (tree.tokens >= 0)
+      (tree.parents == leaf[:, None]) & (nodes > 0)[None] & (tree.tokens >= 0)
     )
     going = going & lucky & is_child.any(axis=1)
     leaf = jnp.where(going, jnp.argmax(is_child, axis=1), leaf)

@@ -65,9 +65,29 @@ def test_stream_target_never_crosses_a_segment_end():
 
 def test_more_streams_than_positions():
   batch = features.convert(_EXAMPLES[:1], sequence_length=4, packed=False)
-  _, weights = features.stream_targets(batch, 7)
+  targets, weights = features.stream_targets(batch, 7)
   assert weights.shape == (1, 4, 7)
-  assert weights[..., 4:].sum() == 0
+  # Tokens 5 6 7 | 8 2: stream 3 of the first position is told the last one.
+  assert weights[0, :, :3].tolist() == [
+    [0, 1, 1],
+    [1, 1, 0],
+    [1, 0, 0],
+    [0] * 3,
+  ]
+  assert targets[0, 0, :3].tolist() == [7, 8, 2]
+  assert weights[..., 3:].sum() == 0
+
+
+def test_an_example_that_fills_a_row_up_goes_there():
+  """The docstring's, with rows that end up full."""
+  assert features.first_fit([3, 4, 2], 5) == [[0, 2], [1]]
+  assert features.first_fit([5, 5, 1, 4], 5) == [[0], [1], [2, 3]]
+
+
+def test_positions_of_an_example():
+  counts = [(3, 2, 4), (0, 2, 1), (1, 0, 0), (0, 0, 0)]
+  for num_inputs, num_targets, expected in counts:
+    assert features.num_positions(num_inputs, num_targets) == expected
 
 
 def test_row_names_positions_needed():

@@ -6,6 +6,7 @@ tokens in 3, 2 and 4 calls (the prompt pass gives the first); the streams need
 1, 2 and 2 calls and accept (2), (0, 0) and (1, 1).
 """
 
+import dataclasses
 import types
 
 import numpy as np
@@ -117,6 +118,24 @@ def test_compile_time_is_the_cold_batch_less_a_warm_one():
   assert benchmark.sides(entries, 3, SETTINGS)[0].compile_seconds == 0.0
 
 
+def test_a_third_pass():
+  """Texts are of the last one; a warm batch is a median, not a mean."""
+  entries = _entries()
+  for number in range(2):
+    entries['none', 2, number] = entries['none', 1, number] | {
+      'tokens': [[1], [2]] if number == 0 else [[3], [3]],
+      'decode_seconds': 9.0,
+    }
+    entries['streams', 2, number] = entries['streams', 1, number]
+  settings = dataclasses.replace(SETTINGS, repeats=3)
+  plain, _ = benchmark.sides(entries, 3, settings)
+  assert plain.tokens == [[1], [2], [3]]
+  # Batch 1 took 1.0, 2.0 and 9.4 seconds when warm.
+  entries['none', 'cold', 0, 1] = {'batch': 1, 'seconds': 2.25}
+  plain, _ = benchmark.sides(entries, 3, settings)
+  assert plain.compile_seconds == pytest.approx(0.25)
+
+
 def test_ratios():
   run = _summary()
   assert (run.calls, run.autoregressive_calls) == (5, 9)
@@ -169,6 +188,8 @@ def test_intervals_hold_the_ratios():
   plain, fast = _sides()
   plain.calls, fast.calls = np.array([6, 6, 1]), np.array([3, 3, 0])
   assert _summary(plain, fast).call_reduction_ci95 == [2.0, 2.0]
+  plain.calls, fast.calls = np.array([6, 6, 0]), np.array([3, 3, 1])
+  assert _summary(plain, fast).call_reduction_ci95 == [2.0, 2.0]
   fast.calls = np.zeros(3, int)
   assert benchmark._call_reduction_ci95(plain.calls, fast.calls) == [0.0, 0.0]
 
@@ -185,6 +206,10 @@ def test_batches_without_calls_cost_nothing():
   run = _summary(plain, fast)
   # 0.8 / 4 and 1.6 / 4.
   assert run.ms_per_call['autoregressive'] == pytest.approx(300)
+  plain.steps = np.array([1, 4])
+  # 0.6, 0.2, 0.3 and 0.4.
+  run = _summary(plain, fast)
+  assert run.ms_per_call['autoregressive'] == pytest.approx(350)
   plain.steps = np.array([0, 0])
   with pytest.raises(ValueError, match=r'autoregressive_ms is 0\.0'):
     _summary(plain, fast)
@@ -265,6 +290,7 @@ def test_shards_deal_out_the_batches():
     shard=(number, 2),
     progress=False,
   )
+  assert len(benchmark.missing(journal, 5, SETTINGS)) == 12
   assert count(0) == 8
   assert len(benchmark.missing(journal, 5, SETTINGS)) == 4
   assert {rows for _, rows in models[0].seen} == {(0, 1), (4, 4)}
