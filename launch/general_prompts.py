@@ -152,8 +152,13 @@ def define_flags() -> None:
     'questions', None, 'JSONL (.gz) rows with a "question", as WikiSQL’s.'
   )
   flags.DEFINE_string('german', None, 'Text file, a German sentence per line.')
+  flags.DEFINE_list(
+    'given', [], 'JSONL files (.gz) of prompts to take as they are.'
+  )
   flags.DEFINE_string('passages', None, 'JSONL with texts as "completion".')
-  flags.DEFINE_list('kinds', list(KINDS), 'What to write.')
+  flags.DEFINE_list(
+    'kinds', [k for k in KINDS if k != 'given'], 'What to write.'
+  )
   flags.DEFINE_integer(
     'per_kind', 400, 'Most prompts of a kind.', lower_bound=1
   )
@@ -213,6 +218,12 @@ def documents(rng: random.Random) -> Prompts:
     yield f'{text}\n\n{rng.choice(_DOCUMENT_QUESTIONS)}'
 
 
+def given(rng: random.Random) -> Prompts:
+  """Prompts of files, as they are."""
+  texts = [t for path in _given('given') for t in _read(path, 'prompt')]
+  yield from rng.sample(texts, len(texts))
+
+
 KINDS: dict[str, Callable[[random.Random], Prompts]] = {
   'instructions': instructions,
   'questions': questions,
@@ -221,6 +232,7 @@ KINDS: dict[str, Callable[[random.Random], Prompts]] = {
   'open': open_ended,
   'summary': summary,
   'documents': documents,
+  'given': given,
 }
 _ATTEMPTS = 20  # per prompt; templates repeat themselves
 

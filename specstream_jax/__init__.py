@@ -3,7 +3,8 @@
 
 A causal language model drafts for itself: the pass that verifies the last
 draft tree also predicts the next one. `import specstream_jax as ss` gives
-`ss.load`, `ss.generate`, `ss.stream`, `ss.train` and `ss.evaluate`.
+`ss.load`, `ss.generate`, `ss.stream`, `ss.stream_text`, `ss.train` and
+`ss.evaluate`.
 """
 
 import importlib
@@ -23,6 +24,7 @@ _API = (
   'generate',
   'load',
   'stream',
+  'stream_text',
   'train',
 )
 

@@ -30,6 +30,7 @@ __all__ = [
   'generate',
   'load',
   'stream',
+  'stream_text',
   'train',
 ]
 
@@ -39,7 +40,8 @@ def generate(model, prompts, **options):
 
   Returns:
     A list of `Generation` (text, tokens, calls, accept_lengths,
-    finish_reason), one per prompt.
+    finish_reason), one per prompt. A text ends before EOS, or with the first
+    of the `stop` texts to be whole; it is None for a model without tokenizer.
   """
   return _generate.generate(model, prompts, _generate.Options(**options))
 
@@ -47,6 +49,14 @@ def generate(model, prompts, **options):
 def stream(model, prompts, **options):
   """Yields (row, newly accepted token ids); options as for `generate`."""
   return _generate.stream(model, prompts, _generate.Options(**options))
+
+
+def stream_text(model, prompts, **options):
+  """Yields (row, new text), never half a character; options as for `generate`.
+
+  A row's texts together are the text that `generate` gives.
+  """
+  return _generate.stream_text(model, prompts, _generate.Options(**options))
 
 
 def evaluate(model, progress=True, folder=None, **options):

@@ -148,8 +148,10 @@ class StreamConfig:
     position: RoPE position of stream j at t: `anchor` = t, `future` = t + j.
     pruning_rank: rank of the pruning adapter o_θ; 0 leaves it out.
     pruning_residual: the early exit reads M + o_θ(M); if False, o_θ(M) alone.
-    coupling_rank: rank of the map from a draft token's parent to a correction
+    coupling_rank: width of the map from a draft token's parent to a correction
       of its logits (ours, not in the paper); 0 leaves it out.
+    coupling: `bilinear` sees the parent alone; `mlp` also the state of the
+      stream that drafts.
     embedding_init_scale: standard deviation of P_j relative to the RMS of the
       main stream's hidden state at insertion.
     rotation_step: ε of value rotation, in radians.
@@ -165,6 +167,7 @@ class StreamConfig:
   pruning_rank: int = 8
   pruning_residual: bool = True
   coupling_rank: int = 0
+  coupling: str = 'bilinear'
   embedding_init_scale: float = 0.5
   rotation_step: float = 1e-3
 
@@ -186,6 +189,7 @@ class StreamConfig:
       'StreamConfig.embedding', self.embedding, ('learned', 'value_rotation')
     )
     checks.one_of('StreamConfig.position', self.position, ('anchor', 'future'))
+    checks.one_of('StreamConfig.coupling', self.coupling, ('bilinear', 'mlp'))
 
   def check_fits(self, model: ModelConfig) -> None:
     """Raises ValueError if the model has fewer layers than N_s."""

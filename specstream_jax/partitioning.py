@@ -45,7 +45,7 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'mlp/down/lora_b', ('lora', 'embed')),
   (r'norm/scale', ('norm',)),
   (r'streams/embedding', ('stream', 'embed')),
-  (r'(insertion|pruning|coupling)/down', ('embed', 'lora')),
+  (r'(insertion|pruning|coupling)/down|coupling/state', ('embed', 'lora')),
   (r'(insertion|pruning|coupling)/up', ('lora', 'embed')),
   (r'heads/\d+/kernel', ('embed', None)),
   (r'heads/\d+/bias', ('norm',)),

@@ -8,6 +8,7 @@ that comes with it has tuned it.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -28,10 +29,16 @@ from specstream_jax.checkpoints import (
 )
 from specstream_jax.decoding import (
   decoder as decoder_lib,
+  stopping,
   transformer_fns,
   verifiers,
 )
 from specstream_jax.modeling import initialize, lora, params as params_lib
+from specstream_jax.text import (
+  completion as completion_lib,
+  pieces as pieces_lib,
+  stops as stops_lib,
+)
 
 DRAFTERS = config_drafting.DRAFTERS
 _SHIPPED = pathlib.Path(__file__).parent / 'adapters'
@@ -161,13 +168,65 @@ class Model:
         most,
       )
 
-  def decode_text(self, tokens: list[int]) -> str:
-    """Text of the tokens up to the first EOS, which is left out."""
-    for i, token in enumerate(tokens):
-      if token in self.eos_ids:
-        tokens = tokens[:i]
-        break
-    return self.tokenizer.decode(tokens, skip_special_tokens=True)
+  @property
+  def has_tokenizer(self) -> bool:
+    """Whether there is one; without, token ids are all that can be decoded."""
+    return not isinstance(self.tokenizer, loading.MissingTokenizer)
+
+  @functools.cached_property
+  def pieces(self) -> pieces_lib.Pieces:
+    """What tokens spell; raises ValueError without a tokenizer."""
+    return pieces_lib.Pieces(self.tokenizer)
+
+  def completion(
+    self, prompt: Sequence[int] = (), stops: Sequence[str] = ()
+  ) -> completion_lib.Completion:
+    """The text of tokens that come after a prompt, up to EOS or a stop."""
+    return completion_lib.Completion(
+      self.pieces, prompt, eos_ids=self.eos_ids, stops=stops
+    )
+
+  def decode_text(
+    self,
+    tokens: Sequence[int],
+    prompt: Sequence[int] = (),
+    stops: Sequence[str] = (),
+  ) -> str:
+    """Text that tokens add to a prompt.
+
+    Args:
+      tokens: new ids.
+      prompt: ids before them; without, the text of the tokens alone, which for
+        SentencePiece has no space in front of its first word.
+      stops: texts of which the first to be whole ends the text.
+
+    Returns:
+      The text up to the first EOS, which is left out, or the end of a stop.
+    """
+    text = self.completion(prompt, stops)
+    return text.add(tokens) + text.finish()
+
+  def token_texts(
+    self, tokens: Sequence[int], prompt: Sequence[int] = ()
+  ) -> list[str]:
+    """What each token adds to a prompt's text; EOS and its like by name."""
+    return completion_lib.token_texts(self.pieces, tokens, prompt, self.eos_ids)
+
+  def stop_texts(self, texts: Sequence[str]) -> stopping.StopTexts | None:
+    """What a decoder takes to stop at texts; None for none.
+
+    Raises:
+      ValueError: a text is empty or too long, or there is no tokenizer.
+    """
+    return self._stop_table(tuple(texts)) if texts else None
+
+  @functools.cached_property
+  def _stop_table(self):
+    """`stops.table` for this model's tokenizer, with the last few results."""
+    make = functools.partial(
+      stops_lib.table, self.pieces, self.config.vocab_size
+    )
+    return functools.lru_cache(maxsize=8)(make)
 
 
 def _weights_key(drafter):

@@ -12,9 +12,10 @@ from specstream_jax.data import records
 from specstream_jax.modeling import params
 
 
-def byte_tokenizer(extra=()):
-  """257 tokens: <eos> and every byte."""
-  names = ['<eos>', *sorted(pre_tokenizers.ByteLevel.alphabet()), *extra]
+def byte_tokenizer(extra=(), alphabet=None):
+  """257 tokens: <eos> and every byte, or those of an alphabet."""
+  alphabet = alphabet or pre_tokenizers.ByteLevel.alphabet()
+  names = ['<eos>', *sorted(alphabet), *extra]
   tokenizer = tokenizers.Tokenizer(
     models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[])
   )

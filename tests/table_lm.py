@@ -112,7 +112,7 @@ def stream_logits(params, state, cache, positions):
     noise = params['noise'][j][first_context]
     quality = params['quality']
     streams.append(quality * main + (1 - quality) * noise)
-  return jnp.stack(streams, axis=1)
+  return interface.StreamLogits(jnp.stack(streams, axis=1))
 
 
 MODEL = interface.ModelFns(init_cache, forward, logits, stream_logits)
@@ -141,7 +141,7 @@ class RandomDrafter:
     key = jax.random.key(state['seed'])
     shape = (context.root.shape[0], self.size)
     draws = jax.random.randint(key, (3, *shape), 0, 2**16)
-    guesses = jnp.argmax(streams, axis=-1).astype(jnp.int32)
+    guesses = jnp.argmax(streams.logits, axis=-1).astype(jnp.int32)
     rows = jnp.arange(shape[0])
     tokens = [context.root]
     parents, depths = [jnp.zeros_like(context.root)], [context.root * 0]

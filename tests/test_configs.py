@@ -52,16 +52,15 @@ def test_every_task_goes_with_every_model(model, task):
 @pytest.mark.parametrize(
   ('name', 'stages'),
   [
-    ('e2e_nlg', {'e2e_smollm2': ['init'], 'e2e_smollm2_coupling': []}),
+    ('e2e_nlg', {'e2e_deep_lora': ['fold'], 'e2e_deep_streams': []}),
     (
       'sql_create_context',
       {
-        'sql_smollm2_lora': ['fold', 'init'],
-        'sql_smollm2_lora_second': ['fold'],
-        'sql_smollm2_lossless': [],
+        'sql_deep_lora': ['fold'],
+        'sql_deep_streams': [],
       },
     ),
-    ('instruct_lossless', {'lossless_smollm2': []}),
+    ('instruct_lossless', {'any_deep_streams': []}),
   ],
 )
 def test_shipped_adapter_has_the_recipes_of_its_gin_files(name, stages):

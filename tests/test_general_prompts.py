@@ -97,6 +97,21 @@ def test_every_source_gives_its_prompts(sources, tmp_path):
   assert of_kind(other, 'open') != of_kind(rows, 'open')
 
 
+def test_given_prompts_are_taken_as_they_are(sources, tmp_path):
+  path = tmp_path / 'given.jsonl'
+  texts = ['Geben Sie eine gültige Adresse ein', 'What is a\nlighthouse?']
+  path.write_text(''.join(json.dumps({'prompt': t}) + '\n' for t in texts))
+  _, rows = write(
+    sources,
+    tmp_path / 'prompts.jsonl',
+    '--kinds=given',
+    f'--given={path}',
+    f'--exclude={sources}/benchmark.jsonl',
+    '--overlap=4',
+  )
+  assert rows == [{'prompt': texts[1], 'kind': 'given'}]
+
+
 @pytest.mark.parametrize('overlap,near', [(6, 1), (7, 0)])
 def test_what_a_benchmark_shares_is_left_out(sources, tmp_path, overlap, near):
   done, rows = write(

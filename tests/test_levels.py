@@ -24,6 +24,7 @@ LEVELS = {
   'sampling': 1,
   'modeling': 1,
   'decoding': 2,
+  'text': 2,
   'decoding.cache': 1,
   'decoding.tree': 1,
   'decoding.topology': 1,

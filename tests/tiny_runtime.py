@@ -14,10 +14,10 @@ TEMPLATE = (
 )
 
 
-def model() -> runtime.Model:
+def model(vocab_size: int = 257) -> runtime.Model:
   """A byte-level model of two layers, with two streams of random weights."""
   cfg = config.ModelConfig(
-    vocab_size=257,
+    vocab_size=vocab_size,
     hidden_size=16,
     intermediate_size=24,
     num_layers=2,

@@ -189,6 +189,8 @@ def _check_tensors(
     'streams/insertion/': cfg.stream.insertion == 'low_rank',
     'pruning/': cfg.stream.pruning_rank > 0,
     'coupling/': cfg.stream.coupling_rank > 0,
+    'coupling/state': cfg.stream.coupling_rank > 0
+    and cfg.stream.coupling == 'mlp',
     'layers/': cfg.lora.rank > 0,
     _FOLDED: cfg.folded_lora.rank > 0,
   }
@@ -215,7 +217,7 @@ def _size_problems(tensors, cfg: AdapterConfig) -> list[str]:
       axis, size = 0, cfg.stream.num_streams
     elif path == 'pruning/down':
       size = cfg.stream.pruning_rank
-    elif path == 'coupling/down':
+    elif path in ('coupling/down', 'coupling/state'):
       size = cfg.stream.coupling_rank
     elif path == 'streams/insertion/down':
       size = cfg.stream.insertion_rank

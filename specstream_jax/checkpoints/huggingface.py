@@ -168,7 +168,7 @@ def _is_copy_of_embedding(tensors) -> bool:
 
 
 def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
-  """The tokenizer of a folder.
+  """The tokenizer of a folder, see `open_tokenizer`.
 
   Raises:
     ValueError: there is no tokenizer.json, or it cannot be read.
@@ -183,7 +183,10 @@ def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
 
 
 def open_tokenizer(path: str) -> tokenizers.Tokenizer:
-  """The tokenizer of a tokenizer.json, tried on a text.
+  """The tokenizer of a tokenizer.json, which encodes texts whole.
+
+  Some files were saved with settings of a training run, which cut texts or
+  fill them up; they are switched off.
 
   Raises:
     ValueError: the file cannot be read, or its tokenizer not used.
@@ -192,6 +195,8 @@ def open_tokenizer(path: str) -> tokenizers.Tokenizer:
   errors = tokenizer_errors.naming(f'{path!r} cannot be read', fix)
   with errors, tokenizer_errors.quiet():
     tokenizer = tokenizers.Tokenizer.from_file(path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     for has_special in (False, True):
       tokenizer.encode('a', add_special_tokens=has_special)
     most = max(tokenizer.get_vocab().values(), default=-1)

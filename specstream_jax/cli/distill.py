@@ -48,6 +48,12 @@ def define_flags() -> None:
     'max_prompt_tokens', 1024, 'Longer prompts are left out.'
   )
   flags.DEFINE_integer('batch_size', 8, 'Rows per call.')
+  flags.DEFINE_integer(
+    'prompt_bucket',
+    64,
+    'Prompts of a call are as long up to a multiple of so many tokens; each such '
+    'length compiles once.',
+  )
   flags.DEFINE_float('temperature', 0.0, '0 is greedy.')
   flags.DEFINE_float('top_p', 1.0, '1 is off.')
   flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
@@ -66,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     max_new_tokens=args.max_new_tokens,
     max_prompt_tokens=args.max_prompt_tokens,
     batch_size=args.batch_size,
+    prompt_bucket=args.prompt_bucket,
     temperature=args.temperature,
     top_p=args.top_p,
     seed=args.seed,

@@ -22,7 +22,11 @@ def define_flags() -> None:
     "NAME or NAME:setting=value,…; 'none' is plain decoding, default 'streams' "
     'if there is an adapter.',
   )
-  flags.DEFINE_multi_string('stop', [], 'Text that ends a completion.')
+  flags.DEFINE_multi_string(
+    'stop',
+    [],
+    'Text that ends a completion as soon as it is there; it is printed as well.',
+  )
   flags.DEFINE_bool('stream', False, 'Print tokens as they are accepted.')
 
 
@@ -73,15 +77,10 @@ def _prompts() -> list[str]:
 
 
 def _print_stream(model, prompt, options):
-  """Prints accepted runs as they come; whole words, so that UTF-8 is whole."""
+  """Prints accepted runs as they come."""
   print(prompt, end='', flush=True)
-  tokens, shown = [], ''
-  for _, new in workflow.stream(model, [prompt], options):
-    tokens += new
-    text = model.decode_text(tokens)
-    if not text.endswith('\N{REPLACEMENT CHARACTER}'):
-      print(text[len(shown) :], end='', flush=True)
-      shown = text
+  for _, text in workflow.stream_text(model, [prompt], options):
+    print(text, end='', flush=True)
   print()
   rule = workflow.output(model, options)
   if rule != 'lossless':

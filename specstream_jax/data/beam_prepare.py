@@ -11,7 +11,6 @@ Imports TensorFlow and Beam (extra `beam`).
 from collections.abc import Iterator, Sequence
 import functools
 import glob
-import importlib.metadata
 import json
 import os
 from typing import Any
@@ -85,22 +84,11 @@ def prepare(
     with beam.Pipeline(options=_options(num_workers, options)) as pipeline:
       _build(pipeline, read, fit, scratch, num_shards)
     lengths = records.Lengths(max_length, too_long)
-    return _finish(
-      scratch, _metadata(spec, split, vocabulary), num_shards, lengths
-    )
-
-
-def _metadata(spec, split, vocabulary):
-  return {
-    'task': spec.name,
-    'split': split,
-    'tokenizer_sha256': vocabulary.sha256,
-    'eos_id': vocabulary.eos_id,
-    'bos_id': vocabulary.bos_id,
-    'num_skipped_rows': None,
-    'seqio_version': importlib.metadata.version('seqio'),
-    'beam_version': beam.__version__,
-  }
+    metadata = tasks.metadata(spec, split, vocabulary, num_skipped=None)
+    metadata['beam_version'] = beam.__version__
+    manifest = _finish(scratch, metadata, num_shards, lengths)
+  records.warn_of_inside(manifest)
+  return manifest
 
 
 def _read(spec, vocabulary, split, data_dir, skip_bad_rows):
@@ -170,13 +158,17 @@ def _register(name, tokenizer, special_ids, data_dir, skip_bad_rows):
 
 
 def _fit(max_length, too_long, num_kept, example) -> Iterator[Any]:
-  """The record of an example, and what was done to make it fit."""
+  """The record of an example, what was done to make it fit, and where the
+  prompt ends if that is inside a token."""
   lengths = records.Lengths(max_length, too_long, num_kept=num_kept)
   pair = lengths.fit(
     np.asarray(example['inputs']), np.asarray(example['targets'])
   )
   if pair is not None:
     yield records.encode(*pair)
+  if example['is_inside']:
+    where = tuple(tasks.boundary(example).items())
+    yield beam.pvalue.TaggedOutput(_COUNTS, where)
   for name in ('num_dropped', 'num_truncated'):
     if getattr(lengths, name):
       yield beam.pvalue.TaggedOutput(_COUNTS, name)
@@ -196,8 +188,11 @@ def _finish(folder, metadata, num_shards, lengths):
   for path in glob.glob(os.path.join(folder, _COUNTS + '*')):
     with open(path, encoding='utf-8') as file:
       for line in file:
-        name, count = json.loads(line)
-        setattr(lengths, name, count)
+        counted, count = json.loads(line)
+        if isinstance(counted, str):
+          setattr(lengths, counted, count)
+        else:
+          records.note_inside(metadata, dict(counted), count)
     os.remove(path)
   if not lengths.inputs:
     raise ValueError(

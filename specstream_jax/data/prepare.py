@@ -7,7 +7,6 @@ Imports TensorFlow; the records are read without it (`batches.py`).
 from collections.abc import Iterator
 import dataclasses
 import functools
-import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,21 @@ from specstream_jax.data import (
 
 
 def _pairs(
-  task, split: str, total: int
+  task, split: str, total: int, metadata: dict[str, Any]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Token ids of every (prompt, reference), with a progress bar."""
+  """Token ids of every (prompt, reference), with a progress bar.
+
+  Notes in `metadata`, which is written last, answers that start in a token.
+  """
   dataset = task.get_dataset(
     sequence_length=None, split=split, shuffle=False, num_epochs=1
   )
   elements = dataset.as_numpy_iterator()
-  for element in tqdm.tqdm(elements, total=total, desc=split, unit='example'):
+  bar = tqdm.tqdm(elements, total=total, desc=split, unit='example')
+  for number, element in enumerate(bar):
+    if element['is_inside']:
+      where = {'example': number} | tasks.boundary(element)
+      records.note_inside(metadata, where)
     yield element['inputs'], element['targets']
 
 
@@ -75,20 +81,15 @@ def prepare(
     spec, vocabulary, data_dir=data_dir, skip_bad_rows=skip_bad_rows
   )
   total = sum(len(example.references) for example in loaded.examples)
-  return records.write(
-    _pairs(task, tasks.pairs_split(spec, split), total),
+  metadata = tasks.metadata(spec, split, vocabulary, loaded.num_skipped)
+  manifest = records.write(
+    _pairs(task, tasks.pairs_split(spec, split), total, metadata),
     output_dir,
-    metadata={
-      'task': spec.name,
-      'split': split,
-      'tokenizer_sha256': vocabulary.sha256,
-      'eos_id': vocabulary.eos_id,
-      'bos_id': vocabulary.bos_id,
-      'num_skipped_rows': loaded.num_skipped,
-      'seqio_version': importlib.metadata.version('seqio'),
-    },
+    metadata=metadata,
     num_shards=num_shards,
     max_length=max_length,
     too_long=too_long,
     overwrite=overwrite,
   )
+  records.warn_of_inside(manifest)
+  return manifest

@@ -2,8 +2,9 @@
 """How a row of a task becomes the prompt and the answer the model sees.
 
 One place, so that training, evaluation and demonstrations agree. Prompt and
-answer are tokenized apart; an answer that follows a word therefore carries
-its own leading space.
+answer are one text, tokenized together; an answer that follows a word
+therefore carries its own leading space. A prompt should not end in a space,
+which most tokenizers have as the beginning of the next word.
 """
 
 from collections.abc import Callable

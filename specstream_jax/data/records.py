@@ -20,38 +20,23 @@ import shutil
 import tempfile
 from typing import Any
 
+from absl import logging
 from array_record.python import array_record_module
 import numpy as np
 import tokenizers
 
 from specstream_jax.checkpoints import fields, files as files_lib, token_ids
-from specstream_jax.data import shards
+from specstream_jax.data import manifest_fields, shards
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
+# Of the manifest: answers that start inside a token of the joined text, and so
+# many of them by name.
+_NUM_INSIDE = 'num_answers_inside_a_token'
+_INSIDE = 'answers_inside_a_token'
+_NUM_SHOWN = 5
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
 encode, decode = shards.encode, shards.decode
-# What a manifest holds, where it holds it.
-_KINDS = {
-  'task': fields.TEXT,
-  'split': fields.TEXT,
-  'tokenizer_sha256': fields.TEXT,
-  'eos_id': fields.COUNT,
-  'bos_id': fields.COUNT,
-  'max_token_id': fields.COUNT,
-  'num_examples': fields.SIZE,
-  'files': fields.Kind(
-    'a list of one name at least, of files that lie beside it',
-    lambda value: (
-      fields.TEXTS.fits(value) and bool(value) and all(map(_is_name, value))
-    ),
-  ),
-  'lengths': fields.Kind(
-    'statistics of inputs, targets and total, with a max each',
-    lambda value: _are_lengths(value),
-  ),
-}
-_REQUIRED = ('num_examples', 'files', 'lengths')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
@@ -154,17 +139,6 @@ def _statistics(lengths) -> dict[str, float]:
     'p95': float(np.percentile(lengths, 95)),
     'max': int(np.max(lengths)),
   }
-
-
-def _are_lengths(value: Any) -> bool:
-  """Whether it is what `Lengths.summary` writes."""
-  if not isinstance(value, dict):
-    return False
-  parts = [value.get(name) for name in ('inputs', 'targets', 'total')]
-  return all(
-    isinstance(part, dict) and fields.COUNT.fits(part.get('max'))
-    for part in parts
-  )
 
 
 def shard_name(shard: int, num_shards: int) -> str:
@@ -328,18 +302,40 @@ def read_manifest(path: str) -> dict[str, Any]:
       f'{manifest_path} has format_version {version}; accepted: '
       f'{FORMAT_VERSION}; prepare the records again'
     )
-  for name, kind in _KINDS.items():
-    if name in _REQUIRED or manifest.get(name) is not None:
-      fields.get(manifest, name, kind, manifest_path)
+  manifest_fields.check(manifest, manifest_path)
   for name in manifest['files']:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest
 
 
-def _is_name(name: str) -> bool:
-  """Whether it names a file that lies in the folder itself."""
-  return name not in ('', '.', '..') and os.path.basename(name) == name
+def none_inside() -> dict[str, Any]:
+  """Metadata for `note_inside`."""
+  return {_NUM_INSIDE: 0, _INSIDE: []}
+
+
+def note_inside(
+  metadata: dict[str, Any], where: dict[str, Any], count: int = 1
+) -> None:
+  """Counts answers that start inside a token, and keeps the first places."""
+  metadata[_NUM_INSIDE] += count
+  if len(metadata[_INSIDE]) < _NUM_SHOWN:
+    metadata[_INSIDE].append(where)
+
+
+def warn_of_inside(manifest: dict[str, Any]) -> None:
+  """Tells of answers that start inside a token, what became of them, and how
+  a prompt avoids it."""
+  if manifest[_NUM_INSIDE]:
+    logging.warning(
+      '%d of %d answers start inside a token of prompt and answer together, '
+      'the first %s; their prompts keep the ids that generation gives them, '
+      'and the answers are encoded from there on. A prompt that ends without '
+      'a space, before an answer that begins with it, avoids this',
+      manifest[_NUM_INSIDE],
+      manifest['num_examples'],
+      manifest[_INSIDE][0],
+    )
 
 
 def check_ids(path: str, vocab_size: int, tokenizer: Any = None) -> None:

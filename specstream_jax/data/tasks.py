@@ -7,6 +7,8 @@ it.
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import importlib.metadata
+from typing import Any
 
 import numpy as np
 import seqio
@@ -15,6 +17,7 @@ import tensorflow as tf
 from specstream_jax.data import (
   features,
   readers,
+  records,
   registry,
   vocabulary as vocabulary_lib,
 )
@@ -33,15 +36,15 @@ class SeqioVocabulary(seqio.Vocabulary):
 
   def __init__(self, vocabulary: vocabulary_lib.Vocabulary):
     super().__init__()
-    self._vocabulary = vocabulary
+    self.vocabulary = vocabulary
 
   @property
   def bos_id(self) -> int | None:
-    return self._vocabulary.bos_id
+    return self.vocabulary.bos_id
 
   @property
   def eos_id(self) -> int:
-    return self._vocabulary.eos_id
+    return self.vocabulary.eos_id
 
   @property
   def unk_id(self) -> int | None:
@@ -49,13 +52,13 @@ class SeqioVocabulary(seqio.Vocabulary):
 
   @property
   def _base_vocab_size(self) -> int:
-    return self._vocabulary.size
+    return self.vocabulary.size
 
   def _encode(self, s: str) -> list[int]:
-    return self._vocabulary.encode(s)
+    return self.vocabulary.encode(s)
 
   def _decode(self, ids) -> str:
-    return self._vocabulary.decode(ids)
+    return self.vocabulary.decode(ids)
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     def encode(text):
@@ -75,33 +78,69 @@ class SeqioVocabulary(seqio.Vocabulary):
   def __eq__(self, other) -> bool:
     return (
       isinstance(other, SeqioVocabulary)
-      and self._vocabulary.sha256 == other._vocabulary.sha256
+      and self.vocabulary.sha256 == other.vocabulary.sha256
       and self.eos_id == other.eos_id
       and self.bos_id == other.bos_id
     )
 
 
-def _prepend_bos(dataset, output_features):
-  """Puts BOS in front of the prompt if the vocabulary has one."""
-  bos_id = output_features['inputs'].vocabulary.bos_id
-  if bos_id is None:
-    return dataset
-  return dataset.map(
-    lambda ex: {**ex, 'inputs': tf.concat([[bos_id], ex['inputs']], axis=0)}
+def _tokenize(dataset, output_features):
+  """Prompt and answer as the ids of one text, see `Vocabulary.encode_pair`."""
+  vocabulary = output_features['inputs'].vocabulary.vocabulary
+
+  def encode(inputs, targets, is_cut):
+    texts = inputs.decode('utf-8'), targets.decode('utf-8')
+    return tuple(vocabulary.encode_pair(*texts, is_cut=bool(is_cut)))
+
+  def tokenize(example):
+    rest = dict(example)
+    texts = rest['inputs'], rest['targets']
+    inputs, targets, is_inside = tf.numpy_function(
+      encode,
+      [*texts, rest.pop('is_cut')],
+      (tf.int32, tf.int32, tf.bool),
+      stateful=False,
+    )
+    for ids in (inputs, targets):
+      ids.set_shape((None,))
+    is_inside.set_shape(())
+    return rest | {
+      'inputs': inputs,
+      'targets': targets,
+      'inputs_pretokenized': texts[0],
+      'targets_pretokenized': texts[1],
+      'is_inside': is_inside,
+    }
+
+  return dataset.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def metadata(
+  spec: registry.TaskSpec,
+  split: str,
+  vocabulary: vocabulary_lib.Vocabulary,
+  num_skipped: int | None,
+) -> dict[str, Any]:
+  """What the manifest of a task's records says of where they come from."""
+  return {
+    'task': spec.name,
+    'split': split,
+    'tokenizer_sha256': vocabulary.sha256,
+    'eos_id': vocabulary.eos_id,
+    'bos_id': vocabulary.bos_id,
+    'num_skipped_rows': num_skipped,
+    **records.none_inside(),
+    'seqio_version': importlib.metadata.version('seqio'),
+  }
+
+
+def boundary(element: Mapping[str, Any], width: int = 20) -> dict[str, str]:
+  """Both sides of the place where the prompt of an element ends."""
+  prompt, answer = (
+    element[f'{name}_pretokenized'].decode('utf-8')
+    for name in ('inputs', 'targets')
   )
-
-
-def _append_eos(dataset, output_features):
-  """Ends every answer with EOS, but those that were cut before their end."""
-  dataset = seqio.preprocessors.append_eos(dataset, output_features)
-
-  def end(example):
-    targets = example['targets']
-    length = tf.size(targets) - tf.cast(example['is_cut'], tf.int32)
-    rest = {k: v for k, v in example.items() if k != 'is_cut'}
-    return {**rest, 'targets': targets[:length]}
-
-  return dataset.map(end)
+  return {'prompt_end': prompt[-width:], 'answer_start': answer[:width]}
 
 
 def _elements(spec: registry.TaskSpec, load, split: str):
@@ -247,9 +286,7 @@ def register(
     spec.name,
     source=source,
     preprocessors=[
-      seqio.preprocessors.tokenize,
-      _prepend_bos,
-      _append_eos,
+      _tokenize,
       seqio.CacheDatasetPlaceholder(),
     ],
     output_features={

@@ -2,13 +2,30 @@
 """A tokenizer with the ids that start and end a sequence."""
 
 import dataclasses
+import functools
 import os
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
 from specstream_jax.checkpoints import eos, gguf, huggingface, tokenizer_errors
 from specstream_jax.data import records
+from specstream_jax.text import joined as joined_lib, pieces
+
+
+class Pair(NamedTuple):
+  """A training example.
+
+  Attributes:
+    inputs: prompt ids int32 [I].
+    targets: answer ids int32 [A].
+    is_inside: a token of the joined text covers the end of the prompt.
+  """
+
+  inputs: np.ndarray
+  targets: np.ndarray
+  is_inside: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +62,31 @@ class Vocabulary:
     return np.asarray(bos + self.encode(text), np.int32)
 
   def encode_targets(self, text: str) -> np.ndarray:
-    """Answer ids int32 [A], with EOS."""
+    """Ids int32 [A] of an answer by itself, with EOS; see `encode_pair`."""
     return np.asarray([*self.encode(text), self.eos_id], np.int32)
+
+  def encode_pair(
+    self, prompt: str, answer: str, *, is_cut: bool = False
+  ) -> Pair:
+    """Ids of a prompt and of the answer that follows it, see `text.joined`.
+
+    Args:
+      prompt: starts with BOS if there is one.
+      answer: ends with EOS.
+      is_cut: the answer stopped before its end, so EOS does not follow.
+    """
+    joined = joined_lib.encode(self._pieces, prompt, answer)
+    bos = [] if self.bos_id is None else [self.bos_id]
+    eos = [] if is_cut else [self.eos_id]
+    return Pair(
+      np.asarray(bos + joined.prompt, np.int32),
+      np.asarray(joined.answer + eos, np.int32),
+      joined.is_inside,
+    )
+
+  @functools.cached_property
+  def _pieces(self) -> pieces.Pieces:
+    return pieces.Pieces(self.tokenizer)
 
   def decode(self, ids) -> str:
     """The text up to the first EOS, special tokens left out."""

@@ -24,7 +24,7 @@ class DecodeResult(NamedTuple):
   """What a batch came to.
 
   Attributes:
-    tokens: new tokens of each row; EOS and stop sequences included.
+    tokens: new tokens of each row; EOS and what stopped it included.
     calls: [B] model calls of each row, prompt pass excluded.
     accept_lengths: of each call of each row; len(tokens) = 1 + calls + their
       sum, as the prompt pass gives the first token.
@@ -97,6 +97,7 @@ class Decoder:
     *,
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
+    stops: stopping.StopTexts | None = None,
   ) -> loop.DecodeState:
     """Runs the prompt pass; arguments as in `generate`."""
     lengths = [len(prompt) for prompt in prompts]
@@ -113,16 +114,28 @@ class Decoder:
       sampling.row_keys(seed, list(ids)),
     )
     rows = map(self._partitioner.put_rows, rows)
-    return self._prefill(params, *rows, cache_length=num_slots)
+    states = None
+    if stops is not None:
+      states = self._partitioner.put_rows(stops.begin(prompts))
+    return self._prefill(
+      params, *rows, cache_length=num_slots, stops=stops, text_states=states
+    )
 
   def advance(
-    self, params: Any, state: loop.DecodeState, num_steps: int | None = None
+    self,
+    params: Any,
+    state: loop.DecodeState,
+    num_steps: int | None = None,
+    stops: stopping.StopTexts | None = None,
   ) -> loop.DecodeState:
-    """At most `num_steps` more steps, all if None; `state` is consumed."""
+    """At most `num_steps` more steps, all if None; `state` is consumed.
+
+    `stops` are those that `state` was started with.
+    """
     limit = _NO_LIMIT
     if num_steps is not None:
       limit = int(state.num_steps) + num_steps
-    return self._run(params, state, jnp.int32(limit))
+    return self._run(params, state, jnp.int32(limit), stops)
 
   def generate(
     self,
@@ -132,6 +145,7 @@ class Decoder:
     *,
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
+    stops: stopping.StopTexts | None = None,
   ) -> DecodeResult:
     """Decodes every prompt to its end.
 
@@ -143,15 +157,19 @@ class Decoder:
       seed: of the noise, when temperature > 0.
       row_ids: identity of each row in the noise; None numbers them from 0. The
         same prompt, seed and id give the same tokens in any batch.
+      stops: texts that end a row with the token in which they become whole;
+        other texts need no other compilation.
 
     Raises:
       ValueError: a prompt is empty or too long, or a limit out of range.
     """
     begin = time.perf_counter()
-    state = self.start(params, prompts, max_new, seed=seed, row_ids=row_ids)
+    state = self.start(
+      params, prompts, max_new, seed=seed, row_ids=row_ids, stops=stops
+    )
     jax.block_until_ready(state)
     middle = time.perf_counter()
-    state = jax.block_until_ready(self.advance(params, state))
+    state = jax.block_until_ready(self.advance(params, state, stops=stops))
     end = time.perf_counter()
     return _result(state, middle - begin, end - middle)
 
@@ -163,10 +181,15 @@ class Decoder:
     *,
     seed: int = 0,
     row_ids: Sequence[int] | None = None,
+    stops: stopping.StopTexts | None = None,
     steps: int = 1,
   ) -> Iterator[tuple[int, list[int]]]:
     """Yields (row, new tokens) after every `steps` steps; see `generate`."""
-    state = self.start(params, prompts, max_new, seed=seed, row_ids=row_ids)
+    if self._partitioner.is_single:
+      stops = jax.device_put(stops)  # once, not with every step
+    state = self.start(
+      params, prompts, max_new, seed=seed, row_ids=row_ids, stops=stops
+    )
     sent = np.zeros(len(prompts), int)
     while True:
       # Copied before the state is donated to the next call.
@@ -177,7 +200,7 @@ class Decoder:
       sent = counts
       if is_finished:
         return
-      state = self.advance(params, state, steps)
+      state = self.advance(params, state, steps, stops)
 
   def _limits(self, max_new, batch):
     """Per-row limits int32 [B]."""

@@ -45,6 +45,19 @@ class Forward(NamedTuple):
   pruned: Pruned | None = None
 
 
+class StreamLogits(NamedTuple):
+  """What the streams of one node say.
+
+  Attributes:
+    logits: float32 [B, J, V]; stream j (from 0) predicts position + 2 + j.
+    hidden: [B, J, ...] state behind them, for `ModelFns.coupling_logits`; None
+      where there is no coupling.
+  """
+
+  logits: typing.Array
+  hidden: typing.Array | None = None
+
+
 class ModelFns(NamedTuple):
   """A model as the decode loop sees it.
 
@@ -55,17 +68,17 @@ class ModelFns(NamedTuple):
       cache.length and the nodes that `tree_mask` shows it.
     logits: (params, hidden [..., D]) -> float32 [..., V].
     stream_logits: (params, stream_state of one node [B, ...], cache,
-      positions [B] of that node) -> float32 [B, J, V]; stream j (from 0)
-      predicts position + 2 + j. The cache is committed up to that node.
-    coupling_logits: (params, parents [B, W], candidates [B, k]) -> float32
-      [B, W, k] that parents add to the stream logits of candidates; None
-      without such weights.
+      positions [B] of that node) -> `StreamLogits`. The cache is committed up
+      to that node.
+    coupling_logits: (params, hidden [B, ...] of one stream, parents [B, W],
+      candidates [B, k]) -> float32 [B, W, k] that parents add to the stream's
+      logits of candidates; None without such weights.
   """
 
   init_cache: Callable[[int, int], cache_lib.Cache]
   forward: Callable[..., Forward]
   logits: Callable[[Any, typing.Array], typing.Array]
-  stream_logits: Callable[..., typing.Array]
+  stream_logits: Callable[..., StreamLogits]
   coupling_logits: Callable[..., typing.Array] | None = None
 
 

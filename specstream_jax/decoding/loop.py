@@ -47,6 +47,7 @@ class DecodeState:
     calls: [B] int32 steps each row took part in; the prompt pass is none.
     accept_lengths: [B, max_new] int32 accept length of each call.
     num_steps: int32 scalar, steps of the batch.
+    text_states: [B] int32 of `stopping.StopTexts`, None without stop texts.
   """
 
   tokens: typing.Array
@@ -60,6 +61,7 @@ class DecodeState:
   calls: typing.Array
   accept_lengths: typing.Array
   num_steps: typing.Array
+  text_states: typing.Array | None = None
 
   @property
   def is_done(self) -> typing.Array:
@@ -76,6 +78,8 @@ def prefill(
   row_keys: typing.Array,
   *,
   cache_length: int,
+  stops: stopping.StopTexts | None = None,
+  text_states: typing.Array | None = None,
 ) -> DecodeState:
   """Runs the prompts, draws the first token and drafts the first tree.
 
@@ -87,23 +91,16 @@ def prefill(
     limits: [B] int32 most tokens each row may emit, at least 1.
     row_keys: [B] keys, see `sampling.row_keys`.
     cache_length: S.
+    stops: stop texts.
+    text_states: [B] int32 where rows stand among them before the first token.
   """
-  batch, padded_length = prompts.shape
-  positions = jnp.arange(padded_length)[None]
-  causal = jnp.tri(padded_length, dtype=bool)
-  forward = setup.prompt_model.forward(
-    params,
-    prompts,
-    jnp.broadcast_to(positions, prompts.shape),
-    jnp.broadcast_to(causal[None], (batch, *causal.shape)),
-    setup.prompt_model.init_cache(batch, cache_length),
-    with_streams=setup.drafter.with_streams,
-  )
+  forward = _forward_prompts(setup, params, prompts, cache_length)
   last = prompt_lengths - 1
   logits = setup.prompt_model.logits(params, _at(forward.hidden, last))
   first = sampling.draw(
     logits[:, None], row_keys, prompt_lengths[:, None], setup.sampling
   )
+  batch = prompts.shape[0]
   zeros = jnp.zeros((batch,), jnp.int32)
   buffer = jnp.zeros((batch, setup.cfg.max_new_tokens), jnp.int32)
   state = DecodeState(
@@ -118,17 +115,19 @@ def prefill(
     calls=zeros,
     accept_lengths=buffer,
     num_steps=jnp.int32(0),
+    text_states=text_states,
   )
-  kept, reason = stopping.truncate(
-    setup.cfg, buffer, zeros, limits, first, zeros + 1
-  )
+  state, kept, reason = _truncate(setup, state, first, zeros + 1, stops)
   state = _emit(setup, state, first, kept, reason)
   prompt_setup = setup._replace(model=setup.prompt_model)
   return _draft(prompt_setup, params, state, forward, last, first[:, 0])
 
 
 def step(
-  setup: interface.Setup, params: Any, state: DecodeState
+  setup: interface.Setup,
+  params: Any,
+  state: DecodeState,
+  stops: stopping.StopTexts | None = None,
 ) -> DecodeState:
   """One call of the model: verify, commit, emit, draft."""
   with jax.named_scope('verify_forward'):
@@ -138,14 +137,8 @@ def step(
     verified = setup.verifier(verification, setup.sampling, setup.path_length)
     tree = verify.surviving_tree(verification)
     emitted = verify.emitted(tree, verified)
-    kept, reason = stopping.truncate(
-      setup.cfg,
-      state.tokens,
-      state.num_tokens,
-      state.limits,
-      emitted,
-      verified.accept_length + 1,
-    )
+    count = verified.accept_length + 1
+    state, kept, reason = _truncate(setup, state, emitted, count, stops)
     kept = jnp.where(state.is_done, 0, kept)
     reason = jnp.where(state.is_done, state.finish_reason, reason)
   with jax.named_scope('commit'):
@@ -165,6 +158,7 @@ def run(
   params: Any,
   state: DecodeState,
   step_limit: typing.Array,
+  stops: stopping.StopTexts | None = None,
 ) -> DecodeState:
   """Steps until every row is done or `num_steps` reaches `step_limit`."""
 
@@ -173,8 +167,22 @@ def run(
     is_below_limit = state.num_steps < step_limit
     return has_unfinished_row & is_below_limit
 
-  body = functools.partial(step, setup, params)
+  body = functools.partial(step, setup, params, stops=stops)
   return jax.lax.while_loop(should_continue, body, state)
+
+
+def _forward_prompts(setup, params, prompts, cache_length):
+  batch, padded_length = prompts.shape
+  positions = jnp.arange(padded_length)[None]
+  causal = jnp.tri(padded_length, dtype=bool)
+  return setup.prompt_model.forward(
+    params,
+    prompts,
+    jnp.broadcast_to(positions, prompts.shape),
+    jnp.broadcast_to(causal[None], (batch, *causal.shape)),
+    setup.prompt_model.init_cache(batch, cache_length),
+    with_streams=setup.drafter.with_streams,
+  )
 
 
 def _forward_tree(setup, params, state):
@@ -221,6 +229,26 @@ def _count_call(state, kept):
     ),
     num_steps=state.num_steps + 1,
   )
+
+
+def _truncate(setup, state, emitted, count, stops):
+  """Where `stopping.truncate` ends rows, and the state with stops followed."""
+  followed = None
+  if stops is not None:
+    followed = stops.follow(state.text_states, emitted)
+  kept, reason = stopping.truncate(
+    setup.cfg,
+    state.tokens,
+    state.num_tokens,
+    state.limits,
+    emitted,
+    count,
+    followed,
+  )
+  if stops is not None:
+    # Rows that are done emit nothing, so where they stand does not matter.
+    state = dataclasses.replace(state, text_states=_at(followed, kept - 1))
+  return state, kept, reason
 
 
 def _emit(setup, state, emitted, kept, reason):

@@ -95,8 +95,8 @@ def lookup(
 def edge_scores(table: NgramTable, weight: float) -> tree_lib.EdgeScores:
   """`weight * log S` for `tree.from_stream_logits`."""
 
-  def score(grandparents, parents, candidates, log_probs):
-    del log_probs
+  def score(depth, grandparents, parents, candidates, log_probs):
+    del depth, log_probs
     nodes = (grandparents[..., None], parents[..., None])  # [B, W, 1]
     tokens = candidates[:, None]  # [B, 1, k]
     trigram = lookup(table, *nodes, tokens)

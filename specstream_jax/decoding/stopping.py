@@ -1,15 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a row ends: EOS, stop sequences, its length limit.
+"""Where a row ends: EOS, stop sequences, stop texts, its length limit.
 
-Axis letters: B rows, P tokens a call can emit.
+Axis letters: B rows, P tokens a call can emit, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax.numpy as jnp
+import numpy as np
 
 from specstream_jax import config, typing
 
 RUNNING, EOS, STOP, LENGTH, CACHE = range(5)
 REASONS = ('running', 'eos', 'stop', 'length', 'cache')
+
+# States of a row among its stop texts: no text yet, text that ends with no
+# part of a stop, a stop is whole. The others are parts of stops.
+START, ANYWHERE, FOUND = range(3)
+
+
+class StopTexts(NamedTuple):
+  """Stop texts as a table over tokens, see `text.stops`.
+
+  A text is matched by what its tokens spell, so it may begin and end inside of
+  them.
+
+  Attributes:
+    table: int16 [N] state after a token, at state * num_classes + its class;
+      padded, so that other texts need no other compilation.
+    classes: int32 [V] class of each token.
+    num_classes: int32 scalar.
+  """
+
+  table: typing.Array
+  classes: typing.Array
+  num_classes: typing.Array
+
+  def follow(self, states: typing.Array, tokens: typing.Array) -> typing.Array:
+    """States int32 [B, P] after each of `tokens` [B, P], from `states` [B]."""
+    classes = self.classes[jnp.clip(tokens, 0, self.classes.shape[0] - 1)]
+    found = []
+    for place in range(tokens.shape[1]):
+      states = self.table[states * self.num_classes + classes[:, place]]
+      states = states.astype(jnp.int32)
+      found.append(states)
+    return jnp.stack(found, axis=1)
+
+  def begin(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """States int32 [B] after prompts, in which no stop may begin; on the host.
+
+    A tokenizer may leave the space in front of a whole text out, so what has
+    come of the text before matters.
+    """
+    table, classes = np.asarray(self.table), np.asarray(self.classes)
+    is_skipped = table[: self.num_classes] == START
+    has_text = [not is_skipped[classes[list(row)]].all() for row in prompts]
+    return np.where(has_text, ANYWHERE, START).astype(np.int32)
 
 
 def truncate(
@@ -19,6 +66,7 @@ def truncate(
   limits: typing.Array,
   emitted: typing.Array,
   count: typing.Array,
+  text_states: typing.Array | None = None,
 ) -> tuple[typing.Array, typing.Array]:
   """Cuts what a call emitted after the first token that ends the row.
 
@@ -30,6 +78,7 @@ def truncate(
     limits: [B] int32 most tokens of each row.
     emitted: [B, P] int32 new tokens.
     count: [B] int32 valid entries of `emitted`.
+    text_states: [B, P] int32 of `StopTexts.follow`, if there are stop texts.
 
   Returns:
     The number of tokens [B] to keep, and the finish reason [B]. Where two
@@ -39,6 +88,8 @@ def truncate(
   at_limit = num_tokens[:, None] + index + 1 >= limits[:, None]
   reasons = jnp.where(at_limit, LENGTH, RUNNING)
   is_stop = _ends_stop_sequence(cfg, tokens, num_tokens, emitted)
+  if text_states is not None:
+    is_stop |= text_states == FOUND
   reasons = jnp.where(is_stop, STOP, reasons)
   is_eos = jnp.isin(emitted, jnp.asarray(cfg.eos_ids, jnp.int32))
   reasons = jnp.where(is_eos, EOS, reasons)

@@ -102,15 +102,19 @@ def model_fns(
 
   logits = lambda params, hidden: merge(params).logits(hidden)
 
-  def stream_logits(params, stream_state, cache, positions) -> typing.Array:
+  def stream_logits(
+    params, stream_state, cache, positions
+  ) -> interface.StreamLogits:
     model = merge(params)
     if not is_parallel:
       stream_state = transformer.forward_streams(
         model, stream_state, positions, cache
       )
     if has_draft_head:
-      return _draft_logits(stream_state, params.drafter.head, cfg.vocab_size)
-    return model.logits(stream_state)
+      own = _draft_logits(stream_state, params.drafter.head, cfg.vocab_size)
+    else:
+      own = model.logits(stream_state)
+    return interface.StreamLogits(own, stream_state)
 
   coupling = functools.partial(_coupling_logits, built)
   return interface.ModelFns(
@@ -122,9 +126,11 @@ def model_fns(
   )
 
 
-def _coupling_logits(built, params, parents, candidates) -> typing.Array:
+def _coupling_logits(
+  built, params, hidden, parents, candidates
+) -> typing.Array:
   model = built.merge(params.base, params.adapter)
-  return model.coupling_logits(parents, candidates)
+  return model.coupling_logits(hidden, parents, candidates)
 
 
 def _draft_logits(hidden, head: DraftHead, vocab_size: int) -> typing.Array:

@@ -82,8 +82,8 @@ def ancestor_mask(parents: typing.Array) -> typing.Array:
   return mask
 
 
-# (grandparents [B, W], parents [B, W], candidates [B, k], their
-# log-probabilities [B, k]) -> float32 [B, W, k].
+# (depth of the candidates, grandparents [B, W], parents [B, W], candidates
+# [B, k], their log-probabilities [B, k]) -> float32 [B, W, k].
 EdgeScores = Callable[..., typing.Array]
 
 
@@ -101,9 +101,8 @@ def from_stream_logits(
     logits: [B, J, V]; stream j (from 0) proposes the nodes of depth j + 1.
     root: [B] int32 last emitted token.
     cfg: kind and sizes of the tree.
-    edge_scores: added to the log-probabilities of a `best_first` tree; of the
-      tokens of grandparents and parents [B, W], candidates [B, k] and their
-      log-probabilities [B, k]; [B, W, k].
+    edge_scores: added to the log-probabilities of a `best_first` tree, see
+      `EdgeScores`.
     before_root: [B] int32 token before the root, for `edge_scores`.
 
   Raises:
@@ -150,7 +149,7 @@ def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
     edges = log_probs[:, depth - 1, None]  # [B, W or 1, k]
     if edge_scores is not None:
       candidates = tokens[:, depth - 1], log_probs[:, depth - 1]
-      edges += edge_scores(above, own, *candidates)
+      edges += edge_scores(depth, above, own, *candidates)
       # Never above 0, so that no child outscores its parent.
       edges = jnp.minimum(edges, 0.0)
     joint = (scores[:, :, None] + edges).reshape(batch, -1)
@@ -181,7 +180,7 @@ def _select(scores, tokens, parents, depths, root, num_drafts):
 
 
 def coupled_edges(
-  coupling_logits: Callable[[typing.Array, typing.Array], typing.Array],
+  coupling_logits: Callable[..., typing.Array], hidden: typing.Array
 ) -> EdgeScores:
   """Edge scores that share out the candidates' mass anew, parent by parent.
 
@@ -190,13 +189,16 @@ def coupled_edges(
   adds to log P_stream(c).
 
   Args:
-    coupling_logits: (parents [B, W], candidates [B, k]) -> C [B, W, k].
+    coupling_logits: (hidden [B, ...], parents [B, W], candidates [B, k]) ->
+      C [B, W, k].
+    hidden: [B, J, ...] states of the streams; stream j (from 0) drafts the
+      candidates of depth j + 1.
   """
 
-  def score(grandparents, parents, candidates, log_probs):
+  def score(depth, grandparents, parents, candidates, log_probs):
     del grandparents
-    own = log_probs[:, None]
-    coupled = own + coupling_logits(parents, candidates)
+    own, state = log_probs[:, None], hidden[:, depth - 1]
+    coupled = own + coupling_logits(state, parents, candidates)
     mass = jax.nn.logsumexp(own, axis=-1, keepdims=True)
     return jax.nn.log_softmax(coupled, axis=-1) + mass - own
 

@@ -194,7 +194,7 @@ class Bench:
     for number, batch in enumerate(self.batches(cell, turn)):
       line = self._journal[_key(cell, BASELINE, turn, 0, number)]
       for row, tokens in zip(batch, line['tokens'], strict=True):
-        found[row.index] = self._model.decode_text(tokens)
+        found[row.index] = self._model.decode_text(tokens, row.prompt)
     return found
 
   def collect(

@@ -57,7 +57,7 @@ def init_adapter(
     key, subkey = jax.random.split(key)
     std = 0.0
     is_alone = path == 'pruning/up' and not streams.pruning_residual
-    if path.endswith(('lora_a', 'down')) or is_alone:
+    if path.endswith(('lora_a', 'down', 'coupling/state')) or is_alone:
       std = 1.0 / math.sqrt(leaf.shape[0])
     elif path.endswith('embedding'):
       std = streams.embedding_init_scale * hidden_rms

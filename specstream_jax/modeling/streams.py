@@ -33,21 +33,35 @@ class Coupling(nnx.Module):
   """What a draft token's parent adds to the stream state that ranks it.
 
   A stream predicts its token whatever the token before it turns out to be. In
-  a tree that token is known: the parent. up(down(e / rms(e))), with e the
-  parent's embedding, is added to the normalised stream state in front of the
-  LM head; zero while `up` is. Ours, beyond the paper.
+  a tree that token is known: the parent. With e the parent's embedding and h
+  the normalised stream state, up(down(e / rms(e))) is added to h in front of
+  the LM head or, of kind `mlp`, up(silu(down(e / rms(e)) + state(h))), as what
+  a parent means depends on what the stream has seen. Zero while `up` is. Ours,
+  beyond the paper; samplers of this kind are in arXiv 2507.11851.
   """
 
-  def __init__(self, features: int, rank: int):
+  def __init__(self, features: int, rank: int, kind: str = 'bilinear'):
     self.down = params.AdapterParam(jnp.zeros((features, rank)))
     self.up = params.AdapterParam(jnp.zeros((rank, features)))
+    self.sees_state = kind == 'mlp'
+    if self.sees_state:
+      self.state = params.AdapterParam(jnp.zeros((features, rank)))
 
-  def __call__(self, embedding: typing.Array) -> typing.Array:
-    """Parent embeddings [..., D] -> float32 corrections [..., D]."""
+  def __call__(
+    self, embedding: typing.Array, hidden: typing.Array
+  ) -> typing.Array:
+    """Corrections float32 [..., D] of the stream states.
+
+    Args:
+      embedding: [..., D] of the parents.
+      hidden: [..., D] normalised stream states, of a shape that broadcasts.
+    """
     embedding = embedding.astype(jnp.float32)
     square = jnp.mean(embedding**2, axis=-1, keepdims=True)
-    unit = embedding * jax.lax.rsqrt(square + 1e-12)
-    return (unit @ self.down[...]) @ self.up[...]
+    low = (embedding * jax.lax.rsqrt(square + 1e-12)) @ self.down[...]
+    if self.sees_state:
+      low = jax.nn.silu(low + hidden.astype(jnp.float32) @ self.state[...])
+    return low @ self.up[...]
 
 
 class StreamInsertion(nnx.Module):

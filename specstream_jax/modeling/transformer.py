@@ -86,7 +86,7 @@ class Transformer(nnx.Module):
         )
       if streams.coupling_rank:
         self.coupling = streams_lib.Coupling(
-          cfg.hidden_size, streams.coupling_rank
+          cfg.hidden_size, streams.coupling_rank, streams.coupling
         )
 
   @property
@@ -113,17 +113,25 @@ class Transformer(nnx.Module):
     self, hidden: typing.Array, parents: typing.Array
   ) -> typing.Array:
     """Stream states [..., D] that know their token's parent [...]."""
-    correction = self.coupling(self.embed(parents))
+    correction = self.coupling(self.embed(parents), hidden)
     return hidden + correction.astype(hidden.dtype)
 
   def coupling_logits(
-    self, parents: typing.Array, candidates: typing.Array
+    self,
+    hidden: typing.Array,
+    parents: typing.Array,
+    candidates: typing.Array,
   ) -> typing.Array:
     """What parents [B, W] add to the logits of candidates [B, k], [B, W, k].
 
     Only the candidates' rows of the LM head are read.
+
+    Args:
+      hidden: [B, D] normalised state of the stream that drafts.
+      parents: int32 [B, W].
+      candidates: int32 [B, k].
     """
-    correction = self.coupling(self.embed(parents))
+    correction = self.coupling(self.embed(parents), hidden[:, None])
     rows = self.head_rows(candidates).astype(jnp.float32)
     return jnp.einsum('BWD,BkD->BWk', correction, rows)
 

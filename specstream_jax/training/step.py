@@ -195,7 +195,8 @@ def eval_step(
   logits = by_anchor.swapaxes(0, 1)  # [B, A, J, V]
   edges = None
   if model.stream_cfg.coupling_rank and tree.kind == 'best_first':
-    edges = tree_lib.coupled_edges(model.coupling_logits)
+    states = hidden.streams.reshape(-1, *hidden.streams.shape[2:])
+    edges = tree_lib.coupled_edges(model.coupling_logits, states)
   metrics['tokens_per_call'] = tokens_per_call(
     logits, targets, weights, scale, tree, edges
   )

@@ -240,7 +240,11 @@ def summarize(model, plan, runners, made, options) -> list[results.RunResult]:
 
 
 def _summary(model, cell, runner, rows, plain, fast, options):
-  texts = lambda side: [model.decode_text(t).strip() for t in side.tokens]
+  prompts = [row.prompt for row in rows]
+  texts = lambda side: [
+    model.decode_text(tokens, prompt).strip()
+    for tokens, prompt in zip(side.tokens, prompts, strict=True)
+  ]
   references = [list(row.question.references) for row in rows]
   if not all(references):
     references = []
@@ -303,13 +307,10 @@ def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:
   return [
     {
       'prompt': row.question.turns[row.turn],
-      'text': model.decode_text(side.tokens[i]).strip(),
+      'text': model.decode_text(side.tokens[i], row.prompt).strip(),
       'references': list(row.question.references),
       'accept_lengths': side.accept_lengths[i],
-      'tokens': [
-        model.tokenizer.decode([token], skip_special_tokens=False)
-        for token in side.tokens[i]
-      ],
+      'tokens': model.token_texts(side.tokens[i], row.prompt),
     }
     for i, row in enumerate(rows[:count])
     if side.accept_lengths[i]
@@ -366,7 +367,7 @@ def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
     results.spec_bench_record(
       rows[places[0]].question.question_id,
       rows[places[0]].question.category,
-      [model.decode_text(side.tokens[i]) for i in places],
+      [model.decode_text(side.tokens[i], rows[i].prompt) for i in places],
       [len(side.tokens[i]) for i in places],
       [share[i] for i in places],
       [n for i in places for n in side.accept_lengths[i]],

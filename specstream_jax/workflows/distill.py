@@ -23,7 +23,6 @@ from specstream_jax.evaluation import (
   results,
 )
 
-_BUCKET = 64
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
 
 
@@ -36,6 +35,8 @@ class Options:
       as not finished.
     max_prompt_tokens: longer prompts are left out and counted.
     batch_size: rows per call.
+    prompt_bucket: a call holds prompts that are as long up to a multiple of so
+      many tokens, and each such length compiles once.
     temperature: 0 is greedy.
     top_p: nucleus, 1 is off.
     seed: of the noise; the answer to a row does not depend on its batch.
@@ -49,6 +50,7 @@ class Options:
   max_new_tokens: int = 128
   max_prompt_tokens: int = 1024
   batch_size: int = 8
+  prompt_bucket: int = 64
   temperature: float = 0.0
   top_p: float = 1.0
   seed: int = 0
@@ -59,7 +61,12 @@ class Options:
 
   def __post_init__(self):
     checks.option_types(self)
-    for name in ('max_new_tokens', 'max_prompt_tokens', 'batch_size'):
+    for name in (
+      'max_new_tokens',
+      'max_prompt_tokens',
+      'batch_size',
+      'prompt_bucket',
+    ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} is {getattr(self, name)}; at least 1')
     if not 0 <= self.shard < self.num_shards:
@@ -195,7 +202,8 @@ def _answer(model, rows, options, journal, progress, total):
   """Decodes rows in batches of like length; every answer goes to disk."""
   buckets: dict[int, list[_Row]] = {}
   for row in rows:
-    bucket = -(-len(row.tokens) // _BUCKET) * _BUCKET
+    size = options.prompt_bucket
+    bucket = -(-len(row.tokens) // size) * size
     buckets.setdefault(bucket, []).append(row)
   bar = tqdm.tqdm(
     total=total, initial=total - len(rows), unit='row', disable=not progress
@@ -225,7 +233,7 @@ def _answer(model, rows, options, journal, progress, total):
             (row.index,),
             {
               'prompt': row.prompt,
-              'completion': model.decode_text(tokens),
+              'completion': model.decode_text(tokens, row.tokens),
               'num_tokens': len(tokens),
               'finished': reason == 'eos',
             },
@@ -237,7 +245,7 @@ def _provenance(model, prompts, options) -> dict[str, Any]:
   """What the answers depend on; shards and resumed runs must agree on it."""
   settings = dataclasses.asdict(options)
   # Same answers whatever these are.
-  for name in ('batch_size', 'shard', 'drafter'):
+  for name in ('batch_size', 'prompt_bucket', 'shard', 'drafter'):
     del settings[name]
   digest = hashlib.sha256()
   for prompt in prompts:

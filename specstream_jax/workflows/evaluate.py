@@ -120,19 +120,19 @@ def evaluate(
     found = _shared(model, prompts, settings, options, folder, progress)
     if found is None:
       return None
-  return _summary(model, options, settings, examples, spec.metrics, found)
+  asked = list(zip(prompts, examples, strict=True))
+  return _summary(model, options, settings, asked, spec.metrics, found)
 
 
-def _summary(model, options, settings, examples, names, found):
+def _summary(model, options, settings, asked, names, found):
   """Both sides as a row of results, with the scores of their texts."""
   plain, fast = found
   drafter = settings.drafter
-  references = [list(e.references) for e in examples]
   quality = {
-    'autoregressive': _score(model, names, references, plain.tokens),
-    'speculative': _score(model, names, references, fast.tokens),
+    'autoregressive': _score(model, names, asked, plain.tokens),
+    'speculative': _score(model, names, asked, fast.tokens),
   }
-  samples = _samples(model, examples, fast, settings.num_samples)
+  samples = _samples(model, asked[: settings.num_samples], fast)
   tree = drafter.tree or settings.tree
   return benchmark.summarize(
     plain,
@@ -255,23 +255,24 @@ def _name(drafter, tree) -> str:
   return ' + '.join([f'{drafter.name} {tree.kind} {tree.size}', *used])
 
 
-def _score(model, names, references, tokens):
-  texts = [model.decode_text(row).strip() for row in tokens]
+def _score(model, names, asked, tokens):
+  texts = [
+    model.decode_text(row, prompt).strip()
+    for row, (prompt, _) in zip(tokens, asked, strict=True)
+  ]
+  references = [list(example.references) for _, example in asked]
   return metrics.compute(names, references, texts)
 
 
-def _samples(model, examples, side, num_samples):
-  """Texts of the first prompts, token by token, for the report."""
+def _samples(model, asked, side):
+  """Texts of some (prompt ids, example), token by token, for the report."""
   return [
     {
       'prompt': example.inputs,
-      'text': model.decode_text(side.tokens[i]).strip(),
+      'text': model.decode_text(side.tokens[i], prompt).strip(),
       'references': list(example.references),
       'accept_lengths': side.accept_lengths[i],
-      'tokens': [
-        model.tokenizer.decode([token], skip_special_tokens=False)
-        for token in side.tokens[i]
-      ],
+      'tokens': model.token_texts(side.tokens[i], prompt),
     }
-    for i, example in enumerate(examples[:num_samples])
+    for i, (prompt, example) in enumerate(asked)
   ]

@@ -12,8 +12,11 @@ class Generation:
   """One completion.
 
   Attributes:
-    text: up to EOS, which is left out.
-    tokens: new token ids, EOS included.
+    text: what the tokens add to the prompt, with the space in front of a first
+      word; up to EOS, which is left out, or to the end of the stop that ended
+      it, which is not. None without a tokenizer.
+    tokens: new token ids, EOS included, and all of the token in which a stop
+      became whole.
     calls: model calls after the prompt pass.
     accept_lengths: accepted draft tokens of each call.
     finish_reason: 'eos', 'stop', 'length' or 'cache'.
@@ -21,7 +24,7 @@ class Generation:
     tokens_per_call: mean of accept length + 1 over the calls; 0 without calls.
   """
 
-  text: str
+  text: str | None
   tokens: list[int]
   calls: int
   accept_lengths: list[int]
@@ -45,7 +48,8 @@ class Options:
     tree: draft tree; None takes the adapter's.
     schedule: 'deferred' or 'parallel'.
     sampling: temperature, top-k, top-p.
-    stop: texts that end a completion; emitted as well.
+    stop: texts that end a completion as soon as it holds one of them, however
+      the model spells it; that text is its end.
     seed: of the noise when temperature > 0.
   """
 
@@ -69,20 +73,29 @@ def generate(
     ValueError: a prompt is empty, or the options do not fit the model.
   """
   decoder, name = _decoder(model, options)
+  encoded = _encode(model, prompts, options.max_new_tokens)
   result = decoder.generate(
     model.params(name),
-    _encode(model, prompts, options.max_new_tokens),
+    encoded,
     seed=options.seed,
+    stops=model.stop_texts(options.stop),
   )
   rows = zip(
-    result.tokens, result.calls, result.accept_lengths, result.finish_reasons
+    encoded,
+    result.tokens,
+    result.calls,
+    result.accept_lengths,
+    result.finish_reasons,
   )
   rule = output(model, options)
+  text = lambda tokens, prompt: (
+    model.decode_text(tokens, prompt, options.stop)
+    if model.has_tokenizer
+    else None
+  )
   return [
-    Generation(
-      model.decode_text(tokens), tokens, int(calls), lengths, reason, rule
-    )
-    for tokens, calls, lengths, reason in rows
+    Generation(text(tokens, prompt), tokens, int(calls), lengths, reason, rule)
+    for prompt, tokens, calls, lengths, reason in rows
   ]
 
 
@@ -105,11 +118,42 @@ def stream(
   options: Options = Options(),
 ) -> Iterator[tuple[int, list[int]]]:
   """Yields (row, newly accepted token ids) call by call."""
+  encoded = _encode(model, prompts, options.max_new_tokens)
+  return _stream(model, encoded, options)
+
+
+def stream_text(
+  model: runtime.Model,
+  prompts: Sequence[str | Sequence[int]],
+  options: Options = Options(),
+) -> Iterator[tuple[int, str]]:
+  """Yields (row, new text) call by call; a row's texts are what `generate` says.
+
+  Half a character waits for its other bytes, up to the end if they do not
+  come.
+
+  Raises:
+    ValueError: see `generate`; or there is no tokenizer.
+  """
+  encoded = _encode(model, prompts, options.max_new_tokens)
+  texts = [model.completion(prompt, options.stop) for prompt in encoded]
+
+  def added():
+    for row, tokens in _stream(model, encoded, options):
+      yield row, texts[row].add(tokens)
+    for row, text in enumerate(texts):
+      yield row, text.finish()
+
+  return ((row, new) for row, new in added() if new)
+
+
+def _stream(model, encoded, options):
   decoder, name = _decoder(model, options)
-  yield from decoder.stream(
+  return decoder.stream(
     model.params(name),
-    _encode(model, prompts, options.max_new_tokens),
+    encoded,
     seed=options.seed,
+    stops=model.stop_texts(options.stop),
   )
 
 
@@ -119,7 +163,6 @@ def _decoder(model, options):
     max_new_tokens=options.max_new_tokens,
     schedule=options.schedule,
     eos_ids=model.eos_ids,
-    stop_sequences=tuple(tuple(model.encode(text)) for text in options.stop),
   )
   return model.decoder(name, decode, options.sampling, options.tree), name
 

@@ -63,8 +63,13 @@ def start(
     flat, cfg = adapters.load_adapter(init_adapter)
     adapters.check_base(cfg, loaded)
     adapters.check_weights(init_adapter, flat, cfg, loaded.config)
-    rank = recipe.stream.coupling_rank or cfg.stream.coupling_rank
-    stream = dataclasses.replace(cfg.stream, coupling_rank=rank)
+    stream = cfg.stream
+    if recipe.stream.coupling_rank:
+      stream = dataclasses.replace(
+        stream,
+        coupling_rank=recipe.stream.coupling_rank,
+        coupling=recipe.stream.coupling,
+      )
     recipe = dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
     begin = dataclasses.replace(begin, recipe=recipe, initial=flat)
     if stream.mode == 'lossless':

@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """seqio tasks, their evaluation, and records written through them."""
 
+import json
 import os
 
+from absl import logging
 import data_testing
 import numpy as np
 import pytest
+import tokenizer_kinds
 
 pytest.importorskip('seqio')
 
 from grain import python as grain
 import seqio
 
-from specstream_jax.data import features, prepare, records, registry, tasks
+from specstream_jax.data import (
+  features,
+  prepare,
+  records,
+  registry,
+  tasks,
+  vocabulary,
+)
 
 _ROWS = 'mr,ref\nname[A],One.\nname[É],Two £.\nname[A],Three.\n'
 _PAIRS = [
@@ -70,6 +80,54 @@ def test_an_answer_that_was_cut_has_no_eos(tmp_path):
   (tmp_path / 'train.jsonl').write_text(row % '"no"')
   with pytest.raises(ValueError, match="1: finished is 'no', not true or"):
     registry.get('jsonl').load('train', str(tmp_path))
+
+
+def _prepared(tmp_path, rows):
+  """Manifest and records of (prompt, completion) rows, with a SentencePiece."""
+  lines = [{'prompt': a, 'completion': b} for a, b in rows]
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  (tmp_path / 'train.jsonl').write_text(text)
+  vocab = vocabulary.Vocabulary(tokenizer_kinds.make('sentencepiece'), 2, 1)
+  manifest = prepare.prepare(
+    registry.get('jsonl'),
+    vocab,
+    str(tmp_path / 'records'),
+    split='train',
+    data_dir=str(tmp_path),
+  )
+  return manifest, list(records.read(str(tmp_path / 'records')))
+
+
+def test_joined_ids_are_those_of_the_joined_text(tmp_path):
+  rows = [('ab:', ' It is'), ('ab:', 'It is'), ('ab\n', 'the 是')]
+  manifest, found = _prepared(tmp_path, rows)
+  encode = tokenizer_kinds.make('sentencepiece').encode
+  for (prompt, answer), (inputs, targets) in zip(rows, found, strict=True):
+    assert inputs.tolist() == [1, *encode(prompt).ids]
+    joined = [*inputs[1:], *targets[:-1]]
+    assert joined == encode(prompt + answer).ids and targets[-1] == 2
+  assert manifest['num_answers_inside_a_token'] == 0
+  assert manifest['answers_inside_a_token'] == []
+
+
+def test_answers_inside_a_token_are_reported(tmp_path, monkeypatch):
+  said = []
+  monkeypatch.setattr(
+    logging, 'warning', lambda text, *values: said.append(text % values)
+  )
+  rows = [('ab:', ' It')] + [(f'{"a" * 30}: ', 'It')] * 7
+  manifest, found = _prepared(tmp_path, rows)
+  assert manifest['num_answers_inside_a_token'] == 7
+  places = manifest['answers_inside_a_token']
+  assert [place['example'] for place in places] == [1, 2, 3, 4, 5]
+  assert places[0]['prompt_end'] == 'a' * 18 + ': '
+  assert places[0]['answer_start'] == 'It'
+  decode = tokenizer_kinds.make('sentencepiece').decode
+  inputs, targets = found[-1]
+  assert decode([*inputs, *targets]) == f'{"a" * 30}: It'
+  (warning,) = said
+  assert '7 of 8 answers start inside a token of prompt and answer' in warning
+  assert "the first {'example': 1, 'prompt_end': 'aaa" in warning
 
 
 def test_registering_again_replaces(data_dir):

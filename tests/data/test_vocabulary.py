@@ -8,6 +8,7 @@ import data_testing
 import pytest
 from tokenizers import Tokenizer, models, normalizers, processors
 
+from specstream_jax.checkpoints import huggingface
 from specstream_jax.cli import prepare
 from specstream_jax.data import records, vocabulary
 
@@ -48,6 +49,21 @@ def test_load_errors(tmp_path):
     vocabulary.load(str(tmp_path))
   with pytest.raises(ValueError, match="no EOS token '</s>'"):
     vocabulary.load(str(tmp_path), eos_token='</s>')
+
+
+@pytest.mark.parametrize('read', [vocabulary.load, huggingface.read_tokenizer])
+def test_saved_truncation_and_padding_are_switched_off(tmp_path, read):
+  tokenizer = data_testing.make_tokenizer()
+  tokenizer.enable_padding(length=9, pad_id=3, pad_token='x')
+  tokenizer.enable_truncation(5)
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  config = {'eos_token': data_testing.EOS}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  found = read(str(tmp_path))
+  plain = data_testing.make_tokenizer()
+  encode = getattr(found, 'tokenizer', found).encode
+  for text in ('ab', 'longer than five'):
+    assert encode(text).ids == plain.encode(text).ids
 
 
 def test_hash_follows_the_ids_only():

@@ -81,7 +81,9 @@ def test_drafts_come_from_the_file(model, written):
     model.decoder(
       drafter(path, vocabulary_size=7),
       config.DecodeConfig(max_new_tokens=4, schedule='parallel'),
-    ).setup.model.stream_logits(params, state, None, None)
+    )
+    .setup.model.stream_logits(params, state, None, None)
+    .logits
   )
   np.testing.assert_allclose(
     found[..., head.ids], whole[..., head.ids], rtol=1e-5

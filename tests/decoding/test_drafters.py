@@ -17,7 +17,9 @@ LOGITS = jnp.asarray(
 
 
 def _propose(drafter, sampling_cfg):
-  model = table_lm.MODEL._replace(stream_logits=lambda *args: LOGITS)
+  model = table_lm.MODEL._replace(
+    stream_logits=lambda *args: interface.StreamLogits(LOGITS)
+  )
   cfg = config.DecodeConfig()
   setup = interface.Setup(model, model, drafter, cfg, sampling_cfg, verify.walk)
   context = interface.DraftContext(

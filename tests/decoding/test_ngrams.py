@@ -134,6 +134,7 @@ def score(probs, grandparent, parent, token):
 def test_edge_scores_back_off_and_have_a_floor():
   table = on_device(ngram_table.from_pairs(PAIRS)[0])
   scores = ngrams.edge_scores(table, 0.7)(
+    1,
     jnp.array([[1, 9], [2, 0]]),
     jnp.array([[2, 2], [3, 10]]),
     jnp.array([[3, 4], [2, 1]]),

@@ -257,7 +257,9 @@ def test_coupling_can_be_switched_off(settings, is_coupled):
   cfg = config.TreeConfig('chain', depth=DEPTH)
   drafter = streams.Streams(cfg, DEPTH, options)
   logits = jnp.broadcast_to(LOGITS, (31, *LOGITS.shape))
-  model = table_lm.MODEL._replace(stream_logits=lambda *args: logits)
+  model = table_lm.MODEL._replace(
+    stream_logits=lambda *args: interface.StreamLogits(logits)
+  )
   setup = interface.Setup(
     model, model, drafter, config.DecodeConfig(), WARM, verify.walk
   )

@@ -17,6 +17,7 @@ from specstream_jax.modeling import params, transformer
 from specstream_jax.training import objective, step as step_lib
 
 STREAMS = dataclasses.replace(tiny.STREAMS, coupling_rank=3)
+KINDS = ('bilinear', 'mlp')
 TREE = config.TreeConfig(num_nodes=9, depth=3, branching=3)
 
 
@@ -24,14 +25,37 @@ def untied():
   return dataclasses.replace(tiny.CONFIG, tie_word_embeddings=False)
 
 
+def of_kind(kind):
+  return dataclasses.replace(STREAMS, coupling=kind)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_correction_by_hand(kind):
+  built, base, adapter = tiny.model(streams=of_kind(kind))
+  model = built.merge(base, adapter)
+  weights = {k: np.asarray(v) for k, v in adapter['coupling'].items()}
+  assert set(weights) == {'down', 'up'} | (
+    {'state'} if kind == 'mlp' else set()
+  )
+  rng = np.random.default_rng(3)
+  e, h = rng.normal(size=(2, 7, tiny.CONFIG.hidden_size))
+  low = e / np.sqrt(np.mean(e**2, axis=-1, keepdims=True)) @ weights['down']
+  if kind == 'mlp':
+    low = low + h @ weights['state']
+    low = low / (1 + np.exp(-low))
+  found = model.coupling(jnp.asarray(e), jnp.asarray(h))
+  np.testing.assert_allclose(found, low @ weights['up'], rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('cfg', [tiny.CONFIG, untied()], ids=['tied', 'untied'])
-def test_candidates_get_what_the_whole_head_would_give(cfg):
-  built, base, adapter = tiny.model(cfg, STREAMS)
+def test_candidates_get_what_the_whole_head_would_give(cfg, kind):
+  built, base, adapter = tiny.model(cfg, of_kind(kind))
   model = built.merge(base, adapter)
   hidden = jax.random.normal(jax.random.key(1), (2, cfg.hidden_size))
   parents = jnp.array([[5, 9, 0], [52, 1, 7]])
   candidates = jnp.array([[3, 4], [50, 2]])
-  added = model.coupling_logits(parents, candidates)
+  added = model.coupling_logits(hidden, parents, candidates)
   for row, w in itertools.product(range(2), range(3)):
     whole = model.logits(model.coupled(hidden[row], parents[row, w]))
     plain = model.logits(hidden[row])
@@ -43,8 +67,14 @@ def test_candidates_get_what_the_whole_head_would_give(cfg):
 def test_scores_are_a_law_over_the_candidates_mass():
   own = jnp.log(jnp.array([[0.5, 0.2, 0.1]]))
   added = jnp.array([[[0.0, 2.0, -1.0], [0.0, 0.0, 0.0]]])
-  score = tree_lib.coupled_edges(lambda parents, candidates: added)
-  edges = score(None, jnp.zeros((1, 2), int), jnp.zeros((1, 3), int), own)
+  states = jnp.arange(3)[None]
+
+  def add(hidden, parents, candidates):
+    assert hidden.tolist() == [1]  # of the stream that drafts depth 2
+    return added
+
+  score = tree_lib.coupled_edges(add, states)
+  edges = score(2, None, jnp.zeros((1, 2), int), jnp.zeros((1, 3), int), own)
   law = np.exp(np.asarray(own[:, None] + edges))
   np.testing.assert_allclose(law.sum(-1), [[0.8, 0.8]], rtol=1e-6)
   # Odds between candidates change by the added logits; zeros change nothing.
@@ -59,12 +89,13 @@ def test_tree_holds_the_best_joint_candidates():
   vocab, width, depth = 11, 3, 3
   logits = jnp.asarray(rng.normal(size=(1, depth, vocab)), jnp.float32)
   table = jnp.asarray(2 * rng.normal(size=(vocab, vocab)), jnp.float32)
-  added = lambda parents, candidates: table[
-    parents[:, :, None], candidates[:, None]
-  ]
+  added = lambda hidden, parents, candidates: (
+    hidden[:, None, None] * table[parents[:, :, None], candidates[:, None]]
+  )
   root = jnp.array([4])
+  strength = jnp.array([[1.0, 0.5, 2.0]])
   tree = tree_lib.from_stream_logits(
-    logits, root, TREE, edge_scores=tree_lib.coupled_edges(added),
+    logits, root, TREE, edge_scores=tree_lib.coupled_edges(added, strength),
     before_root=root,
   )  # fmt: skip
   # Every path of candidates, scored one by one.
@@ -76,7 +107,8 @@ def test_tree_holds_the_best_joint_candidates():
       total, parent = 0.0, 4
       for d, token in enumerate(path):
         own = log_probs[d, top[d]]
-        coupled = own + np.asarray(table)[parent, top[d]]
+        more = np.asarray(table)[parent, top[d]]
+        coupled = own + strength[0, d] * more
         law = coupled - np.logaddexp.reduce(coupled) + np.logaddexp.reduce(own)
         total += law[top[d].tolist().index(token)]
         parent = token
@@ -105,8 +137,9 @@ def batch(built, seed=5):
   }
 
 
-def test_loss_moves_the_coupling_and_leaves_the_streams_alone():
-  built, base, adapter = tiny.model(streams=STREAMS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_loss_moves_the_coupling_and_leaves_the_streams_alone(kind):
+  built, base, adapter = tiny.model(streams=of_kind(kind))
   plain, coupled = (
     config.ObjectiveConfig(coupling_weight=w, anchors_per_sequence=4)
     for w in (0.0, 1.0)
@@ -128,8 +161,9 @@ def test_loss_moves_the_coupling_and_leaves_the_streams_alone():
       np.testing.assert_allclose(gradient, without[path], atol=2e-5)
 
 
-def test_loss_tells_each_stream_the_token_before_its_own():
-  built, base, adapter = tiny.model(streams=STREAMS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_loss_tells_each_stream_the_token_before_its_own(kind):
+  built, base, adapter = tiny.model(streams=of_kind(kind))
   num_streams, weight = STREAMS.num_streams, 0.3
   cfg = config.ObjectiveConfig(
     stream_weight=weight, anchors_per_sequence=12, pruning_weight=0.0
@@ -197,11 +231,13 @@ def test_training_a_part_moves_that_part():
   assert losses[-1] < losses[0]
 
 
-@pytest.fixture(scope='module')
-def model():
+@pytest.fixture(scope='module', params=KINDS)
+def model(request):
   """A tiny runtime model whose streams have a strong random coupling."""
   plain = tiny_runtime.model()
-  stream = dataclasses.replace(plain.stream, coupling_rank=4)
+  stream = dataclasses.replace(
+    plain.stream, coupling_rank=4, coupling=request.param
+  )
   made = runtime.with_random_streams(
     dataclasses.replace(plain, stream=None, adapter={}), stream
   )
@@ -210,6 +246,8 @@ def model():
     'down': jax.random.normal(keys[0], (16, 4)),
     'up': 3 * jax.random.normal(keys[1], (4, 16)),
   }
+  if request.param == 'mlp':
+    noise['state'] = jax.random.normal(keys[0], (16, 4))
   return dataclasses.replace(
     made, adapter={**made.adapter, 'coupling': noise}, _decoders={}, _params={}
   )

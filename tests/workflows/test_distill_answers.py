@@ -55,6 +55,8 @@ def test_answers_are_those_of_the_model(model, whole):
   answers = generate.generate(model, PROMPTS, plain)
   assert [row['prompt'] for row in whole] == PROMPTS
   assert [row['completion'] for row in whole] == [a.text for a in answers]
+  # The space after the prompt is of the answer.
+  assert all(row['completion'].startswith(' w') for row in whole)
   finished = [a.finish_reason == 'eos' for a in answers]
   assert [row['finished'] for row in whole] == finished
 

@@ -61,9 +61,11 @@ class Medusa:
     """The tree of the leaf's heads."""
 
     def head_logits(params, *unused):
-      """[B, J, V]; heads below the tree are left out."""
+      """Of all rows; heads below the tree are left out."""
       heads = self.heads.merge(params.drafter)
-      return heads.logits(context.hidden, self.max_depth)
+      return interface.StreamLogits(
+        heads.logits(context.hidden, self.max_depth)
+      )
 
     setup = setup._replace(
       model=setup.model._replace(stream_logits=head_logits)

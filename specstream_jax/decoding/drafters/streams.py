@@ -57,12 +57,14 @@ class Streams:
 
   def propose(self, setup, params, context, state):
     """The tree of the leaf's streams."""
-    logits = setup.model.stream_logits(
+    said = setup.model.stream_logits(
       params, context.stream_state, context.cache, context.leaf_positions
-    )[:, : self.max_depth]
+    )
+    logits = said.logits[:, : self.max_depth]
     if self.options.drafting == 'top_k':
       scores = self._scores(setup, logits, context)
-      return self._best(setup, params, scores, context, state), state
+      edges = self._coupled(setup, params, said.hidden)
+      return self._best(params, scores, edges, context, state), state
     keys = sampling.call_keys(
       context.row_keys, context.leaf_positions + 2, sampling.DRAFT_NOISE
     )
@@ -89,15 +91,8 @@ class Streams:
       self.options.used_noise_weight,
     )
 
-  def _best(self, setup, params, scores, context, state):
+  def _best(self, params, scores, edges, context, state):
     """The tree of the streams' best tokens."""
-    edges = []
-    if self._is_coupled(setup):
-      edges.append(
-        tree_lib.coupled_edges(
-          functools.partial(setup.model.coupling_logits, params)
-        )
-      )
     before_root = context.root  # The coupling does not look that far back.
     if ngrams.is_used(self.options):
       edges.append(
@@ -114,10 +109,14 @@ class Streams:
       before_root=before_root,
     )
 
-  def _is_coupled(self, setup):
-    """Whether parents re-rank their children."""
-    return (
+  def _coupled(self, setup, params, hidden):
+    """The edge scores of the coupling, if parents re-rank their children."""
+    is_coupled = (
       self.options.coupling
       and setup.model.coupling_logits is not None
       and self.cfg.kind == 'best_first'
     )
+    if not is_coupled:
+      return []
+    added = functools.partial(setup.model.coupling_logits, params)
+    return [tree_lib.coupled_edges(added, hidden)]
