@@ -46,7 +46,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def shipped(folders, monkeypatch):
+def fixture_shipped(folders, monkeypatch):
   monkeypatch.setattr(shipped, 'FOLDER', folders / 'shipped')
 
 

@@ -14,6 +14,7 @@ import os
 
 from absl import flags
 
+from specstream_jax.checkpoints import files
 from specstream_jax.evaluation import results, results_table
 from specstream_jax.outputs import writing
 
@@ -43,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
   old = ''
   if os.path.exists(args.output):
-    with open(args.output, encoding='utf-8') as file:
-      old = file.read()
+    old = files.read_text(args.output)
   writing.write_text(args.output, results_table.insert(old, text))
   print(f'written: {args.output}')
   return 0

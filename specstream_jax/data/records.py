@@ -25,8 +25,8 @@ import numpy as np
 import tokenizers
 
 from specstream_jax.checkpoints import fields, files as files_lib, token_ids
-from specstream_jax.data import shards
-from specstream_jax.outputs import names as names_lib, scratch, writing
+from specstream_jax.data import manifest_fields, shards
+from specstream_jax.outputs import scratch, writing
 
 MANIFEST = 'manifest.json'
 FORMAT_VERSION = 1
@@ -37,29 +37,6 @@ _INSIDE = 'answers_inside_a_token'
 _NUM_SHOWN = 5
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
 encode, decode = shards.encode, shards.decode
-# What a manifest holds, where it holds it.
-_KINDS = {
-  'task': fields.TEXT,
-  'split': fields.TEXT,
-  'tokenizer_sha256': fields.TEXT,
-  'eos_id': fields.COUNT,
-  'bos_id': fields.COUNT,
-  'max_token_id': fields.COUNT,
-  'num_examples': fields.SIZE,
-  'files': fields.Kind(
-    'a list of one name at least, of files that lie beside it',
-    lambda value: (
-      fields.TEXTS.fits(value)
-      and bool(value)
-      and all(map(names_lib.is_plain, value))
-    ),
-  ),
-  'lengths': fields.Kind(
-    'statistics of inputs, targets and total, with a max each',
-    lambda value: _are_lengths(value),
-  ),
-}
-_REQUIRED = ('num_examples', 'files', 'lengths')
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
@@ -162,17 +139,6 @@ def _statistics(lengths) -> dict[str, float]:
     'p95': float(np.percentile(lengths, 95)),
     'max': int(np.max(lengths)),
   }
-
-
-def _are_lengths(value: Any) -> bool:
-  """Whether it is what `Lengths.summary` writes."""
-  if not isinstance(value, dict):
-    return False
-  parts = [value.get(name) for name in ('inputs', 'targets', 'total')]
-  return all(
-    isinstance(part, dict) and fields.COUNT.fits(part.get('max'))
-    for part in parts
-  )
 
 
 def shard_name(shard: int, num_shards: int) -> str:
@@ -339,9 +305,7 @@ def read_manifest(path: str) -> dict[str, Any]:
       f'{manifest_path} has format_version {version}; accepted: '
       f'{FORMAT_VERSION}; prepare the records again'
     )
-  for name, kind in _KINDS.items():
-    if name in _REQUIRED or manifest.get(name) is not None:
-      fields.get(manifest, name, kind, manifest_path)
+  manifest_fields.check(manifest, manifest_path)
   for name in manifest['files']:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')

@@ -4,6 +4,7 @@
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import shutil
 
@@ -162,7 +163,7 @@ def test_adapter_config(model, adapter, mode):
 def sign(folder, kind):
   """Writes the hash of weights, damaged as they are, into the config."""
   path = pathlib.Path(folder, kind.weights)
-  if path.is_file() and path.read_bytes() is not None:
+  if path.is_file() and os.access(path, os.R_OK):
     other = pathlib.Path(folder, kind.config)
     raw = json.loads(other.read_text())
     raw['weights_sha256'] = files.sha256(path)

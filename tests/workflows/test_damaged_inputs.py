@@ -160,6 +160,11 @@ def test_results_and_records_that_are_none(folder):
   (folder / 'results.json').write_text('{"schema_version": 2}')
   message = r'results\.json.*required'
   commands.refusal('results', f'--rivals={folder}', match=message)
+  results.write(str(folder), evaluation_samples.document())
+  (folder / 'page.md').write_bytes(b'\xff')
+  flags = (f'--rivals={folder}', f'--output={folder}/page.md')
+  message = r"page\.md' is not UTF-8 text"
+  commands.refusal('results', *flags, match=message)
   change(folder / 'records' / records.MANIFEST, lengths=5)
   message = r'records/manifest\.json: lengths is 5; accepted'
   commands.refusal('info', f'{folder}/records', match=message)
