@@ -35,7 +35,7 @@ def test_truncate(data):
     buffer,
     as_row(len(before)),
     as_row(limit),
-    jnp.array([[-1 if ignores_eos else 4]]),
+    jnp.array([[-1 if ignores_eos else 4, 99]]),
     padded,
     as_row(len(emitted)),
   )

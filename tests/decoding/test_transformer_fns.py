@@ -123,9 +123,20 @@ def test_one_compilation_for_new_prompts_lengths_limits_and_adapters():
   assert made.num_compilations == before == 2
 
 
-@pytest.mark.parametrize('schedule', ['deferred', 'parallel'])
-@pytest.mark.parametrize('batch', [1, 3])
-def test_compiled_step_copies_neither_cache_nor_weights(batch, schedule):
+@pytest.mark.parametrize(
+  ('batch', 'schedule', 'sampling'),
+  [
+    (1, 'deferred', None),
+    (3, 'deferred', None),
+    (1, 'parallel', None),
+    (3, 'parallel', None),
+    # With branches that not every batch takes.
+    (3, 'deferred', dataclasses.replace(SAMPLED, repetition_penalty=1.2)),
+  ],
+)
+def test_compiled_step_copies_neither_cache_nor_weights(
+  batch, schedule, sampling
+):
   # Sizes under which no activation is as large as a cache or a kernel.
   sizes = dict(
     vocab_size=31,
@@ -144,7 +155,7 @@ def test_compiled_step_copies_neither_cache_nor_weights(batch, schedule):
     cfg,
     prompt_model=made.setup.prompt_model,
   )
-  state = made.start(weights, PROMPTS[:batch])
+  state = made.start(weights, PROMPTS[:batch], sampling=sampling)
   text = made._run.lower(weights, state, jnp.int32(9)).compile().as_text()
   cache_bytes = state.cache.keys[0].nbytes
   kernel_bytes = 4 * 120 * 120

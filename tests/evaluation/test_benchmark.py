@@ -125,15 +125,20 @@ def test_a_third_pass():
     entries['none', 2, number] = entries['none', 1, number] | {
       'tokens': [[1], [2]] if number == 0 else [[3], [3]],
       'decode_seconds': 9.0,
+      'calls': [7 + number, 2],
     }
     entries['streams', 2, number] = entries['streams', 1, number]
   settings = dataclasses.replace(SETTINGS, repeats=3)
   plain, _ = benchmark.sides(entries, 3, settings)
   assert plain.tokens == [[1], [2], [3]]
+  assert plain.steps.tolist() == [7, 8]
   # Batch 1 took 1.0, 2.0 and 9.4 seconds when warm.
   entries['none', 'cold', 0, 1] = {'batch': 1, 'seconds': 2.25}
-  plain, _ = benchmark.sides(entries, 3, settings)
+  # A third shard compiled for 11 seconds, the others for 3 and 5.
+  entries['streams', 'cold', 2, 3] = {'batch': 0, 'seconds': 11.4}
+  plain, fast = benchmark.sides(entries, 3, settings)
   assert plain.compile_seconds == pytest.approx(0.25)
+  assert fast.compile_seconds == pytest.approx(5.0, abs=0.2)
 
 
 def test_ratios():
@@ -190,6 +195,9 @@ def test_intervals_hold_the_ratios():
   assert _summary(plain, fast).call_reduction_ci95 == [2.0, 2.0]
   plain.calls, fast.calls = np.array([6, 6, 0]), np.array([3, 3, 1])
   assert _summary(plain, fast).call_reduction_ci95 == [2.0, 2.0]
+  # One call is a call.
+  interval = benchmark._call_reduction_ci95(np.array([1, 3]), np.array([1, 1]))
+  assert interval == [1.0, 3.0]
   fast.calls = np.zeros(3, int)
   assert benchmark._call_reduction_ci95(plain.calls, fast.calls) == [0.0, 0.0]
 
@@ -279,6 +287,11 @@ def test_sides_take_turns_at_being_first():
   ]
 
 
+def test_a_short_batch_repeats_its_first_row():
+  assert benchmark._batches(6, 4) == [[0, 1, 2, 3], [4, 5, 4, 4]]
+  assert benchmark._batches(1, 3) == [[0, 0, 0]]
+
+
 def test_shards_deal_out_the_batches():
   journal = benchmark._Memory()
   models = [_Model(), _Model()]
@@ -308,6 +321,7 @@ def test_a_run_that_goes_on_measures_what_is_missing():
   benchmark.measure(model, PROMPTS, SETTINGS, journal, progress=False)
   del journal['streams', 1, 2]
   cold = journal['none', 'cold', 0, 1] = {'batch': 0, 'seconds': 9.0}
+  del journal['streams', 'cold', 0, 1]
   model.seen.clear()
   again = benchmark.measure(model, PROMPTS, SETTINGS, journal, progress=False)
   assert again == 1
@@ -316,3 +330,4 @@ def test_a_run_that_goes_on_measures_what_is_missing():
   assert model.seen == [('none', last), ('streams', last), ('streams', last)]
   # What the first run measured stands.
   assert journal['none', 'cold', 0, 1] is cold
+  assert journal['streams', 'cold', 0, 1] == {'batch': 2, 'seconds': 0.75}

@@ -283,15 +283,22 @@ def test_training_goes_on_from_an_adapter_with_a_part_of_it(folder, tmp_path):
 
 def test_cli_generates_and_reports_mistakes_in_one_line(folder):
   flags = (f'--model={folder}/model', f'--adapter={folder}/run/adapter')
+  wishes = folder / 'model' / 'generation_config.json'
+  wishes.write_text('{"do_sample": true, "temperature": 0.4, "num_beams": 2}')
   status, text = run_cli(
     'generate',
     *flags,
     '--prompt=hi',
     '--max_new_tokens=12',
     '--depth=3',
+    '--top_k=5',
+    '--gin.SamplingConfig.repetition_penalty=1.1',
     '--gin.ObjectiveConfig.chunk_size=3',
   )
+  wishes.unlink()
   assert status == 0 and 'tokens per call' in text
+  assert 'took temperature=0.4; left out num_beams=2 (not supported)' in text
+  assert 'does not read SamplingConfig' not in text
   assert 'does not read ObjectiveConfig.chunk_size' in text
   status, text = run_cli('generate', *flags, '--prompt=hi', '--depth=9')
   assert status == 1 and 'draft tree has depth 9' in text
