@@ -36,6 +36,12 @@ def test_hashes_depend_on_the_model_but_not_on_dtype(tmp_path):
   assert weights.fingerprint(other) != one.fingerprint
 
 
+def test_a_hash_of_any_bytes(recwarn):
+  signalling = np.array([0x7F800001, 0xFFC00000], np.uint32).view(np.float32)
+  assert len(weights.fingerprint({'a': signalling})) == 64
+  assert not recwarn.list
+
+
 def test_folder_with_one_gguf_file(tmp_path):
   path = model_files.write_gguf(tmp_path / 'm.gguf')
   assert loading.resolve(tmp_path) == path
