@@ -27,6 +27,7 @@ import numpy as np
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.evaluation import results
+from specstream_jax.outputs import writing
 from specstream_jax.modeling import build, params as params_lib
 
 FLAGS = flags.FLAGS
@@ -225,7 +226,7 @@ def main(argv: Sequence[str]) -> None:
           row['weight_bytes'] = weights
           document['rows'].append(row)
           print(json.dumps(row), flush=True)
-          results.write_text(path, json.dumps(document, indent=1) + '\n')
+          writing.write_text(path, json.dumps(document, indent=1) + '\n')
         print(f'{size} {part}: {time.perf_counter() - started:.0f} s in all')
       del model
   print(f'written: {path}')

@@ -45,6 +45,7 @@ import jax.numpy as jnp
 
 from specstream_jax.checkpoints import loading
 from specstream_jax.evaluation import results
+from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -199,7 +200,7 @@ def ceilings(runner: Runner) -> None:
     'bfloat16_flops_per_second': 2 * size**3 / product,
     'versions': results.versions(),
   }
-  results.write_text(
+  writing.write_text(
     str(runner.folder / 'device.json'), json.dumps(found, indent=1) + '\n'
   )
   print(json.dumps(found))

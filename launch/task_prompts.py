@@ -20,7 +20,7 @@ import random
 from absl import app, flags
 
 from specstream_jax.data import prompts as prompts_lib, registry
-from specstream_jax.evaluation import results
+from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS
 _ATTEMPTS = 50  # per shortened prompt
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
       found = _pairs()
     else:
       found = [{'prompt': text} for text in _collect()]
-    results.write_text(
+    writing.write_text(
       FLAGS.output, ''.join(json.dumps(row) + '\n' for row in found)
     )
   except (ValueError, OSError) as error:

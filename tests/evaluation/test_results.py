@@ -63,6 +63,7 @@ def test_schema_names_the_fields_of_a_run():
     'by_prompt_length',
     'prompts_by_length',
     'autoregressive_prefill_ms',
+    'sampling',
   }
   assert run['required'] == [n for n in names if n not in later]
   assert list(run['properties']) == names
