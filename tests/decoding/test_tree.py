@@ -139,8 +139,8 @@ def test_edge_scores_lift_no_child_above_its_parent(seed):
 def _coupled(logits, bonus):
   """The best-first tree whose edges get `bonus[parent, child]` in addition."""
 
-  def edge_scores(above, parents, candidates, log_probs):
-    del above, log_probs
+  def edge_scores(depth, above, parents, candidates, log_probs):
+    del depth, above, log_probs
     return bonus[parents[:, :, None], candidates[:, None]]
 
   root = jnp.array([5, 6])
