@@ -16,6 +16,11 @@ TOKENS, PARENTS, DEPTHS = [9, -1, 5, 6, 7], [0, 0, 0, 0, 2], [0, 1, 1, 1, 2]
 BONUS = [1, 2, 3, 4, 5]
 
 
+@jax.jit
+def _run(verification, acceptance):
+  return synthetic.synthetic(verification, None, 4, acceptance=acceptance)
+
+
 def _verify(acceptance, seed=0):
   spread = lambda x: jnp.broadcast_to(jnp.array(x), (NUM_ROWS, len(x)))
   tree = tree_lib.DraftTree(*map(spread, (TOKENS, PARENTS, DEPTHS)))
@@ -27,8 +32,7 @@ def _verify(acceptance, seed=0):
     sampling.row_keys(seed, range(NUM_ROWS)),
     jnp.full(NUM_ROWS, 13),
   )
-  found = synthetic.synthetic(verification, None, 4, acceptance=acceptance)
-  return jax.tree.map(np.asarray, found)
+  return jax.tree.map(np.asarray, _run(verification, acceptance))
 
 
 @pytest.mark.parametrize('acceptance', [0.0, 0.3, 0.8, 1.0])
