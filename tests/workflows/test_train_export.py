@@ -52,7 +52,7 @@ def test_the_step_that_is_exported(export, stream_weight, best, step):
   )
   checkpoints = _Checkpoints(best)
   part = types.SimpleNamespace(gather=lambda adapter: adapter)
-  chosen = train._chosen(
+  chosen = train.chosen(
     checkpoints, _state(5), train._ranks(recipe, export), part
   )
   assert int(chosen.adapter['of_step']) == int(chosen.step) == step
