@@ -27,8 +27,8 @@ import numpy as np
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.evaluation import results
-from specstream_jax.outputs import writing
 from specstream_jax.modeling import build, params as params_lib
+from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS
 

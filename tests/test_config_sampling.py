@@ -26,8 +26,14 @@ from specstream_jax import config
     ),
     ({'repetition_penalty': math.inf}, 'repetition_penalty is inf; it must'),
     ({'min_new_tokens': -1}, 'min_new_tokens is -1; it must be an integer'),
-    ({'ignore_eos': 'no'}, "ignore_eos is the text 'no'; accepted: True or False"),
-    ({'suppress_tokens': 'abc'}, "suppress_tokens is 'abc'; accepted: a list of token"),
+    (
+      {'ignore_eos': 'no'},
+      "ignore_eos is the text 'no'; accepted: True or False",
+    ),
+    (
+      {'suppress_tokens': 'abc'},
+      "suppress_tokens is 'abc'; accepted: a list of token",
+    ),
     (
       {'suppress_tokens': (1, -2)},
       'entry of SamplingConfig.suppress_tokens is',

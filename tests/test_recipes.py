@@ -48,7 +48,7 @@ def test_unknown_recipes_name_the_nearest():
   with pytest.raises(
     ValueError,
     match=r"recipe 'e2e_smolm2' does not .*; did you mean 'e2e_smollm2'\? "
-    r'Accepted: dialogsum_smollm2, .*tiny\. A file of your own',
+    r'Accepted: any_deep_streams, .*tiny\. A file of your own',
   ):
     recipes.paths(['e2e_smolm2'])
   for name in ('../configs/tiny', '/etc/passwd', 'tiny.gin', ''):

@@ -90,9 +90,9 @@ def plain(how=GREEDY, decode=DECODE):
 @pytest.mark.parametrize(
   ('name', 'how'),
   [
-    ('chain', SAMPLED),
+    pytest.param('chain', SAMPLED, marks=pytest.mark.slow),
     ('fixed', GREEDY),
-    ('best_first', GREEDY),
+    pytest.param('best_first', GREEDY, marks=pytest.mark.slow),
     ('best_first', SAMPLED),
   ],
 )
@@ -114,7 +114,8 @@ def test_the_cases_above_end_in_different_ways():
 
 
 @pytest.mark.parametrize(
-  ('name', 'how'), [('chain', SAMPLED), ('full', GREEDY)]
+  ('name', 'how'),
+  [pytest.param('chain', SAMPLED, marks=pytest.mark.slow), ('full', GREEDY)],
 )
 def test_the_target_as_its_own_drafter_is_always_right(name, how):
   """Any slip in cache, mask, slot or position would cost a draft."""
@@ -127,6 +128,7 @@ def test_the_target_as_its_own_drafter_is_always_right(name, how):
     assert last == limit - 1 - 4 * len(calls) - 1
 
 
+@pytest.mark.slow
 def test_without_the_targets_noise_fewer_drafts_are_right():
   coupled, weights = make(TREES['chain'], SAMPLED, 'same', ENDLESS)
   alone, _ = make(TREES['chain'], SAMPLED, 'same', ENDLESS, couple_noise=False)
@@ -135,6 +137,7 @@ def test_without_the_targets_noise_fewer_drafts_are_right():
   assert found[0].calls.sum() < found[1].calls.sum()
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch():
   made, weights = make(TREES['best_first'], SAMPLED)
   together = made.generate(weights, PROMPTS, LIMITS, seed=3)
@@ -277,7 +280,14 @@ def test_a_best_first_tree_holds_the_most_probable_paths():
     )
 
 
-@pytest.mark.parametrize('drafting', ['gumbel_top_k', 'independent', 'beam'])
+@pytest.mark.parametrize(
+  'drafting',
+  [
+    'gumbel_top_k',
+    pytest.param('independent', marks=pytest.mark.slow),
+    pytest.param('beam', marks=pytest.mark.slow),
+  ],
+)
 def test_the_law_is_the_draft_models_at_every_node(drafting):
   verifier = 'multi_step' if drafting == 'independent' else 'walk'
   options = {'drafting': drafting, 'verifier': verifier}
@@ -308,9 +318,13 @@ def test_the_law_is_the_draft_models_at_every_node(drafting):
 @pytest.mark.parametrize(
   ('name', 'drafting', 'verifier'),
   [
-    ('full', 'gumbel_top_k', 'recursive_rejection'),
+    pytest.param(
+      'full', 'gumbel_top_k', 'recursive_rejection', marks=pytest.mark.slow
+    ),
     ('full', 'independent', 'multi_step'),
-    ('best_first', 'beam', 'recursive_rejection'),
+    pytest.param(
+      'best_first', 'beam', 'recursive_rejection', marks=pytest.mark.slow
+    ),
   ],
 )
 def test_drawn_drafts_of_a_greedy_target_give_its_tokens(
@@ -322,7 +336,11 @@ def test_drawn_drafts_of_a_greedy_target_give_its_tokens(
 
 
 @pytest.mark.parametrize(
-  ('name', 'drafting'), [('full', 'gumbel_top_k'), ('chain_beam', 'beam')]
+  ('name', 'drafting'),
+  [
+    pytest.param('full', 'gumbel_top_k', marks=pytest.mark.slow),
+    ('chain_beam', 'beam'),
+  ],
 )
 def test_the_target_accepts_what_it_drew_itself(name, drafting):
   """Equal laws: the first sibling always passes its test.

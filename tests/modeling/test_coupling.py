@@ -253,7 +253,9 @@ def model(request):
   )
 
 
-@pytest.mark.parametrize('temperature', [0.0, 0.8])
+@pytest.mark.parametrize(
+  'temperature', [0.8, pytest.param(0.0, marks=pytest.mark.slow)]
+)
 def test_tokens_equal_plain_decoding(model, temperature):
   decode = config.DecodeConfig(max_new_tokens=12, eos_ids=model.eos_ids)
   sampling = config.SamplingConfig(temperature=temperature)

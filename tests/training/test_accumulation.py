@@ -103,7 +103,10 @@ def gradient(kind, batches):
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(change)])
 
 
-@pytest.mark.parametrize('kind', [streams, medusa_heads, draft_model])
+@pytest.mark.parametrize(
+  'kind',
+  [streams, medusa_heads, pytest.param(draft_model, marks=pytest.mark.slow)],
+)
 def test_gradient_of_a_group_is_that_of_the_whole_batch(kind):
   found = rows()
   whole = gradient(kind, [tb.pack(found)])

@@ -112,6 +112,7 @@ def test_eight_devices_learn_and_decode_as_one(
     assert tokens[f'streams {temperature}'] == tokens[f'none {temperature}']
 
 
+@pytest.mark.slow
 def test_killed_pair_resumes_on_other_meshes(
   one_device, record_folder, tmp_path
 ):

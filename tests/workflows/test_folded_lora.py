@@ -109,6 +109,7 @@ def test_streams_learn_what_they_learn_on_the_merged_model(root):
     np.testing.assert_allclose(leaf, same[path], rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_check_passes(root):
   again = lambda streams: load(root, 'run', streams=streams)
   options = check.Options(

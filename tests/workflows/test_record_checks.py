@@ -157,6 +157,10 @@ def test_the_command_line_dry_run(model_dir, tmp_path, monkeypatch, layers):
     adapter='',
     scan_layers=False,
     profile_steps='',
+    steps=None,
+    epochs=None,
+    batch_size=None,
+    learning_rate=None,
     dry_run=True,
   )
   monkeypatch.setattr(flags, 'FLAGS', args)
