@@ -29,6 +29,7 @@ def test_notebook_starts_with_the_example_of_the_readme():
 @pytest.mark.skipif(
   fetch.cached(NAME) is None, reason=f'run specstream fetch {NAME}'
 )
+@pytest.mark.slow
 def test_notebook_runs(monkeypatch):
   nbclient = pytest.importorskip('nbclient')
   nbformat = pytest.importorskip('nbformat')

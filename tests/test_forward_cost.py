@@ -11,6 +11,7 @@ import byte_model
 SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'forward_cost.py'
 
 
+@pytest.mark.slow
 def test_every_size_and_dtype_is_timed(tmp_path):
   byte_model.write_model(tmp_path / 'model', byte_model.model_config())
   flags = (

@@ -263,6 +263,7 @@ def _p_value_of_output(decoder, params, cfg):
   return _p_value(counts, _expected(cfg))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', DRAFT_MODEL_RULES)
 def test_output_of_a_draft_model_follows_the_target_law(name):
   cfg = LAW if name in ('walk', 'beam') else EDITED

@@ -222,6 +222,7 @@ class Rows:
     self.place = state['place']
 
 
+@pytest.mark.slow
 def test_a_run_saves_between_groups_and_goes_on_to_the_same_weights(tmp_path):
   whole, saved = run(tmp_path / 'whole', Rows(2), every=1, num_steps=3)
   parts, saved = run(

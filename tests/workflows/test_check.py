@@ -88,6 +88,7 @@ def test_weights_and_tokens_are_held_against_the_model_on_disk(model):
     assert found[name].passed
 
 
+@pytest.mark.slow
 def test_an_adapter_that_changed_the_base_fails(model):
   streams = dataclasses.replace(model.stream, mode='lossless')
   lossless = dataclasses.replace(

@@ -95,6 +95,7 @@ def test_weights_and_answers_are_those_of_the_folded_lora(root):
   assert tokens(bare, 'none') == wanted
 
 
+@pytest.mark.slow
 def test_streams_learn_what_they_learn_on_the_merged_model(root):
   flat, cfg = adapters.load_adapter(root / 'tuned' / 'adapter')
   loaded = loading.load_model(root / 'model')

@@ -91,6 +91,7 @@ def steps(root):
   return [line['step'] for line in found if line['split'] == 'train']
 
 
+@pytest.mark.slow
 def test_stopped_job_resumes_and_exports(root):
   long_run = {'TrainConfig.num_steps': 100_000}
   first = start(root, **long_run)

@@ -99,6 +99,7 @@ def test_log_probs_equal_those_of_transformers_own_gguf_loader():
   assert abs(perplexity(all_theirs) - 16.578) < 0.005
 
 
+@pytest.mark.slow
 def test_a_few_prompts_decode_to_the_same_tokens(model):
   fast = ss.generate(model, prompts(4), max_new_tokens=40)
   plain = ss.generate(model, prompts(4), max_new_tokens=40, drafter='none')
