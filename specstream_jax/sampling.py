@@ -98,8 +98,8 @@ def process_logits(
 ) -> typing.Array:
   """Temperature, then top-k, top-p among what is left, then min-p.
 
-  Ties with the smallest surviving logit survive. The order is that of
-  transformers.
+  Ties with the smallest surviving logit survive, and top-p counts those that
+  top-k left. The order is that of transformers.
 
   Args:
     logits: [B, ..., V].
@@ -159,9 +159,14 @@ def _smallest_of_few(scores, k, p):
   """Smallest score [B, ..., 1] that is kept, by selection; k up to `_NARROW`."""
   top, _ = top_k(scores, min(_NARROW, scores.shape[-1]))
   rank = jax.lax.broadcasted_iota(jnp.int32, top.shape, top.ndim - 1)
-  probs = jax.nn.softmax(jnp.where(rank < k, top, -jnp.inf), axis=-1)
-  before = jnp.cumsum(probs, axis=-1) - probs
-  is_kept = (rank < k) & ((before < p) | (p == 1.0) | (rank == 0))
+  last = jnp.where(rank < k, top, jnp.inf).min(axis=-1, keepdims=True)
+  weigh = lambda x: jnp.exp(x - top[..., :1])
+  weights = jnp.where(top > last, weigh(top), 0.0)
+  # All that equal the last one count, those beyond the selection too.
+  num_last = (scores == last).sum(axis=-1, keepdims=True)
+  total = weights.sum(axis=-1, keepdims=True) + num_last * weigh(last)
+  before = jnp.cumsum(weights, axis=-1) - weights
+  is_kept = (rank < k) & ((before < p * total) | (p == 1.0) | (rank == 0))
   return jnp.where(is_kept, top, jnp.inf).min(axis=-1, keepdims=True)
 
 

@@ -80,31 +80,29 @@ def edit_logits(logits, text, cfg, *, num_new=0, eos_ids=()):
   return logits
 
 
-def process_logits(logits, temperature, top_k, top_p, min_p=0.0):
+def process_logits(logits, temperature, top_k=0, top_p=1.0, min_p=0.0):
   """Float32 logits with -inf where masked; one distribution [V].
 
-  Transformers' order: Temperature, TopK, TopP, MinP.
+  Transformers' order: Temperature, TopK, TopP, MinP, each of what the one
+  before it left. Of equal logits all are kept or none; in transformers that is
+  so of top-k and min-p, whereas its top-p cuts between them as they come.
   """
   logits = np.float32(logits)
   if temperature == 0:
     return logits
   logits = logits / np.float32(temperature)
-  order = np.argsort(-logits, kind='stable')
+  kept = logits > -np.inf
   if top_k:
-    order = order[:top_k]
-  weights = np.exp(logits[order] - logits[order[0]])
-  weights = weights / weights.sum()
-  kept, total = [], 0.0
-  for token, weight in zip(order, weights, strict=True):
-    if kept and top_p < 1 and total >= top_p:
-      break
-    kept.append(token)
-    total += weight
-  best = weights[0]
-  kept = [t for t, w in zip(order, weights) if t in kept and w >= min_p * best]
-  masked = np.full_like(logits, -np.inf)
-  masked[kept] = logits[kept]
-  return masked
+    kept &= logits >= np.sort(logits)[::-1][min(top_k, len(logits)) - 1]
+  if top_p < 1:
+    weights = np.where(kept, np.exp(np.float64(logits) - logits.max()), 0)
+    for token in np.flatnonzero(kept):
+      better = weights[logits > logits[token]].sum()
+      kept[token] = better == 0 or better < top_p * weights.sum()
+  if min_p:
+    # exp(score) >= min_p exp(best)
+    kept &= np.float64(logits) - logits.max() >= np.log(min_p)
+  return np.where(kept, logits, np.float32(-np.inf))
 
 
 def best_first(log_probs, branching, num_drafts):

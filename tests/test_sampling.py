@@ -79,6 +79,18 @@ def test_equal_logits_survive_together(k):
   assert kept[0].tolist() == [False, True, True, True, False]
 
 
+@pytest.mark.parametrize('num_equal', [3, 300])
+@pytest.mark.parametrize('k', [0, 2, 3, 257])
+def test_top_p_counts_all_that_top_k_left(k, num_equal):
+  """Also equal ones beyond k: of these the best has 0.4."""
+  logits = np.full((1, 307), -np.inf, np.float32)
+  logits[0, 5], logits[0, 6 : 6 + num_equal] = 0.4, 0.6 / num_equal
+  logits[0, 5 : 6 + num_equal] = np.log(logits[0, 5 : 6 + num_equal])
+  for top_p, count in ((0.39, 1), (0.41, 1 + num_equal)):
+    kept = _process(logits, rows((1.0, k, top_p))) > -np.inf
+    assert np.flatnonzero(kept).tolist() == list(range(5, 5 + count))
+
+
 @pytest.mark.parametrize('top_k', [0, 3])
 def test_masked_logits_stay_masked(top_k):
   """Suppressed tokens come as minus infinity and leave as that."""
@@ -206,7 +218,7 @@ def test_nodes_draw_as_single_tokens_do():
   depths = jnp.asarray([[0, 1, 1, 2, 3], [0, 1, 2, 2, 2]])
   root = jnp.asarray([17, 4])
   keys = sampling.row_keys(0, [3, 8])
-  cfg = rows((2.3,))
+  cfg = rows((2.3, 5), (0.0,))
   np.testing.assert_array_equal(
     sampling.draw_nodes(logits, keys, root, depths, cfg, path_length=4),
     _draw(logits, keys, root[:, None] + depths, cfg),
