@@ -3,6 +3,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from specstream_jax import config
 from specstream_jax.decoding import cache as cache_lib
@@ -32,6 +33,42 @@ def test_append_writes_at_each_rows_own_start():
     for i in range(NODES):
       want[row, :, start[row] + i] = new[row, i]
   np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize('write', ['_write_at_once', '_write_in_turn'])
+def test_both_ways_to_append(write):
+  """One is of TPUs alone. A start beyond the end is moved down."""
+  layer, new = _random(BATCH, 2, SLOTS, 6), _random(BATCH, 2, NODES, 6)
+  start = jnp.array([4, 0, SLOTS - 1])
+  got = getattr(cache_lib, write)(jnp.asarray(layer), jnp.asarray(new), start)
+  want = layer.copy()
+  for row, slot in enumerate((4, 0, SLOTS - NODES)):
+    want[row, :, slot : slot + NODES] = new[row]
+  np.testing.assert_array_equal(got, want)
+
+
+def test_layers_before_pruning_number_nodes_their_own_way():
+  layers = [_random(1, 2, SLOTS, 6) + i for i in range(4)]
+  cache = cache_lib.Cache(
+    tuple(map(jnp.asarray, layers[:2])),
+    tuple(map(jnp.asarray, layers[2:])),
+    jnp.array([3]),
+  )
+  early = 1, jnp.array([[0, 2, 4]])
+  got = cache_lib.commit(cache, jnp.array([[0, 1, 2]]), jnp.array([2]), early)
+  assert got.length.tolist() == [6]
+  slots = {0: [3, 5, 7], 1: [3, 4, 5]}
+  for name in ('keys', 'values'):
+    for i in range(2):
+      before, after = getattr(cache, name)[i], getattr(got, name)[i]
+      np.testing.assert_array_equal(after[:, :, 3:6], before[:, :, slots[i]])
+
+
+def test_one_node_lies_where_it_belongs():
+  cache = cache_lib.init(MODEL, BATCH, SLOTS, 'float32')
+  path, accept_length = jnp.zeros((BATCH, 1), int), jnp.array([0, -1, 0])
+  got = cache_lib.commit(cache, path, accept_length)
+  assert got.length.tolist() == [1, 0, 1]
 
 
 def test_commit_keeps_the_accepted_path():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the decoder refuses, before anything is compiled."""
 
+import numpy as np
 import pytest
 import table_lm
 
@@ -64,6 +65,23 @@ def test_settings_of_a_call_go_before_those_of_the_decoder():
   assert mixed == [run(other)[0], run(own)[1]]
   # A greedy batch, and all that is not.
   assert own.num_compilations == other.num_compilations == 4
+
+
+def test_accounts_by_hand():
+  result = decoder_lib.DecodeResult(
+    [[7] * 6, [7] * 2, [7]],
+    np.array([2, 1, 0]),
+    [[2, 1], [0], []],
+    ['length', 'eos', 'eos'],
+    0.25,
+    0.5,
+  )
+  # Three calls emit 3, 2 and 1 tokens.
+  assert result.tokens_per_call() == 2.0
+  assert result.accept_histogram(4).tolist() == [1, 1, 1, 0]
+  nothing = result._replace(calls=np.array([0]), accept_lengths=[[]])
+  assert nothing.tokens_per_call() == 0.0
+  assert nothing.accept_histogram(2).tolist() == [0, 0]
 
 
 def test_prompt_longer_than_the_cache():

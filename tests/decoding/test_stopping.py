@@ -13,7 +13,9 @@ from specstream_jax import config
 from specstream_jax.decoding import stopping
 
 CFG = config.DecodeConfig(
-  max_new_tokens=11, eos_ids=(4,), stop_sequences=((1,), (0, 0, 2), (2, 3))
+  max_new_tokens=11,
+  eos_ids=(4,),
+  stop_sequences=((5,), (0, 0, 2), (2, 3), (1, 1, 3), (0, 1)),
 )
 _truncate = jax.jit(functools.partial(stopping.truncate, CFG))
 
@@ -21,7 +23,7 @@ _truncate = jax.jit(functools.partial(stopping.truncate, CFG))
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_truncate(data):
-  tokens = st.integers(0, 4)
+  tokens = st.integers(0, 5)
   before = data.draw(st.lists(st.sampled_from([0, 2]), max_size=5))
   emitted = data.draw(st.lists(tokens, min_size=1, max_size=5))
   limit = data.draw(st.integers(len(before) + 1, 11))

@@ -63,6 +63,16 @@ def test_full_tree_sizes_of_the_paper():
     assert depths.max() == depth
 
 
+def test_ranks_and_widths_by_hand():
+  cfg = config.TreeConfig('fixed', choices=((0,), (2,), (0, 1)))
+  parents, depths, ranks = topology.arrays(cfg)
+  assert parents.tolist() == [0, 0, 0, 1]
+  assert depths.tolist() == [0, 1, 1, 2]
+  assert ranks.tolist() == [0, 0, 2, 1]
+  widths = [topology.width(c) for c in (cfg, FULL, CHAIN, BEST)]
+  assert widths == [3, 2, 1, 3]
+
+
 @pytest.mark.parametrize('cfg', [FULL, CHAIN, FIXED], ids=lambda c: c.kind)
 def test_static_trees_hold_the_ranked_tokens(cfg):
   logits = _random_logits(0)
@@ -251,6 +261,7 @@ def test_choices_from_json():
     ('[[0], []]', r'tree choices hold \[\]; write'),
     ('[[0], 3]', 'tree choices hold 3; write'),
     ('[[0], [-1]]', r'tree choices hold \[-1\]; write'),
+    ('[[0], [0, -1]]', r'tree choices hold \[0, -1\]; write'),
     ('[[true]]', r'tree choices hold \[True\]; write'),
   ],
 )

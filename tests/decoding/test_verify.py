@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import reference_decoding as reference
 
-from specstream_jax.decoding import tree as tree_lib, verify
+from specstream_jax import sampling
+from specstream_jax.decoding import interface, tree as tree_lib, verify
 
 _verify = jax.jit(verify.verify, static_argnames='path_length')
 
@@ -49,6 +50,35 @@ def test_unused_nodes_and_the_root_never_match():
   )
   got = _verify(tree, jnp.array([[3, 3, 5]]), path_length=2)
   assert got.path[0].tolist() == [0, 2] and got.bonus[0] == 5
+
+
+def test_a_call_emits_accepted_drafts_and_the_bonus():
+  tree = _tree([9, 5, 6, 7], [0, 0, 1, 2], batch=3)
+  path = jnp.array([[0, 0, 0, 0], [0, 1, 2, 2], [0, 1, 2, 3]])
+  accept_length, bonus = jnp.array([0, 2, 3]), jnp.array([1, 2, 3])
+  verified = verify.Verified(path, accept_length, path[:, -1], bonus)
+  emitted = verify.emitted(tree, verified)
+  assert emitted[0, :1].tolist() == [1]
+  assert emitted[1, :3].tolist() == [5, 6, 2]
+  assert emitted[2].tolist() == [5, 6, 7, 3]
+
+
+@pytest.mark.parametrize('survivors', [None, (0, 2, 3)])
+def test_the_walk_is_among_the_nodes_that_survive(survivors):
+  """Of 9 and its children 5 and 6, of which 6 has a child 7."""
+  tree = _tree([9, 5, 6, 7], [0, 0, 0, 2])
+  wanted = np.array([6, 8, 7, 4])
+  kept = list(survivors or range(4))
+  verification = interface.Verification(
+    tree,
+    None if survivors is None else jnp.array([survivors]),
+    jax.nn.one_hot(wanted[kept], 11)[None],
+    sampling.row_keys(0, [0]),
+    jnp.array([13]),
+  )
+  got = verify.walk(verification, None, 3)
+  assert got.path[0].tolist() == [0, kept.index(2), kept.index(3)]
+  assert got.accept_length[0] == 2 and got.bonus[0] == 4
 
 
 VOCAB_SIZE, LENGTH = 3, 3

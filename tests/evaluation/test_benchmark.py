@@ -7,6 +7,7 @@ tokens in 3, 2 and 4 calls (the prompt pass gives the first); the streams need
 """
 
 import dataclasses
+import io
 import types
 
 import numpy as np
@@ -314,6 +315,23 @@ def test_shards_deal_out_the_batches():
   assert journal['none', 'cold', 0, 2] == {'batch': 0, 'seconds': 0.75}
   assert journal['none', 'cold', 1, 2] == {'batch': 1, 'seconds': 0.75}
   assert count(0) == 0 and len(models[0].seen) == 10
+
+
+def test_the_bar_of_a_run_that_goes_on_ends_full(monkeypatch):
+  bars = []
+
+  class Bar(benchmark.tqdm.tqdm):
+    def __init__(self, **named):
+      super().__init__(**named | {'file': io.StringIO()})
+      bars.append(self)
+
+  monkeypatch.setattr(benchmark.tqdm, 'tqdm', Bar)
+  journal = benchmark._Memory()
+  benchmark.measure(_Model(), PROMPTS, SETTINGS, journal)
+  del journal['streams', 1, 2]
+  benchmark.measure(_Model(), PROMPTS, SETTINGS, journal)
+  # Two sides, two passes of three batches, and each side once before.
+  assert [(bar.n, bar.total) for bar in bars] == [(14, 14), (14, 14)]
 
 
 def test_a_run_that_goes_on_measures_what_is_missing():

@@ -79,9 +79,10 @@ def test_every_position_with_loss_is_an_anchor_when_there_is_room():
 
 
 def test_anchors_are_a_uniform_unbiased_subset_without_room():
-  weights = np.zeros((3, 11), np.float32)
+  weights = np.zeros((4, 11), np.float32)
   weights[0, [1, 2, 4, 5, 7, 9, 10]] = 1
   weights[1, [0, 6]] = 1
+  weights[2, 8] = 1
   keys = jax.random.split(jax.random.key(0), 4000)
   choose = lambda key: objective.choose_anchors(key, weights, 3)
   anchors, scale = jax.tree.map(np.asarray, jax.jit(jax.vmap(choose))(keys))
@@ -93,7 +94,8 @@ def test_anchors_are_a_uniform_unbiased_subset_without_room():
   np.testing.assert_allclose(placed.sum(2), expected, rtol=1e-6)
   # Standard error: 7/3 * sqrt(3/7 * 4/7 / 4000) = 0.018.
   np.testing.assert_allclose(placed.mean(0), weights, atol=0.08)
-  np.testing.assert_array_equal(placed[:, 1], [weights[1]] * len(keys))
+  for row in (1, 2):
+    np.testing.assert_array_equal(placed[:, row], [weights[row]] * len(keys))
 
 
 # Ranks
@@ -132,6 +134,34 @@ def test_top1_and_top4_count_ranks():
 
 
 # The loss
+
+
+def test_mean_by_hand():
+  pair = lambda *x: tuple(map(jnp.float32, x))
+  assert objective.mean(pair(3, 1), 'main', None) == 3
+  assert objective.mean(pair(6, 4), 'main', None) == 1.5
+  assert objective.mean(pair(6, 0.5), 'main', None) == 6  # of less than one
+  assert objective.mean(pair(6, 4), 'main', {'main': 12, 'other': 1}) == 0.5
+
+
+@pytest.mark.parametrize('pruning_anchors', [2, 17])
+def test_weights_of_terms_are_those_of_the_loss(pruning_anchors):
+  batch, key = tb.pack(tb.examples()), jax.random.key(0)
+  cfg = dataclasses.replace(
+    CFG, anchors_per_sequence=5, pruning_anchors=pruning_anchors
+  )
+  built, base, adapter = tb.model()
+  weights = objective.term_weights(batch, key, cfg, STREAMS)
+  assert set(weights) == {*objective.stream_names(STREAMS), 'pruning'}
+
+  @jax.jit
+  def found():
+    _, metrics = objective.loss(built.merge(base, adapter), batch, key, cfg)
+    # Without the sums nothing of the model is compiled.
+    return {name: metrics[f'loss/{name}'][1] for name in weights}
+
+  for name, weight in found().items():
+    np.testing.assert_allclose(weight, weights[name], rtol=1e-6)
 
 
 def insertion_states(oracle, tokens):
