@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import byte_model
+import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'forward_cost.py'
 
