@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-import types
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import jax
@@ -30,6 +29,7 @@ from specstream_jax.checkpoints import (
   adapters,
   chat_format,
   eos,
+  fitted,
   generation_config,
   loading,
   shipped,
@@ -312,7 +312,8 @@ def load(
 
   Args:
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
-    adapter: folder of an adapter, or the name of one that ships; `AUTO` takes
+    adapter: folder of an adapter of ours or a PEFT LoRA, which has no streams,
+      or the name of one that ships; `AUTO` takes
       `DEFAULT_ADAPTER` with the model that it belongs to, none with others.
     dtype: of weights and activations.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
@@ -329,12 +330,13 @@ def load(
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _default_adapter(loaded) if adapter == AUTO else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
-  found = _Adapter()
+  found = fitted.Fitted()
   if adapter is not None:
-    found = _read_adapter(adapter, loaded)
+    found = fitted.read(adapter, loaded)
     source['adapter'] = adapter
   folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
   rest = found.rest if streams else {}
+  template = loaded.chat_template or found.chat_template
   return Model(
     config=loaded.config,
     base=params_lib.unflatten(part.put(folded, transposed=True)),
@@ -346,48 +348,13 @@ def load(
     tree=found.tree or config.TreeConfig(),
     source=source,
     tokenizer=loaded.tokenizer,
-    chat_template=loaded.chat_template,
+    chat_template=template,
     eos_ids=eos.union(loaded.eos_ids, found.eos_ids),
     bos_id=loaded.bos_id,
-    is_chat=found.is_chat and loaded.chat_template is not None,
+    is_chat=found.is_chat and template is not None,
     adapter_dir=found.folder,
     generation=loaded.generation,
     partitioner=part,
-  )
-
-
-class _Adapter(NamedTuple):
-  """What an adapter brings to a model; by default, none."""
-
-  folder: str = ''
-  folded: Mapping[str, Any] = types.MappingProxyType({})
-  folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
-  rest: Mapping[str, Any] = types.MappingProxyType({})
-  stream: config.StreamConfig | None = None
-  lora: config.LoraConfig | None = None
-  tree: config.TreeConfig | None = None
-  is_chat: bool = True
-  eos_ids: tuple[int, ...] = ()
-
-
-def _read_adapter(name: str, loaded: loading.LoadedModel) -> _Adapter:
-  """The adapter of a folder, or one that ships, if it is of this base."""
-  folder = shipped.adapter_folder(name)
-  flat, cfg = adapters.load_adapter(folder)
-  adapters.check_base(cfg, loaded)
-  adapters.check_weights(folder, flat, cfg, loaded.config)
-  folded, folded_lora, rest = adapters.split(flat, cfg)
-  kept = cfg.lora if cfg.stream.mode == 'lossless' else None
-  return _Adapter(
-    folder,
-    folded,
-    folded_lora,
-    rest,
-    cfg.stream,
-    kept,
-    cfg.tree,
-    cfg.is_chat,
-    cfg.eos_ids,
   )
 
 

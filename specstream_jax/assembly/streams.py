@@ -25,10 +25,7 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
       the n-gram table does not fit.
   """
   if model.stream is None:
-    raise ValueError(
-      "drafter is 'streams' but no adapter is loaded; load one with "
-      "adapter=…, or use drafter='none'"
-    )
+    raise ValueError(_without_streams(model))
   tree = cfg.tree or model.tree
   tree.check_fits(model.stream)
   built = build.build(model.config, model.stream, model.lora, model.layout)
@@ -48,6 +45,21 @@ def assemble(model, cfg, decode) -> assembly.Assembled:
       ),
     ),
     prompt_model=transformer_fns.model_fns(built, is_prompt=True),
+  )
+
+
+def _without_streams(model) -> str:
+  """What a user reads who asks for streams that are not there."""
+  folder = model.adapter_dir
+  if not folder:
+    return (
+      "drafter is 'streams' but no adapter is loaded; load one with adapter=…, "
+      "or use drafter='none'"
+    )
+  return (
+    f"drafter is 'streams' but the adapter {folder!r} brings none; use "
+    "drafter='none' or 'prompt_lookup', or teach it some with `specstream train "
+    f'--fold_adapter={folder} --gin.StreamConfig.mode=lossless`'
   )
 
 

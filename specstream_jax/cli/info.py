@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import math
 import os
 import shutil
 import sys
@@ -14,6 +15,8 @@ from specstream_jax.checkpoints import (
   eos,
   loading,
   medusa,
+  peft,
+  peft_config,
   shipped,
   weights,
 )
@@ -59,7 +62,9 @@ def describe(path: str) -> str:
   is_model = os.path.isfile(os.path.join(path, 'config.json'))
   if not is_model and (below := adapters.KIND.below(path)):
     path = below  # it is the folder of a run
-  if adapters.is_adapter(path):
+  if peft_config.is_peft(path):
+    rows = _peft_rows(path)
+  elif adapters.is_adapter(path):
     rows = _adapter_rows(path)
   elif medusa.is_medusa(path):
     rows = _medusa_rows(path)
@@ -100,6 +105,25 @@ def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
     yield 'EOS of its answers', eos.words(cfg.eos_ids, None)
   yield 'prompts', "chats, by the model's template" if cfg.is_chat else 'plain'
   yield from _nested('trained', cfg.provenance)
+
+
+def _peft_rows(path: str) -> Iterator[tuple[str, object]]:
+  cfg = peft_config.read(path)
+  shapes = peft.shapes(path)
+  yield 'PEFT LoRA', path
+  yield 'base', cfg.base or 'not said'
+  yield 'LoRA', f'rank {cfg.rank}, alpha {cfg.alpha:g}'
+  yield (
+    'modules',
+    ', '.join(
+      sorted({name.split('.')[-3] for name in shapes if '.lora_' in name})
+    ),
+  )
+  yield 'LoRA parameters', f'{sum(map(math.prod, shapes.values())):,}'
+  yield (
+    'streams',
+    f'none; `specstream train --fold_adapter={path}` teaches some',
+  )
 
 
 def _nested(
