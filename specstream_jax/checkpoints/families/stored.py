@@ -104,6 +104,52 @@ class Stored:
     is_in_out = self.is_kernel and self.layout == 'in_out'
     return rows.T if is_in_out else rows
 
+  def split_lora(
+    self, low: np.ndarray, high: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Our `lora_a` [in, R] and `lora_b` [R, out] by path.
+
+    Args:
+      low: [R, in] of the stored module, as PEFT keeps it.
+      high: [out, R], rows in the order of the stored module.
+    """
+    found = {}
+    for path, part in self._of_rank(len(low)).split(high).items():
+      stem = path.removesuffix('kernel')
+      found |= {f'{stem}lora_a': low.T, f'{stem}lora_b': part}
+    return found
+
+  def join_lora(
+    self, flat: Mapping[str, np.ndarray]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """(low [R, in], high [out, R]) of the stored module from our weights.
+
+    Parts of a fused module keep their own A, so that R is the sum of theirs; a
+    part without LoRA adds none.
+
+    Args:
+      flat: `lora_a` and `lora_b` by path.
+    """
+    stems = [path.removesuffix('kernel') for path in self.paths]
+    ranks = [len(flat.get(f'{stem}lora_b', ())) for stem in stems]
+    lows = [flat[f'{stem}lora_a'] for stem, r in zip(stems, ranks) if r]
+    highs, first = {}, 0
+    for path, stem, shape, rank in zip(
+      self.paths, stems, self.shapes, ranks, strict=True
+    ):
+      wide = np.zeros((sum(ranks), shape[1]), lows[0].dtype)
+      if rank:
+        wide[first : first + rank] = flat[f'{stem}lora_b']
+      highs[path], first = wide, first + rank
+    low = np.concatenate(lows, axis=1).T
+    return low, self._of_rank(sum(ranks)).join(highs)
+
+  def _of_rank(self, rank: int) -> 'Stored':
+    """The tensor with `rank` for input, as [out, R] whatever its layout."""
+    layout = 'out_in' if self.layout == 'in_out' else self.layout
+    shapes = tuple((rank, shape[1]) for shape in self.shapes)
+    return dataclasses.replace(self, shapes=shapes, layout=layout)
+
 
 def tensors(
   cfg: config.ModelConfig,
