@@ -15,6 +15,7 @@ PACKAGE = 'specstream_jax'
 LEVELS = {
   'config': 0,
   'config_checks': 0,
+  'config_model': 0,
   'config_sampling': 0,
   'config_training': 0,
   'config_drafting': 0,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face checkpoint folders: Llama-type safetensors in and out."""
+"""Hugging Face checkpoint folders: safetensors in and out."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
@@ -14,6 +14,7 @@ import tokenizers
 from specstream_jax import config, typing
 from specstream_jax.checkpoints import (
   chat_format,
+  families,
   fields,
   files,
   huggingface_config,
@@ -34,8 +35,6 @@ SMALL_FILES = (
 # What a checkpoint needs; keeps other formats of the same weights away.
 PATTERNS = (*SMALL_FILES, 'model*.safetensors', INDEX)
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
-# Tables that old checkpoints store though they follow from the config.
-_DERIVED = re.compile(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq')
 # Beyond any vocabulary; the library counts up to the largest id.
 _MAX_TOKENS = 2**24
 _FILES = fields.Kind(
@@ -80,16 +79,21 @@ def open_params(
     ValueError: a file is missing or truncated, or tensors are missing,
       unexpected or of the wrong shape; all are listed.
   """
-  tensors = _open_tensors(os.fspath(folder))
+  family = families.by_name(cfg.family)
+  tensors = {
+    family.canonical(name): _Tensor(name, opened)
+    for name, opened in _open_tensors(os.fspath(folder)).items()
+  }
   source = f'checkpoint {os.fspath(folder)!r}'
   weights.check_layers(source, cfg, len(tensors), _FIX)
-  _check_tensors(folder, cfg, tensors)
-  names = weights.huggingface_names(cfg)
+  wanted = family.tensors(cfg)
+  _check_tensors(source, cfg, tensors, wanted)
+  places = {path: one for one in wanted.values() for path in one.paths}
 
   def read(path: str) -> np.ndarray:
     """One weight."""
-    leaf = tensors[names[path]].get_tensor(names[path])
-    leaf = leaf.T if path.endswith('kernel') else leaf
+    stored = places[path]
+    leaf = stored.split(tensors[stored.name].read())[path]
     return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
 
   return weights.LazyParams(cfg, read)
@@ -140,30 +144,48 @@ def _places(path: str) -> dict[str, str]:
   return places
 
 
-def _check_tensors(folder, cfg, tensors) -> None:
-  names, shapes = weights.huggingface_names(cfg), weights.shapes(cfg)
-  expected = {names[p]: weights.stored_shape(p, shapes[p]) for p in shapes}
+class _Tensor(NamedTuple):
+  """A tensor of an opened file, by the name that it has there."""
+
+  name: str
+  opened: Any
+
+  def read(self) -> np.ndarray:
+    return self.opened.get_tensor(self.name)
+
+  def view(self) -> Any:
+    """Knows shape and dtype without reading."""
+    return self.opened.get_slice(self.name)
+
+
+def _check_tensors(
+  source: str,
+  cfg: config.ModelConfig,
+  tensors: Mapping[str, _Tensor],
+  wanted: Mapping[str, families.Stored],
+) -> None:
+  family = families.by_name(cfg.family)
   views = {
-    name: opened.get_slice(name)
-    for name, opened in tensors.items()
-    if not _DERIVED.fullmatch(name)
+    name: tensor.view()
+    for name, tensor in tensors.items()
+    if not family.derived.fullmatch(name)
   }
   found = {name: tuple(view.get_shape()) for name, view in views.items()}
-  if cfg.tie_word_embeddings and _is_copy_of_embedding(tensors):
-    found.pop('lm_head.weight')
+  if cfg.tie_word_embeddings and _is_copy(tensors, *family.tied_names):
+    found.pop(family.tied_names[0])
+  expected = {name: one.shape for name, one in wanted.items()}
   lines = weights.problems(expected, found)
   for name, view in views.items():
     if view.get_dtype() not in _FLOATS:
       lines.append(f'{name} is {view.get_dtype()}; accepted: {_FLOATS}')
-  weights.refuse(f'checkpoint {os.fspath(folder)!r}', lines, _FIX)
+  weights.refuse(source, lines, _FIX)
 
 
-def _is_copy_of_embedding(tensors) -> bool:
+def _is_copy(tensors, head: str, embedding: str) -> bool:
   """True if a tied checkpoint stores its LM head a second time."""
-  pair = ('lm_head.weight', 'model.embed_tokens.weight')
-  if not all(name in tensors for name in pair):
+  if not (head in tensors and embedding in tensors):
     return False
-  return np.array_equal(*(tensors[name].get_tensor(name) for name in pair))
+  return np.array_equal(tensors[head].read(), tensors[embedding].read())
 
 
 def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
@@ -252,12 +274,12 @@ def export(
   )
   writers, index = {}, {}
   shards = list(_shards(cfg, dtype, max_shard_bytes))
-  for i, paths in enumerate(shards, start=1):
+  for i, held in enumerate(shards, start=1):
     name = WEIGHTS
     if len(shards) > 1:
       name = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
-    writers[name] = _shard_writer(cfg, flat, paths, dtype)
-    index |= {weights.huggingface_names(cfg)[path]: name for path in paths}
+    writers[name] = _shard_writer(flat, held, dtype)
+    index |= dict.fromkeys((stored.name for stored in held), name)
   if len(shards) > 1:
     listing = {'metadata': {}, 'weight_map': index}
     writers[INDEX] = lambda path: files.write_json(path, listing)
@@ -269,28 +291,27 @@ def export(
 
 def _shards(
   cfg: config.ModelConfig, dtype: str, max_bytes: int
-) -> Iterator[list[str]]:
-  """Paths of each shard, in order."""
+) -> Iterator[list[families.Stored]]:
+  """Tensors of each shard, in order."""
   shard, used = [], 0
-  for path, shape in weights.shapes(cfg).items():
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+  for stored in families.by_name(cfg.family).tensors(cfg).values():
+    size = int(np.prod(stored.shape)) * np.dtype(dtype).itemsize
     if shard and used + size > max_bytes:
       yield shard
       shard, used = [], 0
-    shard.append(path)
+    shard.append(stored)
     used += size
   yield shard
 
 
-def _shard_writer(cfg, flat, paths, dtype):
-  names = weights.huggingface_names(cfg)
-
+def _shard_writer(flat, held: list[families.Stored], dtype: str):
   def write(file: str) -> None:
-    tensors = {}
-    for path in paths:
-      leaf = np.asarray(flat[path])
-      leaf = leaf.T if path.endswith('kernel') else leaf
-      tensors[names[path]] = np.ascontiguousarray(leaf, dtype=np.dtype(dtype))
+    tensors = {
+      stored.name: np.ascontiguousarray(
+        stored.join(flat), dtype=np.dtype(dtype)
+      )
+      for stored in held
+    }
     safetensors_numpy.save_file(tensors, file, metadata={'format': 'pt'})
 
   return write

@@ -14,7 +14,7 @@ from specstream_jax import config
 from specstream_jax.checkpoints import fields
 
 TABLES = ('rope_scaling', 'rope_parameters')
-_DEFAULT_THETA = 10000.0
+FIELDS = ('rope_theta', *TABLES)
 _TYPES = {
   'factor': float,
   'low_freq_factor': float,
@@ -54,11 +54,12 @@ def _number_problem(name: str, value: Any, kind: type | None = None):
   )
 
 
-def problems(raw: Mapping[str, Any]) -> list[str]:
+def problems(raw: Mapping[str, Any], default_theta: float | None) -> list[str]:
   """What is not understood, or is said twice and differently.
 
   Args:
     raw: config.json without `type_problems`.
+    default_theta: of a file that names none; None without RoPE.
   """
   tables = _tables(raw)
   lines = []
@@ -66,10 +67,12 @@ def problems(raw: Mapping[str, Any]) -> list[str]:
     lines += _table_problems(name, table)
   if lines:
     return lines
-  return _theta_problems(raw, tables) + _contradictions(tables)
+  return _theta_problems(raw, tables, default_theta) + _contradictions(tables)
 
 
-def read(raw: Mapping[str, Any]) -> tuple[float, config.RopeScaling]:
+def read(
+  raw: Mapping[str, Any], default_theta: float
+) -> tuple[float, config.RopeScaling]:
   """θ and how frequencies are stretched, of a file without `problems`.
 
   Raises:
@@ -77,7 +80,7 @@ def read(raw: Mapping[str, Any]) -> tuple[float, config.RopeScaling]:
   """
   tables = _tables(raw)
   thetas = _thetas(raw, tables)
-  theta = next(iter(thetas.values()), _DEFAULT_THETA)
+  theta = next(iter(thetas.values()), default_theta)
   kind, values = _chosen(tables)
   return float(theta), config.RopeScaling(
     kind, **{key: _TYPES[key](values[key]) for key in _KEYS[kind]}
@@ -137,14 +140,16 @@ def _thetas(raw, tables: Mapping[str, _Table]) -> dict[str, float]:
   return {place: theta for place, theta in places.items() if theta is not None}
 
 
-def _theta_problems(raw, tables: Mapping[str, _Table]) -> list[str]:
+def _theta_problems(
+  raw, tables: Mapping[str, _Table], default_theta
+) -> list[str]:
   """θ that depends on which spelling a program reads."""
   thetas = _thetas(raw, tables)
   # Of two tables a program reads `rope_scaling`, and what that leaves out at
   # the top.
   own = ('rope_theta', 'rope_scaling.rope_theta')
   if len(tables) > 1 and thetas and not any(place in thetas for place in own):
-    thetas['rope_theta (left out)'] = _DEFAULT_THETA
+    thetas['rope_theta (left out)'] = default_theta
   if len(set(thetas.values())) < 2:
     return []
   said = ', '.join(f'{place} = {theta:g}' for place, theta in thetas.items())
