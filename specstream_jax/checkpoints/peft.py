@@ -17,6 +17,7 @@ import numpy as np
 from specstream_jax import config
 from specstream_jax.checkpoints import (
   adapter_shapes,
+  families,
   peft_config,
   tensor_files,
   weights,
@@ -64,14 +65,14 @@ def read(
     name.removeprefix(_PREFIX): leaf
     for name, leaf in tensor_files.read(_weights_file(folder))[0].items()
   }
-  paths = module_paths(model)
+  modules = linear_modules(model)
   source = f'PEFT adapter {folder!r}'
-  weights.refuse(source, _problems(cfg, tensors, paths, model, base), _FIX)
-  on = [module for module in paths if cfg.is_on(module)]
-  scales = {cfg.scale_of(module) for module in on}
+  weights.refuse(source, _problems(cfg, tensors, modules, model, base), _FIX)
+  on = [name for name in modules if cfg.is_on(name)]
+  scales = {cfg.scale_of(name) for name in on}
   scale = scales.pop() if len(scales) == 1 else 1.0
-  rank = max(cfg.rank_of(module) for module in on)
-  kinds = {paths[module].rpartition('/')[2] for module in on}
+  rank = max(cfg.rank_of(name) for name in on)
+  kinds = {p.split('/')[3] for name in on for p in modules[name].paths}
   lora = config.LoraConfig(
     rank=rank,
     alpha=scale * rank,
@@ -81,11 +82,14 @@ def read(
     path: np.zeros(shape, np.float32)
     for path, shape in adapter_shapes.of_lora(model, lora, model.num_layers)
   }
-  for module in on:
-    low, high = _factors(tensors, module)
-    factor = cfg.scale_of(module) / scale
-    flat[f'{paths[module]}/lora_a'][:, : low.shape[1]] = low
-    flat[f'{paths[module]}/lora_b'][: high.shape[0]] = high * factor
+  for name in on:
+    low, high = (
+      np.asarray(tensors[f'{name}.{factor}.weight'], np.float32)
+      for factor in _FACTORS
+    )
+    high = high * np.float32(cfg.scale_of(name) / scale)
+    for path, leaf in modules[name].split_lora(low, high).items():
+      flat[path][: leaf.shape[0], : leaf.shape[1]] = leaf
   return Lora(flat, lora, cfg)
 
 
@@ -98,12 +102,12 @@ def shapes(folder: str | os.PathLike) -> dict[str, tuple[int, ...]]:
   }
 
 
-def module_paths(model: config.ModelConfig) -> dict[str, str]:
-  """Our path by PEFT's name of every module that may have LoRA."""
+def linear_modules(model: config.ModelConfig) -> dict[str, families.Stored]:
+  """The kernel by PEFT's name of every module that may have LoRA."""
   return {
-    name.removesuffix('.weight'): path.removesuffix('/kernel')
-    for path, name in weights.huggingface_names(model).items()
-    if path.startswith('layers/') and path.endswith('/kernel')
+    stored.module: stored
+    for stored in families.by_name(model.family).tensors(model).values()
+    if stored.is_kernel and stored.paths[0].startswith('layers/')
   }
 
 
@@ -129,36 +133,28 @@ def _weights_file(folder: str) -> str:
   )
 
 
-def _factors(tensors, module: str) -> tuple[np.ndarray, np.ndarray]:
-  """A [in, R] and B [R, out] of a module."""
-  return tuple(
-    np.asarray(tensors[f'{module}.{name}.weight'], np.float32).T
-    for name in _FACTORS
-  )
-
-
-def _problems(cfg, tensors, paths, model, base) -> Iterator[str]:
+def _problems(cfg, tensors, modules, model, base) -> Iterator[str]:
   """What of a folder does not fit its config or the base."""
-  kernels, expected = weights.shapes(model), {}
-  for module, path in paths.items():
-    if cfg.is_on(module):
-      fan_in, fan_out = kernels[f'{path}/kernel']
-      rank = cfg.rank_of(module)
-      expected[f'{module}.lora_A.weight'] = (rank, fan_in)
-      expected[f'{module}.lora_B.weight'] = (fan_out, rank)
+  expected = {}
+  for name, stored in modules.items():
+    if cfg.is_on(name):
+      rank, (fan_in, _) = cfg.rank_of(name), stored.shapes[0]
+      fan_out = sum(shape[1] for shape in stored.shapes)
+      expected[f'{name}.lora_A.weight'] = (rank, fan_in)
+      expected[f'{name}.lora_B.weight'] = (fan_out, rank)
   if not expected:
     yield (
       f'target_modules {cfg.targets!r} names no module of the model; there are '
-      f'{", ".join(sorted({m.rpartition(".")[2] for m in paths}))}'
+      f'{", ".join(sorted({m.rpartition(".")[2] for m in modules}))}'
     )
-  names = {
-    name: path for path, name in weights.huggingface_names(model).items()
-  }
+  family = families.by_name(model.family)
+  held = family.tensors(model)
   if model.tie_word_embeddings:
-    names['lm_head.weight'] = 'embed/embedding'
-  copies = [name for name in tensors if name in names]
+    head, embedding = family.tied_names
+    held[head] = held[embedding]
+  copies = [name for name in tensors if name in held]
   for name in copies:
-    if not _is_copy(tensors[name], base, names[name]):
+    if not _is_copy(tensors[name], base, held[name]):
       yield (
         f'{name} was trained, too (modules_to_save is '
         f'{list(cfg.saved_modules)}), and is not that of the base'
@@ -171,8 +167,7 @@ def _problems(cfg, tensors, paths, model, base) -> Iterator[str]:
   yield from weights.problems(expected, found)
 
 
-def _is_copy(leaf: np.ndarray, base: Mapping[str, Any], path: str) -> bool:
+def _is_copy(leaf: np.ndarray, base: Mapping[str, Any], stored) -> bool:
   """Whether a saved module is the base's own weight."""
-  own = np.asarray(base[path])
-  leaf = leaf.T if path.endswith('/kernel') else leaf
+  own = stored.join(base)
   return leaf.shape == own.shape and np.array_equal(leaf.astype(own.dtype), own)

@@ -57,7 +57,8 @@ def test_every_weight_is_base_plus_scale_b_a(name):
   raw = safetensors_numpy.load_file(GOLDEN / name / peft.WEIGHTS)
   found = peft.read(GOLDEN / name, base().config, base().params)
   with_lora = 0
-  for module, path in peft.module_paths(base().config).items():
+  for module, stored in peft.linear_modules(base().config).items():
+    path = stored.paths[0].removesuffix('/kernel')
     if f'{path}/lora_a' not in found.flat:
       continue
     low, high = (found.flat[f'{path}/lora_{c}'] for c in 'ab')
