@@ -5,7 +5,7 @@
 Axis letters: J streams (γ), D model width (h in the paper).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import os
 from typing import Any
@@ -111,6 +111,14 @@ def save_adapter(
   }
   _check_tensors(os.fspath(folder), tensors, cfg)
   pair.write(folder, KIND, tensors, dataclasses.asdict(cfg))
+
+
+def writers(
+  flat: typing.FlatParams, cfg: AdapterConfig
+) -> dict[str, Callable[[str], None]]:
+  """What writes each file of an adapter, every weight as it is."""
+  tensors = {path: np.asarray(leaf) for path, leaf in sorted(flat.items())}
+  return pair.writers(KIND, tensors, dataclasses.asdict(cfg))
 
 
 def _stored(path: str, leaf: Any, dtype: np.dtype) -> np.ndarray:

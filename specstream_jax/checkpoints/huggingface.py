@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face checkpoint folders: safetensors in and out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import os
 import re
@@ -266,27 +266,44 @@ def export(
   Raises:
     ValueError: `flat` is not the weights of `cfg`, or the disk is full.
   """
-  found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+  made = writers(
+    cfg, flat, extras, dtype=dtype, max_shard_bytes=max_shard_bytes
+  )
+  files.write_all(os.fspath(folder), made)
+  _remove_stale(os.fspath(folder), made)
+
+
+def writers(
+  cfg: config.ModelConfig,
+  flat: typing.FlatParams,
+  extras: Extras = Extras(),
+  *,
+  dtype: str = 'float32',
+  max_shard_bytes: int = 5 * 10**9,
+) -> dict[str, Callable[[str], None]]:
+  """What writes each file of a checkpoint, for `files.write_all`.
+
+  Weights are read when they are written; arguments as of `export`.
+  """
+  shaped = getattr(flat, 'shapes', flat)
+  found = {path: tuple(leaf.shape) for path, leaf in shaped.items()}
   weights.refuse(
-    f'export to {os.fspath(folder)!r}',
+    'the checkpoint to write',
     weights.problems(weights.shapes(cfg), found),
     'pass the base weights that belong to this config',
   )
-  writers, index = {}, {}
+  made, index = {}, {}
   shards = list(_shards(cfg, dtype, max_shard_bytes))
   for i, held in enumerate(shards, start=1):
     name = WEIGHTS
     if len(shards) > 1:
       name = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
-    writers[name] = _shard_writer(flat, held, dtype)
+    made[name] = _shard_writer(flat, held, dtype)
     index |= dict.fromkeys((stored.name for stored in held), name)
   if len(shards) > 1:
     listing = {'metadata': {}, 'weight_map': index}
-    writers[INDEX] = lambda path: files.write_json(path, listing)
-  files.write_all(
-    os.fspath(folder), writers | _extra_writers(cfg, extras, dtype)
-  )
-  _remove_stale(os.fspath(folder), writers)
+    made[INDEX] = lambda path: files.write_json(path, listing)
+  return made | _extra_writers(cfg, extras, dtype)
 
 
 def _shards(
@@ -307,14 +324,30 @@ def _shards(
 def _shard_writer(flat, held: list[families.Stored], dtype: str):
   def write(file: str) -> None:
     tensors = {
-      stored.name: np.ascontiguousarray(
-        stored.join(flat), dtype=np.dtype(dtype)
-      )
+      stored.name: _narrowed(stored.name, stored.join(flat), dtype)
       for stored in held
     }
     safetensors_numpy.save_file(tensors, file, metadata={'format': 'pt'})
 
   return write
+
+
+def _narrowed(name: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+  """A tensor in the type that it has on disk.
+
+  Raises:
+    ValueError: a number is too large for that.
+  """
+  with np.errstate(over='ignore'):
+    narrow = np.ascontiguousarray(leaf, dtype=np.dtype(dtype))
+  if dtype == 'float16' and not np.array_equal(
+    np.isfinite(narrow), np.isfinite(leaf)
+  ):
+    raise ValueError(
+      f'{name} has numbers beyond 65,504, the largest of float16; use bfloat16 '
+      'or float32'
+    )
+  return narrow
 
 
 def _extra_writers(cfg, extras: Extras, dtype: str):
@@ -326,12 +359,18 @@ def _extra_writers(cfg, extras: Extras, dtype: str):
       path, _tokenizer_config(extras)
     )
   raw = huggingface_config.dump(cfg, dtype=dtype, eos_ids=extras.eos_ids)
+  if not extras.eos_ids:
+    raw['eos_token_id'] = None  # left out, transformers would take a default
   writers['config.json'] = lambda path: files.write_json(path, raw)
   return writers
 
 
 def _tokenizer_config(extras: Extras) -> Mapping[str, Any]:
-  values = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+  values = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    # Texts as the tokenizer spells them.
+    'clean_up_tokenization_spaces': False,
+  }
   if extras.eos_ids:
     values['eos_token'] = extras.tokenizer.id_to_token(extras.eos_ids[0])
   if extras.chat_template is not None:

@@ -25,7 +25,7 @@ from specstream_jax.checkpoints import (
 
 WEIGHTS = 'adapter_model.safetensors'
 _PICKLE = 'adapter_model.bin'
-_PREFIX = 'base_model.model.'
+PREFIX = 'base_model.model.'
 _FACTORS = ('lora_A', 'lora_B')
 _FIX = 'merge it into the model with peft, and use that folder as --model'
 
@@ -62,7 +62,7 @@ def read(
   folder = os.fspath(folder)
   cfg = peft_config.read(folder)
   tensors = {
-    name.removeprefix(_PREFIX): leaf
+    name.removeprefix(PREFIX): leaf
     for name, leaf in tensor_files.read(_weights_file(folder))[0].items()
   }
   modules = linear_modules(model)
