@@ -260,7 +260,7 @@ def _answer(model, rows, options, journal, progress, total):
         # One shape per bucket: a short batch repeats its first row.
         full = part + part[:1] * (options.batch_size - len(part))
         result = decoder.generate(
-          model.params(options.drafter),
+          decoder.params,
           [list(row.tokens) for row in full],
           seed=options.seed,
           row_ids=[row.index for row in full],

@@ -17,7 +17,7 @@ import tiny
 import tokenizers
 from tokenizers import models
 
-from specstream_jax import assembly, config, config_drafting
+from specstream_jax import config, config_drafting, drafters
 from specstream_jax.data import ngram_table, records
 from specstream_jax.decoding import (
   decoder as decoder_lib,
@@ -25,7 +25,7 @@ from specstream_jax.decoding import (
   transformer_fns,
   tree as tree_lib,
 )
-from specstream_jax.decoding.drafters import none, streams
+from specstream_jax.drafters import none, streams
 
 PAIRS = [
   ([9, 8], [1, 2, 3, 2]),
@@ -348,7 +348,7 @@ def make_model(tokenizer=None):
 
 def assemble(path, model=None, **options):
   cfg = config_drafting.DrafterConfig(ngram_table=path, **options)
-  return assembly.assemble(model or make_model(), cfg, config.DecodeConfig())
+  return drafters.load(model or make_model(), cfg, config.DecodeConfig())
 
 
 def test_the_table_is_the_drafters_weights(written):
