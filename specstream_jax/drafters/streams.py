@@ -14,7 +14,11 @@ import jax.numpy as jnp
 import tokenizers
 
 from specstream_jax import config, config_drafting, sampling, typing
-from specstream_jax.data import draft_vocabulary, ngram_table, records
+from specstream_jax.checkpoints import (
+  draft_vocabulary,
+  ngram_table,
+  token_ids,
+)
 from specstream_jax.decoding import (
   edits as edits_lib,
   interface,
@@ -95,7 +99,7 @@ def _head(model, cfg, built, width) -> Any:
   ids = draft_vocabulary.load(
     _file(cfg.vocabulary, model, draft_vocabulary.FILE),
     tokenizer_sha256=(
-      records.tokenizer_hash(model.tokenizer) if is_known else None
+      token_ids.tokenizer_hash(model.tokenizer) if is_known else None
     ),
     vocab_size=model.config.vocab_size,
     size=cfg.vocabulary_size,
@@ -120,7 +124,7 @@ def _table(model, cfg) -> Any:
   table, metadata = _load(str(path), written)
   if isinstance(model.tokenizer, tokenizers.Tokenizer):
     ngram_table.check_tokenizer(
-      str(path), metadata, records.tokenizer_hash(model.tokenizer)
+      str(path), metadata, token_ids.tokenizer_hash(model.tokenizer)
     )
   return table
 

@@ -18,7 +18,8 @@ import tokenizers
 from tokenizers import models
 
 from specstream_jax import config, config_drafting, drafters
-from specstream_jax.data import ngram_table, records
+from specstream_jax.checkpoints import ngram_table
+from specstream_jax.data import records
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   ngrams,
@@ -308,7 +309,9 @@ def written(tmp_path):
     metadata={'task': 'few', 'split': 'train', 'tokenizer_sha256': 'abc'},
     num_shards=2,
   )
-  table, metadata = ngram_table.build(str(tmp_path / 'records'))
+  table, metadata = ngram_table.build(
+    *records.with_source(str(tmp_path / 'records'))
+  )
   path = str(tmp_path / 'deep' / 'e2e.ngrams')
   ngram_table.save(path, table, metadata)
   return path
