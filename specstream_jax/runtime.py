@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import (
-  assembly,
   config,
   config_checks as checks,
   config_drafting,
+  drafters,
   partitioning,
 )
 from specstream_jax.checkpoints import (
@@ -102,7 +102,6 @@ class Model:
   _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
     default_factory=dict, repr=False
   )
-  _params: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
   def decoder(
     self,
@@ -141,17 +140,11 @@ class Model:
   def params(
     self, drafter: str | config_drafting.DrafterConfig
   ) -> transformer_fns.Params:
-    """What the decoder of `drafter` takes as weights."""
-    drafter = _settings(drafter, self.tree)
-    key = _weights_key(drafter)
-    if key not in self._params:
-      made = assembly.assemble(self, drafter, config.DecodeConfig())
-      self._params[key] = made.params
-    return self._params[key]
+    """Weights that any decoder of `drafter` takes; each has its own."""
+    return self.decoder(drafter, config.DecodeConfig()).params
 
   def _make_decoder(self, drafter, decode):
-    made = assembly.assemble(self, drafter, decode)
-    self._params[_weights_key(drafter)] = made.params
+    made = drafters.load(self, drafter, decode)
     return decoder_lib.Decoder(
       made.model,
       made.drafter,
@@ -159,6 +152,7 @@ class Model:
       prompt_model=made.prompt_model,
       verifier=verifiers.make(drafter),
       partitioner=self.partitioner,
+      params=made.params,
     )
 
   def wishes(self) -> generation_config.Wishes:
@@ -280,22 +274,11 @@ class Model:
     return functools.lru_cache(maxsize=8)(make)
 
 
-def _weights_key(drafter):
-  """What decides the weights that a drafter brings."""
-  return (
-    drafter.name,
-    drafter.path,
-    drafter.ngram_table,
-    drafter.vocabulary,
-    drafter.vocabulary_size,
-  )
-
-
 def _settings(drafter, adapter_tree, tree=None):
   """All settings of a drafter given by text or by settings."""
   if isinstance(drafter, str):
     drafter = config_drafting.parse(drafter, tree or adapter_tree)
-  if drafter.tree is None and drafter.name != 'none':
+  if drafter.tree is None and 'tree' in drafter.reads():
     drafter = dataclasses.replace(drafter, tree=tree)
   return drafter
 
@@ -390,7 +373,6 @@ def with_random_streams(
     tree=config.TreeConfig(depth=min(4, stream.num_streams)),
     source=model.source | {'adapter': 'random streams'},
     _decoders={},
-    _params={},
   )
 
 

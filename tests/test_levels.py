@@ -40,7 +40,7 @@ LEVELS = {
   'training': 3,
   'checkpoints': 3,
   'data': 4,
-  'assembly': 4,
+  'drafters': 4,
   'runtime': 4,
   'evaluation': 5,
   'workflows': 6,

@@ -14,9 +14,9 @@ from specstream_jax.checkpoints import (
   eos,
   gguf,
   huggingface,
+  token_ids,
   tokenizer_errors,
 )
-from specstream_jax.data import records
 from specstream_jax.text import joined as joined_lib, pieces
 
 
@@ -54,7 +54,7 @@ class Vocabulary:
 
   @property
   def sha256(self) -> str:
-    return records.tokenizer_hash(self.tokenizer)
+    return token_ids.tokenizer_hash(self.tokenizer)
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone."""

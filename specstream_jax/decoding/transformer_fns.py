@@ -121,6 +121,25 @@ def model_fns(
   )
 
 
+def with_vocabulary(
+  fns: interface.ModelFns, vocab_size: int
+) -> interface.ModelFns:
+  """The functions with logits of `vocab_size` tokens, for a draft model.
+
+  Embeddings are often padded to round sizes, which differ between models of one
+  tokenizer. Tokens that the model lacks are never drafted; those that it has
+  beyond `vocab_size` are left out.
+  """
+
+  def logits(params, hidden):
+    own = fns.logits(params, hidden)[..., :vocab_size]
+    missing = vocab_size - own.shape[-1]
+    axes = [(0, 0)] * (own.ndim - 1) + [(0, missing)]
+    return jnp.pad(own, axes, constant_values=_NEVER)
+
+  return fns._replace(logits=logits)
+
+
 def _coupling_logits(
   built, params, hidden, parents, candidates
 ) -> typing.Array:

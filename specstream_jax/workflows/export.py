@@ -19,6 +19,7 @@ from specstream_jax import config_checks as checks
 from specstream_jax.checkpoints import (
   adapters,
   chat_format,
+  draft_vocabulary,
   eos,
   files,
   fitted,
@@ -26,11 +27,11 @@ from specstream_jax.checkpoints import (
   huggingface,
   loading,
   model_card,
+  ngram_table,
   peft_export,
   sidecar,
   weights,
 )
-from specstream_jax.data import draft_vocabulary, ngram_table
 from specstream_jax.modeling import lora as lora_lib
 from specstream_jax.outputs import locks
 

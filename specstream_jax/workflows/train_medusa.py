@@ -26,7 +26,7 @@ from specstream_jax.checkpoints import (
   weights as weights_lib,
 )
 from specstream_jax.data import mixtures
-from specstream_jax.decoding.drafters import medusa as drafter
+from specstream_jax.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
 from specstream_jax.outputs import writing

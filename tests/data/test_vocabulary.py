@@ -8,9 +8,9 @@ import data_testing
 import pytest
 from tokenizers import Tokenizer, models, normalizers, processors
 
-from specstream_jax.checkpoints import huggingface
+from specstream_jax.checkpoints import huggingface, token_ids
 from specstream_jax.cli import prepare
-from specstream_jax.data import records, vocabulary
+from specstream_jax.data import vocabulary
 
 
 def test_encode_and_decode():
@@ -70,10 +70,10 @@ def test_hash_follows_the_ids_only():
   plain, other = data_testing.make_tokenizer(), data_testing.make_tokenizer()
   other.enable_padding(length=9)
   other.enable_truncation(5)
-  expected = records.tokenizer_hash(plain)
-  assert records.tokenizer_hash(other) == expected
+  expected = token_ids.tokenizer_hash(plain)
+  assert token_ids.tokenizer_hash(other) == expected
   other.normalizer = normalizers.Lowercase()
-  assert records.tokenizer_hash(other) != expected
+  assert token_ids.tokenizer_hash(other) != expected
 
 
 def test_preparing_says_where_the_model_ends_otherwise(

@@ -6,6 +6,7 @@ rows of the LM head. The verifier keeps the whole vocabulary: the output stays.
 The idea is that of FR-Spec (arXiv 2502.14856), there for another drafter.
 """
 
+from collections.abc import Iterable
 import json
 import os
 from typing import Any
@@ -13,30 +14,29 @@ from typing import Any
 import numpy as np
 
 from specstream_jax.checkpoints import fields, files
-from specstream_jax.data import records
 
 FILE = 'draft_vocabulary.json'  # in an adapter's folder
 FORMAT = 'specstream draft vocabulary 1'
 _IDS = fields.lists(fields.COUNT, 'token ids')
 
 
-def build(path: str) -> tuple[np.ndarray, dict[str, Any]]:
-  """Token ids and metadata of a folder of records.
+def build(
+  pairs: Iterable[tuple[np.ndarray, np.ndarray]], source: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Token ids and metadata of token records.
+
+  Args:
+    pairs: (prompt ids, answer ids), see `data.records.with_source`.
+    source: where they come from.
 
   Returns:
     (int32 ids of every token in an answer, most frequent first, ties by id;
-    where they come from).
-
-  Raises:
-    ValueError: no records there.
+    the metadata).
   """
-  manifest = records.read_manifest(path)
-  answers = [answer for _, answer in records.read(path)]
+  answers = [answer for _, answer in pairs]
   ids, counts = np.unique(np.concatenate(answers), return_counts=True)
   order = np.argsort(-counts, kind='stable')
-  kept = ('task', 'split', 'tokenizer_sha256', 'num_examples')
-  metadata = {name: manifest.get(name) for name in kept}
-  return ids[order].astype(np.int32), metadata | {'num_tokens': len(ids)}
+  return ids[order].astype(np.int32), source | {'num_tokens': len(ids)}
 
 
 def save(path: str, ids: np.ndarray, metadata: dict[str, Any]) -> None:

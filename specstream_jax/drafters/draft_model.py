@@ -11,13 +11,17 @@ far, V vocabulary.
 """
 
 import dataclasses
+import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 
 from specstream_jax import config, config_drafting, sampling, typing
+from specstream_jax.checkpoints import loading
 from specstream_jax.decoding import (
   cache as cache_lib,
   edits as edits_lib,
@@ -27,6 +31,100 @@ from specstream_jax.decoding import (
   transformer_fns,
   tree as tree_lib,
 )
+from specstream_jax.drafters import loaded
+from specstream_jax.modeling import build, params as params_lib
+
+LAYOUT = 'out_in'
+DEFAULT_TREE = config.TreeConfig()
+# Drafts that are drawn need a tree whose shape is known beforehand.
+DEFAULT_RANDOM_TREE = config.TreeConfig('full', depth=3, branching=2)
+
+
+def load(
+  model: loaded.Target,
+  cfg: config_drafting.DrafterConfig,
+  decode: config.DecodeConfig,
+) -> loaded.Loaded:
+  """The model without streams, and the draft model at `cfg.path`.
+
+  Raises:
+    ValueError: no path, or a checkpoint that cannot be read or has another
+      vocabulary; a tree wider than the vocabulary.
+  """
+  if not cfg.path:
+    raise ValueError(
+      "drafter 'draft_model' has no path; name its checkpoint: "
+      'draft_model:path=FOLDER (a known name, a Hugging Face folder, a hub id '
+      'or a GGUF file)'
+    )
+  default = DEFAULT_TREE if cfg.drafting == 'top_k' else DEFAULT_RANDOM_TREE
+  tree = cfg.tree or default
+  _check_width(tree, model.config)
+  path = loading.resolve(cfg.path)
+  draft_cfg, weights, tokenizer = _load(
+    cfg.path, model.config.dtype, os.stat(path).st_mtime_ns
+  )
+  _check_vocabulary(model, cfg.path, draft_cfg, tokenizer)
+  _check_width(tree, draft_cfg)
+  fns = transformer_fns.model_fns(build.build(draft_cfg, layout=LAYOUT))
+  if draft_cfg.vocab_size != model.config.vocab_size:
+    fns = transformer_fns.with_vocabulary(fns, model.config.vocab_size)
+  return loaded.beside(model, DraftModel(fns, tree, decode, cfg), weights)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: str, dtype: str, written: int) -> tuple[Any, Any, Any]:
+  """Config, nested weights on device and tokenizer; once for all decoders."""
+  del written  # A checkpoint that was written anew is read anew.
+  found = loading.load_model(path, dtype=dtype)
+  flat = params_lib.transpose_kernels(found.params)
+  arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in flat.items()}
+  weights = jax.block_until_ready(params_lib.unflatten(arrays))
+  return found.config, weights, found.tokenizer
+
+
+def _check_width(tree, cfg):
+  width = topology.width(tree)
+  if width > cfg.vocab_size:
+    raise ValueError(
+      f'draft tree needs the top {width} tokens of a node but the vocabulary '
+      f'has {cfg.vocab_size}; use branching <= {cfg.vocab_size}'
+    )
+
+
+def _check_vocabulary(model, path, draft_cfg, draft_tokenizer) -> None:
+  """Raises ValueError unless token ids mean the same to both models.
+
+  A checkpoint without a tokenizer is taken at its word: drafts that mean
+  something else are rejected, the output stays the same. Embeddings that are
+  padded differently need tokenizers, which say that no more differs.
+  """
+  fix = 'use a draft model of the same family, or train one (specstream train'
+  fix = f'{fix} --draft_model_layers=4)'
+  sizes = (model.config.vocab_size, draft_cfg.vocab_size)
+  pair = (model.tokenizer, draft_tokenizer)
+  if not all(isinstance(t, tokenizers.Tokenizer) for t in pair):
+    if sizes[0] != sizes[1]:
+      raise ValueError(
+        f'draft model {path!r} has a vocabulary of {sizes[1]} tokens but the '
+        f'target has {sizes[0]}, and without both tokenizers it cannot be told '
+        f'whether they go together; {fix}'
+      )
+    return
+  # Tokens that only one of them embeds cannot be drafted, or not be accepted.
+  most = min(sizes)
+  own, other = (
+    {t: i for t, i in one.get_vocab(with_added_tokens=True).items() if i < most}
+    for one in pair
+  )
+  different = sorted(t for t in own | other if own.get(t) != other.get(t))
+  if different:
+    example = different[0]
+    raise ValueError(
+      f'draft model {path!r} has another tokenizer than the target: token '
+      f'{example!r} is {other.get(example)} there and {own.get(example)} here; '
+      f'{fix}'
+    )
 
 
 class Level(NamedTuple):
@@ -109,13 +207,11 @@ class DraftModel:
 
   def propose(
     self,
-    setup: interface.Setup,
     params: Any,
     context: interface.DraftContext,
     state: cache_lib.Cache,
   ) -> tuple[tree_lib.DraftTree, cache_lib.Cache]:
     """The next tree, and the cache with the root committed."""
-    del setup
     params = transformer_fns.Params(params.drafter)
     with jax.named_scope('draft_model_read'):
       level = self._read_emitted(params, context, state)
@@ -193,7 +289,7 @@ class DraftModel:
   def _scores(self, context, logits, depth):
     """[B, W, V] float32, by which children of nodes at `depth` are chosen."""
     scores = self._processed(context, logits, depth)
-    weight = self.options.used_noise_weight
+    weight = self.options.used_noise_weight(1.0)
     if context.settings is not None and weight:
       positions = context.leaf_positions[:, None] + 2 + depth
       noise = sampling.row_noise(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the n-gram table of `decoding.ngrams` from token records.
+"""Builds, writes and reads the n-gram table of `decoding.ngrams`.
 
 Bigrams and trigrams that end in an answer token are counted; those that begin
 in the prompt are among them. P(c | context) = (count - 0.5) / count(context):
@@ -18,7 +18,6 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from specstream_jax.checkpoints import fields, files, tensor_files
-from specstream_jax.data import records
 from specstream_jax.decoding import ngrams
 from specstream_jax.outputs import writing
 
@@ -32,21 +31,23 @@ Ngrams = tuple[np.ndarray, np.ndarray]  # [N, 3] int32, [N] counts
 
 
 def build(
-  path: str, *, max_entries: int = MAX_ENTRIES
+  pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+  source: dict[str, Any],
+  *,
+  max_entries: int = MAX_ENTRIES,
 ) -> tuple[ngrams.NgramTable, dict[str, Any]]:
-  """Table and metadata of a folder of records.
+  """Table and metadata of token records.
 
   Args:
-    path: written by `specstream prepare`.
+    pairs: (prompt ids, answer ids), see `data.records.with_source`.
+    source: where they come from; goes into the metadata.
     max_entries: if there are more n-grams, the rarest are left out.
 
   Raises:
-    ValueError: no records there, or none with an answer.
+    ValueError: no record has an answer.
   """
-  manifest = records.read_manifest(path)
-  table, metadata = from_pairs(records.read(path), max_entries=max_entries)
-  kept = ('task', 'split', 'tokenizer_sha256', 'num_examples')
-  return table, {name: manifest.get(name) for name in kept} | metadata
+  table, metadata = from_pairs(pairs, max_entries=max_entries)
+  return table, source | metadata
 
 
 def from_pairs(

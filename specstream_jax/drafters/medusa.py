@@ -5,15 +5,77 @@ Axis letters: B rows, M tree nodes including the root, J heads, K ranks,
 D model width, V vocabulary.
 """
 
+import functools
 import heapq
+import os
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, config_checks as checks, config_drafting
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  typing,
+)
+from specstream_jax.checkpoints import medusa as heads_lib
 from specstream_jax.decoding import interface, topology, tree as tree_lib
-from specstream_jax.decoding.drafters import streams
-from specstream_jax.modeling import medusa
+from specstream_jax.drafters import loaded, streams
+from specstream_jax.modeling import medusa, params as params_lib
+
+
+def load(
+  model: loaded.Target,
+  cfg: config_drafting.DrafterConfig,
+  decode: config.DecodeConfig,
+) -> loaded.Loaded:
+  """The model without streams, and the heads at `cfg.path`.
+
+  Raises:
+    ValueError: no path, heads of another model, or a tree deeper than there
+      are heads.
+  """
+  del decode
+  if not cfg.path:
+    raise ValueError(
+      "drafter 'medusa' has no path; name the folder of its heads: "
+      'medusa:path=FOLDER (train some with `specstream train_medusa`)'
+    )
+  heads_cfg = heads_lib.read_config(cfg.path)
+  _check_base(model, heads_cfg)
+  tree = cfg.tree or _default_tree(heads_cfg, cfg.drafting)
+  drafter = Medusa(medusa.build(model.config, heads_cfg.num_heads), tree, cfg)
+  written = os.stat(os.path.join(cfg.path, heads_lib.CONFIG)).st_mtime_ns
+  weights = _load(cfg.path, model.config.dtype, written)
+  return loaded.beside(model, drafter, weights)
+
+
+def _default_tree(heads_cfg, drafting) -> config.TreeConfig:
+  """What the heads were calibrated to; a beam grows no fixed tree."""
+  if drafting == 'beam':
+    return config.TreeConfig(depth=min(heads_cfg.num_heads, 4))
+  if drafting != 'top_k' and not heads_cfg.choices:
+    depth = min(heads_cfg.num_heads, 3)
+    return config.TreeConfig('full', depth=depth, branching=2)
+  return heads_cfg.tree
+
+
+def _check_base(model, heads_cfg) -> None:
+  flat = params_lib.flatten(model.base)
+  if model.layout == 'out_in':
+    flat = params_lib.transpose_kernels(flat)
+  heads_lib.check_base(heads_cfg, flat, model.config)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: str, dtype: str, written: int) -> Any:
+  """Nested weights on device; once for all decoders."""
+  del written  # Heads that were written anew are read anew.
+  flat, _ = heads_lib.load_heads(path)
+  arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in flat.items()}
+  return jax.block_until_ready(params_lib.unflatten(arrays))
 
 
 class Medusa:
@@ -46,31 +108,20 @@ class Medusa:
     self.size = cfg.size
     self.max_depth = cfg.max_depth
 
-  def init(self, params, prompts, prompt_lengths):
+  def init(
+    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+  ) -> tuple[()]:
     """No state."""
     del params, prompts, prompt_lengths
     return ()
 
   def propose(
-    self,
-    setup: interface.Setup,
-    params: Any,
-    context: interface.DraftContext,
-    state: Any,
+    self, params: Any, context: interface.DraftContext, state: Any
   ) -> tuple[tree_lib.DraftTree, Any]:
-    """The tree of the leaf's heads."""
-
-    def head_logits(params, *unused):
-      """Of all rows; heads below the tree are left out."""
-      heads = self.heads.merge(params.drafter)
-      return interface.StreamLogits(
-        heads.logits(context.hidden, self.max_depth)
-      )
-
-    setup = setup._replace(
-      model=setup.model._replace(stream_logits=head_logits)
-    )
-    return self._drafts.propose(setup, params, context, state)
+    """The tree of the leaf's heads; those below the tree are left out."""
+    heads = self.heads.merge(params.drafter)
+    said = interface.StreamLogits(heads.logits(context.hidden, self.max_depth))
+    return self._drafts.grow(said, params, context, state), state
 
 
 def check_tree(cfg: config.TreeConfig, num_heads: int) -> None:

@@ -28,14 +28,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config_checks as checks, config_drafting, typing
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  typing,
+)
 from specstream_jax.decoding import (
   chains as chains_lib,
   interface,
   tree as tree_lib,
 )
+from specstream_jax.drafters import loaded
 
+DEFAULT_NUM_GUESSES = 2
 _WINDOW_SEED = 0
+
+
+def load(
+  model: loaded.Target,
+  cfg: config_drafting.DrafterConfig,
+  decode: config.DecodeConfig,
+) -> loaded.Loaded:
+  """The model without streams, LoRA folded in, and the drafter.
+
+  Raises:
+    ValueError: the drafter cannot draft or be verified this way.
+  """
+  del decode
+  return loaded.beside(model, Lookahead(cfg))
 
 
 class State(NamedTuple):
@@ -70,16 +91,17 @@ class Lookahead:
     )
     self.options = options
     self.num_rows = options.ngram - 1
+    self.num_guesses = options.num_guesses or DEFAULT_NUM_GUESSES
     self.max_depth = max(options.window + options.ngram - 3, self.num_rows)
     self._nodes = self._window_nodes()
     # The root is an entry of the window.
-    self.size = self.num_rows * (options.used_num_guesses + options.window)
+    self.size = self.num_rows * (self.num_guesses + options.window)
 
   def _window_nodes(self):
     """Tree node of each window entry, [n - 1, W]: row 0, then by column."""
     num_rows, width = self.num_rows, self.options.window
     nodes = np.zeros((num_rows, width), int)
-    start = 1 + self.options.used_num_guesses * num_rows
+    start = 1 + self.num_guesses * num_rows
     nodes[0, 1:] = start + np.arange(width - 1)
     below = start + width - 1 + np.arange(width * (num_rows - 1))
     nodes[1:] = below.reshape(width, num_rows - 1).T
@@ -101,20 +123,19 @@ class Lookahead:
 
   def propose(
     self,
-    setup: interface.Setup,
     params: Any,
     context: interface.DraftContext,
     state: State,
   ) -> tuple[tree_lib.DraftTree, State]:
     """The tree of window and guesses, and the state it was made from."""
-    del setup, params
+    del params
     with jax.named_scope('lookahead'):
       if context.draws is not None:
         answers = context.draws[:, self._nodes[-1]]  # [B, W]
         state = advance(state, answers)
       window = state.window.at[:, 0, 0].set(context.root)
       state = state._replace(window=window)
-      chains = guesses(state.pool, context.root, self.options.used_num_guesses)
+      chains = guesses(state.pool, context.root, self.num_guesses)
       tree = self._tree(context.root, window, chains)
     return tree, state
 

@@ -16,16 +16,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config_checks as checks, config_drafting, typing
+from specstream_jax import (
+  config,
+  config_checks as checks,
+  config_drafting,
+  typing,
+)
 from specstream_jax.decoding import (
   chains as chains_lib,
   interface,
   tree as tree_lib,
 )
+from specstream_jax.drafters import loaded
 
 # With the root eight nodes, which cost a CPU less than seven or nine
 # (docs/LOG.md).
 DEFAULT_DEPTH = 7
+DEFAULT_NUM_GUESSES = 1
+
+
+def load(
+  model: loaded.Target,
+  cfg: config_drafting.DrafterConfig,
+  decode: config.DecodeConfig,
+) -> loaded.Loaded:
+  """The model without streams, LoRA folded in, and the drafter.
+
+  Raises:
+    ValueError: the drafter cannot draft or be verified this way.
+  """
+  del decode
+  return loaded.beside(model, PromptLookup(cfg))
 
 
 class Prompts(NamedTuple):
@@ -44,7 +65,7 @@ class PromptLookup:
   """Copies of what followed earlier occurrences of the last tokens.
 
   Of `options.tree` only the depth counts, which is L; C are its
-  `used_num_guesses`.
+  `num_guesses`.
   """
 
   with_streams = False
@@ -59,7 +80,8 @@ class PromptLookup:
     tree = options.tree
     self.options = options
     self.max_depth = DEFAULT_DEPTH if tree is None else tree.max_depth
-    self.size = 1 + options.used_num_guesses * self.max_depth
+    self.num_guesses = options.num_guesses or DEFAULT_NUM_GUESSES
+    self.size = 1 + self.num_guesses * self.max_depth
 
   def init(
     self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
@@ -70,20 +92,19 @@ class PromptLookup:
 
   def propose(
     self,
-    setup: interface.Setup,
     params: Any,
     context: interface.DraftContext,
     state: Prompts,
   ) -> tuple[tree_lib.DraftTree, Prompts]:
     """Copies below the root; where a row has no match, unused nodes."""
-    del setup, params
+    del params
     with jax.named_scope('prompt_lookup'):
       text, length = text_so_far(state, context)
       chains = look_up(
         text,
         length,
         ngram=self.options.ngram,
-        num_chains=self.options.used_num_guesses,
+        num_chains=self.num_guesses,
         chain_length=self.max_depth,
       )
       tree = chains_lib.from_chains(context.root, chains)
