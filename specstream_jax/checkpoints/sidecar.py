@@ -16,7 +16,7 @@ from specstream_jax.checkpoints import adapters, families, files
 FOLDER = 'streams'
 DESCRIPTION = 'speculators_config.json'
 ALGORITHM = 'speculative_streaming'
-_MEANINGS = {
+MEANINGS = {
   'streams/embedding': 'P_j, added to stream j at insertion [J, D]',
   'streams/insertion/down': 'f(x) = x + x down up at insertion [D, R]',
   'streams/insertion/up': 'f(x) = x + x down up at insertion [R, D]',
@@ -96,8 +96,8 @@ def describe(
 
 
 def _meaning(path: str) -> str:
-  if path in _MEANINGS:
-    return _MEANINGS[path]
+  if path in MEANINGS:
+    return MEANINGS[path]
   layer, factor = path.split('/')[1], path.rpartition('/')[2]
   axes = '[in, R]' if factor == 'lora_a' else '[R, out]'
   return f'LoRA of layer {layer}, for tokens of the streams {axes}'

@@ -272,7 +272,9 @@ def _record(loaded, found, kind, options, names) -> dict[str, Any]:
     'base': str(loaded.source),
     'base_config_hash': loaded.config_hash,
     'base_fingerprint': loaded.fingerprint,
-    'adapter': os.path.basename(os.path.normpath(found.folder or '.')),
+    'adapter': os.path.basename(os.path.normpath(found.folder))
+    if found.folder
+    else '',
     'dtype': options.dtype,
     'files': names,
     'has_streams': bool(found.rest),
