@@ -15,36 +15,24 @@ from specstream_jax import config, typing
 from specstream_jax.checkpoints import (
   chat_format,
   families,
-  fields,
   files,
   huggingface_config,
-  tensor_files,
-  tokenizer_errors,
+  quantized,
+  shards,
+  tokenizer_files,
   weights,
 )
-from specstream_jax.outputs import names as names_lib
 
-WEIGHTS = 'model.safetensors'
-INDEX = 'model.safetensors.index.json'
+WEIGHTS, INDEX = shards.WEIGHTS, shards.INDEX
 SMALL_FILES = (
   'config.json',
   'generation_config.json',
-  'tokenizer.json',
+  *tokenizer_files.FILES,
   *chat_format.FILES,
 )
 # What a checkpoint needs; keeps other formats of the same weights away.
 PATTERNS = (*SMALL_FILES, 'model*.safetensors', INDEX)
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
-# Beyond any vocabulary; the library counts up to the largest id.
-_MAX_TOKENS = 2**24
-_FILES = fields.Kind(
-  'an object that gives the file of every tensor',
-  lambda value: (
-    isinstance(value, dict)
-    and len(value) > 0
-    and fields.TEXTS.fits([*value.values()])
-  ),
-)
 _FIX = 'use the unmodified checkpoint that belongs to this config.json'
 
 
@@ -57,9 +45,9 @@ def read_config(
     ValueError: config.json is missing or asks for what is not understood.
   """
   path = os.path.join(folder, 'config.json')
-  return huggingface_config.parse(
-    files.read_json(path), repr(path), dtype=dtype
-  )
+  raw = files.read_json(path)
+  quantized.refuse(raw, folder)
+  return huggingface_config.parse(raw, repr(path), dtype=dtype)
 
 
 def open_params(
@@ -82,7 +70,7 @@ def open_params(
   family = families.by_name(cfg.family)
   tensors = {
     family.canonical(name): _Tensor(name, opened)
-    for name, opened in _open_tensors(os.fspath(folder)).items()
+    for name, opened in shards.open_tensors(os.fspath(folder)).items()
   }
   source = f'checkpoint {os.fspath(folder)!r}'
   weights.check_layers(source, cfg, len(tensors), _FIX)
@@ -97,51 +85,6 @@ def open_params(
     return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
 
   return weights.LazyParams(cfg, read)
-
-
-def _open_tensors(folder: str) -> dict[str, Any]:
-  """The opened file of every tensor, by tensor name."""
-  if os.path.isfile(os.path.join(folder, WEIGHTS)):
-    opened = tensor_files.open_file(os.path.join(folder, WEIGHTS))
-    return dict.fromkeys(opened.keys(), opened)
-  if not os.path.isfile(os.path.join(folder, INDEX)):
-    raise ValueError(
-      f'{folder!r} has neither {WEIGHTS} nor {INDEX}; weights in other formats '
-      'must be saved as safetensors first'
-    )
-  places = _places(os.path.join(folder, INDEX))
-  shards = {
-    shard: tensor_files.open_file(os.path.join(folder, shard))
-    for shard in sorted(set(places.values()))
-  }
-  held = {shard: set(opened.keys()) for shard, opened in shards.items()}
-  absent = [name for name, shard in places.items() if name not in held[shard]]
-  if absent:
-    raise ValueError(
-      f'{folder!r}: {INDEX} places {absent[0]!r} in {places[absent[0]]}, which '
-      f'does not hold it ({len(absent)} such tensors); download the checkpoint '
-      'again'
-    )
-  return {name: shards[shard] for name, shard in places.items()}
-
-
-def _places(path: str) -> dict[str, str]:
-  """The file of every tensor, by the index of a sharded checkpoint.
-
-  Raises:
-    ValueError: it gives no file for each tensor, one outside its folder, or one
-      that is not there.
-  """
-  places = fields.get(files.read_json(path), 'weight_map', _FILES, repr(path))
-  for tensor, shard in places.items():
-    names_lib.check(f'the file of {tensor!r} in {path!r}', shard)
-  for shard in sorted(set(places.values())):
-    file = os.path.join(os.path.dirname(path), shard)
-    if not os.path.isfile(file):
-      raise ValueError(
-        f'{file!r} is named in {INDEX} but does not exist; download it again'
-      )
-  return places
 
 
 class _Tensor(NamedTuple):
@@ -174,11 +117,23 @@ def _check_tensors(
   if cfg.tie_word_embeddings and _is_copy(tensors, *family.tied_names):
     found.pop(family.tied_names[0])
   expected = {name: one.shape for name, one in wanted.items()}
-  lines = weights.problems(expected, found)
+  tied = _tie_problems(*family.tied_names)
+  lines = [tied.get(x, x) for x in weights.problems(expected, found)]
   for name, view in views.items():
     if view.get_dtype() not in _FLOATS:
       lines.append(f'{name} is {view.get_dtype()}; accepted: {_FLOATS}')
   weights.refuse(source, lines, _FIX)
+
+
+def _tie_problems(head: str, embedding: str) -> dict[str, str]:
+  """What is said in place of an LM head's being missing or unexpected."""
+  return {
+    f'unexpected {head}': f'{head} is another than {embedding}, but '
+    'tie_word_embeddings is true; if the head is right, set it to false in '
+    'config.json',
+    f'missing {head}': f'missing {head}, as tie_word_embeddings is false; if '
+    f'the head is {embedding}, set it to true in config.json',
+  }
 
 
 def _is_copy(tensors, head: str, embedding: str) -> bool:
@@ -186,47 +141,6 @@ def _is_copy(tensors, head: str, embedding: str) -> bool:
   if not (head in tensors and embedding in tensors):
     return False
   return np.array_equal(tensors[head].read(), tensors[embedding].read())
-
-
-def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
-  """The tokenizer of a folder, see `open_tokenizer`.
-
-  Raises:
-    ValueError: there is no tokenizer.json, or it cannot be read.
-  """
-  path = os.path.join(folder, 'tokenizer.json')
-  if not os.path.isfile(path):
-    raise ValueError(
-      f'{os.fspath(folder)!r} has no tokenizer.json; save the fast tokenizer '
-      'of the model there'
-    )
-  return open_tokenizer(path)
-
-
-def open_tokenizer(path: str) -> tokenizers.Tokenizer:
-  """The tokenizer of a tokenizer.json, which encodes texts whole; tried on one.
-
-  Some files were saved with settings of a training run, which cut texts or
-  fill them up; they are switched off.
-
-  Raises:
-    ValueError: the file cannot be read, or its tokenizer not used.
-  """
-  fix = 'download it again'
-  errors = tokenizer_errors.naming(f'{path!r} cannot be read', fix)
-  with errors, tokenizer_errors.quiet():
-    tokenizer = tokenizers.Tokenizer.from_file(path)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    for has_special in (False, True):
-      tokenizer.encode('a', add_special_tokens=has_special)
-    most = max(tokenizer.get_vocab().values(), default=-1)
-  if most >= _MAX_TOKENS:
-    raise ValueError(
-      f'{path!r} has the token id {most:,}; accepted: below {_MAX_TOKENS:,}; '
-      f'{fix}'
-    )
-  return tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,14 +207,14 @@ def writers(
     'pass the base weights that belong to this config',
   )
   made, index = {}, {}
-  shards = list(_shards(cfg, dtype, max_shard_bytes))
-  for i, held in enumerate(shards, start=1):
+  parts = list(_shards(cfg, dtype, max_shard_bytes))
+  for i, held in enumerate(parts, start=1):
     name = WEIGHTS
-    if len(shards) > 1:
-      name = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
+    if len(parts) > 1:
+      name = f'model-{i:05d}-of-{len(parts):05d}.safetensors'
     made[name] = _shard_writer(flat, held, dtype)
     index |= dict.fromkeys((stored.name for stored in held), name)
-  if len(shards) > 1:
+  if len(parts) > 1:
     listing = {'metadata': {}, 'weight_map': index}
     made[INDEX] = lambda path: files.write_json(path, listing)
   return made | _extra_writers(cfg, extras, dtype)

@@ -20,6 +20,8 @@ from specstream_jax.checkpoints import (
   generation_config,
   gguf,
   huggingface,
+  shards,
+  tokenizer_files,
   weights,
 )
 
@@ -154,6 +156,8 @@ def resolve(
     return fetch.fetch(text)
   if _HUB_ID.fullmatch(text) and not path.exists() and path.suffix != '.gguf':
     return _resolve_hub(text, patterns)
+  if path.is_file() and path.suffix in shards.PICKLES:
+    raise ValueError(shards.pickled(path))
   what = 'not a GGUF file' if path.is_file() else 'not found'
   raise ValueError(
     f'model {text!r} is {what}; accepted: a known name '
@@ -204,7 +208,7 @@ def _load_huggingface(
   path: pathlib.Path, dtype: str, *, has_weights: bool = True
 ) -> LoadedModel:
   cfg = huggingface.read_config(path, dtype=dtype)
-  tokenizer = _tokenizer_or_reason(huggingface.read_tokenizer, path)
+  tokenizer = _tokenizer_or_reason(tokenizer_files.read, path)
   said = eos.read(path, known_tokenizer(tokenizer), cfg.vocab_size)
   return LoadedModel(
     config=cfg,

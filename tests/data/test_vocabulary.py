@@ -8,7 +8,7 @@ import data_testing
 import pytest
 from tokenizers import Tokenizer, models, normalizers, processors
 
-from specstream_jax.checkpoints import huggingface, token_ids
+from specstream_jax.checkpoints import token_ids, tokenizer_files
 from specstream_jax.cli import prepare
 from specstream_jax.data import vocabulary
 
@@ -51,7 +51,7 @@ def test_load_errors(tmp_path):
     vocabulary.load(str(tmp_path), eos_token='</s>')
 
 
-@pytest.mark.parametrize('read', [vocabulary.load, huggingface.read_tokenizer])
+@pytest.mark.parametrize('read', [vocabulary.load, tokenizer_files.read])
 def test_saved_truncation_and_padding_are_switched_off(tmp_path, read):
   tokenizer = data_testing.make_tokenizer()
   tokenizer.enable_padding(length=9, pad_id=3, pad_token='x')

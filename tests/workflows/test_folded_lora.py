@@ -176,7 +176,7 @@ def test_streams_may_stand_on_a_peft_folder(root):
   for path, leaf in own.folded.items():
     np.testing.assert_array_equal(leaf, same.folded[path])
   assert same.origins['fold_adapter']['provenance']['format'] == 'peft'
-  with pytest.raises(ValueError, match='is a plain LoRA, StreamConfig.mode'):
+  with pytest.raises(ValueError, match=r'is a plain LoRA, StreamConfig.mode'):
     train_start.start(folder, None, loaded, recipe())
   further = train_start.start(folder, None, loaded, recipe('fine_tuned'))
   assert further.initial.keys() == own.folded.keys()
