@@ -16,6 +16,7 @@ def build(
   *,
   unknown: str,
   has_prefix: bool,
+  has_bytes: bool = True,
 ) -> tokenizers.Tokenizer:
   """A tokenizer without added tokens.
 
@@ -24,12 +25,23 @@ def build(
     merges: of tokens into tokens, best first.
     unknown: token of what has no bytes either.
     has_prefix: whether a text gets a space in front.
+    has_bytes: whether what it does not know is spelled in bytes.
   """
   vocab = {token: i for i, token in enumerate(tokens)}
   bpe = models.BPE(
-    vocab, list(merges), unk_token=unknown, fuse_unk=True, byte_fallback=True
+    vocab,
+    list(merges),
+    unk_token=unknown,
+    fuse_unk=True,
+    byte_fallback=has_bytes,
   )
   tokenizer = tokenizers.Tokenizer(bpe)
+  mark_spaces(tokenizer, has_prefix)
+  return tokenizer
+
+
+def mark_spaces(tokenizer: tokenizers.Tokenizer, has_prefix: bool) -> None:
+  """Makes it write spaces as marks, with one in front, and read them back."""
   steps = [normalizers.Replace(' ', SPACE)]
   undo = [decoders.Replace(SPACE, ' '), decoders.ByteFallback()]
   undo.append(decoders.Fuse())
@@ -38,7 +50,6 @@ def build(
     undo.append(decoders.Strip(' ', 1, 0))
   tokenizer.normalizer = normalizers.Sequence(steps)
   tokenizer.decoder = decoders.Sequence(undo)
-  return tokenizer
 
 
 def merges(

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from specstream_jax.checkpoints import (
   byte_bpe,
@@ -111,27 +111,15 @@ def _said(folder: str) -> dict[str, Any]:
 def _of_spm(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """SentencePiece, BPE or Unigram."""
   spm = spm_file.read(os.path.join(folder, SPM))
-  unknown = spm.of_type(spm_file.UNKNOWN)[0]
-  if spm.model_type == spm_file.BPE:
-    mergeable = [
-      t if kind in (spm_file.NORMAL, spm_file.USER_DEFINED) else ''
-      for t, kind in zip(spm.tokens, spm.types)
-    ]
-    kept = [i for i, token in enumerate(mergeable) if token]
-    merges = pieces_bpe.merges(
-      [spm.tokens[i] for i in kept], [spm.scores[i] for i in kept], SPM
+  tokenizer = _spm_model(spm)
+  steps = [tokenizer.normalizer]
+  if spm.has_prefix and said.get('legacy') is False:
+    # As transformers has it then: a space in front of the whole text alone,
+    # and none where it begins with one.
+    steps = []
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+      prepend_scheme='first', split=False
     )
-    tokenizer = pieces_bpe.build(
-      spm.tokens,
-      merges,
-      unknown=spm.tokens[unknown],
-      has_prefix=spm.has_prefix,
-    )
-    steps = [tokenizer.normalizer]
-  elif spm.model_type == spm_file.UNIGRAM:
-    tokenizer, steps = _unigram(spm, unknown), []
-  else:
-    raise ValueError('it splits texts into words or characters')
   if spm.removes_spaces:
     several = tokenizers.Regex(' {2,}')
     steps[:0] = [normalizers.Strip(), normalizers.Replace(several, ' ')]
@@ -148,20 +136,29 @@ def _of_spm(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def _unigram(spm: spm_file.Spm, unknown: int) -> tokenizers.Tokenizer:
-  """The tokenizer of pieces that are chosen by their probability."""
-  scored = list(zip(spm.tokens, spm.scores))
-  tokenizer = tokenizers.Tokenizer(
-    models.Unigram(scored, unknown, byte_fallback=spm.has_bytes)
-  )
-  scheme = 'always' if spm.has_prefix else 'never'
-  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-    prepend_scheme=scheme, split=False
-  )
-  tokenizer.decoder = decoders.Sequence(
-    [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)]
-  )
-  return tokenizer
+def _spm_model(spm: spm_file.Spm) -> tokenizers.Tokenizer:
+  """A tokenizer without added tokens."""
+  unknown = spm.of_type(spm_file.UNKNOWN)[0]
+  if spm.model_type == spm_file.BPE:
+    kept = spm.of_type(spm_file.NORMAL, spm_file.USER_DEFINED)
+    merges = pieces_bpe.merges(
+      [spm.tokens[i] for i in kept], [spm.scores[i] for i in kept], SPM
+    )
+    return pieces_bpe.build(
+      spm.tokens,
+      merges,
+      unknown=spm.tokens[unknown],
+      has_prefix=spm.has_prefix,
+      has_bytes=spm.has_bytes,
+    )
+  if spm.model_type == spm_file.UNIGRAM:
+    scored = list(zip(spm.tokens, spm.scores))
+    tokenizer = tokenizers.Tokenizer(
+      models.Unigram(scored, unknown, byte_fallback=spm.has_bytes)
+    )
+    pieces_bpe.mark_spaces(tokenizer, spm.has_prefix)
+    return tokenizer
+  raise ValueError('it splits texts into words or characters')
 
 
 def _of_merges(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:

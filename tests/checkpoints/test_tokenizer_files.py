@@ -31,7 +31,7 @@ def spm_model(folder, **settings):
       'vocab_size': 420,
       'model_type': 'bpe',
       'byte_fallback': True,
-      'character_coverage': 0.9,
+      'character_coverage': 0.98,
       'normalization_rule_name': 'identity',
       'remove_extra_whitespaces': False,
       'hard_vocab_limit': False,
@@ -56,8 +56,8 @@ def spm_model(folder, **settings):
 def test_ids_of_sentencepiece_models(tmp_path, settings):
   theirs = spm_model(tmp_path, **settings)
   ours = tokenizer_files.read(tmp_path)
-  for text in TEXTS:
-    # Special tokens are taken from the text here, as transformers does.
+  # Special tokens are taken from the text here, as transformers does.
+  for text in (text for text in TEXTS if '<s>' not in text):
     wanted = theirs.encode(text)
     assert ours.encode(text, add_special_tokens=False).ids == wanted, text
     assert ours.encode(text).ids == [theirs.bos_id(), *wanted]
@@ -74,6 +74,7 @@ def test_ids_of_transformers_with_a_sentencepiece_model(tmp_path):
         'bos_token': '<s>',
         'eos_token': '</s>',
         'add_bos_token': True,
+        'legacy': False,
         'added_tokens_decoder': {'420': added},
       }
     )
