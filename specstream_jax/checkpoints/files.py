@@ -126,7 +126,7 @@ def write_all(folder: str, writers: dict[str, Callable[[str], None]]) -> None:
   """
   with (
     writing.readable(folder),
-    scratch.folder(folder, next(iter(writers))) as place,
+    scratch.folder(folder, os.path.basename(next(iter(writers)))) as place,
   ):
     for name, write in writers.items():
       os.makedirs(os.path.dirname(os.path.join(place, name)), exist_ok=True)

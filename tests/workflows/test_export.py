@@ -8,6 +8,7 @@ import shutil
 
 import byte_model
 import commands
+import jax
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -26,6 +27,14 @@ TREE = config.TreeConfig(depth=2, branching=2, num_nodes=4)
 ENDLESS = config.SamplingConfig(ignore_eos=True)
 PROMPTS = [[5, 9, 30], [200, 7]]
 TEMPLATE = '{{ messages }}'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _compile_fast():
+  """Compiling takes most of the time here; running takes none."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
