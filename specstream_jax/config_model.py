@@ -37,7 +37,9 @@ class RopeScaling:
     beta_fast: yarn.
     beta_slow: yarn.
     is_truncated: yarn, whether the ramp's ends are whole numbers.
-    divisors: longrope, what each of the H/2 frequencies is divided by.
+    divisors: longrope, what each of the H/2 frequencies is divided by in texts
+      within the original positions.
+    long_divisors: longrope, the same of longer texts, which are not supported.
   """
 
   kind: str = 'default'
@@ -50,6 +52,7 @@ class RopeScaling:
   beta_slow: float = 1.0
   is_truncated: bool = True
   divisors: tuple[float, ...] = ()
+  long_divisors: tuple[float, ...] = ()
 
   def __post_init__(self):
     checks.config_types(self)

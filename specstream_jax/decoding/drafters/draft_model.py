@@ -19,7 +19,6 @@ import numpy as np
 
 from specstream_jax import config, config_drafting, sampling, typing
 from specstream_jax.decoding import (
-  cache as cache_lib,
   edits as edits_lib,
   interface,
   random_trees,
@@ -27,6 +26,7 @@ from specstream_jax.decoding import (
   transformer_fns,
   tree as tree_lib,
 )
+from specstream_jax.modeling import cache as cache_lib
 
 
 class Level(NamedTuple):
