@@ -303,5 +303,5 @@ def test_a_family_without_a_place_for_a_weight():
   cfg = dataclasses.replace(family_models.load('qwen3').cfg, family='llama')
   with pytest.raises(ValueError, match="'llama' have no place for 'layers/0"):
     families.by_name('llama').tensors(cfg)
-  with pytest.raises(ValueError, match="ModelConfig.family is 'x'; accepted"):
+  with pytest.raises(ValueError, match=r"ModelConfig.family is 'x'; accepted"):
     families.by_name('x')

@@ -14,6 +14,7 @@ import copy
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
@@ -22,7 +23,7 @@ import transformers
 
 FOLDER = pathlib.Path(__file__).parent / 'families'
 PROMPTS, NEW_TOKENS = (2, 11), 14
-LEAST_MARGIN, LEAST_DISTINCT = 0.01, 8
+LEAST_MARGIN, LEAST_DISTINCT = 0.01, 5
 SIZES = {
   'vocab_size': 61,
   'hidden_size': 24,
@@ -206,7 +207,8 @@ def randomise(model, seed):
       elif leaf.ndim == 1:
         noise = 0.3 * noise
       elif 'emb' in name or 'wte' in name or 'wpe' in name:
-        noise = 0.8 * noise
+        # Scaled embeddings would drown what the layers add.
+        noise = (0.2 if is_offset else 0.8) * noise
       else:
         noise = 1.5 * noise / max(leaf.shape[1], 1) ** 0.5
       leaf.copy_(noise.half().float())
@@ -248,9 +250,9 @@ def version_4(raw):
     raw['rope_theta'] = theta
     if fraction is not None:
       raw['partial_rotary_factor'] = fraction
-  table.pop('original_max_position_embeddings', None) if (
-    table['rope_type'] in ('dynamic', 'longrope', 'default')
-  ) else None
+  # Version 5 copies this into every table, version 4 into none of these.
+  if table['rope_type'] in ('dynamic', 'longrope', 'default'):
+    table.pop('original_max_position_embeddings', None)
   raw['rope_scaling'] = None if table['rope_type'] == 'default' else table
   return raw
 
@@ -292,12 +294,11 @@ def write(name):
   )
   print(
     f'{name}: seed {seed}, margin {margin:.3f}, {distinct} distinct, largest '
-    f'logit {float(logits.abs().max()):.1f}'
+    f'logit {float(logits.abs().max()):.1f}',
+    flush=True,
   )
 
 
 if __name__ == '__main__':
-  import sys
-
   for each in sys.argv[1:] or MODELS:
     write(each)
