@@ -23,7 +23,7 @@ import transformers
 
 FOLDER = pathlib.Path(__file__).parent / 'families'
 PROMPTS, NEW_TOKENS = (2, 11), 14
-LEAST_MARGIN, LEAST_DISTINCT = 0.01, 5
+LEAST_MARGIN, LEAST_DISTINCT = 0.01, 4
 SIZES = {
   'vocab_size': 61,
   'hidden_size': 24,
@@ -138,6 +138,7 @@ MODELS = {
       'n_layer': 3,
       'n_head': 4,
       'n_positions': 40,
+      'bos_token_id': 1,
       'eos_token_id': None,
     },
   ),
