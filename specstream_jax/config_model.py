@@ -37,7 +37,9 @@ class RopeScaling:
     beta_fast: yarn.
     beta_slow: yarn.
     is_truncated: yarn, whether the ramp's ends are whole numbers.
-    divisors: longrope, what each of the H/2 frequencies is divided by.
+    divisors: longrope, what each of the H/2 frequencies is divided by in texts
+      within the original positions.
+    long_divisors: longrope, the same of longer texts, which are not supported.
   """
 
   kind: str = 'default'
@@ -50,6 +52,7 @@ class RopeScaling:
   beta_slow: float = 1.0
   is_truncated: bool = True
   divisors: tuple[float, ...] = ()
+  long_divisors: tuple[float, ...] = ()
 
   def __post_init__(self):
     checks.config_types(self)
@@ -234,6 +237,17 @@ class ModelConfig:
       f'ModelConfig.num_heads is {self.num_heads}, not a multiple of '
       f'num_kv_heads, which is {self.num_kv_heads}',
     )
+    checks.check(
+      not (self.has_head_bias and self.tie_word_embeddings),
+      'ModelConfig.has_head_bias is True, but the LM head is the embedding; set '
+      'tie_word_embeddings to False',
+    )
+    checks.check(
+      not self.num_learned_positions
+      or self.num_learned_positions > self.position_offset,
+      f'ModelConfig.num_learned_positions is {self.num_learned_positions}; it '
+      f'must be more than position_offset, which is {self.position_offset}',
+    )
     self._check_rope()
     self._check_layers()
 
@@ -293,6 +307,15 @@ class ModelConfig:
   def num_rotated(self) -> int:
     """Leading dims of a head that RoPE turns."""
     return self.rotary_dim or self.head_dim
+
+  @property
+  def most_positions(self) -> int:
+    """The longest text that has an answer at all; 0 where any has."""
+    scaling = self.rope_scaling
+    if self.num_learned_positions:
+      return self.num_learned_positions - self.position_offset
+    has_other = scaling.divisors != scaling.long_divisors
+    return scaling.original_max_position_embeddings if has_other else 0
 
   @property
   def kinds(self) -> tuple[str, ...]:

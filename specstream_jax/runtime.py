@@ -194,8 +194,18 @@ class Model:
   def warn_if_long(
     self, prompts: Sequence[Sequence[int]], max_new_tokens: int
   ) -> None:
-    """Warns of texts that run past the positions the model was trained on."""
+    """Warns of texts that run past the positions the model was trained on.
+
+    Raises:
+      ValueError: the model has no such positions at all.
+    """
     longest = max(map(len, prompts), default=0) + max_new_tokens
+    if 0 < self.config.most_positions < longest:
+      raise ValueError(
+        f'prompt and new tokens come to {longest} positions, but the model has '
+        f'only {self.config.most_positions}; use a shorter prompt or fewer '
+        'new tokens'
+      )
     most = self.config.max_position_embeddings
     if longest > most:
       logging.warning(

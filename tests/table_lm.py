@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax.decoding import (
-  cache as cache_lib,
   interface,
   tree as tree_lib,
 )
+from specstream_jax.modeling import cache as cache_lib
 
 VOCAB_SIZE = 13
 NUM_CONTEXTS = 211

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 
 from specstream_jax import config, sampling, typing
 from specstream_jax.decoding import (
-  cache as cache_lib,
   edits as edits_lib,
   tree as tree_lib,
   verify,
 )
+from specstream_jax.modeling import cache as cache_lib
 
 
 class Pruned(NamedTuple):

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 
 from specstream_jax import sampling, typing
 from specstream_jax.decoding import (
-  cache as cache_lib,
   edits as edits_lib,
   interface,
   stopping,
   tree as tree_lib,
   verify,
 )
+from specstream_jax.modeling import cache as cache_lib
 
 
 @jax.tree_util.register_dataclass

@@ -23,7 +23,6 @@ import tokenizers
 from specstream_jax import config, config_drafting, sampling, typing
 from specstream_jax.checkpoints import loading
 from specstream_jax.decoding import (
-  cache as cache_lib,
   edits as edits_lib,
   interface,
   random_trees,
@@ -32,7 +31,11 @@ from specstream_jax.decoding import (
   tree as tree_lib,
 )
 from specstream_jax.drafters import loaded
-from specstream_jax.modeling import build, params as params_lib
+from specstream_jax.modeling import (
+  build,
+  cache as cache_lib,
+  params as params_lib,
+)
 
 LAYOUT = 'out_in'
 DEFAULT_TREE = config.TreeConfig()

@@ -122,9 +122,7 @@ def _head(model, cfg, built, width) -> Any:
       f'branches into {width}; use a smaller branching or more tokens'
     )
   merged = built.merge(model.base, model.adapter)
-  return transformer_fns.DraftHead(
-    jnp.asarray(ids), merged.head_rows(jnp.asarray(ids))
-  )
+  return transformer_fns.draft_head(merged, jnp.asarray(ids))
 
 
 def _table(model, cfg) -> Any:

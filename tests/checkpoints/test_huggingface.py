@@ -95,14 +95,14 @@ def test_lists_every_field_that_changes_the_maths():
       pretraining_tp=2,
       logit_scale=0.5,
       quantization_config={'bits': 4},
-      rope_scaling={'rope_type': 'yarn', 'factor': 2.0},
+      rope_scaling={'rope_type': 'odd', 'factor': 2.0},
     )
   for text in (
     "hidden_act is 'gelu'; accepted: 'silu'",
     'pretraining_tp is 2; accepted: 1',
     'logit_scale = 0.5 is not understood',
     "quantization_config = {'bits': 4} is not understood",
-    "rope_type is 'yarn'; accepted: 'default', 'linear', 'llama3'",
+    "rope_type is 'odd'; accepted: 'default', 'linear', 'dynamic'",
   ):
     assert text in str(error.value)
 
@@ -121,8 +121,10 @@ def test_refuses_missing_sizes():
 
 
 def test_refuses_other_architectures():
-  with pytest.raises(ValueError, match=r"\['OPTForCausalLM'\]; accepted: one"):
-    parse(architectures=['OPTForCausalLM'])
+  with pytest.raises(
+    ValueError, match=r"\['BloomForCausalLM'\]; accepted: one"
+  ):
+    parse(architectures=['BloomForCausalLM'])
 
 
 def test_mistral_without_sliding_window_is_a_llama():

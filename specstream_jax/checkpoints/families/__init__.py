@@ -5,11 +5,48 @@ from collections.abc import Mapping
 from typing import Any
 
 from specstream_jax.checkpoints import fields
-from specstream_jax.checkpoints.families import llama, mistral
+from specstream_jax.checkpoints.families import (
+  gemma,
+  gpt_neox,
+  granite,
+  llama,
+  mistral,
+  olmo,
+  opt,
+  phi,
+  qwen,
+  smollm3,
+)
 from specstream_jax.checkpoints.families.family import Family as Family
 from specstream_jax.checkpoints.families.stored import Stored as Stored
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA, mistral.MISTRAL)
+FAMILIES: tuple[Family, ...] = (
+  llama.LLAMA,
+  mistral.MISTRAL,
+  qwen.QWEN2,
+  qwen.QWEN3,
+  gemma.GEMMA,
+  gemma.GEMMA2,
+  gemma.GEMMA3,
+  opt.OPT,
+  opt.GPT2,
+  phi.PHI,
+  phi.PHI3,
+  gpt_neox.GPT_NEOX,
+  smollm3.SMOLLM3,
+  olmo.OLMO2,
+  granite.GRANITE,
+)
+# Fields, or parts of names, that give away models of other kinds.
+_EXPERTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe')
+_SENSES = (
+  'vision_config',
+  'audio_config',
+  'ForConditionalGeneration',
+  'ImageText',
+  'MultiModal',
+)
+_STATES = ('ssm_cfg', 'state_size', 'mamba', 'rwkv', 'rglru', 'lru_width')
 _BY_NAME = {one.name: one for one in FAMILIES}
 _BY_ARCHITECTURE = {one.architecture: one for one in FAMILIES}
 _BY_TYPE = {one.model_type: one for one in FAMILIES}
@@ -48,7 +85,21 @@ def family_of(raw: Mapping[str, Any], source: str) -> Family:
   found = _BY_ARCHITECTURE.get(str(names[0])) if is_one else None
   if found is None:
     raise ValueError(
-      f'{source} has architectures {fields.shown(names)}; accepted: one of '
+      f'{source} has architectures {fields.shown(names)}'
+      f'{_other_kind(raw, names)}; accepted: one of '
       f'{", ".join(map(repr, _BY_ARCHITECTURE))}'
     )
   return found
+
+
+def _other_kind(raw: Mapping[str, Any], names: Any) -> str:
+  """What a model is that is no dense decoder of text; empty if unknown."""
+  said = ' '.join([*map(str, raw), str(names), str(raw.get('model_type'))])
+  for signs, what in (
+    (_SENSES, 'a multimodal model'),
+    (_STATES, 'a model with state-space or recurrent layers'),
+    (_EXPERTS, 'a mixture of experts'),
+  ):
+    if any(sign.lower() in said.lower() for sign in signs):
+      return f', {what}, which this package does not run'
+  return ''

@@ -25,6 +25,21 @@ SIZES = {
 SIZE = fields.Kind(
   'an integer above 0', lambda value: type(value) is int and value >= 1
 )
+# Activations by the names that config.json has for them.
+ACTIVATIONS = {
+  'silu': 'silu',
+  'swish': 'silu',
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_fast': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
+  'relu': 'relu',
+}
+ACTIVATION = fields.Kind(
+  f'one of {", ".join(map(repr, ACTIVATIONS))}',
+  lambda value: isinstance(value, str) and value in ACTIVATIONS,
+)
+_LAYER_TYPES = {'full_attention': 'full', 'sliding_attention': 'window'}
 # Fields that change the output of any model unless they have such a value.
 _NEUTRAL = {
   'use_bidirectional_attention': (False,),
@@ -113,7 +128,7 @@ class Family:
       ValueError: lists every field that is missing or would change the maths.
     """
     # A null in the file overrides a default, then counts as absent.
-    merged = self.respell({**self.defaults, **raw})
+    merged = self.respell(huggingface_rope.lifted({**self.defaults, **raw}))
     raw = {name: value for name, value in merged.items() if value is not None}
     fix = 'write the file again, or get the checkpoint anew'
     weights.refuse(source, self._type_problems(raw), fix)
@@ -179,3 +194,53 @@ class Family:
   def canonical(self, name: str) -> str:
     """The name that `tensors` has for a tensor of an older file."""
     return re.sub(*self.old_names, name) if self.old_names else name
+
+
+def layer_kinds(types: Sequence[str], window: int | None) -> dict[str, Any]:
+  """Fields of `ModelConfig` from the types of layers and their window.
+
+  Raises:
+    ValueError: a type is not understood, or there is no window for one.
+  """
+  for name in types:
+    checks.one_of('an entry of layer_types', name, tuple(_LAYER_TYPES))
+  kinds = tuple(_LAYER_TYPES[name] for name in types)
+  if 'window' not in kinds:
+    return {}
+  checks.check(
+    bool(window),
+    "layer_types has 'sliding_attention', but there is no sliding_window; "
+    'write it into the file',
+  )
+  return {'window': window, 'layer_kinds': kinds}
+
+
+def layer_types(cfg: config.ModelConfig) -> list[str]:
+  """Undoes `layer_kinds`."""
+  names = {'full': 'full_attention', 'window': 'sliding_attention'}
+  return [names[kind] for kind in cfg.kinds]
+
+
+def rotary_dim(raw: Mapping[str, Any]) -> int:
+  """`ModelConfig.rotary_dim` from the fraction of a head that RoPE turns."""
+  head_dim = raw['hidden_size'] // raw['num_attention_heads']
+  head_dim = raw.get('head_dim', head_dim)
+  turned = int(head_dim * raw['partial_rotary_factor'])
+  return 0 if turned == head_dim else turned
+
+
+def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+  """Fields under other names; those that have none keep theirs."""
+  return {names.get(name, name): value for name, value in raw.items()}
+
+
+def activation(cfg: config.ModelConfig, tanh_gelu: str) -> str:
+  """Undoes `ACTIVATIONS`; the tanh form of GELU has several names."""
+  name = cfg.mlp.activation
+  return tanh_gelu if name == 'gelu_tanh' else name
+
+
+def whole(number: float) -> float | int:
+  """A number that stands for a whole one as that, free of rounding."""
+  near = round(number)
+  return near if abs(number - near) < 1e-6 * max(near, 1) else number

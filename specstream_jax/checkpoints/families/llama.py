@@ -30,6 +30,10 @@ LAYER = (
   *MLP,
   stored.Module('post_attention_layernorm', ('mlp_norm',)),
 )
+QK_NORMS = (
+  stored.Module('self_attn.q_norm', ('attention/query_norm',)),
+  stored.Module('self_attn.k_norm', ('attention/key_norm',)),
+)
 KINDS = {
   **dict.fromkeys(family.SIZES, family.SIZE),
   'num_key_value_heads': family.SIZE,
