@@ -68,12 +68,12 @@ class MissingTokenizer:
   """Stands in for a tokenizer that could not be read; any use says why."""
 
   def __init__(self, reason: str):
-    self._reason = reason
+    self.reason = reason
 
   def __getattr__(self, name: str):
     if name.startswith('_'):
       raise AttributeError(name)
-    raise ValueError(self._reason)
+    raise ValueError(self.reason)
 
 
 def load_model(
