@@ -21,7 +21,7 @@ from specstream_jax.modeling import build, params
 
 _SAMPLES = 4096
 
-# Our path -> GGUF tensor, without the '.weight' suffix.
+# Our path -> GGUF tensor, without the suffix '.weight' or '.bias'.
 _TOP = {
   'embed/embedding': 'token_embd',
   'final_norm/scale': 'output_norm',
@@ -37,6 +37,11 @@ _LAYER = {
   'mlp/up/kernel': 'ffn_up',
   'mlp/down/kernel': 'ffn_down',
   'mlp_norm/scale': 'ffn_norm',
+  'attention/query/bias': 'attn_q',
+  'attention/key/bias': 'attn_k',
+  'attention/value/bias': 'attn_v',
+  'attention/query_norm/scale': 'attn_q_norm',
+  'attention/key_norm/scale': 'attn_k_norm',
 }
 
 
@@ -76,7 +81,8 @@ def _gguf_name(path: str) -> str:
   if path in _TOP:
     return f'{_TOP[path]}.weight'
   _, index, rest = path.split('/', 2)
-  return f'blk.{index}.{_LAYER[rest]}.weight'
+  suffix = 'bias' if rest.endswith('bias') else 'weight'
+  return f'blk.{index}.{_LAYER[rest]}.{suffix}'
 
 
 def stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 
+import fuzzing
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
@@ -184,6 +185,24 @@ def test_another_base_by_name_is_told(tmp_path, caplog):
   other = copy(tmp_path / 'b', base_model_name_or_path='org/other')
   fitted.read(other, base())
   assert 'was trained on org/other, the base is base' in caplog.text
+
+
+@fuzzing.modes
+def test_damaged_configs(tmp_path, mode):
+  folder = copy(tmp_path / 'a', 'patterns')
+  path = folder / peft_config.CONFIG
+  damages = fuzzing.json_damage(json.loads(path.read_text()))
+  read = functools.partial(fitted.read, folder, base())
+  fuzzing.attempt(mode, damages, path, read, is_named=False)
+
+
+@fuzzing.modes
+def test_damaged_weights(tmp_path, mode):
+  folder = copy(tmp_path / 'a', 'patterns')
+  path = folder / peft.WEIGHTS
+  damages = fuzzing.tensor_damage(path.read_bytes())
+  read = functools.partial(fitted.read, folder, base())
+  fuzzing.attempt(mode, damages, path, read, is_named=False)
 
 
 def test_info_describes_it():
