@@ -121,9 +121,15 @@ def test_merged_folder_is_bit_equal_and_so_are_its_drafts(
   assert (folder / 'model.safetensors.index.json').is_file()
   assert len(list(folder.glob('model-*.safetensors'))) > 2
   if adapter == 'tuned':
-    after = dataclasses.replace(after, _decoders=before._decoders)
-    wanted = tokens(before)
-    assert tokens(after) == tokens(after, 'streams') == wanted
+    decode = config.DecodeConfig(max_new_tokens=10, prompt_bucket=8)
+    found = [
+      before.decoder(drafter, decode)
+      .generate(model.params(drafter), PROMPTS)
+      .tokens
+      for model in (before, after)
+      for drafter in ('none', 'streams')
+    ]
+    assert found == found[:1] * 4
 
 
 def test_torch_decodes_the_same(root, tmp_path):
