@@ -87,7 +87,8 @@ def read(
       np.asarray(tensors[f'{name}.{factor}.weight'], np.float32)
       for factor in _FACTORS
     )
-    high = high * np.float32(cfg.scale_of(name) / scale)
+    with np.errstate(over='ignore'):  # of a damaged file
+      high = high * np.float32(cfg.scale_of(name) / scale)
     for path, leaf in modules[name].split_lora(low, high).items():
       flat[path][: leaf.shape[0], : leaf.shape[1]] = leaf
   return Lora(flat, lora, cfg)

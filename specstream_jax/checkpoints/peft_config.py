@@ -223,11 +223,16 @@ _OFF = (False, '', [], {})
 
 def _pattern_problems(raw: Mapping[str, Any]) -> list[str]:
   """Patterns that are none, or longer than any is."""
-  patterns = [*raw.get('rank_pattern', {}), *raw.get('alpha_pattern', {})]
+  # These stand within a larger pattern, where flags like (?i) may not.
+  within = [*raw.get('rank_pattern', {}), *raw.get('alpha_pattern', {})]
+  patterns = [f'({pattern})' for pattern in within]
   for name in ('target_modules', 'exclude_modules', 'layers_pattern'):
     value = raw.get(name, ())
-    is_pattern = isinstance(value, str) or name == 'layers_pattern'
-    patterns += ([value] if isinstance(value, str) else value) * is_pattern
+    values = [value] if isinstance(value, str) else [*value]
+    if name == 'layers_pattern':
+      patterns += [f'({pattern})' for pattern in values]
+    elif isinstance(value, str):
+      patterns += values
   lines = []
   for pattern in patterns:
     try:
