@@ -99,8 +99,7 @@ def _check_vocabulary(model, path, draft_cfg, draft_tokenizer) -> None:
   """Raises ValueError unless token ids mean the same to both models.
 
   A checkpoint without a tokenizer is taken at its word: drafts that mean
-  something else are rejected, the output stays the same. Embeddings that are
-  padded differently need tokenizers, which say that no more differs.
+  something else are rejected. Embeddings of two sizes need tokenizers.
   """
   fix = 'use a draft model of the same family, or train one (specstream train'
   fix = f'{fix} --draft_model_layers=4)'
@@ -110,19 +109,16 @@ def _check_vocabulary(model, path, draft_cfg, draft_tokenizer) -> None:
     if sizes[0] != sizes[1]:
       raise ValueError(
         f'draft model {path!r} has a vocabulary of {sizes[1]} tokens but the '
-        f'target has {sizes[0]}, and without both tokenizers it cannot be told '
-        f'whether they go together; {fix}'
+        f'target has {sizes[0]}, and not both tokenizers are there; {fix}'
       )
     return
-  # Tokens that only one of them embeds cannot be drafted, or not be accepted.
-  most = min(sizes)
+  most = min(sizes)  # beyond, one of them has no embedding
   own, other = (
     {t: i for t, i in one.get_vocab(with_added_tokens=True).items() if i < most}
     for one in pair
   )
   different = sorted(t for t in own | other if own.get(t) != other.get(t))
-  if different:
-    example = different[0]
+  for example in different[:1]:
     raise ValueError(
       f'draft model {path!r} has another tokenizer than the target: token '
       f'{example!r} is {other.get(example)} there and {own.get(example)} here; '

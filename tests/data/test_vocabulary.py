@@ -42,7 +42,9 @@ def test_bos_only_if_the_tokenizer_asks(tmp_path):
 
 
 def test_load_errors(tmp_path):
-  with pytest.raises(ValueError, match=r'neither a tokenizer\.json, nor a'):
+  with pytest.raises(
+    ValueError, match=r'has no tokenizer\.json, tokenizer\.model or'
+  ):
     vocabulary.load(str(tmp_path))
   data_testing.make_tokenizer().save(str(tmp_path / 'tokenizer.json'))
   with pytest.raises(ValueError, match="no EOS token ''; pass eos_token"):

@@ -307,7 +307,7 @@ def test_draft_models_that_do_not_fit_are_refused(root, tmp_path):
   (tmp_path / 'larger' / 'tokenizer.json').unlink()
   with pytest.raises(
     ValueError,
-    match=r'vocabulary of 263 tokens but the target.*both tokenizers',
+    match=r'vocabulary of 263 tokens but the target.*not both tokenizers',
   ):
     assemble(root, f'draft_model:path={tmp_path / "larger"}')
   names = ['<eos>', *sorted(pre_tokenizers.ByteLevel.alphabet())[::-1]]
