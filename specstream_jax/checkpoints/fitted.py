@@ -3,8 +3,8 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import os
-import types
 from typing import Any
 
 from absl import logging
@@ -20,7 +20,7 @@ from specstream_jax.checkpoints import (
   shipped,
 )
 
-_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+_nothing = functools.partial(dataclasses.field, default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Fitted:
   """
 
   folder: str = ''
-  folded: Mapping[str, Any] = _NOTHING
+  folded: Mapping[str, Any] = _nothing()
   folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
-  rest: Mapping[str, Any] = _NOTHING
+  rest: Mapping[str, Any] = _nothing()
   stream: config.StreamConfig | None = None
   lora: config.LoraConfig | None = None
   tree: config.TreeConfig | None = None
   is_chat: bool = True
   chat_template: chat_format.Template | None = None
   eos_ids: tuple[int, ...] = ()
-  provenance: Mapping[str, Any] = _NOTHING
+  provenance: Mapping[str, Any] = _nothing()
 
 
 def read(name: str | os.PathLike, loaded: loading.LoadedModel) -> Fitted:
