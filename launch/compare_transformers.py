@@ -54,8 +54,7 @@ def our_side(model: runtime.Model) -> Callable[[list[int]], list[int]]:
   """Prompt -> new tokens, by the jitted loop without drafts."""
   cfg = config.DecodeConfig(max_new_tokens=FLAGS.new_tokens)
   decoder = model.decoder('none', cfg)
-  params = model.params('none')
-  return lambda prompt: decoder.generate(params, [prompt]).tokens[0]
+  return lambda prompt: decoder.generate(decoder.params, [prompt]).tokens[0]
 
 
 def their_side() -> Callable[[list[int]], list[int]]:

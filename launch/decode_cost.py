@@ -159,11 +159,10 @@ class _Run:
       max_new_tokens=FLAGS.new_tokens, schedule=schedule
     )
     self._decoder = model.decoder(drafter, cfg)
-    self._params = model.params(drafter)
     self._seconds, self._results = [], []
 
   def once(self):
-    result = self._decoder.generate(self._params, self._prompts)
+    result = self._decoder.generate(self._decoder.params, self._prompts)
     self._results.append(result)
 
   def ms(self):

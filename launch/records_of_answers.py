@@ -11,13 +11,8 @@ import os
 from absl import app, flags
 import numpy as np
 
-from specstream_jax.checkpoints import loading
-from specstream_jax.data import (
-  draft_vocabulary,
-  readers,
-  records,
-  vocabulary as vocabulary_lib,
-)
+from specstream_jax.checkpoints import draft_vocabulary, loading
+from specstream_jax.data import readers, records, vocabulary as vocabulary_lib
 
 FLAGS = flags.FLAGS
 
@@ -66,7 +61,9 @@ def main(argv: Sequence[str]) -> None:
     too_long=FLAGS.too_long,
   )
   if FLAGS.draft_vocabulary:
-    ids, metadata = draft_vocabulary.build(FLAGS.output_dir)
+    ids, metadata = draft_vocabulary.build(
+      *records.with_source(FLAGS.output_dir)
+    )
     draft_vocabulary.save(FLAGS.draft_vocabulary, ids, metadata)
   print(f'{FLAGS.output_dir}: {manifest["num_examples"]} examples')
 

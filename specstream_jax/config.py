@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen dataclasses with every size and choice; the only place that validates.
 
-Sampling's and training's own are in `config_sampling` and `config_training`,
-and are found here too.
+Those of the model, of sampling and of training are in `config_model`,
+`config_sampling` and `config_training`, and are found here too.
 
 Each dataclass is hashable, so it can be a static argument of `jax.jit`, and
 gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation, of every
@@ -15,6 +15,14 @@ from typing import Any
 import gin
 
 from specstream_jax import config_checks as checks
+from specstream_jax.config_model import (
+  DTYPES as DTYPES,
+  AttentionConfig as AttentionConfig,
+  MlpConfig as MlpConfig,
+  ModelConfig as ModelConfig,
+  NormConfig as NormConfig,
+  RopeScaling as RopeScaling,
+)
 from specstream_jax.config_sampling import SamplingConfig as SamplingConfig
 from specstream_jax.config_training import (
   DataConfig as DataConfig,
@@ -24,94 +32,12 @@ from specstream_jax.config_training import (
 )
 
 LORA_MODULES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
-DTYPES = ('float32', 'bfloat16')
-# Beyond any model and draft; building and compiling take time for each.
-MAX_LAYERS = 1024
+# Beyond any draft; building and compiling take time for each.
 MAX_STREAMS = 128
 MAX_NODES = 4096
 MAX_BRANCHING = 1024
-_MAX_SIZE = 2**31 - 1  # of an axis
 # More positions than any model has; beyond, sizes overflow.
 _MOST_NEW_TOKENS = 2**24
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """How RoPE frequencies are stretched (Hugging Face `rope_type`)."""
-
-  kind: str = 'default'
-  factor: float = 1.0
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 4.0
-  original_max_position_embeddings: int = 8192
-
-  def __post_init__(self):
-    checks.config_types(self)
-    checks.one_of(
-      'RopeScaling.kind', self.kind, ('default', 'linear', 'llama3')
-    )
-    checks.check(
-      self.factor > 0, f'RopeScaling.factor is {self.factor}; it must be > 0'
-    )
-    checks.check(
-      self.high_freq_factor > self.low_freq_factor,
-      f'RopeScaling.high_freq_factor is {self.high_freq_factor}; it must be '
-      f'greater than low_freq_factor, which is {self.low_freq_factor}',
-    )
-
-
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """Sizes of a Llama-type decoder; `hidden_size` is D, `vocab_size` is V."""
-
-  vocab_size: int
-  hidden_size: int
-  intermediate_size: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  rope_theta: float = 10000.0
-  rope_scaling: RopeScaling = RopeScaling()
-  rms_norm_eps: float = 1e-5
-  max_position_embeddings: int = 2048
-  tie_word_embeddings: bool = False
-  dtype: str = 'float32'
-
-  def __post_init__(self):
-    checks.config_types(self)
-    for name in (
-      'vocab_size',
-      'hidden_size',
-      'intermediate_size',
-      'num_layers',
-      'num_heads',
-      'num_kv_heads',
-      'head_dim',
-      'max_position_embeddings',
-    ):
-      checks.at_least(f'ModelConfig.{name}', getattr(self, name), 1)
-      checks.at_most(f'ModelConfig.{name}', getattr(self, name), _MAX_SIZE)
-    checks.at_most('ModelConfig.num_layers', self.num_layers, MAX_LAYERS)
-    for name in ('rope_theta', 'rms_norm_eps'):
-      checks.at_least(f'ModelConfig.{name}', getattr(self, name), 0.0)
-    checks.one_of('ModelConfig.dtype', self.dtype, DTYPES)
-    checks.check(
-      self.num_heads % self.num_kv_heads == 0,
-      f'ModelConfig.num_heads is {self.num_heads}, not a multiple of '
-      f'num_kv_heads, which is {self.num_kv_heads}',
-    )
-    checks.check(
-      self.head_dim % 2 == 0,
-      f'ModelConfig.head_dim is {self.head_dim}; RoPE needs an even number',
-    )
-
-  @property
-  def group_size(self) -> int:
-    """Query heads per KV head, G = N/K."""
-    return self.num_heads // self.num_kv_heads
 
 
 @gin.configurable

@@ -3,6 +3,7 @@
 
 import ast
 import dataclasses
+import importlib.metadata
 from typing import Any
 
 import gin
@@ -28,30 +29,18 @@ _PAIRS = {
   'independent': ('walk', 'multi_step', 'typical'),
   'top_k': ('walk', 'typical'),
 }
-_VERIFIED = (
-  'drafting',
-  'verifier',
-  'typical_epsilon',
-  'typical_delta',
-  'synthetic_acceptance',
-)
-_SCORED = (*_VERIFIED, 'couple_noise', 'noise_weight')
-# The settings that each drafter reads, beside its tree.
-_READ = {
-  'none': (),
-  'streams': (
-    *_SCORED,
-    'coupling',
-    'ngram_table',
-    'ngram_weight',
-    'vocabulary',
-    'vocabulary_size',
-  ),
-  'draft_model': (*_SCORED, 'path'),
-  'medusa': (*_SCORED, 'path'),
-  'prompt_lookup': (*_VERIFIED, 'ngram', 'num_guesses'),
-  'lookahead': (*_VERIFIED, 'ngram', 'window', 'pool_size', 'num_guesses'),
-}
+# Who reads a field: these, or drafters that were registered (`_OTHERS`). What
+# names nobody is a field that a registered drafter has added for itself.
+_OTHERS = '*'
+_SCORED = ('streams', 'draft_model', 'medusa', _OTHERS)
+_VERIFIED = (*_SCORED, 'prompt_lookup', 'lookahead')
+# Of installed packages: a drafter's name, and the module that registers it.
+ENTRY_POINTS = 'specstream_jax.drafters'
+
+
+def _read_by(*names: str, default: Any) -> Any:
+  """A field of `DrafterConfig` that only these drafters read."""
+  return dataclasses.field(default=default, metadata={'read_by': names})
 
 
 @checks.names_options
@@ -61,7 +50,7 @@ class DrafterConfig:
   """One rival: a drafter, its tree, its verifier.
 
   Attributes:
-    name: one of `DRAFTERS`; `none` is autoregressive decoding.
+    name: one of `DRAFTERS`, or registered; `none` is autoregressive decoding.
     tree: draft tree; None takes the drafter's own default.
     path: folder of the drafter's weights (`draft_model`, `medusa`).
     drafting: how nodes are picked: `top_k` (deterministic), `gumbel_top_k`
@@ -95,28 +84,28 @@ class DrafterConfig:
   """
 
   name: str = 'streams'
-  tree: config.TreeConfig | None = None
-  path: str = ''
-  drafting: str = 'top_k'
-  verifier: str = 'walk'
-  couple_noise: bool = True
-  noise_weight: float | None = None
-  coupling: bool = True
-  ngram: int = 3
-  window: int = 2
-  pool_size: int = 64
-  num_guesses: int | None = None
-  ngram_table: str = ''
-  ngram_weight: float = 1.0
-  vocabulary: str = ''
-  vocabulary_size: int = 0
-  typical_epsilon: float = 0.1
-  typical_delta: float = 0.3
-  synthetic_acceptance: float = 0.0
+  tree: config.TreeConfig | None = _read_by(*_VERIFIED, default=None)
+  path: str = _read_by('draft_model', 'medusa', _OTHERS, default='')
+  drafting: str = _read_by(*_VERIFIED, default='top_k')
+  verifier: str = _read_by(*_VERIFIED, default='walk')
+  couple_noise: bool = _read_by(*_SCORED, default=True)
+  noise_weight: float | None = _read_by(*_SCORED, default=None)
+  coupling: bool = _read_by('streams', default=True)
+  ngram: int = _read_by('prompt_lookup', 'lookahead', default=3)
+  window: int = _read_by('lookahead', default=2)
+  pool_size: int = _read_by('lookahead', default=64)
+  num_guesses: int | None = _read_by('prompt_lookup', 'lookahead', default=None)
+  ngram_table: str = _read_by('streams', default='')
+  ngram_weight: float = _read_by('streams', default=1.0)
+  vocabulary: str = _read_by('streams', default='')
+  vocabulary_size: int = _read_by('streams', default=0)
+  typical_epsilon: float = _read_by(*_VERIFIED, default=0.1)
+  typical_delta: float = _read_by(*_VERIFIED, default=0.3)
+  synthetic_acceptance: float = _read_by(*_VERIFIED, default=0.0)
 
   def __post_init__(self):
     checks.config_types(self)
-    checks.one_of('DrafterConfig.name', self.name, DRAFTERS)
+    checks.one_of('DrafterConfig.name', self.name, _known(self.name))
     checks.one_of('DrafterConfig.drafting', self.drafting, DRAFTING)
     accepted = _PAIRS[self.drafting]
     checks.check(
@@ -138,32 +127,33 @@ class DrafterConfig:
       f'DrafterConfig.synthetic_acceptance is {self.synthetic_acceptance}; '
       'accepted: 0 to 1',
     )
-    if self.name not in ('draft_model', 'medusa'):
-      checks.check(
-        not self.path,
-        f'DrafterConfig.path is {self.path!r}, but {self.name!r} has no folder; '
-        'leave it out',
-      )
+    reads = self.reads()
+    checks.check(
+      not self.path or 'path' in reads,
+      f'DrafterConfig.path is {self.path!r}, but {self.name!r} has no folder; '
+      'leave it out',
+    )
     for name in ('ngram_table', 'vocabulary'):
       checks.check(
-        not getattr(self, name) or self.name == 'streams',
+        not getattr(self, name) or name in reads,
         f'DrafterConfig.{name} is set for {self.name!r}; only the trees of '
         "'streams' take one, leave it out",
       )
 
-  @property
-  def used_noise_weight(self) -> float:
-    """What `noise_weight` and `couple_noise` come to."""
+  def reads(self) -> tuple[str, ...]:
+    """Names of the fields that the drafter reads, `tree` among them."""
+    name = self.name if self.name in DRAFTERS else _OTHERS
+    return tuple(
+      field.name
+      for field in dataclasses.fields(self)
+      if name in field.metadata.get('read_by', (name,)) and field.name != 'name'
+    )
+
+  def used_noise_weight(self, default: float) -> float:
+    """What `couple_noise` and `noise_weight`, if it is not None, come to."""
     if not self.couple_noise:
       return 0.0
-    default = 1.0 if self.name == 'draft_model' else 0.5
     return default if self.noise_weight is None else self.noise_weight
-
-  @property
-  def used_num_guesses(self) -> int:
-    """What `num_guesses` comes to."""
-    default = 1 if self.name == 'prompt_lookup' else 2
-    return default if self.num_guesses is None else self.num_guesses
 
   @property
   def output(self) -> str:
@@ -176,6 +166,28 @@ class DrafterConfig:
   def is_lossy(self) -> bool:
     """Whether the output may follow another law than the target's."""
     return self.verifier in LOSSY_VERIFIERS or self.synthetic_acceptance > 0
+
+
+# The settings of each drafter that was registered.
+_REGISTERED: dict[str, type[DrafterConfig]] = {}
+
+
+def register(name: str, settings: type[DrafterConfig]) -> None:
+  """Makes a name known, see `drafters.register`."""
+  checks.check(
+    name.isidentifier() and name not in DRAFTERS,
+    f'a drafter cannot be registered as {name!r}; use a name of letters, digits '
+    f'and underscores that is not one of {", ".join(DRAFTERS)}',
+  )
+  _REGISTERED[name] = settings
+
+
+def _known(name: str) -> tuple[str, ...]:
+  """All names, after the installed package that brings this one is asked."""
+  if name not in (*DRAFTERS, *_REGISTERED):
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
+      entry.load()
+  return (*DRAFTERS, *_REGISTERED)
 
 
 def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
@@ -195,7 +207,9 @@ def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
       a setting is one that the drafter does not read.
   """
   name, _, settings = text.partition(':')
-  own = {f.name: f for f in dataclasses.fields(DrafterConfig)}
+  _known(name)
+  cls = _REGISTERED.get(name, DrafterConfig)
+  own = {f.name: f for f in dataclasses.fields(cls)}
   own = {key: own[key] for key in own.keys() - {'name', 'tree'}}
   of_tree = {f.name: f for f in dataclasses.fields(config.TreeConfig)}
   values, shape = {'name': name}, {}
@@ -211,10 +225,10 @@ def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
   try:
     if shape:
       values['tree'] = _tree(shape, tree if name == 'streams' else None)
-    drafter = DrafterConfig(**values)
+    drafter = cls(**values)
   except ValueError as error:
     raise ValueError(f'drafter {text!r}: {checks.message(error)}') from error
-  _check_read(text, name, values, shape)
+  _check_read(text, drafter, values.keys() - {'name', 'tree'}, shape)
   return drafter
 
 
@@ -232,16 +246,17 @@ def _tree(
   return config.TreeConfig(**values | asked)
 
 
-def _check_read(text, name, values, shape) -> None:
+def _check_read(text, drafter, own, shape) -> None:
   """Raises ValueError if a setting is one that the drafter does not read."""
-  unread = sorted(set(values) - {'name', 'tree', *_READ[name]})
-  if name == 'none':
-    unread += sorted(shape)
+  reads = drafter.reads()
+  unread = sorted(own - set(reads))
+  unread += [] if 'tree' in reads else sorted(shape)
+  reads_own = [name for name in reads if name != 'tree']
   checks.check(
     not unread,
-    f'drafter {text!r}: {name!r} does not read {", ".join(unread)}; it reads '
-    f'{", ".join(_READ[name]) or "no settings"}'
-    + (' and those of a tree' if name != 'none' else ''),
+    f'drafter {text!r}: {drafter.name!r} does not read {", ".join(unread)}; it '
+    f'reads {", ".join(reads_own) or "no settings"}'
+    + (' and those of a tree' if 'tree' in reads else ''),
   )
 
 

@@ -27,7 +27,13 @@ from specstream_jax import config_checks as checks, mesh as mesh_lib, typing
 # First match wins; the axes of the last entry of a path.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'embed/embedding', ('vocab', 'embed')),
+  (r'positions/embedding', (None, 'embed')),
   (r'lm_head/kernel', ('embed', 'vocab')),
+  (r'lm_head/bias', ('vocab',)),
+  (r'attention/query/bias', ('heads',)),
+  (r'attention/(key|value)/bias', ('kv_heads',)),
+  (r'mlp/(gate|up)/bias', ('mlp',)),
+  (r'(attention/out|mlp/down)/bias', ('norm',)),
   (r'attention/query/kernel', ('embed', 'heads')),
   (r'attention/(key|value)/kernel', ('embed', 'kv_heads')),
   (r'attention/out/kernel', ('heads', 'embed')),
@@ -43,7 +49,7 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'mlp/(gate|up)/lora_b', ('lora', 'mlp')),
   (r'mlp/down/lora_a', ('mlp', 'lora')),
   (r'mlp/down/lora_b', ('lora', 'embed')),
-  (r'norm/scale', ('norm',)),
+  (r'norm/(scale|bias)', ('norm',)),
   (r'streams/embedding', ('stream', 'embed')),
   (r'(insertion|pruning|coupling)/down|coupling/state', ('embed', 'lora')),
   (r'(insertion|pruning|coupling)/up', ('lora', 'embed')),

@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-import types
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import jax
@@ -20,16 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import (
-  assembly,
   config,
   config_checks as checks,
   config_drafting,
+  drafters,
   partitioning,
 )
 from specstream_jax.checkpoints import (
   adapters,
   chat_format,
   eos,
+  fitted,
   generation_config,
   loading,
   shipped,
@@ -102,7 +102,6 @@ class Model:
   _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
     default_factory=dict, repr=False
   )
-  _params: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
   def decoder(
     self,
@@ -141,17 +140,11 @@ class Model:
   def params(
     self, drafter: str | config_drafting.DrafterConfig
   ) -> transformer_fns.Params:
-    """What the decoder of `drafter` takes as weights."""
-    drafter = _settings(drafter, self.tree)
-    key = _weights_key(drafter)
-    if key not in self._params:
-      made = assembly.assemble(self, drafter, config.DecodeConfig())
-      self._params[key] = made.params
-    return self._params[key]
+    """Weights that any decoder of `drafter` takes; each has its own."""
+    return self.decoder(drafter, config.DecodeConfig()).params
 
   def _make_decoder(self, drafter, decode):
-    made = assembly.assemble(self, drafter, decode)
-    self._params[_weights_key(drafter)] = made.params
+    made = drafters.load(self, drafter, decode)
     return decoder_lib.Decoder(
       made.model,
       made.drafter,
@@ -159,6 +152,7 @@ class Model:
       prompt_model=made.prompt_model,
       verifier=verifiers.make(drafter),
       partitioner=self.partitioner,
+      params=made.params,
     )
 
   def wishes(self) -> generation_config.Wishes:
@@ -200,8 +194,18 @@ class Model:
   def warn_if_long(
     self, prompts: Sequence[Sequence[int]], max_new_tokens: int
   ) -> None:
-    """Warns of texts that run past the positions the model was trained on."""
+    """Warns of texts that run past the positions the model was trained on.
+
+    Raises:
+      ValueError: the model has no such positions at all.
+    """
     longest = max(map(len, prompts), default=0) + max_new_tokens
+    if 0 < self.config.most_positions < longest:
+      raise ValueError(
+        f'prompt and new tokens come to {longest} positions, but the model has '
+        f'only {self.config.most_positions}; use a shorter prompt or fewer '
+        'new tokens'
+      )
     most = self.config.max_position_embeddings
     if longest > most:
       logging.warning(
@@ -280,22 +284,11 @@ class Model:
     return functools.lru_cache(maxsize=8)(make)
 
 
-def _weights_key(drafter):
-  """What decides the weights that a drafter brings."""
-  return (
-    drafter.name,
-    drafter.path,
-    drafter.ngram_table,
-    drafter.vocabulary,
-    drafter.vocabulary_size,
-  )
-
-
 def _settings(drafter, adapter_tree, tree=None):
   """All settings of a drafter given by text or by settings."""
   if isinstance(drafter, str):
     drafter = config_drafting.parse(drafter, tree or adapter_tree)
-  if drafter.tree is None and drafter.name != 'none':
+  if drafter.tree is None and 'tree' in drafter.reads():
     drafter = dataclasses.replace(drafter, tree=tree)
   return drafter
 
@@ -312,7 +305,8 @@ def load(
 
   Args:
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
-    adapter: folder of an adapter, or the name of one that ships; `AUTO` takes
+    adapter: folder of an adapter of ours or a PEFT LoRA, which has no streams,
+      or the name of one that ships; `AUTO` takes
       `DEFAULT_ADAPTER` with the model that it belongs to, none with others.
     dtype: of weights and activations.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
@@ -329,12 +323,13 @@ def load(
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _default_adapter(loaded) if adapter == AUTO else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
-  found = _Adapter()
+  found = fitted.Fitted()
   if adapter is not None:
-    found = _read_adapter(adapter, loaded)
+    found = fitted.read(adapter, loaded)
     source['adapter'] = adapter
   folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
   rest = found.rest if streams else {}
+  template = loaded.chat_template or found.chat_template
   return Model(
     config=loaded.config,
     base=params_lib.unflatten(part.put(folded, transposed=True)),
@@ -346,48 +341,13 @@ def load(
     tree=found.tree or config.TreeConfig(),
     source=source,
     tokenizer=loaded.tokenizer,
-    chat_template=loaded.chat_template,
+    chat_template=template,
     eos_ids=eos.union(loaded.eos_ids, found.eos_ids),
     bos_id=loaded.bos_id,
-    is_chat=found.is_chat and loaded.chat_template is not None,
+    is_chat=found.is_chat and template is not None,
     adapter_dir=found.folder,
     generation=loaded.generation,
     partitioner=part,
-  )
-
-
-class _Adapter(NamedTuple):
-  """What an adapter brings to a model; by default, none."""
-
-  folder: str = ''
-  folded: Mapping[str, Any] = types.MappingProxyType({})
-  folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
-  rest: Mapping[str, Any] = types.MappingProxyType({})
-  stream: config.StreamConfig | None = None
-  lora: config.LoraConfig | None = None
-  tree: config.TreeConfig | None = None
-  is_chat: bool = True
-  eos_ids: tuple[int, ...] = ()
-
-
-def _read_adapter(name: str, loaded: loading.LoadedModel) -> _Adapter:
-  """The adapter of a folder, or one that ships, if it is of this base."""
-  folder = shipped.adapter_folder(name)
-  flat, cfg = adapters.load_adapter(folder)
-  adapters.check_base(cfg, loaded)
-  adapters.check_weights(folder, flat, cfg, loaded.config)
-  folded, folded_lora, rest = adapters.split(flat, cfg)
-  kept = cfg.lora if cfg.stream.mode == 'lossless' else None
-  return _Adapter(
-    folder,
-    folded,
-    folded_lora,
-    rest,
-    cfg.stream,
-    kept,
-    cfg.tree,
-    cfg.is_chat,
-    cfg.eos_ids,
   )
 
 
@@ -423,7 +383,6 @@ def with_random_streams(
     tree=config.TreeConfig(depth=min(4, stream.num_streams)),
     source=model.source | {'adapter': 'random streams'},
     _decoders={},
-    _params={},
   )
 
 

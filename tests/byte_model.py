@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from specstream_jax import config
-from specstream_jax.checkpoints import huggingface
+from specstream_jax.checkpoints import huggingface, token_ids
 from specstream_jax.data import records
 from specstream_jax.modeling import params
 
@@ -60,7 +60,7 @@ def write_records(folder, rows):
   metadata = {
     'task': 'jsonl',
     'split': 'train',
-    'tokenizer_sha256': records.tokenizer_hash(tokenizer),
+    'tokenizer_sha256': token_ids.tokenizer_hash(tokenizer),
     'eos_id': 0,
   }
   records.write(pairs, str(folder), metadata=metadata)

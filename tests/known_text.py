@@ -28,9 +28,8 @@ class KnownText:
     del params, prompts, prompt_lengths
     return jnp.int32(0)
 
-  def propose(self, setup, params, context, state):
+  def propose(self, params, context, state):
     """State counts the calls, so that every call has other siblings."""
-    del setup
     parents, depths, ranks = topology.arrays(self.cfg)
     batch, text = context.root.shape[0], params.drafter
     ahead = context.num_tokens[:, None] + jnp.arange(self.max_depth)[None]

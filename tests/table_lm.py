@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax.decoding import (
-  cache as cache_lib,
   interface,
   tree as tree_lib,
 )
+from specstream_jax.modeling import cache as cache_lib
 
 VOCAB_SIZE = 13
 NUM_CONTEXTS = 211
@@ -133,11 +133,9 @@ class RandomDrafter:
     del params, prompts
     return {'seed': jnp.sum(prompt_lengths)}
 
-  def propose(self, setup, params, context, state):
+  def propose(self, params, context, state):
     """State counts the calls, so that every call has another shape."""
-    streams = setup.model.stream_logits(
-      params, context.stream_state, context.cache, context.leaf_positions
-    )
+    streams = context.stream_logits()
     key = jax.random.key(state['seed'])
     shape = (context.root.shape[0], self.size)
     draws = jax.random.randint(key, (3, *shape), 0, 2**16)

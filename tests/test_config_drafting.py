@@ -5,7 +5,7 @@ import gin
 import pytest
 
 from specstream_jax import config, config_drafting
-from specstream_jax.decoding.drafters import lookahead, prompt_lookup
+from specstream_jax.drafters import lookahead, prompt_lookup
 
 
 def test_settings_go_to_the_drafter_or_its_tree():

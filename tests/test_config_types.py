@@ -40,6 +40,9 @@ ADAPTER = adapters.AdapterConfig(
 CONFIGS = (
   tiny.CONFIG,
   config.RopeScaling(),
+  config.NormConfig(),
+  config.AttentionConfig(),
+  config.MlpConfig(),
   config.LoraConfig(),
   config.StreamConfig(),
   config.TreeConfig(),

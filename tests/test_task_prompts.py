@@ -11,7 +11,8 @@ import byte_model
 import numpy as np
 import pytest
 
-from specstream_jax.data import draft_vocabulary, records
+from specstream_jax.checkpoints import draft_vocabulary
+from specstream_jax.data import records
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 MRS = [

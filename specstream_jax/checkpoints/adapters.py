@@ -5,7 +5,7 @@
 Axis letters: J streams (γ), D model width (h in the paper).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import os
 from typing import Any
@@ -18,6 +18,7 @@ from specstream_jax.checkpoints import (
   eos,
   loading,
   pair,
+  peft_config,
   weights,
 )
 from specstream_jax.modeling import lora as lora_lib
@@ -98,17 +99,34 @@ def save_adapter(
     folder: made if it is not there.
     flat: adapter weights by path.
     cfg: goes to adapter_config.json.
-    dtype: on disk.
+    dtype: on disk, but for folded LoRA that it would round: answers stay those
+      of that LoRA.
 
   Raises:
     ValueError: weights that do not fit `cfg`, or a disk that is full.
   """
   tensors = {
-    path: np.ascontiguousarray(leaf, dtype=np.dtype(dtype))
+    path: _stored(path, leaf, np.dtype(dtype))
     for path, leaf in sorted(flat.items())
   }
   _check_tensors(os.fspath(folder), tensors, cfg)
   pair.write(folder, KIND, tensors, dataclasses.asdict(cfg))
+
+
+def writers(
+  flat: typing.FlatParams, cfg: AdapterConfig
+) -> dict[str, Callable[[str], None]]:
+  """What writes each file of an adapter, every weight as it is."""
+  tensors = {path: np.asarray(leaf) for path, leaf in sorted(flat.items())}
+  return pair.writers(KIND, tensors, dataclasses.asdict(cfg))
+
+
+def _stored(path: str, leaf: Any, dtype: np.dtype) -> np.ndarray:
+  """A weight as it lies on disk."""
+  narrow = np.ascontiguousarray(leaf, dtype=dtype)
+  wide = np.ascontiguousarray(leaf)
+  is_rounded = path.startswith(_FOLDED) and (narrow != wide).any()
+  return wide if is_rounded else narrow
 
 
 def load_adapter(
@@ -171,6 +189,11 @@ def with_folded(
 def _read_config(folder: str) -> tuple[AdapterConfig, str]:
   """The config and the sha256 of the weights it belongs to."""
   expected = {field.name for field in dataclasses.fields(AdapterConfig)}
+  checks.check(
+    not peft_config.is_peft(folder),
+    f'adapter {folder!r} is a PEFT LoRA, which has no streams; it can be decoded '
+    'with, and train --fold_adapter teaches streams on top of it',
+  )
   fields, digest = pair.read_fields(
     folder, KIND, expected, optional=frozenset(['folded_lora'])
   )

@@ -118,19 +118,22 @@ def write_all(folder: str, writers: dict[str, Callable[[str], None]]) -> None:
 
   Args:
     folder: made if it is not there.
-    writers: by file name, a function that writes to the path it is given.
+    writers: by file name, a function that writes to the path it is given; a /
+      in a name is a folder below.
 
   Raises:
     WriteError: the folder cannot be written, the disk is full, for example.
   """
   with (
     writing.readable(folder),
-    scratch.folder(folder, next(iter(writers))) as place,
+    scratch.folder(folder, os.path.basename(next(iter(writers)))) as place,
   ):
     for name, write in writers.items():
+      os.makedirs(os.path.dirname(os.path.join(place, name)), exist_ok=True)
       write(os.path.join(place, name))
       _finish(os.path.join(place, name))
     for name in writers:
+      os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
       os.replace(os.path.join(place, name), os.path.join(folder, name))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads GGUF files of the Llama family, quantised ones too.
+"""Reads GGUF files, quantised ones too.
 
 Axis letters: N heads, K KV heads, H head dim, D model.
 """
@@ -18,6 +18,7 @@ from specstream_jax import config, config_checks as checks
 from specstream_jax.checkpoints import (
   eos,
   fields,
+  gguf_architectures,
   gguf_file,
   gguf_tokenizer,
   weights,
@@ -58,12 +59,13 @@ _NEUTRAL = {
 _IGNORED = ('rope.scaling.finetuned', 'rope.scaling.original_context_length')
 _OTHER_PREFIXES = ('general.', 'tokenizer.', 'quantize.')
 _EOS = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
+_ARCHITECTURE = 'general.architecture'
 _FREQUENCIES = 'rope_freqs.weight'
 # `rope_freqs.weight` of Llama 3.x comes without the numbers that made it.
 _LLAMA3 = tuple(
   config.RopeScaling('llama3', factor, 1.0, 4.0, 8192) for factor in (8.0, 32.0)
 )
-_FIX = 'use a plain Llama-family checkpoint; others need their own model code'
+_FIX = 'use the Hugging Face checkpoint of the same model, or one without these'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +135,15 @@ def _open(path: str) -> tuple[dict[str, Any], dict[str, gguf_file.Tensor]]:
 
 def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
   """Everything about the metadata that could change the model's output."""
-  shown, architecture = fields.shown, metadata.get('general.architecture')
-  if architecture != 'llama':
-    return [f"general.architecture is {shown(architecture)}; accepted: 'llama'"]
-  lines = [
-    f'missing llama.{k}' for k in _REQUIRED if f'llama.{k}' not in metadata
-  ]
+  shown, found = fields.shown, metadata.get(_ARCHITECTURE)
+  known = gguf_architectures.ARCHITECTURES
+  if not isinstance(found, str) or found not in known:
+    accepted = ', '.join(map(repr, known))
+    return [f'{_ARCHITECTURE} is {shown(found)}; accepted: {accepted}']
+  keys = [_key(metadata, name) for name in _REQUIRED]
+  lines = [f'missing {key}' for key in keys if key not in metadata]
   for key, value in metadata.items():
-    name = key.removeprefix('llama.')
+    name = key.removeprefix(f'{found}.')
     if key.startswith(_OTHER_PREFIXES) or name in (*_UNDERSTOOD, *_IGNORED):
       continue
     if name not in _NEUTRAL:
@@ -150,11 +153,16 @@ def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
   return lines + (_type_problems(metadata) or _dimension_problems(metadata))
 
 
+def _key(metadata: Mapping[str, Any], name: str) -> str:
+  """The metadata key of a field of this architecture."""
+  return f'{metadata[_ARCHITECTURE]}.{name}'
+
+
 def _type_problems(metadata: Mapping[str, Any]) -> list[str]:
   """Sizes and numbers that are none, or differ between layers."""
   lines = []
   for name, kind in _UNDERSTOOD.items():
-    key = f'llama.{name}'
+    key = _key(metadata, name)
     if isinstance(metadata.get(key), list):
       lines.append(f'{key} differs between layers')
     elif key in metadata:
@@ -164,26 +172,29 @@ def _type_problems(metadata: Mapping[str, Any]) -> list[str]:
 
 def _dimension_problems(metadata: Mapping[str, Any]) -> list[str]:
   """Partial rotation and odd RoPE scaling."""
-  get = lambda name: metadata.get(f'llama.{name}')
+  get = lambda name: metadata.get(_key(metadata, name))
   lines = []
   if get('embedding_length') is None or get('attention.head_count') is None:
     return lines
   head_dim = _head_dim(metadata)
   for name in ('rope.dimension_count', 'attention.value_length'):
     if get(name) not in (None, head_dim):
-      lines.append(f'llama.{name} is {get(name)}; accepted: {head_dim}')
+      key = _key(metadata, name)
+      lines.append(f'{key} is {get(name)}; accepted: {head_dim}')
   if get('rope.scaling.type') not in (None, 'none', 'linear'):
     lines.append(
-      f'llama.rope.scaling.type is {get("rope.scaling.type")!r}; '
+      f'{_key(metadata, "rope.scaling.type")} is '
+      f'{get("rope.scaling.type")!r}; '
       "accepted: 'none', 'linear'"
     )
   return lines
 
 
 def _head_dim(metadata: Mapping[str, Any]) -> int:
-  key_length = metadata.get('llama.attention.key_length')
-  heads = metadata['llama.attention.head_count']
-  return int(key_length or metadata['llama.embedding_length'] // heads)
+  key_length = metadata.get(_key(metadata, 'attention.key_length'))
+  heads = metadata[_key(metadata, 'attention.head_count')]
+  width = metadata[_key(metadata, 'embedding_length')]
+  return int(key_length or width // heads)
 
 
 def _float(value: float) -> float:
@@ -192,7 +203,8 @@ def _float(value: float) -> float:
 
 
 def _config(metadata, tensors, dtype) -> config.ModelConfig:
-  get = lambda name, default=None: metadata.get(f'llama.{name}', default)
+  get = lambda name, default=None: metadata.get(_key(metadata, name), default)
+  made = gguf_architectures.ARCHITECTURES[metadata[_ARCHITECTURE]]
   if 'token_embd.weight' not in tensors:
     raise ValueError('it has no tensor token_embd.weight')
   cfg = config.ModelConfig(
@@ -210,6 +222,8 @@ def _config(metadata, tensors, dtype) -> config.ModelConfig:
     max_position_embeddings=int(get('context_length')),
     tie_word_embeddings='output.weight' not in tensors,
     dtype=dtype,
+    family=made.family,
+    **made.implied(int(get('embedding_length'))),
   )
   return dataclasses.replace(
     cfg, rope_scaling=_rope_scaling(metadata, tensors, cfg)
@@ -218,9 +232,10 @@ def _config(metadata, tensors, dtype) -> config.ModelConfig:
 
 def _rope_scaling(metadata, tensors, cfg) -> config.RopeScaling:
   """Linear scaling from metadata, Llama 3's from its table of divisors."""
-  factor = metadata.get('llama.rope.scaling.factor', 1.0)
+  factor = metadata.get(_key(metadata, 'rope.scaling.factor'), 1.0)
   # llama.cpp scales linearly where only a factor is given.
-  is_linear = metadata.get('llama.rope.scaling.type', 'linear') == 'linear'
+  kind = metadata.get(_key(metadata, 'rope.scaling.type'), 'linear')
+  is_linear = kind == 'linear'
   scaling = config.RopeScaling()
   if is_linear and factor != 1.0:
     scaling = config.RopeScaling('linear', factor=_float(factor))
@@ -259,14 +274,17 @@ def open_params(header: Header) -> weights.LazyParams:
     Mapping from flat path to array; kernels are [in, out].
   """
   cfg, names = header.config, weights.gguf_names(header.config)
+  made = gguf_architectures.ARCHITECTURES[header.metadata[_ARCHITECTURE]]
 
   def read(path: str) -> np.ndarray:
     """One weight."""
     leaf = _dequantise(header.path, header.tensors[names[path]])
-    if path.endswith('query/kernel'):
+    if made.is_permuted and path.endswith('query/kernel'):
       leaf = _unpermute(leaf, cfg.num_heads)
-    elif path.endswith('key/kernel'):
+    elif made.is_permuted and path.endswith('key/kernel'):
       leaf = _unpermute(leaf, cfg.num_kv_heads)
+    elif made.is_shifted and path.endswith('/scale'):
+      leaf = leaf - 1.0
     leaf = leaf.T if path.endswith('kernel') else leaf
     return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
 

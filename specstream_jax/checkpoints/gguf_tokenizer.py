@@ -5,27 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import processors
 
-from specstream_jax.checkpoints import fields
+from specstream_jax.checkpoints import byte_bpe, fields, pieces_bpe
 
 _PREFIX = 'tokenizer.ggml.'
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-_LONGEST = 1024
-_SPACE = '▁'  # SentencePiece's mark of a space.
-
-
-def _byte_level() -> pre_tokenizers.ByteLevel:
-  return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-# Splits of byte-level BPE by the GGUF name of the pre-tokenizer.
-_PRE_TOKENIZERS = {
-  'gpt-2': _byte_level,
-  'smollm': lambda: pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True), _byte_level()]
-  ),
-}
+# Other names of the same splits of byte-level BPE.
+_SAME = {'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe', 'phi-2': 'gpt-2'}
 
 
 def build(
@@ -95,17 +82,15 @@ def _merge_pairs(
 def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """BPE over bytes spelled as characters, as GPT-2 does."""
   pre = metadata.get(f'{_PREFIX}pre')
-  if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
+  kind = _SAME.get(pre, pre) if isinstance(pre, str) else None
+  if kind not in byte_bpe.KINDS:
     raise ValueError(
       f'tokenizer.ggml.pre is {fields.shown(pre)}; accepted: '
-      f'{", ".join(map(repr, _PRE_TOKENIZERS))}'
+      f'{", ".join(map(repr, byte_bpe.KINDS))}'
     )
   vocab = {t: i for i, t in enumerate(metadata[f'{_PREFIX}tokens'])}
   merges = _merge_pairs(_get(metadata, 'merges', fields.TEXTS), vocab)
-  tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
-  tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
-  tokenizer.decoder = decoders.ByteLevel()
-  return tokenizer
+  return byte_bpe.build(kind, vocab, merges)
 
 
 def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -114,51 +99,16 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   vocab = {token: i for i, token in enumerate(tokens)}
   merges = _get(metadata, 'merges', fields.TEXTS, None)
   if merges is None:
-    merges = _merges(tokens, _get(metadata, 'scores', fields.NUMBERS))
+    scores = _get(metadata, 'scores', fields.NUMBERS)
+    merges = pieces_bpe.merges(tokens, scores, _PREFIX.rstrip('.'))
   else:
     merges = _merge_pairs(merges, vocab)
-  unknown = tokens[_id(metadata, 'unknown_token_id', 0)]
-  bpe = models.BPE(
-    vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
+  return pieces_bpe.build(
+    tokens,
+    merges,
+    unknown=tokens[_id(metadata, 'unknown_token_id', 0)],
+    has_prefix=_get(metadata, 'add_space_prefix', fields.BOOL, True),
   )
-  tokenizer = tokenizers.Tokenizer(bpe)
-  steps = [normalizers.Replace(' ', _SPACE)]
-  undo = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback()]
-  undo.append(decoders.Fuse())
-  if _get(metadata, 'add_space_prefix', fields.BOOL, True):
-    steps.insert(0, normalizers.Prepend(_SPACE))
-    undo.append(decoders.Strip(' ', 1, 0))
-  tokenizer.normalizer = normalizers.Sequence(steps)
-  tokenizer.decoder = decoders.Sequence(undo)
-  return tokenizer
-
-
-def _merges(
-  tokens: Sequence[str], scores: Sequence[float]
-) -> list[tuple[str, str]]:
-  """Merges in the order of the pieces' scores, best first."""
-  if len(scores) != len(tokens):
-    raise ValueError(
-      f'tokenizer.ggml.scores has {len(scores):,} numbers; accepted: one for '
-      f'each of {len(tokens):,} tokens'
-    )
-  longest = max(map(len, tokens))
-  if longest > _LONGEST:  # all of its parts are tried
-    raise ValueError(
-      f'tokenizer.ggml.tokens has one of {longest:,} characters; accepted: up '
-      f'to {_LONGEST:,}'
-    )
-  ids = {token: i for i, token in enumerate(tokens)}
-  ranked = []
-  for token, score in zip(tokens, scores, strict=True):
-    pairs = ((token[:i], token[i:]) for i in range(1, len(token)))
-    known = [p for p in pairs if p[0] in ids and p[1] in ids]
-    known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-    ranked += [
-      (score, len(left), len(right), left, right) for left, right in known
-    ]
-  ranked.sort(key=lambda item: item[:3], reverse=True)
-  return [item[3:] for item in ranked]
 
 
 def _add_tokens(tokenizer, metadata) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face checkpoint folders: Llama-type safetensors in and out."""
+"""Hugging Face checkpoint folders: safetensors in and out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
@@ -14,38 +14,25 @@ import tokenizers
 from specstream_jax import config, typing
 from specstream_jax.checkpoints import (
   chat_format,
-  fields,
+  families,
   files,
   huggingface_config,
-  tensor_files,
-  tokenizer_errors,
+  quantized,
+  shards,
+  tokenizer_files,
   weights,
 )
-from specstream_jax.outputs import names as names_lib
 
-WEIGHTS = 'model.safetensors'
-INDEX = 'model.safetensors.index.json'
+WEIGHTS, INDEX = shards.WEIGHTS, shards.INDEX
 SMALL_FILES = (
   'config.json',
   'generation_config.json',
-  'tokenizer.json',
+  *tokenizer_files.FILES,
   *chat_format.FILES,
 )
 # What a checkpoint needs; keeps other formats of the same weights away.
 PATTERNS = (*SMALL_FILES, 'model*.safetensors', INDEX)
 _FLOATS = ('F64', 'F32', 'F16', 'BF16')
-# Tables that old checkpoints store though they follow from the config.
-_DERIVED = re.compile(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq')
-# Beyond any vocabulary; the library counts up to the largest id.
-_MAX_TOKENS = 2**24
-_FILES = fields.Kind(
-  'an object that gives the file of every tensor',
-  lambda value: (
-    isinstance(value, dict)
-    and len(value) > 0
-    and fields.TEXTS.fits([*value.values()])
-  ),
-)
 _FIX = 'use the unmodified checkpoint that belongs to this config.json'
 
 
@@ -58,9 +45,9 @@ def read_config(
     ValueError: config.json is missing or asks for what is not understood.
   """
   path = os.path.join(folder, 'config.json')
-  return huggingface_config.parse(
-    files.read_json(path), repr(path), dtype=dtype
-  )
+  raw = files.read_json(path)
+  quantized.refuse(raw, folder)
+  return huggingface_config.parse(raw, repr(path), dtype=dtype)
 
 
 def open_params(
@@ -80,131 +67,80 @@ def open_params(
     ValueError: a file is missing or truncated, or tensors are missing,
       unexpected or of the wrong shape; all are listed.
   """
-  tensors = _open_tensors(os.fspath(folder))
+  family = families.by_name(cfg.family)
+  tensors = {
+    family.canonical(name): _Tensor(name, opened)
+    for name, opened in shards.open_tensors(os.fspath(folder)).items()
+  }
   source = f'checkpoint {os.fspath(folder)!r}'
   weights.check_layers(source, cfg, len(tensors), _FIX)
-  _check_tensors(folder, cfg, tensors)
-  names = weights.huggingface_names(cfg)
+  wanted = family.tensors(cfg)
+  _check_tensors(source, cfg, tensors, wanted)
+  places = {path: one for one in wanted.values() for path in one.paths}
 
   def read(path: str) -> np.ndarray:
     """One weight."""
-    leaf = tensors[names[path]].get_tensor(names[path])
-    leaf = leaf.T if path.endswith('kernel') else leaf
+    stored = places[path]
+    leaf = stored.split(tensors[stored.name].read())[path]
     return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
 
   return weights.LazyParams(cfg, read)
 
 
-def _open_tensors(folder: str) -> dict[str, Any]:
-  """The opened file of every tensor, by tensor name."""
-  if os.path.isfile(os.path.join(folder, WEIGHTS)):
-    opened = tensor_files.open_file(os.path.join(folder, WEIGHTS))
-    return dict.fromkeys(opened.keys(), opened)
-  if not os.path.isfile(os.path.join(folder, INDEX)):
-    raise ValueError(
-      f'{folder!r} has neither {WEIGHTS} nor {INDEX}; weights in other formats '
-      'must be saved as safetensors first'
-    )
-  places = _places(os.path.join(folder, INDEX))
-  shards = {
-    shard: tensor_files.open_file(os.path.join(folder, shard))
-    for shard in sorted(set(places.values()))
-  }
-  held = {shard: set(opened.keys()) for shard, opened in shards.items()}
-  absent = [name for name, shard in places.items() if name not in held[shard]]
-  if absent:
-    raise ValueError(
-      f'{folder!r}: {INDEX} places {absent[0]!r} in {places[absent[0]]}, which '
-      f'does not hold it ({len(absent)} such tensors); download the checkpoint '
-      'again'
-    )
-  return {name: shards[shard] for name, shard in places.items()}
+class _Tensor(NamedTuple):
+  """A tensor of an opened file, by the name that it has there."""
+
+  name: str
+  opened: Any
+
+  def read(self) -> np.ndarray:
+    return self.opened.get_tensor(self.name)
+
+  def view(self) -> Any:
+    """Knows shape and dtype without reading."""
+    return self.opened.get_slice(self.name)
 
 
-def _places(path: str) -> dict[str, str]:
-  """The file of every tensor, by the index of a sharded checkpoint.
-
-  Raises:
-    ValueError: it gives no file for each tensor, one outside its folder, or one
-      that is not there.
-  """
-  places = fields.get(files.read_json(path), 'weight_map', _FILES, repr(path))
-  for tensor, shard in places.items():
-    names_lib.check(f'the file of {tensor!r} in {path!r}', shard)
-  for shard in sorted(set(places.values())):
-    file = os.path.join(os.path.dirname(path), shard)
-    if not os.path.isfile(file):
-      raise ValueError(
-        f'{file!r} is named in {INDEX} but does not exist; download it again'
-      )
-  return places
-
-
-def _check_tensors(folder, cfg, tensors) -> None:
-  names, shapes = weights.huggingface_names(cfg), weights.shapes(cfg)
-  expected = {names[p]: weights.stored_shape(p, shapes[p]) for p in shapes}
+def _check_tensors(
+  source: str,
+  cfg: config.ModelConfig,
+  tensors: Mapping[str, _Tensor],
+  wanted: Mapping[str, families.Stored],
+) -> None:
+  family = families.by_name(cfg.family)
   views = {
-    name: opened.get_slice(name)
-    for name, opened in tensors.items()
-    if not _DERIVED.fullmatch(name)
+    name: tensor.view()
+    for name, tensor in tensors.items()
+    if not family.derived.fullmatch(name)
   }
   found = {name: tuple(view.get_shape()) for name, view in views.items()}
-  if cfg.tie_word_embeddings and _is_copy_of_embedding(tensors):
-    found.pop('lm_head.weight')
-  lines = weights.problems(expected, found)
+  if cfg.tie_word_embeddings and _is_copy(tensors, *family.tied_names):
+    found.pop(family.tied_names[0])
+  expected = {name: one.shape for name, one in wanted.items()}
+  tied = _tie_problems(*family.tied_names)
+  lines = [tied.get(x, x) for x in weights.problems(expected, found)]
   for name, view in views.items():
     if view.get_dtype() not in _FLOATS:
       lines.append(f'{name} is {view.get_dtype()}; accepted: {_FLOATS}')
-  weights.refuse(f'checkpoint {os.fspath(folder)!r}', lines, _FIX)
+  weights.refuse(source, lines, _FIX)
 
 
-def _is_copy_of_embedding(tensors) -> bool:
+def _tie_problems(head: str, embedding: str) -> dict[str, str]:
+  """What is said in place of an LM head's being missing or unexpected."""
+  return {
+    f'unexpected {head}': f'{head} is another than {embedding}, but '
+    'tie_word_embeddings is true; if the head is right, set it to false in '
+    'config.json',
+    f'missing {head}': f'missing {head}, as tie_word_embeddings is false; if '
+    f'the head is {embedding}, set it to true in config.json',
+  }
+
+
+def _is_copy(tensors, head: str, embedding: str) -> bool:
   """True if a tied checkpoint stores its LM head a second time."""
-  pair = ('lm_head.weight', 'model.embed_tokens.weight')
-  if not all(name in tensors for name in pair):
+  if not (head in tensors and embedding in tensors):
     return False
-  return np.array_equal(*(tensors[name].get_tensor(name) for name in pair))
-
-
-def read_tokenizer(folder: str | os.PathLike) -> tokenizers.Tokenizer:
-  """The tokenizer of a folder, see `open_tokenizer`.
-
-  Raises:
-    ValueError: there is no tokenizer.json, or it cannot be read.
-  """
-  path = os.path.join(folder, 'tokenizer.json')
-  if not os.path.isfile(path):
-    raise ValueError(
-      f'{os.fspath(folder)!r} has no tokenizer.json; save the fast tokenizer '
-      'of the model there'
-    )
-  return open_tokenizer(path)
-
-
-def open_tokenizer(path: str) -> tokenizers.Tokenizer:
-  """The tokenizer of a tokenizer.json, which encodes texts whole; tried on one.
-
-  Some files were saved with settings of a training run, which cut texts or
-  fill them up; they are switched off.
-
-  Raises:
-    ValueError: the file cannot be read, or its tokenizer not used.
-  """
-  fix = 'download it again'
-  errors = tokenizer_errors.naming(f'{path!r} cannot be read', fix)
-  with errors, tokenizer_errors.quiet():
-    tokenizer = tokenizers.Tokenizer.from_file(path)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    for has_special in (False, True):
-      tokenizer.encode('a', add_special_tokens=has_special)
-    most = max(tokenizer.get_vocab().values(), default=-1)
-  if most >= _MAX_TOKENS:
-    raise ValueError(
-      f'{path!r} has the token id {most:,}; accepted: below {_MAX_TOKENS:,}; '
-      f'{fix}'
-    )
-  return tokenizer
+  return np.array_equal(tensors[head].read(), tensors[embedding].read())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,56 +180,88 @@ def export(
   Raises:
     ValueError: `flat` is not the weights of `cfg`, or the disk is full.
   """
-  found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+  made = writers(
+    cfg, flat, extras, dtype=dtype, max_shard_bytes=max_shard_bytes
+  )
+  files.write_all(os.fspath(folder), made)
+  _remove_stale(os.fspath(folder), made)
+
+
+def writers(
+  cfg: config.ModelConfig,
+  flat: typing.FlatParams,
+  extras: Extras = Extras(),
+  *,
+  dtype: str = 'float32',
+  max_shard_bytes: int = 5 * 10**9,
+) -> dict[str, Callable[[str], None]]:
+  """What writes each file of a checkpoint, for `files.write_all`.
+
+  Weights are read when they are written; arguments as of `export`.
+  """
+  shaped = getattr(flat, 'shapes', flat)
+  found = {path: tuple(leaf.shape) for path, leaf in shaped.items()}
   weights.refuse(
-    f'export to {os.fspath(folder)!r}',
+    'the checkpoint to write',
     weights.problems(weights.shapes(cfg), found),
     'pass the base weights that belong to this config',
   )
-  writers, index = {}, {}
-  shards = list(_shards(cfg, dtype, max_shard_bytes))
-  for i, paths in enumerate(shards, start=1):
+  made, index = {}, {}
+  parts = list(_shards(cfg, dtype, max_shard_bytes))
+  for i, held in enumerate(parts, start=1):
     name = WEIGHTS
-    if len(shards) > 1:
-      name = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
-    writers[name] = _shard_writer(cfg, flat, paths, dtype)
-    index |= {weights.huggingface_names(cfg)[path]: name for path in paths}
-  if len(shards) > 1:
+    if len(parts) > 1:
+      name = f'model-{i:05d}-of-{len(parts):05d}.safetensors'
+    made[name] = _shard_writer(flat, held, dtype)
+    index |= dict.fromkeys((stored.name for stored in held), name)
+  if len(parts) > 1:
     listing = {'metadata': {}, 'weight_map': index}
-    writers[INDEX] = lambda path: files.write_json(path, listing)
-  files.write_all(
-    os.fspath(folder), writers | _extra_writers(cfg, extras, dtype)
-  )
-  _remove_stale(os.fspath(folder), writers)
+    made[INDEX] = lambda path: files.write_json(path, listing)
+  return made | _extra_writers(cfg, extras, dtype)
 
 
 def _shards(
   cfg: config.ModelConfig, dtype: str, max_bytes: int
-) -> Iterator[list[str]]:
-  """Paths of each shard, in order."""
+) -> Iterator[list[families.Stored]]:
+  """Tensors of each shard, in order."""
   shard, used = [], 0
-  for path, shape in weights.shapes(cfg).items():
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+  for stored in families.by_name(cfg.family).tensors(cfg).values():
+    size = int(np.prod(stored.shape)) * np.dtype(dtype).itemsize
     if shard and used + size > max_bytes:
       yield shard
       shard, used = [], 0
-    shard.append(path)
+    shard.append(stored)
     used += size
   yield shard
 
 
-def _shard_writer(cfg, flat, paths, dtype):
-  names = weights.huggingface_names(cfg)
-
+def _shard_writer(flat, held: list[families.Stored], dtype: str):
   def write(file: str) -> None:
-    tensors = {}
-    for path in paths:
-      leaf = np.asarray(flat[path])
-      leaf = leaf.T if path.endswith('kernel') else leaf
-      tensors[names[path]] = np.ascontiguousarray(leaf, dtype=np.dtype(dtype))
+    tensors = {
+      stored.name: _narrowed(stored.name, stored.join(flat), dtype)
+      for stored in held
+    }
     safetensors_numpy.save_file(tensors, file, metadata={'format': 'pt'})
 
   return write
+
+
+def _narrowed(name: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+  """A tensor in the type that it has on disk.
+
+  Raises:
+    ValueError: a number is too large for that.
+  """
+  with np.errstate(over='ignore'):
+    narrow = np.ascontiguousarray(leaf, dtype=np.dtype(dtype))
+  if dtype == 'float16' and not np.array_equal(
+    np.isfinite(narrow), np.isfinite(leaf)
+  ):
+    raise ValueError(
+      f'{name} has numbers beyond 65,504, the largest of float16; use bfloat16 '
+      'or float32'
+    )
+  return narrow
 
 
 def _extra_writers(cfg, extras: Extras, dtype: str):
@@ -305,12 +273,18 @@ def _extra_writers(cfg, extras: Extras, dtype: str):
       path, _tokenizer_config(extras)
     )
   raw = huggingface_config.dump(cfg, dtype=dtype, eos_ids=extras.eos_ids)
+  if not extras.eos_ids:
+    raw['eos_token_id'] = None  # left out, transformers would take a default
   writers['config.json'] = lambda path: files.write_json(path, raw)
   return writers
 
 
 def _tokenizer_config(extras: Extras) -> Mapping[str, Any]:
-  values = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+  values = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    # Texts as the tokenizer spells them.
+    'clean_up_tokenization_spaces': False,
+  }
   if extras.eos_ids:
     values['eos_token'] = extras.tokenizer.id_to_token(extras.eos_ids[0])
   if extras.chat_template is not None:

@@ -20,6 +20,8 @@ from specstream_jax.checkpoints import (
   generation_config,
   gguf,
   huggingface,
+  shards,
+  tokenizer_files,
   weights,
 )
 
@@ -66,12 +68,12 @@ class MissingTokenizer:
   """Stands in for a tokenizer that could not be read; any use says why."""
 
   def __init__(self, reason: str):
-    self._reason = reason
+    self.reason = reason
 
   def __getattr__(self, name: str):
     if name.startswith('_'):
       raise AttributeError(name)
-    raise ValueError(self._reason)
+    raise ValueError(self.reason)
 
 
 def load_model(
@@ -154,6 +156,8 @@ def resolve(
     return fetch.fetch(text)
   if _HUB_ID.fullmatch(text) and not path.exists() and path.suffix != '.gguf':
     return _resolve_hub(text, patterns)
+  if path.is_file() and path.suffix in shards.PICKLES:
+    raise ValueError(shards.pickled(path))
   what = 'not a GGUF file' if path.is_file() else 'not found'
   raise ValueError(
     f'model {text!r} is {what}; accepted: a known name '
@@ -204,7 +208,7 @@ def _load_huggingface(
   path: pathlib.Path, dtype: str, *, has_weights: bool = True
 ) -> LoadedModel:
   cfg = huggingface.read_config(path, dtype=dtype)
-  tokenizer = _tokenizer_or_reason(huggingface.read_tokenizer, path)
+  tokenizer = _tokenizer_or_reason(tokenizer_files.read, path)
   said = eos.read(path, known_tokenizer(tokenizer), cfg.vocab_size)
   return LoadedModel(
     config=cfg,

@@ -4,7 +4,7 @@
 Adapters and Medusa heads lie on disk this way.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import os
@@ -58,15 +58,19 @@ def write(
   Raises:
     ValueError: the disk is full, or the folder cannot be written.
   """
+  files.write_all(os.fspath(folder), writers(kind, tensors, fields))
+
+
+def writers(
+  kind: Kind, tensors: Mapping[str, np.ndarray], fields: Mapping[str, Any]
+) -> dict[str, Callable[[str], None]]:
+  """What writes each of both files, for `files.write_all`."""
   content = safetensors_numpy.save(dict(tensors))
   fields = {**fields, _DIGEST: files.sha256_of(content)}
-  files.write_all(
-    os.fspath(folder),
-    {
-      kind.weights: functools.partial(files.write_bytes, content=content),
-      kind.config: functools.partial(files.write_json, value=fields),
-    },
-  )
+  return {
+    kind.weights: functools.partial(files.write_bytes, content=content),
+    kind.config: functools.partial(files.write_json, value=fields),
+  }
 
 
 def read_fields(

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token ids that a model has no embedding for, told before they are used.
+"""Which ids a tokenizer gives, and whether the model has embeddings for them.
 
 A gather out of range raises nothing on an accelerator: it reads another row.
 """
 
 from collections.abc import Sequence
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -39,3 +41,18 @@ def check(
     f"{vocab_size - 1}; use the model's own tokenizer, or a model whose "
     'embedding was enlarged for this one'
   )
+
+
+def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
+  """sha256 of what decides the ids; padding, truncation and BOS do not."""
+  parts = json.loads(tokenizer.to_str())
+  model = parts['model']
+  decisive = {
+    'vocab': model.get('vocab'),
+    'merges': model.get('merges'),
+    'added_tokens': [[t['id'], t['content']] for t in parts['added_tokens']],
+    'normalizer': parts['normalizer'],
+    'pre_tokenizer': parts['pre_tokenizer'],
+  }
+  text = json.dumps(decisive, sort_keys=True)
+  return hashlib.sha256(text.encode('utf-8')).hexdigest()

@@ -16,79 +16,77 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config
+from specstream_jax import config, config_model
+from specstream_jax.modeling import build, params
 
 _SAMPLES = 4096
 
-# Our path -> (GGUF tensor, Hugging Face tensor), without the '.weight' suffix.
+# Our path -> GGUF tensor, without the suffix '.weight' or '.bias'.
 _TOP = {
-  'embed/embedding': ('token_embd', 'model.embed_tokens'),
-  'final_norm/scale': ('output_norm', 'model.norm'),
-  'lm_head/kernel': ('output', 'lm_head'),
+  'embed/embedding': 'token_embd',
+  'final_norm/scale': 'output_norm',
+  'lm_head/kernel': 'output',
 }
 _LAYER = {
-  'attention/query/kernel': ('attn_q', 'self_attn.q_proj'),
-  'attention/key/kernel': ('attn_k', 'self_attn.k_proj'),
-  'attention/value/kernel': ('attn_v', 'self_attn.v_proj'),
-  'attention/out/kernel': ('attn_output', 'self_attn.o_proj'),
-  'attention_norm/scale': ('attn_norm', 'input_layernorm'),
-  'mlp/gate/kernel': ('ffn_gate', 'mlp.gate_proj'),
-  'mlp/up/kernel': ('ffn_up', 'mlp.up_proj'),
-  'mlp/down/kernel': ('ffn_down', 'mlp.down_proj'),
-  'mlp_norm/scale': ('ffn_norm', 'post_attention_layernorm'),
+  'attention/query/kernel': 'attn_q',
+  'attention/key/kernel': 'attn_k',
+  'attention/value/kernel': 'attn_v',
+  'attention/out/kernel': 'attn_output',
+  'attention_norm/scale': 'attn_norm',
+  'mlp/gate/kernel': 'ffn_gate',
+  'mlp/up/kernel': 'ffn_up',
+  'mlp/down/kernel': 'ffn_down',
+  'mlp_norm/scale': 'ffn_norm',
+  'attention/query/bias': 'attn_q',
+  'attention/key/bias': 'attn_k',
+  'attention/value/bias': 'attn_v',
+  'attention/query_norm/scale': 'attn_q_norm',
+  'attention/key_norm/scale': 'attn_k_norm',
 }
+
+
+@functools.lru_cache(maxsize=64)
+def _one_layer(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
+  """`shapes` of a model whose layers are the first alone."""
+  one = dataclasses.replace(cfg, num_layers=1, layer_kinds=(), window=0)
+  flat = params.flatten(build.build(one).base)
+  return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
 
 def shapes(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
   """Shape of every base weight by flat path; kernels are [in, out]."""
-  wide, narrow = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
-  d, f, v = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
-  layer = {
-    'attention/query/kernel': (d, wide),
-    'attention/key/kernel': (d, narrow),
-    'attention/value/kernel': (d, narrow),
-    'attention/out/kernel': (wide, d),
-    'attention_norm/scale': (d,),
-    'mlp/gate/kernel': (d, f),
-    'mlp/up/kernel': (d, f),
-    'mlp/down/kernel': (f, d),
-    'mlp_norm/scale': (d,),
-  }
-  flat = {'embed/embedding': (v, d), 'final_norm/scale': (d,)}
-  if not cfg.tie_word_embeddings:
-    flat['lm_head/kernel'] = (d, v)
-  for i in range(cfg.num_layers):
-    flat |= {f'layers/{i}/{path}': shape for path, shape in layer.items()}
+  flat = {}
+  for path, shape in _one_layer(cfg).items():
+    if not path.startswith('layers/0/'):
+      flat[path] = shape
+      continue
+    for i in range(cfg.num_layers):
+      flat[path.replace('layers/0/', f'layers/{i}/', 1)] = shape
   return dict(sorted(flat.items()))
 
 
 def count(cfg: config.ModelConfig) -> int:
   """Number of base parameters."""
-  one = dataclasses.replace(cfg, num_layers=1)
-  sizes = {path: math.prod(shape) for path, shape in shapes(one).items()}
+  sizes = {p: math.prod(shape) for p, shape in _one_layer(cfg).items()}
   layer = sum(n for path, n in sizes.items() if path.startswith('layers/'))
   return sum(sizes.values()) + (cfg.num_layers - 1) * layer
 
 
 def gguf_names(cfg: config.ModelConfig) -> dict[str, str]:
   """Our path -> tensor name in a GGUF file."""
-  return {path: _name(path, 'blk', 0) for path in shapes(cfg)}
+  return {path: _gguf_name(path) for path in shapes(cfg)}
 
 
-def huggingface_names(cfg: config.ModelConfig) -> dict[str, str]:
-  """Our path -> tensor name in a Hugging Face checkpoint."""
-  return {path: _name(path, 'model.layers', 1) for path in shapes(cfg)}
-
-
-def _name(path: str, prefix: str, column: int) -> str:
+def _gguf_name(path: str) -> str:
   if path in _TOP:
-    return f'{_TOP[path][column]}.weight'
+    return f'{_TOP[path]}.weight'
   _, index, rest = path.split('/', 2)
-  return f'{prefix}.{index}.{_LAYER[rest][column]}.weight'
+  suffix = 'bias' if rest.endswith('bias') else 'weight'
+  return f'blk.{index}.{_LAYER[rest]}.{suffix}'
 
 
 def stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape in either file format, where kernels are [out, in]."""
+  """Shape in a GGUF file, where kernels are [out, in]."""
   return shape[::-1] if path.endswith('kernel') else shape
 
 
@@ -165,7 +163,7 @@ class LazyParams(Mapping[str, np.ndarray]):
 
 def config_hash(cfg: config.ModelConfig) -> str:
   """sha256 of the sizes and constants; the dtype does not count."""
-  fields = dataclasses.asdict(cfg)
+  fields = config_model.beyond_defaults(cfg)
   del fields['dtype']
   canonical = json.dumps(fields, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(canonical.encode()).hexdigest()

@@ -82,7 +82,7 @@ def define_adapter() -> None:
   flags.DEFINE_string(
     'adapter',
     runtime.AUTO,
-    f'Folder, or one that ships; auto is {runtime.DEFAULT_ADAPTER} with the model '
+    f'Folder, also of a PEFT LoRA, or one that ships; auto is {runtime.DEFAULT_ADAPTER} with the model '
     'it belongs to and none with others, empty is none.',
   )
 

@@ -3,17 +3,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import math
 import os
 import shutil
 import sys
 import textwrap
 
-from specstream_jax import config
+from specstream_jax import config, config_model
 from specstream_jax.checkpoints import (
   adapters,
   eos,
+  families,
+  huggingface,
   loading,
   medusa,
+  peft,
+  peft_config,
   shipped,
   weights,
 )
@@ -59,7 +64,9 @@ def describe(path: str) -> str:
   is_model = os.path.isfile(os.path.join(path, 'config.json'))
   if not is_model and (below := adapters.KIND.below(path)):
     path = below  # it is the folder of a run
-  if adapters.is_adapter(path):
+  if peft_config.is_peft(path):
+    rows = _peft_rows(path)
+  elif adapters.is_adapter(path):
     rows = _adapter_rows(path)
   elif medusa.is_medusa(path):
     rows = _medusa_rows(path)
@@ -100,6 +107,25 @@ def _adapter_rows(path: str) -> Iterator[tuple[str, object]]:
     yield 'EOS of its answers', eos.words(cfg.eos_ids, None)
   yield 'prompts', "chats, by the model's template" if cfg.is_chat else 'plain'
   yield from _nested('trained', cfg.provenance)
+
+
+def _peft_rows(path: str) -> Iterator[tuple[str, object]]:
+  cfg = peft_config.read(path)
+  shapes = peft.shapes(path)
+  yield 'PEFT LoRA', path
+  yield 'base', cfg.base or 'not said'
+  yield 'LoRA', f'rank {cfg.rank}, alpha {cfg.alpha:g}'
+  yield (
+    'modules',
+    ', '.join(
+      sorted({name.split('.')[-3] for name in shapes if '.lora_' in name})
+    ),
+  )
+  yield 'LoRA parameters', f'{sum(map(math.prod, shapes.values())):,}'
+  yield (
+    'streams',
+    f'none; `specstream train --fold_adapter={path}` teaches some',
+  )
 
 
 def _nested(
@@ -188,17 +214,68 @@ def _model_rows(path: str) -> Iterator[tuple[str, object]]:
   loaded = loading.load_outline(path)
   cfg = loaded.config
   yield 'model', path
+  yield (
+    'family',
+    f'{cfg.family} ({families.by_name(cfg.family).architecture})',
+  )
   yield 'parameters', f'{weights.count(cfg):,}'
-  for field in dataclasses.fields(cfg):
-    if field.name not in ('dtype', 'rope_scaling'):
-      yield field.name, getattr(cfg, field.name)
-  yield 'rope_scaling', cfg.rope_scaling.kind
+  for name, value in config_model.beyond_defaults(cfg).items():
+    if isinstance(value, dict) and name != 'rope_scaling':
+      yield name, ', '.join(f'{key} {_plain(v)}' for key, v in value.items())
+    elif name not in ('dtype', 'family', 'rope_scaling', 'layer_kinds'):
+      yield name, value
+  yield 'layers', _counted(cfg.kinds)
+  yield 'positions', _positions(cfg)
+  yield 'LoRA modules', _lora_modules(cfg)
   yield 'config hash', weights.config_hash(cfg)
   tokenizer = loading.known_tokenizer(loaded.tokenizer)
   yield 'EOS', eos.words(loaded.eos_ids, tokenizer)
   differ = eos.difference(loaded.eos_said, tokenizer)
   if differ:
     yield 'note', f'{differ}; decoding stops at all of them'
+  for what in _missing(path, loaded):
+    yield 'missing', what
+
+
+def _counted(kinds: Sequence[str]) -> str:
+  """`3 full, 2 window`, in the order in which they first come."""
+  return ', '.join(
+    f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds)
+  )
+
+
+def _positions(cfg: config.ModelConfig) -> str:
+  if cfg.num_learned_positions:
+    return f'a table, up to {cfg.max_position_embeddings:,}'
+  return (
+    f'RoPE, {cfg.rope_scaling.kind}, on {cfg.num_rotated} of {cfg.head_dim} '
+    f'dims of a head, up to {cfg.max_position_embeddings:,}'
+  )
+
+
+def _lora_modules(cfg: config.ModelConfig) -> str:
+  """Our names, and those of the checkpoint where LoRA of PEFT has them."""
+  found = []
+  for name, stored in peft.linear_modules(cfg).items():
+    if stored.paths[0].startswith('layers/0/'):
+      ours = ', '.join(path.split('/')[3] for path in stored.paths)
+      found.append(f'{ours} ({name.rpartition(".")[2]})')
+  return '; '.join(found)
+
+
+def _missing(path: str, loaded: loading.LoadedModel) -> Iterator[str]:
+  """What commands will miss."""
+  if os.path.isfile(os.path.join(path, 'config.json')):
+    try:
+      huggingface.open_params(path, loaded.config)
+    except ValueError as error:
+      yield str(error)
+  if isinstance(loaded.tokenizer, loading.MissingTokenizer):
+    yield f'a tokenizer: {loaded.tokenizer.reason}'
+  if loaded.chat_template is None:
+    yield 'a chat template; prompts are plain texts'
+  if not loaded.eos_ids:
+    yield 'an EOS id; decoding ends at its limit'
 
 
 def _fields(cfg, names: Sequence[str] = ()) -> str:

@@ -29,6 +29,7 @@ COMMANDS = {
   'generate': 'complete prompts',
   'evaluate': 'compare speculative with plain decoding on a task',
   'bench': 'compare drafters on tasks: one table, one report',
+  'export': 'write model and adapter as folders that other engines load',
   'results': "write benchmarks as the paper's table",
   'compile': 'try a TPU slice that is not there: memory, traffic, does it fit?',
   'check': 'prove that drafts change nothing: tokens, laws, logits, weights',

@@ -9,15 +9,13 @@ import sys
 
 from absl import flags
 
-from specstream_jax.checkpoints import eos, loading
-from specstream_jax.data import (
+from specstream_jax.checkpoints import (
   draft_vocabulary,
+  eos,
+  loading,
   ngram_table,
-  quiet,
-  records,
-  registry,
-  vocabulary,
 )
+from specstream_jax.data import quiet, records, registry, vocabulary
 
 FLAGS = flags.FLAGS
 
@@ -115,11 +113,13 @@ def main(argv: Sequence[str]) -> None:
   )
   print(json.dumps(manifest, indent=2, ensure_ascii=False))
   if FLAGS.ngram_table:
-    table, metadata = ngram_table.build(FLAGS.output_dir)
+    table, metadata = ngram_table.build(*records.with_source(FLAGS.output_dir))
     ngram_table.save(FLAGS.ngram_table, table, metadata)
     print(json.dumps(metadata, indent=2, ensure_ascii=False))
   if FLAGS.draft_vocabulary:
-    ids, metadata = draft_vocabulary.build(FLAGS.output_dir)
+    ids, metadata = draft_vocabulary.build(
+      *records.with_source(FLAGS.output_dir)
+    )
     draft_vocabulary.save(FLAGS.draft_vocabulary, ids, metadata)
     print(json.dumps(metadata, indent=2, ensure_ascii=False))
 

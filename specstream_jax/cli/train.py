@@ -43,7 +43,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'fold_adapter',
     None,
-    'Fine-tuned adapter whose LoRA is folded into the base, under lossless '
+    'Fine-tuned adapter or PEFT LoRA that is folded into the base, under lossless '
     'streams (--gin.StreamConfig.mode=lossless): answers stay those of that LoRA.',
   )
   flags.DEFINE_string('output_dir', None, 'Folder of the run.')

@@ -12,7 +12,6 @@ the rest are answer tokens, EOS included.
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,7 +21,6 @@ from typing import Any
 from absl import logging
 from array_record.python import array_record_module
 import numpy as np
-import tokenizers
 
 from specstream_jax.checkpoints import fields, files as files_lib, token_ids
 from specstream_jax.data import manifest_fields, shards
@@ -40,19 +38,17 @@ encode, decode = shards.encode, shards.decode
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
 
 
-def tokenizer_hash(tokenizer: tokenizers.Tokenizer) -> str:
-  """sha256 of what decides the ids; padding, truncation and BOS do not."""
-  parts = json.loads(tokenizer.to_str())
-  model = parts['model']
-  decisive = {
-    'vocab': model.get('vocab'),
-    'merges': model.get('merges'),
-    'added_tokens': [[t['id'], t['content']] for t in parts['added_tokens']],
-    'normalizer': parts['normalizer'],
-    'pre_tokenizer': parts['pre_tokenizer'],
-  }
-  text = json.dumps(decisive, sort_keys=True)
-  return hashlib.sha256(text.encode('utf-8')).hexdigest()
+def with_source(
+  path: str,
+) -> tuple[Iterator[tuple[np.ndarray, np.ndarray]], dict[str, Any]]:
+  """`read`, and which task, split and tokenizer the records are of.
+
+  Raises:
+    ValueError: no records there.
+  """
+  manifest = read_manifest(path)
+  kept = ('task', 'split', 'tokenizer_sha256', 'num_examples')
+  return read(path), {name: manifest.get(name) for name in kept}
 
 
 def read(path: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

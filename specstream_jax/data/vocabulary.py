@@ -13,10 +13,10 @@ from specstream_jax.checkpoints import (
   chat_format,
   eos,
   gguf,
-  huggingface,
+  token_ids,
   tokenizer_errors,
+  tokenizer_files,
 )
-from specstream_jax.data import records
 from specstream_jax.text import joined as joined_lib, pieces
 
 
@@ -54,7 +54,7 @@ class Vocabulary:
 
   @property
   def sha256(self) -> str:
-    return records.tokenizer_hash(self.tokenizer)
+    return token_ids.tokenizer_hash(self.tokenizer)
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone."""
@@ -116,14 +116,16 @@ def _read(path: str) -> tuple[tokenizers.Tokenizer, int | None]:
   if os.path.isfile(path) and gguf.is_gguf(path):
     header = gguf.open_file(path)
     return gguf.read_tokenizer(header), next(iter(gguf.eos_ids(header)), None)
-  file = os.path.join(path, 'tokenizer.json') if os.path.isdir(path) else path
-  if not os.path.isfile(file) or not file.endswith('.json'):
+  if os.path.isdir(path):
+    folder, tokenizer = path, tokenizer_files.read(path)
+  elif os.path.isfile(path) and path.endswith('.json'):
+    folder, tokenizer = os.path.dirname(path), tokenizer_files.open_json(path)
+  else:
     raise ValueError(
-      f'tokenizer {path!r} is neither a tokenizer.json, nor a folder with one, '
-      'nor a GGUF file'
+      f'tokenizer {path!r} is neither a tokenizer.json, nor a folder with a '
+      'tokenizer, nor a GGUF file'
     )
-  tokenizer = huggingface.open_tokenizer(file)
-  eos_token = eos.configured_token(os.path.dirname(file))
+  eos_token = eos.configured_token(folder)
   return tokenizer, tokenizer.token_to_id(eos_token) if eos_token else None
 
 

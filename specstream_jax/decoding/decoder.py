@@ -82,8 +82,14 @@ class Decoder:
     prompt_model: interface.ModelFns | None = None,
     verifier: interface.Verifier = verify.walk,
     partitioner: partitioning.Partitioner | None = None,
+    params: Any = None,
   ):
-    """Takes what is compiled, and `sampling_cfg` for calls that name none."""
+    """Takes what is compiled, and `sampling_cfg` for calls that name none.
+
+    `params` are the weights it was made for; others of their shapes, such as
+    those of another adapter, need no other compilation.
+    """
+    self.params = params
     self._partitioner = partitioner or partitioning.local()
     self._sampling = sampling_cfg
     self.setup = interface.Setup(

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 
 from specstream_jax import config, sampling, typing
 from specstream_jax.decoding import (
-  cache as cache_lib,
   edits as edits_lib,
   tree as tree_lib,
   verify,
 )
+from specstream_jax.modeling import cache as cache_lib
 
 
 class Pruned(NamedTuple):
@@ -101,6 +101,9 @@ class DraftContext(NamedTuple):
       prompt pass.
     draws: [B, M'] int32 token the target drew at each node of `last_tree`;
       None after the prompt pass, or if the verifier draws no such tokens.
+    stream_logits: what the streams of the leaf say.
+    coupling_logits: (hidden [B, ...] of one stream, parents [B, W],
+      candidates [B, k]) -> float32 [B, W, k]; None without such weights.
   """
 
   root: typing.Array
@@ -115,6 +118,8 @@ class DraftContext(NamedTuple):
   edits: edits_lib.Edits | None = None
   last_tree: tree_lib.DraftTree | None = None
   draws: typing.Array | None = None
+  stream_logits: Callable[[], StreamLogits] | None = None
+  coupling_logits: Callable[..., typing.Array] | None = None
 
 
 class Drafter(Protocol):
@@ -136,7 +141,7 @@ class Drafter(Protocol):
     """Own state (a pytree, () for none) for prompts [B, T], lengths [B]."""
 
   def propose(
-    self, setup: 'Setup', params: Any, context: DraftContext, state: Any
+    self, params: Any, context: DraftContext, state: Any
   ) -> tuple[tree_lib.DraftTree, Any]:
     """The next tree, rooted at `context.root`, and the new own state."""
 

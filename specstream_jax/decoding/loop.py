@@ -19,13 +19,13 @@ import jax.numpy as jnp
 
 from specstream_jax import sampling, typing
 from specstream_jax.decoding import (
-  cache as cache_lib,
   edits as edits_lib,
   interface,
   stopping,
   tree as tree_lib,
   verify,
 )
+from specstream_jax.modeling import cache as cache_lib
 
 
 @jax.tree_util.register_dataclass
@@ -344,12 +344,17 @@ def _draft(
   setup, params, state, forward, leaf, root, last_tree=None, draws=None
 ):
   """The tree to verify next, from the leaf [B] of the last pass."""
+  streams = jax.tree.map(lambda x: _at(x, leaf), forward.stream_state)
+  positions, model = state.cache.length - 1, setup.model
+  coupling = model.coupling_logits and functools.partial(
+    model.coupling_logits, params
+  )
   context = interface.DraftContext(
     root=root,
     hidden=_at(forward.hidden, leaf),
-    stream_state=jax.tree.map(lambda x: _at(x, leaf), forward.stream_state),
+    stream_state=streams,
     cache=state.cache,
-    leaf_positions=state.cache.length - 1,
+    leaf_positions=positions,
     tokens=state.tokens,
     num_tokens=state.num_tokens,
     row_keys=state.row_keys,
@@ -357,9 +362,13 @@ def _draft(
     edits=state.edits,
     last_tree=last_tree,
     draws=draws,
+    stream_logits=functools.partial(
+      model.stream_logits, params, streams, state.cache, positions
+    ),
+    coupling_logits=coupling,
   )
   tree, drafter_state = setup.drafter.propose(
-    setup, params, context, state.drafter_state
+    params, context, state.drafter_state
   )
   return dataclasses.replace(state, tree=tree, drafter_state=drafter_state)
 

@@ -16,8 +16,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from specstream_jax import typing
-from specstream_jax.decoding import cache as cache_lib, interface
-from specstream_jax.modeling import build, layers, transformer
+from specstream_jax.decoding import interface, pruning
+from specstream_jax.modeling import (
+  build,
+  cache as cache_lib,
+  forward as forward_lib,
+  layers,
+  transformer,
+)
 
 _NEVER = -1e9  # a logit; finite, so that differences stay numbers
 
@@ -42,10 +48,18 @@ class DraftHead(NamedTuple):
   Attributes:
     ids: int32 [N], ascending.
     rows: [N, D] their rows of the LM head.
+    bias: [N] of their logits, () without.
   """
 
   ids: typing.Array
   rows: typing.Array
+  bias: Any = ()
+
+
+def draft_head(model: transformer.Transformer, ids: typing.Array) -> DraftHead:
+  """The part of a model's LM head that tokens `ids` [N] need."""
+  bias = model.head_bias(ids)
+  return DraftHead(ids, model.head_rows(ids), () if bias is None else bias)
 
 
 class StreamExtras(NamedTuple):
@@ -86,14 +100,14 @@ def model_fns(
   ) -> interface.Forward:
     """See `interface.ModelFns`; streams run along if the schedule says so."""
     model = merge(params)
-    result = transformer.forward_tree(
+    result = forward_lib.forward_tree(
       model,
       tokens,
       positions,
       tree_mask,
       cache,
       with_streams=with_streams and is_parallel,
-      keep_nodes=keep_nodes,
+      survivors_of=pruning.best(keep_nodes),
       is_prompt=is_prompt,
     )
     seen = result.survivors
@@ -105,12 +119,12 @@ def model_fns(
   def stream_logits(params, stream_state, cache, positions):
     model = merge(params)
     if not is_parallel:
-      stream_state = transformer.forward_streams(
+      stream_state = forward_lib.forward_streams(
         model, stream_state, positions, cache
       )
     if not has_draft_head:
       return interface.StreamLogits(model.logits(stream_state), stream_state)
-    own = _draft_logits(stream_state, params.drafter.head, cfg.vocab_size)
+    own = _draft_logits(stream_state, params.drafter.head, cfg)
     return interface.StreamLogits(own, stream_state)
 
   coupling = None
@@ -121,6 +135,25 @@ def model_fns(
   )
 
 
+def with_vocabulary(
+  fns: interface.ModelFns, vocab_size: int
+) -> interface.ModelFns:
+  """The functions with logits of `vocab_size` tokens, for a draft model.
+
+  Embeddings are often padded to round sizes, which differ between models of one
+  tokenizer. Tokens that the model lacks are never drafted; those that it has
+  beyond `vocab_size` are left out.
+  """
+
+  def logits(params, hidden):
+    own = fns.logits(params, hidden)[..., :vocab_size]
+    missing = vocab_size - own.shape[-1]
+    axes = [(0, 0)] * (own.ndim - 1) + [(0, missing)]
+    return jnp.pad(own, axes, constant_values=_NEVER)
+
+  return fns._replace(logits=logits)
+
+
 def _coupling_logits(
   built, params, hidden, parents, candidates
 ) -> typing.Array:
@@ -128,10 +161,12 @@ def _coupling_logits(
   return model.coupling_logits(hidden, parents, candidates)
 
 
-def _draft_logits(hidden, head: DraftHead, vocab_size: int) -> typing.Array:
+def _draft_logits(hidden, head: DraftHead, cfg) -> typing.Array:
   """Logits [..., V] of the head's tokens; the others are never drafted."""
   logits = layers.project(hidden, head.rows, jnp.float32)
-  nothing = jnp.full((*logits.shape[:-1], vocab_size), _NEVER, jnp.float32)
+  bias = head.bias if cfg.has_head_bias else None
+  logits = transformer.finish_logits(cfg, logits, bias)
+  nothing = jnp.full((*logits.shape[:-1], cfg.vocab_size), _NEVER, jnp.float32)
   return nothing.at[..., head.ids].set(
     logits, indices_are_sorted=True, unique_indices=True
   )

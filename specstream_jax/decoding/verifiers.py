@@ -14,7 +14,7 @@ from specstream_jax.decoding import (
 
 
 def make(cfg: config_drafting.DrafterConfig) -> interface.Verifier:
-  """The rule of `cfg.verifier`, ready for `interface.Setup`."""
+  """The rule of `cfg.verifier`, ready for a decoder."""
   if cfg.synthetic_acceptance:
     return functools.partial(
       synthetic.synthetic, acceptance=cfg.synthetic_acceptance

@@ -144,9 +144,9 @@ def measure(
 
     def run(name: str, number: int, label: str) -> decoder_lib.DecodeResult:
       bar.set_description(f'{label} {_SIDES[name]}')
-      rival, decoder = decoders[name]
+      decoder = decoders[name]
       result = decoder.generate(
-        model.params(rival),
+        decoder.params,
         [prompts[row] for row in batches[number]],
         seed=settings.seed,
         row_ids=batches[number],
@@ -205,16 +205,13 @@ def _keys(num_batches, repeats, shard):
 
 
 def _decoders(model, prompts, settings):
-  """Side -> (rival, decoder)."""
+  """Side -> decoder."""
   decode = dataclasses.replace(
     settings.decode, prompt_bucket=_bucket(prompts, settings.decode)
   )
   rivals = {'none': 'none', 'streams': settings.drafter or 'streams'}
   return {
-    name: (
-      rival,
-      model.decoder(rival, decode, tree=settings.tree),
-    )
+    name: model.decoder(rival, decode, tree=settings.tree)
     for name, rival in rivals.items()
   }
 

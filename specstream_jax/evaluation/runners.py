@@ -70,20 +70,22 @@ class OwnRunner:
     self.label = label
     self.settings = config.to_json(drafter)
     self.is_lossy, self.output = drafter.is_lossy, drafter.output
-    made = model.decoder(drafter, decode).setup.drafter
-    self.max_depth, self.size = made.max_depth, made.size
+    made = model.decoder(drafter, decode)
+    self.max_depth = made.setup.drafter.max_depth
+    self.size = made.setup.drafter.size
     tree = drafter.tree or model.tree
     self.extra_parameters = count_extra(
-      model.params(drafter),
+      made.params,
       has_coupling=drafter.coupling and tree.kind == 'best_first',
     )
-    self.fingerprint = _fingerprint(model.params(drafter).drafter)
+    self.fingerprint = _fingerprint(made.params.drafter)
 
   def generate(self, prompts, row_ids, *, bucket, temperature, seed):
     """See `Runner`."""
     decode = dataclasses.replace(self._decode, prompt_bucket=bucket)
-    return self._model.decoder(self._drafter, decode).generate(
-      self._model.params(self._drafter),
+    decoder = self._model.decoder(self._drafter, decode)
+    return decoder.generate(
+      decoder.params,
       prompts,
       seed=seed,
       row_ids=row_ids,

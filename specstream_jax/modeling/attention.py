@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, typing
-from specstream_jax.modeling import layers
+from specstream_jax.modeling import layers, norms, rope
 
 
 class Rows(NamedTuple):
   """What a layer needs to know of its tokens: main tokens, then streams.
 
   Attributes:
-    cos: RoPE table [B, T, H/2] float32, T = num_main + A * J.
+    cos: RoPE table [B, T, H/2] float32, T = num_main + A * J; None without.
     sin: like `cos`.
     mask: [B, T, N] bool, True = may attend to that main token of the pass. Two
       main tokens and the two streams of the second, N = 2:
@@ -41,14 +41,19 @@ class Rows(NamedTuple):
       values are not kept.
   """
 
-  cos: typing.Array
-  sin: typing.Array
+  cos: typing.Array | None
+  sin: typing.Array | None
   mask: typing.Array
   num_main: int
   num_streams: int
   lora_start: int = 0
   cache_mask: typing.Array | None = None
   start: typing.Array | None = None
+
+  def tables(self) -> dict[str, typing.Array | None]:
+    """What differs between kinds of layers."""
+    names = ('cos', 'sin', 'mask', 'cache_mask')
+    return {name: getattr(self, name) for name in names}
 
 
 class KeyValues(NamedTuple):
@@ -85,22 +90,24 @@ def attend(
   query: typing.Array,
   seen: Sequence[Seen],
   streams: KeyValues | None = None,
+  softcap: float = 0.0,
 ) -> typing.Array:
   """One softmax over main slots, part by part, and the own stream group.
 
   Args:
-    query: [B, T, K, G, H], already scaled by H ** -0.5.
+    query: [B, T, K, G, H], already scaled.
     seen: parts of the main stream; a query that none of the masks lets see
       anything attends to nothing meaningful.
     streams: keys and values [B, A, J, K, H] with T = A * J; stream j sees
       streams <= j of its own anchor.
+    softcap: see `config.AttentionConfig`.
 
   Returns:
     [B, T, K, G, H] in the dtype of `query`; logits and softmax are float32.
   """
-  logits = [_logits(query, part) for part in seen]
+  logits = [_logits(query, part, softcap) for part in seen]
   if streams is not None:
-    logits.append(_own_logits(query, streams))
+    logits.append(_own_logits(query, streams, softcap))
   weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
   weights = weights.astype(query.dtype)
   out, first = 0, 0
@@ -116,7 +123,7 @@ def attend(
   return out
 
 
-def _logits(query, part):
+def _logits(query, part, softcap):
   """Logits [B, K, G, T, S] against one part of the main stream."""
   f32 = jnp.float32
   # One product over G * T rows per KV head, batch axes in front: the cache is
@@ -126,6 +133,7 @@ def _logits(query, part):
   logits = jnp.einsum(
     'BKXH,BKSH->BKXS', flat, part.main.keys, preferred_element_type=f32
   )
+  logits = layers.softcap(logits, softcap)
   batch, length, heads, groups, _ = query.shape
   logits = logits.reshape(batch, heads, groups, length, -1)
   return jnp.where(part.mask[:, None, None], logits, jnp.finfo(f32).min)
@@ -138,13 +146,14 @@ def _mix(weights, values):
   return out.reshape(*weights.shape[:4], -1).transpose(0, 3, 1, 2, 4)
 
 
-def _own_logits(query, streams):
+def _own_logits(query, streams, softcap):
   """Logits [B, K, G, T, J] of streams against streams <= j of their group."""
   f32 = jnp.float32
   grouped = query.reshape(*streams.keys.shape[:3], *query.shape[2:])
   own = jnp.einsum(
     'BAJKGH,BALKH->BKGAJL', grouped, streams.keys, preferred_element_type=f32
   )
+  own = layers.softcap(own, softcap)
   causal = jnp.tri(own.shape[-1], dtype=bool)
   own = jnp.where(causal, own, jnp.finfo(f32).min)
   return own.reshape(*own.shape[:3], -1, own.shape[-1])
@@ -163,8 +172,16 @@ class Attention(nnx.Module):
   ):
     def linear(name: str, shape: tuple[int, int]) -> layers.Linear:
       adapted = lora if lora and name in lora.modules else None
-      return layers.Linear(*shape, dtype=cfg.dtype, lora=adapted, layout=layout)
+      is_out = name == 'out'
+      return layers.Linear(
+        *shape,
+        dtype=cfg.dtype,
+        lora=adapted,
+        layout=layout,
+        has_bias=own.has_out_bias if is_out else own.has_bias,
+      )
 
+    own = cfg.attention
     width, kv_width = (
       cfg.num_heads * cfg.head_dim,
       cfg.num_kv_heads * cfg.head_dim,
@@ -173,6 +190,12 @@ class Attention(nnx.Module):
     self.key = linear('key', (cfg.hidden_size, kv_width))
     self.value = linear('value', (cfg.hidden_size, kv_width))
     self.out = linear('out', (width, cfg.hidden_size))
+    if own.qk_norm != 'none':
+      is_full = own.qk_norm == 'full'
+      widths = (width, kv_width) if is_full else (cfg.head_dim,) * 2
+      self.query_norm, self.key_norm = (
+        norms.Norm(features, cfg, 'rms') for features in widths
+      )
     self.cfg = cfg
     self.rotation_step = rotation_step
 
@@ -191,7 +214,7 @@ class Attention(nnx.Module):
       cached: the main stream before this pass; None if it starts here.
     """
     query, key, value = self._project(x, rows)
-    num_main = rows.num_main
+    num_main, softcap = rows.num_main, self.cfg.attention.softcap
     new = New(key[:, :num_main], value[:, :num_main])
     parts = [(cached, rows.cache_mask)] if cached is not None else []
     if num_main:
@@ -199,23 +222,32 @@ class Attention(nnx.Module):
     outs = []
     if num_main:
       seen = [Seen(main, mask[:, :num_main]) for main, mask in parts]
-      outs.append(attend(query[:, :num_main], seen))
+      outs.append(attend(query[:, :num_main], seen, None, softcap))
     if x.shape[1] > num_main:
       seen = [Seen(main, mask[:, num_main:]) for main, mask in parts]
       streams = self._stream_keys(key, value, rows)
-      outs.append(attend(query[:, num_main:], seen, streams))
+      outs.append(attend(query[:, num_main:], seen, streams, softcap))
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
     out = self.out(out.reshape(*x.shape[:2], -1), rows.lora_start)
     return out, None if rows.start is None else new
 
   def _project(self, x, rows):
     """q [B, T, K, G, H] scaled, k and v [B, T, K, H]; RoPE applied."""
-    cfg, tables = self.cfg, (rows.cos[:, :, None], rows.sin[:, :, None])
+    cfg, own = self.cfg, self.cfg.attention
     split = lambda y: y.reshape(*x.shape[:2], -1, cfg.head_dim)
-    query = layers.rotate(split(self.query(x, rows.lora_start)), *tables)
-    key = layers.rotate(split(self.key(x, rows.lora_start)), *tables)
+    query, key = self.query(x, rows.lora_start), self.key(x, rows.lora_start)
+    if own.qk_norm == 'full':
+      query, key = self.query_norm(query), self.key_norm(key)
+    query, key = split(query), split(key)
+    if own.qk_norm == 'head':
+      query, key = self.query_norm(query), self.key_norm(key)
+    if rows.cos is not None:
+      tables = (rows.cos[:, :, None], rows.sin[:, :, None])
+      query, key = (
+        rope.rotate_leading(y, *tables, cfg.num_rotated) for y in (query, key)
+      )
     value = split(self.value(x, rows.lora_start))
-    query *= cfg.head_dim**-0.5
+    query *= own.query_scale or cfg.head_dim**-0.5
     query = query.reshape(
       *x.shape[:2], cfg.num_kv_heads, cfg.group_size, cfg.head_dim
     )
@@ -230,5 +262,5 @@ class Attention(nnx.Module):
       # Paper, appendix B: V_tj = V_t e^{i eps j}, pairs as in RoPE.
       angles = self.rotation_step * (1 + jnp.arange(rows.num_streams))
       angles = angles[None, None, :, None, None].astype(jnp.float32)
-      value = layers.rotate(value, jnp.cos(angles), jnp.sin(angles))
+      value = rope.rotate(value, jnp.cos(angles), jnp.sin(angles))
     return KeyValues(key, value)

@@ -5,7 +5,7 @@ Decoding unrolls them, each with weights and a cache of its own. Training may
 scan over stacked weights instead: one layer is compiled, not all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flax import nnx
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, partitioning, typing
-from specstream_jax.modeling import attention, layers
+from specstream_jax.modeling import attention, mlp, norms
 
 # What the backward pass keeps of a layer, beside its input; the rest is
 # computed again.
@@ -25,7 +25,11 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 
 
 class DecoderLayer(nnx.Module):
-  """Pre-norm attention and SwiGLU, for main and stream tokens alike."""
+  """Attention and MLP around norms, for main and stream tokens alike.
+
+  `ModelConfig.block` says where the norms stand, and whether both read the
+  same input.
+  """
 
   def __init__(
     self,
@@ -34,14 +38,18 @@ class DecoderLayer(nnx.Module):
     rotation_step: float,
     layout: str,
   ):
-    norm = lambda: layers.RMSNorm(
-      cfg.hidden_size, epsilon=cfg.rms_norm_eps, dtype=cfg.dtype
-    )
-    self.attention_norm, self.mlp_norm = norm(), norm()
+    norm = lambda: norms.Norm(cfg.hidden_size, cfg)
+    self.cfg = cfg
+    if cfg.block != 'post':
+      self.attention_norm = norm()
+    if cfg.block not in ('post', 'parallel_shared'):
+      self.mlp_norm = norm()
+    if cfg.block in ('post', 'pre_post'):
+      self.attention_post_norm, self.mlp_post_norm = norm(), norm()
     self.attention = attention.Attention(
       cfg, lora, rotation_step=rotation_step, layout=layout
     )
-    self.mlp = layers.SwiGLU(cfg, lora, layout)
+    self.mlp = mlp.Mlp(cfg, lora, layout)
 
   def __call__(
     self,
@@ -51,16 +59,29 @@ class DecoderLayer(nnx.Module):
   ) -> tuple[typing.Array, attention.New | None]:
     """x [B, T, D] -> x, and the K/V of its main tokens if they are kept."""
     x = partitioning.constrain(x, 'batch', 'length', 'activation')
-    attended, new = self.attention(self.attention_norm(x), rows, cached)
-    x += attended
-    x += self.mlp(self.mlp_norm(x), rows.lora_start)
+    block = self.cfg.block
+    has_post = block in ('post', 'pre_post')
+    y = x if block == 'post' else self.attention_norm(x)
+    attended, new = self.attention(y, rows, cached)
+    if block.startswith('parallel'):
+      y = y if block == 'parallel_shared' else self.mlp_norm(x)
+      return x + self._scaled(attended + self.mlp(y, rows.lora_start)), new
+    attended = self.attention_post_norm(attended) if has_post else attended
+    x += self._scaled(attended)
+    y = x if block == 'post' else self.mlp_norm(x)
+    y = self.mlp(y, rows.lora_start)
+    x += self._scaled(self.mlp_post_norm(y) if has_post else y)
     return x, new
+
+  def _scaled(self, y: typing.Array) -> typing.Array:
+    scale = self.cfg.residual_scale
+    return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
 
 
 def run(
   layers_: list[DecoderLayer],
   x: typing.Array,
-  rows: attention.Rows,
+  rows: Sequence[attention.Rows],
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
 ) -> tuple[typing.Array, list[attention.New] | None]:
@@ -69,7 +90,7 @@ def run(
   Args:
     layers_: bottom first.
     x: hidden states.
-    rows: of every layer.
+    rows: of each layer.
     cached: K/V per layer, or None.
     remat: a name of `REMAT`.
 
@@ -80,32 +101,45 @@ def run(
   for i, layer in enumerate(layers_):
     own = cached[i] if cached else None
     if remat == 'none':
-      x, own = layer(x, rows, own)
+      x, own = layer(x, rows[i], own)
     else:
       graphdef, state = nnx.split(layer)
-      x, own = _call(graphdef, rows, remat)(state, x, own)
+      x, own = _call(graphdef, rows[i], remat)(state, x, own, {})
     written.append(own)
-  return x, None if rows.start is None else written
+  return x, None if rows[0].start is None else written
 
 
 def scan(
   stack: DecoderLayer,
   x: typing.Array,
-  rows: attention.Rows,
+  rows: Sequence[attention.Rows],
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
 ) -> tuple[typing.Array, list[attention.New] | None]:
-  """As `run`, with a layer whose weights are stacks [N, ...]; N may be 0."""
+  """As `run`, with a layer whose weights are stacks [N, ...]; N may be 0.
+
+  Layers that see or turn differently share one body: tables and masks of each
+  kind are stacked, and a layer takes those of its kind.
+  """
   graphdef, state = nnx.split(stack)
-  call = _call(graphdef, rows, remat, prevent_cse=False)
+  call = _call(graphdef, rows[0], remat, prevent_cse=False)
+  kinds = [i for i, one in enumerate(rows) if _first(rows, one) == i]
+  tables = [rows[i].tables() for i in kinds]
+  which = jnp.array([kinds.index(_first(rows, one)) for one in rows])
+  if len(kinds) > 1:
+    tables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
 
   def body(x, xs):
-    return call(xs[0], x, xs[1])
+    state, cached, kind = xs
+    own = {}
+    if len(kinds) > 1:
+      own = jax.tree.map(lambda leaf: leaf[kind], tables)
+    return call(state, x, cached, own)
 
   stacked = (
     jax.tree.map(lambda *leaves: jnp.stack(leaves), *cached) if cached else None
   )
-  x, written = jax.lax.scan(body, x, (state, stacked))
+  x, written = jax.lax.scan(body, x, (state, stacked, which))
   if written is None:
     return x, None
   return x, [
@@ -114,11 +148,19 @@ def scan(
   ]
 
 
-def _call(graphdef, rows, remat, prevent_cse=True):
-  """(state, x, cached) -> (x, cached), recomputed as `remat` says."""
+def _first(rows, wanted):
+  """Index of the first layer that has the same rows."""
+  return next(i for i, one in enumerate(rows) if one is wanted)
 
-  def call(state, x, cached):
-    return nnx.merge(graphdef, state)(x, rows, cached)
+
+def _call(graphdef, rows, remat, prevent_cse=True):
+  """(state, x, cached, tables) -> (x, cached), recomputed as `remat` says.
+
+  `tables` replace those of `rows`.
+  """
+
+  def call(state, x, cached, tables):
+    return nnx.merge(graphdef, state)(x, rows._replace(**tables), cached)
 
   if remat == 'none':
     return call

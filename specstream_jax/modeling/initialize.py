@@ -14,15 +14,21 @@ from specstream_jax.modeling import build, params
 def init_base(
   key: typing.Array, cfg: config.ModelConfig, scale: float = 1.0
 ) -> dict[Any, Any]:
-  """Random base weights: normal with std scale / sqrt(fan in), norms one."""
+  """Random base weights: normal with std scale / sqrt(fan in), norms one.
+
+  Biases are zero.
+  """
   shapes = params.flatten(build.build(cfg).base)
   flat = {}
   for path, leaf in shapes.items():
     key, subkey = jax.random.split(key)
     if path.endswith('scale'):
-      flat[path] = jnp.ones(leaf.shape, leaf.dtype)
+      one = 0.0 if cfg.norm.is_unit_offset else 1.0
+      flat[path] = jnp.full(leaf.shape, one, leaf.dtype)
+    elif path.endswith('bias'):
+      flat[path] = jnp.zeros(leaf.shape, leaf.dtype)
     else:
-      fan_in = leaf.shape[-1] if 'embed/' in path else leaf.shape[0]
+      fan_in = leaf.shape[-1 if path.endswith('embedding') else 0]
       std = scale / math.sqrt(fan_in)
       flat[path] = (std * jax.random.normal(subkey, leaf.shape)).astype(
         leaf.dtype

@@ -48,3 +48,57 @@ def slot_mask(
     earlier_mask, jnp.clip(node, 0, num_earlier - 1), axis=2
   )
   return (node < 0) | (placed & (node < num_earlier))
+
+
+def within(
+  mask: typing.Array,
+  positions: typing.Array,
+  key_positions: typing.Array,
+  window: int,
+) -> typing.Array:
+  """What of a mask [B, T, N] lies in the window of the last tokens.
+
+  A window of 2 over three tokens:
+
+    1 0 0
+    1 1 0
+    0 1 1
+
+  Args:
+    mask: bool.
+    positions: [B, T] int32 of the queries.
+    key_positions: [B, N] or [B, T, N] int32.
+    window: tokens that a query sees, itself included.
+  """
+  if key_positions.ndim == 2:
+    key_positions = key_positions[:, None]
+  return mask & (positions[..., None] - key_positions < window)
+
+
+def slot_positions(
+  tree_mask: typing.Array,
+  positions: typing.Array,
+  length: typing.Array,
+  num_slots: int,
+) -> typing.Array:
+  """Positions [B, 1 or M, S] of the cache slots that nodes see.
+
+  The prefix lies in order. Of an earlier node, in a slot beyond it, the position
+  follows from who sees it: between a node and an ancestor lie as many positions
+  as ancestors.
+
+  Args:
+    tree_mask: [B, M, L + M] bool, after L earlier nodes.
+    positions: [B, M] int32 of the nodes.
+    length: [B] int32.
+    num_slots: S.
+  """
+  slots = jnp.arange(num_slots)[None, None]
+  num_earlier = tree_mask.shape[2] - tree_mask.shape[1]
+  if not num_earlier:
+    return slots
+  seen = tree_mask.astype(jnp.int32)
+  after = seen.sum(axis=2, keepdims=True) - jnp.cumsum(seen, axis=2)
+  node = slots - length[:, None, None]
+  after = jnp.take_along_axis(after, jnp.clip(node, 0, num_earlier - 1), axis=2)
+  return jnp.where(node < 0, slots, positions[..., None] - after)

@@ -60,11 +60,13 @@ class Built(NamedTuple):
     num_heads: J.
     graphdef: hashable structure, static under jit.
     shapes: nested dict of float32 ShapeDtypeStruct.
+    logit_divisor: of the base, whose LM head the heads start from.
   """
 
   num_heads: int
   graphdef: Any
   shapes: dict[Any, Any]
+  logit_divisor: float = 1.0
 
   def merge(self, weights: typing.Params) -> Medusa:
     """The module with these weights; call it inside the compiled function."""
@@ -75,7 +77,7 @@ def build(cfg: config.ModelConfig, num_heads: int) -> Built:
   """Builds the structure without allocating a weight."""
   abstract = nnx.eval_shape(lambda: Medusa(cfg, num_heads))
   graphdef, shapes = nnx.split(abstract)
-  return Built(num_heads, graphdef, nnx.to_pure_dict(shapes))
+  return Built(num_heads, graphdef, nnx.to_pure_dict(shapes), cfg.logit_divisor)
 
 
 def count(cfg: config.ModelConfig, num_heads: int) -> int:
@@ -96,6 +98,8 @@ def init(built: Built, base: typing.Params) -> dict[Any, Any]:
   """
   is_tied = 'lm_head' not in base
   head = base['embed']['embedding'] if is_tied else base['lm_head']['kernel'].T
+  if built.logit_divisor != 1.0:
+    head = head / built.logit_divisor
 
   def leaf(path, shape):
     if path[-1].key == 'projection':

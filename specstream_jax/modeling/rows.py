@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What layers are told of main tokens and of streams: `attention.Rows`.
 
-Axis letters: B rows, T positions, N main tokens, S cache slots, A anchors.
+Axis letters: B rows, T positions, N main tokens, S cache slots, A anchors,
+M tree nodes.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import typing
-from specstream_jax.modeling import attention, layers, streams as streams_lib
+from specstream_jax.modeling import (
+  attention,
+  masks,
+  rope,
+  streams as streams_lib,
+)
+
+# Rows by kind of layer.
+Rows = dict[str, attention.Rows]
 
 
 class Visible(NamedTuple):
@@ -19,10 +28,82 @@ class Visible(NamedTuple):
   Attributes:
     mask: [B, T, N] bool.
     cache_mask: [B, T, S] bool or None.
+    near: the same in `window` layers; None if there are none.
   """
 
   mask: typing.Array
   cache_mask: typing.Array | None = None
+  near: 'Visible | None' = None
+
+
+def to_sequence(
+  model: Any, segment_ids: typing.Array, positions: typing.Array
+) -> Visible:
+  """What tokens of a training batch [B, T] may attend to."""
+  mask = masks.segment_mask(segment_ids)
+  window = model.cfg.window
+  if not window:
+    return Visible(mask)
+  near = masks.within(mask, positions, positions, window)
+  return Visible(mask, near=Visible(near))
+
+
+def to_nodes(
+  model: Any,
+  tree_mask: typing.Array,
+  positions: typing.Array,
+  length: typing.Array,
+  num_slots: int,
+) -> Visible:
+  """What nodes [B, M] see: each other and, if S > 0, slots of the cache.
+
+  Args:
+    model: the transformer.
+    tree_mask: [B, M, L + M] bool.
+    positions: [B, M] int32.
+    length: [B] int32 of the committed prefix.
+    num_slots: S; 0 if the pass starts with an empty cache.
+  """
+  num_nodes, window = tree_mask.shape[1], model.cfg.window
+  earlier, own = jnp.split(tree_mask, [tree_mask.shape[2] - num_nodes], axis=2)
+  slots = near_slots = near = None
+  if num_slots:
+    slots = masks.slot_mask(earlier, length, num_slots)
+  if window and num_slots:
+    places = masks.slot_positions(tree_mask, positions, length, num_slots)
+    near_slots = masks.within(slots, positions, places, window)
+  if window:
+    near_own = masks.within(own, positions, positions, window)
+    near = Visible(near_own, near_slots)
+  return Visible(own, slots, near)
+
+
+def to_anchor(
+  model: Any, positions: typing.Array, length: typing.Array, num_slots: int
+) -> Visible:
+  """What the last committed token, at positions [B], sees of the cache."""
+  slots = jnp.arange(num_slots)[None]
+  mask = (slots < length[:, None])[:, None]
+  if not model.cfg.window:
+    return Visible(mask)
+  near = masks.within(mask, positions[:, None], slots, model.cfg.window)
+  return Visible(mask, near=Visible(near))
+
+
+def pick(visible: Visible, index: typing.Array) -> Visible:
+  """The rows of queries index [B, A]."""
+  take = lambda y: jnp.take_along_axis(y, index[..., None], axis=1)
+  return jax.tree.map(take, visible)
+
+
+def restrict(visible: Visible, survivors: typing.Array) -> Visible:
+  """What is left when of main tokens only survivors [B, M'] stay."""
+  picked = pick(visible, survivors)
+  own = lambda mask: jnp.take_along_axis(mask, survivors[:, None], axis=2)
+  near = picked.near
+  if near is not None:
+    near = near._replace(mask=own(near.mask))
+  return picked._replace(mask=own(picked.mask), near=near)
 
 
 def of_tokens(
@@ -32,7 +113,7 @@ def of_tokens(
   num_main: int,
   anchors: tuple[typing.Array, Visible] | None = None,
   start: typing.Array | None = None,
-) -> attention.Rows:
+) -> Rows:
   """Rows for main tokens and, after them, streams of some of them.
 
   Args:
@@ -51,18 +132,30 @@ def of_tokens(
     repeat = lambda mask: jnp.repeat(mask, num_streams, axis=1)
     join = lambda main, own: jnp.concatenate([main, repeat(own)], axis=1)
     visible = jax.tree.map(join, visible, anchors[1])
-  cos, sin = layers.rope_tables(positions, model.cfg)
   lora_start = model.lora_start(num_main)
-  return attention.Rows(
-    cos, sin, visible.mask, num_main, num_streams, lora_start
-  )._replace(cache_mask=visible.cache_mask, start=start)
+
+  def of_kind(kind):
+    seen = visible.near if kind == 'window' else visible
+    cos = sin = None
+    if not model.cfg.num_learned_positions:
+      cos, sin = rope.tables(positions, model.cfg, kind)
+    return attention.Rows(
+      cos, sin, seen.mask, num_main, num_streams, lora_start
+    )._replace(cache_mask=seen.cache_mask, start=start)
+
+  return {kind: of_kind(kind) for kind in sorted(set(model.cfg.kinds))}
 
 
-def of_streams(
-  model: Any, positions: typing.Array, cache_mask: typing.Array
-) -> attention.Rows:
-  """Rows for streams alone, of anchors at positions [B, A] that see the slots
-  cache_mask [B, A, S]."""
-  anchored = Visible(cache_mask[..., :0], cache_mask)
+def of_streams(model: Any, positions: typing.Array, visible: Visible) -> Rows:
+  """Rows for streams alone, whose main tokens all lie in the cache.
+
+  Args:
+    model: the transformer.
+    positions: [B, A] int32 of the anchors.
+    visible: slots [B, A, S] that they see, as its `mask`.
+  """
+  cached = lambda one: Visible(one.mask[..., :0], one.mask)
+  near = None if visible.near is None else cached(visible.near)
+  anchored = cached(visible)._replace(near=near)
   nothing = jax.tree.map(lambda mask: mask[:, :0], anchored)
   return of_tokens(model, positions[:, :0], nothing, 0, (positions, anchored))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, typing
-from specstream_jax.modeling import build, transformer
+from specstream_jax.modeling import build, forward, transformer
 from specstream_jax.training import objective, step as step_lib
 
 Metrics = dict[str, tuple[typing.Array, typing.Array]]
@@ -169,7 +169,7 @@ def hidden_states(
   remat: str = 'none',
 ) -> typing.Array:
   """Normalised hidden states [B, T, D] on a batch."""
-  return transformer.forward_train(
+  return forward.forward_train(
     model,
     batch['decoder_input_tokens'],
     batch['decoder_positions'],

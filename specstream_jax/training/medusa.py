@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, typing
-from specstream_jax.modeling import build, medusa, transformer
+from specstream_jax.modeling import build, forward, medusa
 from specstream_jax.training import objective, step as step_lib
 
 Metrics = dict[str, tuple[typing.Array, typing.Array]]
@@ -82,7 +82,7 @@ def main_hidden(
   built: build.Built, base: typing.Params, batch: dict[str, typing.Array]
 ) -> typing.Array:
   """[B, T, D] normalised main stream of the model without an adapter."""
-  return transformer.forward_train(
+  return forward.forward_train(
     built.merge(base, {}),
     batch['decoder_input_tokens'],
     batch['decoder_positions'],

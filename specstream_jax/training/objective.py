@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, partitioning, typing
-from specstream_jax.modeling import transformer
+from specstream_jax.modeling import forward, transformer
 
 # What the sum of a term of the loss is divided by, by its name.
 Norms = Mapping[str, typing.Array] | None
@@ -179,7 +179,7 @@ def loss(
   )
   targets, weights = stream_targets(batch, anchors, num_streams)
   weights *= scale[..., None]
-  hidden = transformer.forward_train(
+  hidden = forward.forward_train(
     model,
     batch['decoder_input_tokens'],
     batch['decoder_positions'],

@@ -16,7 +16,7 @@ import optax
 
 from specstream_jax import config, partitioning, typing
 from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.modeling import build, params as params_lib, transformer
+from specstream_jax.modeling import build, forward, params as params_lib
 from specstream_jax.training import accumulation, objective
 
 
@@ -226,7 +226,7 @@ def eval_step(
   )
   num_streams = model.stream_cfg.num_streams
   targets, weights = objective.stream_targets(batch, anchors, num_streams)
-  hidden = transformer.forward_train(
+  hidden = forward.forward_train(
     model,
     batch['decoder_input_tokens'],
     batch['decoder_positions'],
@@ -325,7 +325,7 @@ def hidden_rms(
   def rms(base, adapter, batch):
     """Float32 scalar over the positions of one batch."""
     model = built.merge(base, adapter)
-    hidden = transformer.forward_train(
+    hidden = forward.forward_train(
       model,
       batch['decoder_input_tokens'],
       batch['decoder_positions'],

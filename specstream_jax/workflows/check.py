@@ -228,7 +228,7 @@ def _decode(model, drafter, prompts, temperature, options):
     ids = range(start, start + options.batch)
     rows = [prompts[i % len(prompts)] for i in ids]
     made = decoder.generate(
-      model.params(drafter),
+      decoder.params,
       rows,
       seed=options.seed,
       row_ids=list(ids),

@@ -16,7 +16,8 @@ from typing import Any
 import tqdm
 
 from specstream_jax import config, config_checks as checks, runtime
-from specstream_jax.data import chat, readers, records, registry
+from specstream_jax.checkpoints import token_ids
+from specstream_jax.data import chat, readers, registry
 from specstream_jax.evaluation import (
   journal as journal_lib,
   journal_lines,
@@ -260,7 +261,7 @@ def _answer(model, rows, options, journal, progress, total):
         # One shape per bucket: a short batch repeats its first row.
         full = part + part[:1] * (options.batch_size - len(part))
         result = decoder.generate(
-          model.params(options.drafter),
+          decoder.params,
           [list(row.tokens) for row in full],
           seed=options.seed,
           row_ids=[row.index for row in full],
@@ -297,7 +298,7 @@ def _provenance(model, prompts, options) -> dict[str, Any]:
   return {
     'source': model.source,
     'base_sha256': runtime.fingerprint(model),
-    'tokenizer_sha256': records.tokenizer_hash(model.tokenizer),
+    'tokenizer_sha256': token_ids.tokenizer_hash(model.tokenizer),
     'prompts_sha256': digest.hexdigest(),
     'num_prompts': len(prompts),
     'dtype': model.config.dtype,

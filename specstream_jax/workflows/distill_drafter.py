@@ -23,12 +23,11 @@ from specstream_jax import (
   processes,
 )
 from specstream_jax.checkpoints import (
-  adapters,
   eos,
   files,
+  fitted,
   huggingface,
   loading,
-  shipped,
   weights as weights_lib,
 )
 from specstream_jax.data import mixtures
@@ -245,12 +244,9 @@ def _load_target(base, adapter, dtype) -> loading.LoadedModel:
   loaded = loading.load_model(base, dtype=dtype)
   if not adapter:
     return loaded
-  flat, cfg = adapters.load_adapter(shipped.adapter_folder(adapter))
-  adapters.check_base(cfg, loaded)
-  adapters.check_weights(adapter, flat, cfg, loaded.config)
-  folded, folded_cfg, _ = adapters.split(flat, cfg)
-  merged = lora.merge(loaded.params, folded, folded_cfg)[0]
-  ends = eos.union(loaded.eos_ids, cfg.eos_ids)
+  found = fitted.read(adapter, loaded)
+  merged = lora.merge(loaded.params, found.folded, found.folded_lora)[0]
+  ends = eos.union(loaded.eos_ids, found.eos_ids)
   return dataclasses.replace(loaded, params=merged, eos_ids=ends)
 
 

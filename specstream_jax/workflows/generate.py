@@ -130,11 +130,11 @@ def generate(
     ValueError: a prompt is empty or of no kind that is accepted, or the options
       do not fit the model.
   """
-  decoder, name = _decoder(model, options)
+  decoder = _decoder(model, options)
   encoded = _encode(model, prompts, options)
   sampling = _sampling(model, options)
   result = decoder.generate(
-    model.params(name),
+    decoder.params,
     encoded,
     options.max_new_tokens,
     seed=options.seed,
@@ -216,9 +216,9 @@ def stream_text(
 
 
 def _stream(model, encoded, options):
-  decoder, name = _decoder(model, options)
+  decoder = _decoder(model, options)
   return decoder.stream(
-    model.params(name),
+    decoder.params,
     encoded,
     options.max_new_tokens,
     seed=options.seed,
@@ -258,14 +258,14 @@ def _buffer(max_new_tokens):
 
 
 def _decoder(model, options):
-  name = _drafter(model, options)
   _ = config.DecodeConfig(options.max_new_tokens)  # in the words of the user
   decode = config.DecodeConfig(
     max_new_tokens=_buffer(options.max_new_tokens),
     schedule=options.schedule,
     eos_ids=model.eos_ids,
   )
-  return model.decoder(name, decode, tree=options.tree), name
+  drafter = _drafter(model, options)
+  return model.decoder(drafter, decode, tree=options.tree)
 
 
 def _encode(model, prompts, options):

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import logging
 
-from specstream_jax.checkpoints import eos, loading
+from specstream_jax.checkpoints import eos, loading, token_ids
 from specstream_jax.data import mixtures, records
 
 
@@ -29,7 +29,7 @@ def check(
   folders = [part.path for part in mixtures.parse(data_dir)]
   if eval_data_dir is not None:
     folders.append(eval_data_dir)
-  expected = records.tokenizer_hash(loaded.tokenizer)
+  expected = token_ids.tokenizer_hash(loaded.tokenizer)
   for folder in folders:
     manifest = records.read_manifest(folder)
     records.check_tokenizer(manifest, expected, folder)

@@ -184,7 +184,7 @@ def _decoder(job, part, drafter):
   decode = config.DecodeConfig(
     max_new_tokens=job.max_new_tokens, schedule=job.schedule
   )
-  return model.decoder(drafter, decode), model.params(drafter)
+  return model.decoder(drafter, decode)
 
 
 def _prefill_arguments(job, part):
@@ -200,7 +200,8 @@ def _prefill_arguments(job, part):
 
 
 def _prefill(job, part, hbm) -> Compiled:
-  decoder, params = _decoder(job, part, 'streams')
+  decoder = _decoder(job, part, 'streams')
+  params = decoder.params
   slots = job.prompt_length + job.max_new_tokens + decoder.setup.drafter.size
   fun = part.jit(
     lambda *args: loop.prefill(decoder.setup, *args, cache_length=slots)
@@ -216,7 +217,8 @@ def _prefill(job, part, hbm) -> Compiled:
 
 
 def _decode_step(job, part, hbm, drafter='streams') -> Compiled:
-  decoder, params = _decoder(job, part, drafter)
+  decoder = _decoder(job, part, drafter)
+  params = decoder.params
   slots = job.prompt_length + job.max_new_tokens + decoder.setup.drafter.size
   state = jax.eval_shape(
     lambda *args: loop.prefill(decoder.setup, *args, cache_length=slots),

@@ -20,14 +20,13 @@ from specstream_jax import (
   typing,
 )
 from specstream_jax.checkpoints import (
-  adapters,
+  fitted,
   loading,
   medusa as checkpoint,
-  shipped,
   weights as weights_lib,
 )
 from specstream_jax.data import mixtures
-from specstream_jax.decoding.drafters import medusa as drafter
+from specstream_jax.drafters import medusa as drafter
 from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
 from specstream_jax.outputs import writing
@@ -174,11 +173,8 @@ def _main_model(base, adapter, dtype, num_heads):
   loaded = loading.load_model(base)
   flats = {d: _cast(loaded.params, d) for d in config.DTYPES}
   if adapter is not None:
-    extra, adapter_cfg = adapters.load_adapter(shipped.adapter_folder(adapter))
-    adapters.check_base(adapter_cfg, loaded)
-    adapters.check_weights(adapter, extra, adapter_cfg, loaded.config)
-    folded, folded_cfg, _ = adapters.split(extra, adapter_cfg)
-    fold = lambda flat: lora.merge(flat, folded, folded_cfg)[0]
+    found = fitted.read(adapter, loaded)
+    fold = lambda flat: lora.merge(flat, found.folded, found.folded_lora)[0]
     flats = {d: fold(flat) for d, flat in flats.items()}
   fingerprints = {weights_lib.fingerprint(flat) for flat in flats.values()}
   cfg = checkpoint.MedusaConfig(

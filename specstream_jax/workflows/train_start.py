@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run starts from: its recipe and the adapters it is given."""
 
+from collections.abc import Mapping
 import dataclasses
 import os
 from typing import Any
 
 from specstream_jax import config
-from specstream_jax.checkpoints import adapters, eos, loading
+from specstream_jax.checkpoints import eos, fitted, loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,56 +46,71 @@ def start(
 
   Args:
     init_adapter: folder of the adapter to go on from; its settings hold, but for
-      `coupling_rank`.
-    fold_adapter: folder of a fine-tuned adapter whose LoRA is folded into the
-      base.
+      `coupling_rank`. A PEFT LoRA gets new streams and is trained further.
+    fold_adapter: folder of a fine-tuned adapter, or of a PEFT LoRA, whose LoRA
+      is folded into the base.
     loaded: the base.
     recipe: `train.Recipe`.
 
   Raises:
     ValueError: an adapter of another base, or two that do not go together.
   """
-  origins = {
-    'init_adapter': _origin(init_adapter),
-    'fold_adapter': _origin(fold_adapter),
-  }
-  begin = Start(recipe, origins=origins)
+  begin, origins = Start(recipe), {'init_adapter': None, 'fold_adapter': None}
   if init_adapter:
-    flat, cfg = adapters.load_adapter(init_adapter)
-    adapters.check_base(cfg, loaded)
-    adapters.check_weights(init_adapter, flat, cfg, loaded.config)
-    stream = cfg.stream
-    if recipe.stream.coupling_rank:
-      stream = dataclasses.replace(
-        stream,
-        coupling_rank=recipe.stream.coupling_rank,
-        coupling=recipe.stream.coupling,
-      )
-    recipe = dataclasses.replace(recipe, stream=stream, lora=cfg.lora)
-    begin = dataclasses.replace(begin, recipe=recipe, initial=flat)
-    if stream.mode == 'lossless':
-      folded, folded_lora, rest = adapters.split(flat, cfg)
-      begin = Start(recipe, rest, folded, folded_lora, origins)
-  if not fold_adapter:
-    return begin
-  _check_fold(begin, fold_adapter)
-  flat, cfg = adapters.load_adapter(fold_adapter)
-  adapters.check_base(cfg, loaded)
-  adapters.check_weights(fold_adapter, flat, cfg, loaded.config)
-  folded, folded_lora, _ = adapters.split(flat, cfg)
-  return dataclasses.replace(begin, folded=folded, folded_lora=folded_lora)
+    begin, provenance = _go_on(init_adapter, loaded, recipe)
+    origins['init_adapter'] = _origin(init_adapter, provenance)
+  if fold_adapter:
+    found = fitted.read(fold_adapter, loaded)
+    _check_fold(begin, fold_adapter, found)
+    origins['fold_adapter'] = _origin(fold_adapter, found.provenance)
+    begin = dataclasses.replace(
+      begin, folded=found.folded, folded_lora=found.folded_lora
+    )
+  return dataclasses.replace(begin, origins=origins)
 
 
-def _origin(folder):
-  """Name and provenance of the adapter that a run started from, or None."""
-  if not folder:
-    return None
+def _go_on(folder, loaded, recipe) -> tuple[Start, Mapping[str, Any]]:
+  """The start with the weights of an adapter, and its provenance."""
+  found = fitted.read(folder, loaded)
+  if found.stream is None:
+    return _with_streams(folder, found, recipe), found.provenance
+  stream = found.stream
+  if recipe.stream.coupling_rank:
+    stream = dataclasses.replace(
+      stream,
+      coupling_rank=recipe.stream.coupling_rank,
+      coupling=recipe.stream.coupling,
+    )
+  recipe = dataclasses.replace(
+    recipe, stream=stream, lora=found.lora or found.folded_lora
+  )
+  if stream.mode == 'lossless':
+    begin = Start(recipe, found.rest, found.folded, found.folded_lora)
+  else:
+    begin = Start(recipe, {**found.folded, **found.rest})
+  return begin, found.provenance
+
+
+def _with_streams(folder, found, recipe) -> Start:
+  """A plain LoRA that goes on with new streams, both of them trained."""
+  mode = recipe.stream.mode
+  if mode != 'fine_tuned':
+    raise ValueError(
+      f'--init_adapter={folder} is a plain LoRA, StreamConfig.mode is {mode!r}: '
+      'use --fold_adapter to learn streams on top of it, or '
+      '--gin.StreamConfig.mode=fine_tuned to train it further with them'
+    )
+  recipe = dataclasses.replace(recipe, lora=found.folded_lora)
+  return Start(recipe, dict(found.folded))
+
+
+def _origin(folder, provenance):
+  """Name and provenance of an adapter that a run started from."""
   name = os.path.basename(os.path.normpath(folder))
-  provenance = adapters.load_adapter(folder)[1].provenance
-  return {'name': name, 'provenance': provenance}
+  return {'name': name, 'provenance': dict(provenance)}
 
 
-def _check_fold(begin, folder):
+def _check_fold(begin, folder, found):
   """Raises ValueError unless LoRA of `folder` can be folded under this run."""
   mode = begin.recipe.stream.mode
   if mode != 'lossless':
@@ -108,9 +124,10 @@ def _check_fold(begin, folder):
       'the adapter of --init_adapter brings the LoRA that its streams were '
       f'trained on; leave out --fold_adapter={folder}'
     )
-  cfg = adapters.read_config(folder)
-  if cfg.stream.mode != 'fine_tuned' or not cfg.lora.rank:
+  mode = 'fine_tuned' if found.stream is None else found.stream.mode
+  if mode != 'fine_tuned' or not found.folded_lora.rank:
+    rank = (found.lora or found.folded_lora).rank
     raise ValueError(
       f'--fold_adapter={folder} holds no LoRA of the main stream (mode '
-      f'{cfg.stream.mode!r}, rank {cfg.lora.rank}); give a fine-tuned adapter'
+      f'{mode!r}, rank {rank}); give a fine-tuned adapter or a PEFT LoRA'
     )

@@ -17,10 +17,10 @@ from specstream_jax.checkpoints import (
   files,
   huggingface,
   loading,
-  merged,
   shipped,
 )
 from specstream_jax.cli import info
+from specstream_jax.workflows import export as export_workflow
 
 J, D, RANK = 3, 22, 2
 STREAM = config.StreamConfig(num_streams=J, num_msa_layers=1, pruning_rank=8)
@@ -76,6 +76,12 @@ def test_round_trip(tmp_path, cfg):
     assert read[path].dtype == np.float32
 
 
+def export(root, name):
+  """Writes base/ and a/ of a folder as a checkpoint beside them."""
+  base, adapter = (str(root / part) for part in ('base', 'a'))
+  export_workflow.export(base, adapter, str(root / name))
+
+
 def test_decoding_stops_where_its_answers_ended(tmp_path, cfg, loaded):
   cfg = dataclasses.replace(cfg, provenance={'eos_ids': [5]})
   adapters.save_adapter(tmp_path / 'a', weights_of_adapter(), cfg)
@@ -83,7 +89,7 @@ def test_decoding_stops_where_its_answers_ended(tmp_path, cfg, loaded):
   model = runtime.load(str(tmp_path / 'base'), str(tmp_path / 'a'))
   assert model.eos_ids == (2, 5)
   assert runtime.load(str(tmp_path / 'base')).eos_ids == (2,)
-  merged.export_merged(tmp_path / 'm', loaded, weights_of_adapter(), cfg)
+  export(tmp_path, 'm')
   assert loading.load_model(tmp_path / 'm').eos_ids == (2, 5)
   assert 'EOS of its answers: 5' in info.describe(str(tmp_path / 'a'))
 
@@ -248,7 +254,8 @@ def test_adapters_of_the_tasks_cost_what_the_paper_says(folder):
 
 def test_merged_checkpoint_with_sidecar(tmp_path, cfg, loaded):
   flat, folder = weights_of_adapter(), tmp_path / 'merged'
-  merged.export_merged(folder, loaded, flat, cfg)
+  adapters.save_adapter(tmp_path / 'a', flat, cfg, dtype='float32')
+  export(tmp_path, 'merged')
   plain = loading.load_model(folder)
   path = 'layers/1/attention/query/kernel'
   delta = 1.5 * flat[QUERY.format(1, 'a')] @ flat[QUERY.format(1, 'b')]
@@ -264,13 +271,6 @@ def test_merged_checkpoint_with_sidecar(tmp_path, cfg, loaded):
     adapters.check_base(sidecar, loaded)
   assert not (folder / 'tokenizer.json').exists()
   assert huggingface.read_config(folder) == loaded.config
-
-
-def test_lossless_adapter_is_not_merged(tmp_path, cfg, loaded):
-  lossless = dataclasses.replace(STREAM, mode='lossless')
-  cfg = dataclasses.replace(cfg, stream=lossless)
-  with pytest.raises(ValueError, match="mode is 'lossless'; only 'fine_tuned'"):
-    merged.export_merged(tmp_path / 'm', loaded, weights_of_adapter(), cfg)
 
 
 def test_info_on_an_adapter(tmp_path, cfg):

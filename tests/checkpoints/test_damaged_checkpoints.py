@@ -21,6 +21,7 @@ from specstream_jax.checkpoints import (
   huggingface,
   loading,
   medusa,
+  tokenizer_files,
   weights,
 )
 from specstream_jax.data import vocabulary
@@ -119,7 +120,7 @@ def test_tokenizer(tmp_path, mode):
     assert len(found.sha256) == 64
     with contextlib.suppress(ValueError):  # whatever text it cannot spell
       found.encode('ab a')
-    eos.read(tmp_path, huggingface.read_tokenizer(tmp_path))
+    eos.read(tmp_path, tokenizer_files.read(tmp_path))
 
   # The library's messages name no fields.
   damages = fuzzing.json_damage(raw)

@@ -12,9 +12,9 @@ import pytest
 from specstream_jax.checkpoints import (
   fields,
   files,
-  huggingface,
   tensor_files,
   tokenizer_errors,
+  tokenizer_files,
 )
 
 
@@ -142,7 +142,7 @@ def test_a_panic_of_the_tokenizers_library_is_an_error(tmp_path, capfd):
   path = tmp_path / 'tokenizer.json'
   path.write_text(json.dumps(raw))
   with pytest.raises(ValueError, match=r"json' cannot be read \(range end"):
-    huggingface.open_tokenizer(str(path))
+    tokenizer_files.open_json(str(path))
   assert capfd.readouterr().err == ''
   with pytest.raises(KeyboardInterrupt), tokenizer_errors.naming('x', 'y'):
     raise KeyboardInterrupt
@@ -154,4 +154,4 @@ def test_a_token_id_that_no_vocabulary_reaches(tmp_path):
   path.write_text(json.dumps(raw))
   message = r"json' has the token id 2,147,483,648; accepted: below 16,777,216"
   with pytest.raises(ValueError, match=message):
-    huggingface.open_tokenizer(str(path))
+    tokenizer_files.open_json(str(path))

@@ -11,6 +11,7 @@ import pytest
 
 from specstream_jax import config
 from specstream_jax.checkpoints import (
+  byte_bpe,
   chat_format,
   fetch,
   gguf,
@@ -57,8 +58,8 @@ def test_dequantises(tmp_path):
 
 
 def test_refuses_another_architecture(tmp_path):
-  path = model_files.write_gguf(tmp_path / 'm.gguf', architecture='gemma')
-  with pytest.raises(ValueError, match="architecture is 'gemma'; accepted"):
+  path = model_files.write_gguf(tmp_path / 'm.gguf', architecture='mamba')
+  with pytest.raises(ValueError, match="architecture is 'mamba'; accepted"):
     gguf.open_file(path)
 
 
@@ -200,6 +201,20 @@ def test_byte_level_tokenizer_splits_digits():
   assert plain.encode('ab12').ids == [6, 8]
 
 
+def test_words_are_split_as_llama_3_and_qwen_2_split_them():
+  split = lambda kind, text: [
+    part
+    for part, _ in byte_bpe.build(kind, {}, []).pre_tokenizer.pre_tokenize_str(
+      text
+    )
+  ]
+  # Ġ is a space, Ċ a new line.
+  assert split('llama-bpe', "I'LL pay 12345\n\n (now)") == [
+    *('I', "'LL", 'Ġpay', 'Ġ', '123', '45', 'ĊĊ', 'Ġ(', 'now', ')'),
+  ]
+  assert split('qwen2', 'a 12\n') == ['a', 'Ġ', '1', '2', 'Ċ']
+
+
 def test_bos_is_added_where_the_file_asks():
   asked = {
     'tokenizer.ggml.bos_token_id': 0,
@@ -212,7 +227,7 @@ def test_bos_is_added_where_the_file_asks():
   ('change', 'match'),
   [
     ({'tokenizer.ggml.model': 'bert'}, "model is 'bert'; accepted: 'gpt2'"),
-    ({'tokenizer.ggml.pre': 'qwen2'}, "pre is 'qwen2'; accepted: 'gpt-2'"),
+    ({'tokenizer.ggml.pre': 'tekken'}, "pre is 'tekken'; accepted: 'gpt-2'"),
   ],
 )
 def test_refuses_other_tokenizers(change, match):

@@ -114,8 +114,8 @@ def test_every_pair_is_what_transformers_reads_or_is_refused():
       'rope_parameters: RoPE full_attention = .* is not understood',
     ),
     (
-      {'rope_scaling': LINEAR, 'rope_parameters': {'rope_type': 'yarn'}},
-      "rope_parameters: rope_type is 'yarn'; accepted",
+      {'rope_scaling': LINEAR, 'rope_parameters': {'rope_type': 'odd'}},
+      "rope_parameters: rope_type is 'odd'; accepted",
     ),
     (
       {'rope_scaling': {'rope_type': ['linear'], 'factor': 2.0}},

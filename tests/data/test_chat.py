@@ -17,7 +17,7 @@ from tokenizers import (
 )
 import transformers
 
-from specstream_jax.checkpoints import chat_format, huggingface, loading
+from specstream_jax.checkpoints import chat_format, loading, tokenizer_files
 from specstream_jax.data import chat, render_process
 
 SPECIAL = ('<unk>', '<s>', '</s>')
@@ -100,7 +100,7 @@ def write(folder, tokenizer, **fields):
 def pair(request, tmp_path_factory):
   """A folder, its tokenizer in Transformers, and a model with it here."""
   folder = write(tmp_path_factory.mktemp('m'), TOKENIZERS[request.param]())
-  tokenizer = huggingface.read_tokenizer(folder)
+  tokenizer = tokenizer_files.read(folder)
   model = dataclasses.replace(
     tiny_runtime.model(),
     tokenizer=tokenizer,

@@ -17,15 +17,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from specstream_jax.data import (
-  batches,
-  draft_vocabulary,
-  ngram_table,
-  questions,
-  readers,
-  records,
-  registry,
-)
+from specstream_jax.checkpoints import draft_vocabulary, ngram_table
+from specstream_jax.data import batches, questions, readers, records, registry
 
 PAIRS = [
   {'prompt': 'a b', 'completion': ' c', 'finished': True},
@@ -88,7 +81,9 @@ def test_shard(folder, mode, tmp_path):
 @fuzzing.modes
 def test_draft_vocabulary(folder, mode, tmp_path):
   path = tmp_path / draft_vocabulary.FILE
-  draft_vocabulary.save(str(path), *draft_vocabulary.build(str(folder)))
+  draft_vocabulary.save(
+    str(path), *draft_vocabulary.build(*records.with_source(str(folder)))
+  )
   read = functools.partial(
     draft_vocabulary.load,
     str(path),
@@ -104,7 +99,9 @@ def test_draft_vocabulary(folder, mode, tmp_path):
 @fuzzing.modes
 def test_ngram_table(folder, mode, tmp_path):
   path = tmp_path / ngram_table.FILE
-  ngram_table.save(str(path), *ngram_table.build(str(folder)))
+  ngram_table.save(
+    str(path), *ngram_table.build(*records.with_source(str(folder)))
+  )
   damages = fuzzing.tensor_damage(path.read_bytes())
 
   def read():

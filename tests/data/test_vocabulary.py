@@ -8,9 +8,9 @@ import data_testing
 import pytest
 from tokenizers import Tokenizer, models, normalizers, processors
 
-from specstream_jax.checkpoints import huggingface
+from specstream_jax.checkpoints import token_ids, tokenizer_files
 from specstream_jax.cli import prepare
-from specstream_jax.data import records, vocabulary
+from specstream_jax.data import vocabulary
 
 
 def test_encode_and_decode():
@@ -42,7 +42,9 @@ def test_bos_only_if_the_tokenizer_asks(tmp_path):
 
 
 def test_load_errors(tmp_path):
-  with pytest.raises(ValueError, match=r'neither a tokenizer\.json, nor a'):
+  with pytest.raises(
+    ValueError, match=r'has no tokenizer\.json, tokenizer\.model or'
+  ):
     vocabulary.load(str(tmp_path))
   data_testing.make_tokenizer().save(str(tmp_path / 'tokenizer.json'))
   with pytest.raises(ValueError, match="no EOS token ''; pass eos_token"):
@@ -51,7 +53,7 @@ def test_load_errors(tmp_path):
     vocabulary.load(str(tmp_path), eos_token='</s>')
 
 
-@pytest.mark.parametrize('read', [vocabulary.load, huggingface.read_tokenizer])
+@pytest.mark.parametrize('read', [vocabulary.load, tokenizer_files.read])
 def test_saved_truncation_and_padding_are_switched_off(tmp_path, read):
   tokenizer = data_testing.make_tokenizer()
   tokenizer.enable_padding(length=9, pad_id=3, pad_token='x')
@@ -70,10 +72,10 @@ def test_hash_follows_the_ids_only():
   plain, other = data_testing.make_tokenizer(), data_testing.make_tokenizer()
   other.enable_padding(length=9)
   other.enable_truncation(5)
-  expected = records.tokenizer_hash(plain)
-  assert records.tokenizer_hash(other) == expected
+  expected = token_ids.tokenizer_hash(plain)
+  assert token_ids.tokenizer_hash(other) == expected
   other.normalizer = normalizers.Lowercase()
-  assert records.tokenizer_hash(other) != expected
+  assert token_ids.tokenizer_hash(other) != expected
 
 
 def test_preparing_says_where_the_model_ends_otherwise(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from specstream_jax import config
-from specstream_jax.decoding import cache as cache_lib
+from specstream_jax.modeling import cache as cache_lib
 
 BATCH, SLOTS, NODES = 3, 13, 5
 MODEL = config.ModelConfig(

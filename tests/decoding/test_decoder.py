@@ -7,7 +7,7 @@ import table_lm
 
 from specstream_jax import config
 from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.decoding.drafters import none, streams
+from specstream_jax.drafters import none, streams
 
 
 def _decoder(drafter=None, **kwargs):

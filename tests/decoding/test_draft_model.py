@@ -16,7 +16,7 @@ from specstream_jax.decoding import (
   transformer_fns,
   verifiers,
 )
-from specstream_jax.decoding.drafters import draft_model, none
+from specstream_jax.drafters import draft_model, none
 from specstream_jax.modeling import params as params_lib
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]

@@ -11,7 +11,8 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config, config_drafting
-from specstream_jax.data import draft_vocabulary, records
+from specstream_jax.checkpoints import draft_vocabulary, token_ids
+from specstream_jax.data import records
 
 TREE = config.TreeConfig(num_nodes=6, depth=2, branching=3)
 
@@ -26,7 +27,7 @@ def written(model, tmp_path):
   """A file of 40 ids of the model's tokenizer, most frequent first."""
   path = str(tmp_path / 'v.json')
   ids = np.random.default_rng(0).permutation(257)[:40].astype(np.int32)
-  metadata = {'tokenizer_sha256': records.tokenizer_hash(model.tokenizer)}
+  metadata = {'tokenizer_sha256': token_ids.tokenizer_hash(model.tokenizer)}
   draft_vocabulary.save(path, ids, metadata)
   return path, ids
 
@@ -64,7 +65,7 @@ def test_tokens_equal_plain_decoding(model, written, temperature, drafting):
 
 def test_the_whole_vocabulary_changes_no_call(model, tmp_path):
   path = str(tmp_path / 'all.json')
-  metadata = {'tokenizer_sha256': records.tokenizer_hash(model.tokenizer)}
+  metadata = {'tokenizer_sha256': token_ids.tokenizer_hash(model.tokenizer)}
   draft_vocabulary.save(path, np.arange(257)[::-1], metadata)
   limited = decode(model, drafter(path))
   free = decode(model, config_drafting.DrafterConfig('streams', TREE))
@@ -109,7 +110,9 @@ def test_drafts_come_from_the_file(model, written):
 
 def test_a_file_holds_the_answers_tokens_by_frequency(tmp_path):
   examples, _ = data_testing.write_records(tmp_path / 'r', 31)
-  ids, metadata = draft_vocabulary.build(str(tmp_path / 'r'))
+  ids, metadata = draft_vocabulary.build(
+    *records.with_source(str(tmp_path / 'r'))
+  )
   answers = np.concatenate([answer for _, answer in examples])
   counts = np.bincount(answers)
   assert set(ids.tolist()) == set(answers.tolist())
@@ -151,9 +154,7 @@ def test_the_adapters_own_file(model, written, tmp_path):
     decode(model, cfg)
   folder = tmp_path / 'adapter'
   folder.mkdir()
-  there = dataclasses.replace(
-    model, adapter_dir=str(folder), _decoders={}, _params={}
-  )
+  there = dataclasses.replace(model, adapter_dir=str(folder), _decoders={})
   with pytest.raises(
     ValueError, match=r'draft_vocabulary\.json in the adapter'
   ):

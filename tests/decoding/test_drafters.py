@@ -7,8 +7,8 @@ import pytest
 import table_lm
 
 from specstream_jax import config, config_drafting, sampling
-from specstream_jax.decoding import interface, verify
-from specstream_jax.decoding.drafters import none, streams
+from specstream_jax.decoding import interface
+from specstream_jax.drafters import none, streams
 
 ROOT, LEAF_POSITIONS = jnp.array([5, 3]), jnp.array([7, 11])
 LOGITS = jnp.asarray(
@@ -17,11 +17,6 @@ LOGITS = jnp.asarray(
 
 
 def _propose(drafter, settings):
-  model = table_lm.MODEL._replace(
-    stream_logits=lambda *args: interface.StreamLogits(LOGITS)
-  )
-  cfg = config.DecodeConfig()
-  setup = interface.Setup(model, model, drafter, cfg, verify.walk)
   context = interface.DraftContext(
     root=ROOT,
     hidden=None,
@@ -32,10 +27,9 @@ def _propose(drafter, settings):
     num_tokens=None,
     row_keys=sampling.row_keys(0, [2, 6]),
     settings=settings,
+    stream_logits=lambda: interface.StreamLogits(LOGITS),
   )
-  tree, state = drafter.propose(
-    setup, {}, context, drafter.init({}, None, None)
-  )
+  tree, state = drafter.propose({}, context, drafter.init({}, None, None))
   assert state == ()
   return tree
 

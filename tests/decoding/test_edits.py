@@ -23,7 +23,7 @@ from specstream_jax.decoding import (
   tree as tree_lib,
   verifiers,
 )
-from specstream_jax.decoding.drafters import (
+from specstream_jax.drafters import (
   draft_model,
   lookahead,
   none,

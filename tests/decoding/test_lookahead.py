@@ -19,7 +19,7 @@ from specstream_jax.decoding import (
   transformer_fns,
   tree as tree_lib,
 )
-from specstream_jax.decoding.drafters import lookahead, none
+from specstream_jax.drafters import lookahead, none
 
 BATCH, MAX_NEW, BUCKET = 3, 19, 11
 ENDS = (3, 99), ((2, 10), (7, 4, 1))

@@ -17,7 +17,7 @@ import table_lm
 
 from specstream_jax import config, sampling
 from specstream_jax.decoding import decoder as decoder_lib, stopping
-from specstream_jax.decoding.drafters import none, streams
+from specstream_jax.drafters import none, streams
 
 BATCH, MAX_NEW, BUCKET = 3, 17, 11
 CFG = config.DecodeConfig(

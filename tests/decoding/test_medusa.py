@@ -13,7 +13,7 @@ import tiny
 
 from specstream_jax import config, config_drafting
 from specstream_jax.decoding import decoder, transformer_fns
-from specstream_jax.decoding.drafters import medusa, none
+from specstream_jax.drafters import medusa, none
 from specstream_jax.modeling import medusa as heads_lib, params
 
 J = 3

@@ -17,15 +17,16 @@ import tiny
 import tokenizers
 from tokenizers import models
 
-from specstream_jax import assembly, config, config_drafting
-from specstream_jax.data import ngram_table, records
+from specstream_jax import config, config_drafting, drafters
+from specstream_jax.checkpoints import ngram_table
+from specstream_jax.data import records
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   ngrams,
   transformer_fns,
   tree as tree_lib,
 )
-from specstream_jax.decoding.drafters import none, streams
+from specstream_jax.drafters import none, streams
 
 PAIRS = [
   ([9, 8], [1, 2, 3, 2]),
@@ -308,7 +309,9 @@ def written(tmp_path):
     metadata={'task': 'few', 'split': 'train', 'tokenizer_sha256': 'abc'},
     num_shards=2,
   )
-  table, metadata = ngram_table.build(str(tmp_path / 'records'))
+  table, metadata = ngram_table.build(
+    *records.with_source(str(tmp_path / 'records'))
+  )
   path = str(tmp_path / 'deep' / 'e2e.ngrams')
   ngram_table.save(path, table, metadata)
   return path
@@ -348,7 +351,7 @@ def make_model(tokenizer=None):
 
 def assemble(path, model=None, **options):
   cfg = config_drafting.DrafterConfig(ngram_table=path, **options)
-  return assembly.assemble(model or make_model(), cfg, config.DecodeConfig())
+  return drafters.load(model or make_model(), cfg, config.DecodeConfig())
 
 
 def test_the_table_is_the_drafters_weights(written):

@@ -20,7 +20,7 @@ from specstream_jax.decoding import (
   transformer_fns,
   tree as tree_lib,
 )
-from specstream_jax.decoding.drafters import none, prompt_lookup
+from specstream_jax.drafters import none, prompt_lookup
 
 WIDTH, NGRAM, CHAINS, LENGTH = 17, 3, 2, 5
 BATCH, MAX_NEW, BUCKET = 3, 19, 11

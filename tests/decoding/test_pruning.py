@@ -12,7 +12,7 @@ import tiny
 
 from specstream_jax import config
 from specstream_jax.decoding import decoder, transformer_fns
-from specstream_jax.decoding.drafters import none
+from specstream_jax.drafters import none
 
 DECODE = config.DecodeConfig(max_new_tokens=13, prompt_bucket=8, eos_ids=(5,))
 TREE = config.TreeConfig('full', depth=2, branching=3)

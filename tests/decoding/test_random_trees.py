@@ -11,7 +11,6 @@ import pytest
 import reference_decoding as reference
 import scipy.special
 import scipy.stats
-import table_lm
 
 from specstream_jax import config, config_drafting, sampling
 from specstream_jax.decoding import (
@@ -20,9 +19,8 @@ from specstream_jax.decoding import (
   random_trees,
   topology,
   tree as tree_lib,
-  verify,
 )
-from specstream_jax.decoding.drafters import streams
+from specstream_jax.drafters import streams
 
 NUM_ROWS, VOCAB_SIZE, DEPTH = 100_000, 4, 2
 WARM = config.SamplingConfig(temperature=0.8)
@@ -259,18 +257,13 @@ def test_coupling_can_be_switched_off(settings, is_coupled):
   cfg = config.TreeConfig('chain', depth=DEPTH)
   drafter = streams.Streams(cfg, DEPTH, options)
   logits = jnp.broadcast_to(LOGITS, (31, *LOGITS.shape))
-  model = table_lm.MODEL._replace(
-    stream_logits=lambda *args: interface.StreamLogits(logits)
-  )
-  setup = interface.Setup(
-    model, model, drafter, config.DecodeConfig(), verify.walk
-  )
   zeros = jnp.zeros((31,), jnp.int32)
   context = interface.DraftContext(
     zeros, None, None, None, zeros + 3, None, None,
     sampling.row_keys(0, range(31)), WARM_ROWS,
+    stream_logits=lambda: interface.StreamLogits(logits),
   )  # fmt: skip
-  tree, _ = drafter.propose(setup, {}, context, ())
+  tree, _ = drafter.propose({}, context, ())
   assert isinstance(tree, tree_lib.DraftTree) and tree.law is None
   is_best = np.array(tree.tokens[:, 1:]) == LOGITS.argmax(axis=1)
   assert is_best.all() != is_coupled

@@ -21,7 +21,7 @@ from specstream_jax.decoding import (
   verifiers,
   verify,
 )
-from specstream_jax.decoding.drafters import none, streams
+from specstream_jax.drafters import none, streams
 
 NUM_ROWS, NUM_NODES, VOCAB_SIZE, PATH_LENGTH = 211, 11, 5, 4
 WARM = config.SamplingConfig(temperature=0.7, top_k=4)

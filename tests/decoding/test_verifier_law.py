@@ -22,7 +22,7 @@ from specstream_jax.decoding import (
   tree as tree_lib,
   verifiers,
 )
-from specstream_jax.decoding.drafters import draft_model, streams
+from specstream_jax.drafters import draft_model, streams
 
 FULL = config.TreeConfig('full', depth=2, branching=2)
 WARM = config.SamplingConfig(temperature=0.8)
@@ -148,9 +148,9 @@ def _pruning_model(keep_nodes):
 class _ChosenAsDrawn(streams.Streams):
   """Planted bias: the best tokens, with the law as if they had been drawn."""
 
-  def propose(self, setup, params, context, state):
+  def propose(self, params, context, state):
     greedy = context._replace(settings=None)
-    return super().propose(setup, params, greedy, state)
+    return super().propose(params, greedy, state)
 
 
 RULES = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from specstream_jax.checkpoints import loading
-from specstream_jax.modeling import build, params, transformer
+from specstream_jax.modeling import build, forward, params
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -38,7 +38,7 @@ def our_logits(folder, tokens):
     model = built.merge(base, {})
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segments = jnp.ones_like(tokens)
-    hidden = transformer.forward_train(model, tokens, positions, segments)
+    hidden = forward.forward_train(model, tokens, positions, segments)
     return model.logits(hidden.main)
 
   return np.asarray(run(base, tokens))

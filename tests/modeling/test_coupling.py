@@ -13,7 +13,7 @@ import tiny_runtime
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.decoding import tree as tree_lib
-from specstream_jax.modeling import params, transformer
+from specstream_jax.modeling import forward, params
 from specstream_jax.training import objective, step as step_lib
 
 STREAMS = dataclasses.replace(tiny.STREAMS, coupling_rank=3)
@@ -174,7 +174,7 @@ def test_loss_tells_each_stream_the_token_before_its_own(kind):
   def run(adapter):
     model = built.merge(base, adapter)
     _, metrics = objective.loss(model, data, jax.random.key(0), cfg)
-    hidden = transformer.forward_train(
+    hidden = forward.forward_train(
       model,
       data['decoder_input_tokens'],
       data['decoder_positions'],

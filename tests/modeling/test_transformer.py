@@ -11,13 +11,14 @@ import reference
 import tiny
 
 from specstream_jax import config, partitioning
-from specstream_jax.decoding import cache as cache_lib, tree as tree_lib
+from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import (
   build,
+  cache as cache_lib,
+  forward,
   initialize,
   params,
   stacks,
-  transformer,
 )
 
 VARIANTS = {
@@ -42,7 +43,7 @@ def run_train(built, base, adapter, tokens, anchors):
 
   @jax.jit
   def run(base, adapter, tokens, anchors):
-    return transformer.forward_train(
+    return forward.forward_train(
       built.merge(base, adapter), tokens, positions, segments, anchors
     )
 
@@ -52,7 +53,7 @@ def run_train(built, base, adapter, tokens, anchors):
 def tree_pass(built, *, with_streams, **settings):
   """Jitted `forward_tree` of (base, adapter, tokens, positions, mask, cache)."""
   return jax.jit(
-    lambda base, adapter, *args: transformer.forward_tree(
+    lambda base, adapter, *args: forward.forward_tree(
       built.merge(base, adapter), *args, with_streams=with_streams, **settings
     )
   )
@@ -132,7 +133,7 @@ def test_segments_do_not_see_each_other():
   positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
   segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2]])
   packed = jax.jit(
-    lambda b, a: transformer.forward_train(
+    lambda b, a: forward.forward_train(
       built.merge(b, a), tokens, positions, segments, jnp.array([[2, 6]])
     )
   )(base, adapter)
@@ -147,7 +148,7 @@ def test_padding_changes_nothing_and_gives_no_nan():
   positions = jnp.array([[0, 1, 2, 3, 4, 0, 0]])
   segments = jnp.array([[1, 1, 1, 1, 1, 0, 0]])
   padded = jax.jit(
-    lambda b, a: transformer.forward_train(
+    lambda b, a: forward.forward_train(
       built.merge(b, a), tokens, positions, segments
     )
   )(base, adapter)
@@ -175,7 +176,7 @@ def test_remat_and_scan_give_the_same_gradient(name, remat, is_stacked):
   def gradient(built, base, remat):
     def total(adapter):
       model = built.merge(base, adapter)
-      hidden = transformer.forward_train(model, *args, remat=remat)
+      hidden = forward.forward_train(model, *args, remat=remat)
       return hidden.streams.sum()
 
     return params.flatten(jax.jit(jax.grad(total))(adapter))
@@ -203,7 +204,7 @@ def summed_streams(mode):
 
   def total(adapter, base):
     segments = jnp.ones((1, 7), jnp.int32)
-    return transformer.forward_train(
+    return forward.forward_train(
       built.merge(base, adapter), tokens, jnp.arange(7)[None], segments, anchors
     ).streams.sum()
 
@@ -349,7 +350,7 @@ def test_deferred_streams_equal_parallel_streams():
   leaf = jnp.array([2, 2])
   rows = jnp.arange(2)
   deferred = jax.jit(
-    lambda b, a, *args: transformer.forward_streams(built.merge(b, a), *args)
+    lambda b, a, *args: forward.forward_streams(built.merge(b, a), *args)
   )(*weights, insertion[rows, leaf], committed.length - 1, committed)
   np.testing.assert_allclose(deferred, parallel[rows, leaf], atol=2e-5)
   # Invariant: what is committed is what a fresh pass over the same tokens has.

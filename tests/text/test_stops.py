@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 
 from specstream_jax import config
 from specstream_jax.decoding import decoder as decoder_lib, stopping
-from specstream_jax.decoding.drafters import none
+from specstream_jax.drafters import none
 from specstream_jax.text import completion, pieces as pieces_lib, stops
 
 KINDS = ('byte_level', 'sentencepiece', 'unigram', 'wordpiece', 'words')

@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers
 import training_batches as tb
 
 import specstream_jax as ss
-from specstream_jax import assembly, config, config_drafting
+from specstream_jax import config, config_drafting, drafters
 from specstream_jax.checkpoints import loading
 from specstream_jax.data import records
 from specstream_jax.modeling import build, params
@@ -294,7 +294,7 @@ def test_the_draft_model_decodes_with_the_tokens_of_plain_decoding(root, whole):
 def assemble(root, text):
   model = ss.load(str(root / 'model'))
   cfg = config_drafting.parse(text)
-  return assembly.assemble(model, cfg, config.DecodeConfig())
+  return drafters.load(model, cfg, config.DecodeConfig())
 
 
 def test_draft_models_that_do_not_fit_are_refused(root, tmp_path):
@@ -304,8 +304,10 @@ def test_draft_models_that_do_not_fit_are_refused(root, tmp_path):
     assemble(root, 'draft_model:path=no_such_model')
   larger = dataclasses.replace(MODEL, vocab_size=263)
   byte_model.write_model(tmp_path / 'larger', larger)
+  (tmp_path / 'larger' / 'tokenizer.json').unlink()
   with pytest.raises(
-    ValueError, match='vocabulary of 263 tokens but the target'
+    ValueError,
+    match=r'vocabulary of 263 tokens but the target.*not both tokenizers',
   ):
     assemble(root, f'draft_model:path={tmp_path / "larger"}')
   names = ['<eos>', *sorted(pre_tokenizers.ByteLevel.alphabet())[::-1]]

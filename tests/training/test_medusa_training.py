@@ -23,6 +23,7 @@ from specstream_jax.checkpoints import (
   huggingface,
   loading,
   medusa as checkpoint,
+  token_ids,
 )
 from specstream_jax.cli import info
 from specstream_jax.data import records
@@ -260,7 +261,7 @@ def trained(tmp_path_factory):
   ]
   metadata = {
     'task': 'letters',
-    'tokenizer_sha256': records.tokenizer_hash(tokenizer),
+    'tokenizer_sha256': token_ids.tokenizer_hash(tokenizer),
     'eos_id': 0,
   }
   records.write(pairs * 4, str(root / 'records'), metadata=metadata)

@@ -13,7 +13,7 @@ import training_batches as tb
 
 from specstream_jax import config, partitioning
 from specstream_jax.data import features
-from specstream_jax.modeling import params, transformer
+from specstream_jax.modeling import forward, params
 from specstream_jax.training import objective
 
 STREAMS = tiny.STREAMS.num_streams
@@ -343,7 +343,7 @@ def test_streams_learn_from_the_main_stream_at_their_token():
   np.testing.assert_allclose(half, (hard + soft) / 2, rtol=1e-5)
   # Against the definition, position by position.
   model = built.merge(base, adapter)
-  hidden = transformer.forward_train(
+  hidden = forward.forward_train(
     model,
     batch['decoder_input_tokens'],
     batch['decoder_positions'],

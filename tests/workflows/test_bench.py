@@ -13,7 +13,7 @@ import tiny_runtime
 
 from specstream_jax import config, config_drafting, runtime
 from specstream_jax.data import chat, questions
-from specstream_jax.decoding.drafters import prompt_lookup
+from specstream_jax.drafters import prompt_lookup
 from specstream_jax.evaluation import (
   external,
   journal as journal_lib,

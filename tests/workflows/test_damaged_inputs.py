@@ -103,7 +103,7 @@ def test_a_config_that_is_none(folder, file, fields, message):
     ({'weight_map': None}, 'weight_map is None; accepted: an object'),
     ({'weight_map': ['a']}, 'weight_map is .*accepted: an object'),
     ({'weight_map': {'a': 1}}, 'weight_map is .*accepted: an object'),
-    ({'weight_map': {'a': 'b'}}, "b' is named in .* but does not exist"),
+    ({'weight_map': {'a': 'b'}}, 'lacks b, of the 1 files that'),
     ({'weight_map': {}}, r'weight_map is \{\}; accepted: an object'),
   ],
 )

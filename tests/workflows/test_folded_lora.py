@@ -11,10 +11,15 @@ import pytest
 
 import specstream_jax as ss
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import adapters, loading, merged
+from specstream_jax.checkpoints import adapters, loading, sidecar
 from specstream_jax.cli import info
 from specstream_jax.modeling import params
-from specstream_jax.workflows import check, train as train_workflow
+from specstream_jax.workflows import (
+  check,
+  export as export_workflow,
+  train as train_workflow,
+  train_start,
+)
 
 ROWS = [
   ('colour of sky', ' the sky is blue and the sky is wide'),
@@ -71,6 +76,15 @@ def train(root, name, recipe, model='model', **adapters):
   )
 
 
+def export(root, name, to, **options):
+  return export_workflow.export(
+    str(root / 'model'),
+    str(root / name / 'adapter'),
+    str(root / to),
+    export_workflow.Options(**options),
+  )
+
+
 def load(root, name, **kwargs):
   return ss.load(str(root / 'model'), str(root / name / 'adapter'), **kwargs)
 
@@ -97,9 +111,7 @@ def test_weights_and_answers_are_those_of_the_folded_lora(root):
 
 @pytest.mark.slow
 def test_streams_learn_what_they_learn_on_the_merged_model(root):
-  flat, cfg = adapters.load_adapter(root / 'tuned' / 'adapter')
-  loaded = loading.load_model(root / 'model')
-  merged.export_merged(root / 'merged', loaded, flat, cfg)
+  export(root, 'tuned', 'merged')
   train(root, 'on_merged', recipe(), model='merged')
   same, _ = adapters.load_adapter(root / 'on_merged' / 'adapter')
   flat, cfg = adapters.load_adapter(root / 'run' / 'adapter')
@@ -134,12 +146,10 @@ def test_check_passes(root):
 
 
 def test_merging_keeps_streams_lossless(root):
-  flat, cfg = adapters.load_adapter(root / 'run' / 'adapter')
-  loaded = loading.load_model(root / 'model')
-  merged.export_merged(root / 'plain', loaded, flat, cfg)
-  sidecar = root / 'plain' / merged.SIDECAR
-  assert adapters.read_config(sidecar).folded_lora.rank == 0
-  model = ss.load(str(root / 'plain'), str(sidecar))
+  export(root, 'run', 'plain')
+  streams = root / 'plain' / sidecar.FOLDER
+  assert adapters.read_config(streams).folded_lora.rank == 0
+  model = ss.load(str(root / 'plain'), str(streams))
   assert tokens(model, 'streams') == tokens(load(root, 'tuned'), 'none')
 
 
@@ -154,6 +164,25 @@ def test_going_on_keeps_the_folded_lora(root):
   for path in folded:
     np.testing.assert_array_equal(after[path], before[path])
   assert (after['coupling/up'] != before['coupling/up']).any()
+
+
+def test_streams_may_stand_on_a_peft_folder(root):
+  done = export(root, 'tuned', 'peft', format='peft')
+  assert done.has_streams
+  loaded = loading.load_model(root / 'model')
+  tuned, folder = str(root / 'tuned' / 'adapter'), str(root / 'peft')
+  own = train_start.start(None, tuned, loaded, recipe())
+  same = train_start.start(None, folder, loaded, recipe())
+  assert same.folded_lora == own.folded_lora
+  assert same.folded.keys() == own.folded.keys()
+  for path, leaf in own.folded.items():
+    np.testing.assert_array_equal(leaf, same.folded[path])
+  assert same.origins['fold_adapter']['provenance']['format'] == 'peft'
+  with pytest.raises(ValueError, match=r'is a plain LoRA, StreamConfig.mode'):
+    train_start.start(folder, None, loaded, recipe())
+  further = train_start.start(folder, None, loaded, recipe('fine_tuned'))
+  assert further.initial.keys() == own.folded.keys()
+  assert further.recipe.lora == own.folded_lora
 
 
 def test_two_lora_are_counted_and_named(root):

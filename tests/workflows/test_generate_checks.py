@@ -34,6 +34,17 @@ def test_positions_the_model_was_not_made_for(model, monkeypatch, limit, warns):
   assert bool(found) == warns
 
 
+def test_positions_the_model_does_not_have(model):
+  short = dataclasses.replace(
+    model, config=dataclasses.replace(model.config, num_learned_positions=9)
+  )
+  short.warn_if_long([[1] * 5], 4)
+  with pytest.raises(
+    ValueError, match='10 positions, but the model has only 9'
+  ):
+    short.warn_if_long([[1] * 6], 4)
+
+
 def test_lossy_output_says_so(model):
   lossy = config_drafting.DrafterConfig(verifier='typical')
   tree = config.TreeConfig(num_nodes=3, depth=2, branching=2)

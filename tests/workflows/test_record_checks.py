@@ -12,7 +12,7 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config
-from specstream_jax.checkpoints import loading
+from specstream_jax.checkpoints import loading, token_ids
 from specstream_jax.cli import train as train_command
 from specstream_jax.data import questions, records
 from specstream_jax.evaluation import bench as bench_lib
@@ -57,7 +57,7 @@ def write(folder, pairs, *, eos_id=0, has_maximum=True):
   metadata = {
     'task': 'jsonl',
     'split': 'train',
-    'tokenizer_sha256': records.tokenizer_hash(tokenizer()),
+    'tokenizer_sha256': token_ids.tokenizer_hash(tokenizer()),
     'eos_id': eos_id,
   }
   manifest = records.write(pairs, folder, metadata=metadata, num_shards=2)

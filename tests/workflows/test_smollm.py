@@ -15,7 +15,7 @@ from specstream_jax import config
 from specstream_jax.checkpoints import fetch
 from specstream_jax.data import registry
 from specstream_jax.evaluation import hlo
-from specstream_jax.modeling import build, transformer
+from specstream_jax.modeling import build, forward
 
 NAME = 'smollm2-135m-instruct'
 pytestmark = [
@@ -53,7 +53,7 @@ def question_log_probs(plain):
   def log_probs(base, tokens, segments):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     module = built.merge(base, {})
-    hidden = transformer.forward_train(module, tokens, positions, segments).main
+    hidden = forward.forward_train(module, tokens, positions, segments).main
     logits = jax.nn.log_softmax(module.logits(hidden[:, :-1]))
     return jnp.take_along_axis(logits, tokens[:, 1:, None], axis=2)[0, :, 0]
 

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a drafter's `load` takes and gives; see the package."""
+
+from typing import Any, NamedTuple, Protocol
+
+from specstream_jax import config
+from specstream_jax.decoding import interface, transformer_fns
+from specstream_jax.modeling import build
+
+
+class Target(Protocol):
+  """What a drafter may see of the loaded model that it drafts for.
+
+  Attributes:
+    config: sizes of the base model.
+    base: its nested weights on device, LoRA folded in when fine-tuned.
+    adapter: nested weights of its streams; empty without.
+    stream: settings of the streams, or None.
+    lora: LoRA left unfolded (lossless mode), or None.
+    tree: the adapter's default tree.
+    tokenizer: `tokenizers.Tokenizer`, or what stands in for a missing one.
+    layout: of the kernels, see `layers.Linear`.
+    adapter_dir: folder of the adapter, empty without.
+  """
+
+  config: config.ModelConfig
+  base: dict[Any, Any]
+  adapter: dict[Any, Any]
+  stream: config.StreamConfig | None
+  lora: config.LoraConfig | None
+  tree: config.TreeConfig
+  tokenizer: Any
+  layout: str
+  adapter_dir: str
+
+
+class Loaded(NamedTuple):
+  """What a decoder needs besides its sizes.
+
+  Attributes:
+    model: used by every step.
+    drafter: proposes trees.
+    params: weights of the model and of the drafter.
+    prompt_model: used by the prompt pass.
+  """
+
+  model: interface.ModelFns
+  drafter: interface.Drafter
+  params: transformer_fns.Params
+  prompt_model: interface.ModelFns
+
+
+def beside(
+  model: Target, drafter: interface.Drafter, weights: Any = ()
+) -> Loaded:
+  """A drafter that stands beside the model, which decodes without streams.
+
+  Args:
+    model: LoRA folded in.
+    drafter: proposes trees.
+    weights: of the drafter, its `params.drafter`.
+  """
+  built = build.build(model.config, layout=model.layout)
+  return Loaded(
+    transformer_fns.model_fns(built),
+    drafter,
+    transformer_fns.Params(model.base, drafter=weights),
+    transformer_fns.model_fns(built, is_prompt=True),
+  )

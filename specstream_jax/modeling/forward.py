@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways through a model, with streams and without (paper, sections 1, 3).
+
+Axis letters: B rows, T positions, M tree nodes, S cache slots, A anchors,
+J streams, D model width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import typing
+from specstream_jax.modeling import (
+  attention,
+  blocks,
+  cache as cache_lib,
+  rows as rows_lib,
+  transformer,
+)
+
+# (model, hidden [B, M, D] at the insertion, tokens [B, M], positions [B, M],
+# tree_mask [B, M, M]) -> indices [B, M'] of the nodes that survive, ascending, or
+# None for all.
+Survivors = Callable[..., typing.Array | None]
+
+
+class TrainHidden(NamedTuple):
+  """Hidden states of a training pass, normalised except `insertion`.
+
+  Attributes:
+    main: [B, T, D].
+    streams: [B, A, J, D], or None without streams.
+    insertion: [B, T, D] main stream at the input of the first MSA layer.
+  """
+
+  main: typing.Array
+  streams: typing.Array | None
+  insertion: typing.Array
+
+
+def forward_train(
+  model: transformer.Transformer,
+  tokens: typing.Array,
+  positions: typing.Array,
+  segment_ids: typing.Array,
+  anchors: typing.Array | None = None,
+  *,
+  remat: str = 'none',
+) -> TrainHidden:
+  """Whole-sequence pass, with streams at the anchors.
+
+  In lossless mode the main stream depends on no adapter weight: it runs by
+  itself, without gradient, and the streams follow against its K/V.
+
+  Args:
+    model: merged module.
+    tokens: [B, T] int32.
+    positions: [B, T] int32, restarting at each segment.
+    segment_ids: [B, T] int32, 0 = padding.
+    anchors: [B, A] int32 indices into T that carry streams; None for none.
+    remat: a name of `blocks.REMAT`.
+  """
+  num_main = tokens.shape[1]
+  visible = rows_lib.to_sequence(model, segment_ids, positions)
+  x = model.inputs(tokens, positions)
+  rows = rows_lib.of_tokens(model, positions, visible, num_main)
+  x, _ = _layers(model, x, rows, None, False, remat)
+  insertion = x
+  if anchors is not None:
+    pick = lambda y: jnp.take_along_axis(y, anchors[..., None], axis=1)
+    anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
+    carries = (anchor_positions, rows_lib.pick(visible, anchors))
+    if model.is_lossless:
+      return _streams_after_main(model, x, rows, carries, pick(x), remat)
+    x = _append_streams(model, x, pick(x))
+    rows = rows_lib.of_tokens(model, positions, visible, num_main, carries)
+  x, _ = _layers(model, x, rows, None, True, remat)
+  x = model.final_norm(x)
+  streams = None
+  if anchors is not None:
+    streams = _split_streams(model, x, num_main)
+  return TrainHidden(x[:, :num_main], streams, insertion)
+
+
+def _streams_after_main(model, insertion, rows, carries, anchored, remat):
+  """The MSA layers of `forward_train` in lossless mode."""
+  start = jnp.zeros((len(insertion),), jnp.int32)
+  rows = {kind: one._replace(start=start) for kind, one in rows.items()}
+  x, new = _layers(model, insertion, rows, None, True)
+  x, new, anchored = jax.lax.stop_gradient((x, new, anchored))
+  nothing = anchored[:, :0]
+  rows = rows_lib.of_streams(model, *carries)
+  streams = _append_streams(model, nothing, anchored)
+  cached = [layer.by_head() for layer in new]
+  streams, _ = _layers(model, streams, rows, cached, True, remat)
+  streams = _split_streams(model, model.final_norm(streams), 0)
+  return TrainHidden(model.final_norm(x), streams, insertion)
+
+
+class TreeHidden(NamedTuple):
+  """Result of a pass over a draft tree.
+
+  Attributes:
+    main: [B, M, D] normalised; [B, M', D] of the survivors if pruned.
+    cache: with the tree's K/V, length not advanced.
+    streams: [B, M, J, D] normalised, or the insertion-layer states [B, M, D]
+      if the pass carried no streams.
+    survivors: [B, M'] int32 node indices, or None if nothing was pruned.
+  """
+
+  main: typing.Array
+  cache: cache_lib.Cache
+  streams: typing.Array
+  survivors: typing.Array | None
+
+
+def forward_tree(
+  model: transformer.Transformer,
+  tokens: typing.Array,
+  positions: typing.Array,
+  tree_mask: typing.Array,
+  cache: cache_lib.Cache,
+  *,
+  with_streams: bool,
+  survivors_of: Survivors | None = None,
+  is_prompt: bool = False,
+) -> TreeHidden:
+  """One pass over a draft tree, writing node m's K/V to slot length + m.
+
+  The pass may grow a tree: the M nodes then come after others, whose K/V lie
+  in the slots from length on.
+
+  Args:
+    model: merged module.
+    tokens: [B, M] int32.
+    positions: [B, M] int32.
+    tree_mask: [B, M, M] bool; [B, M, L + M] after L earlier nodes.
+    cache: committed prefix; its length is not advanced.
+    with_streams: run streams at every node (schedule `parallel`).
+    survivors_of: chooses the nodes that go on into the MSA layers; None lets
+      all. Survivor i then writes slot length + i of those layers. Only for a
+      tree that is whole.
+    is_prompt: the cache is empty, so nobody looks there.
+  """
+  num_nodes = tokens.shape[1]
+  start = cache.length + tree_mask.shape[-1] - num_nodes
+  num_slots = 0 if is_prompt else cache.num_slots
+  visible = rows_lib.to_nodes(
+    model, tree_mask, positions, cache.length, num_slots
+  )
+  x = model.inputs(tokens, positions)
+  rows = rows_lib.of_tokens(model, positions, visible, num_nodes, start=start)
+  x, cache = _run(model, x, rows, cache, False)
+  survivors = None
+  if survivors_of is not None:
+    survivors = survivors_of(model, x, tokens, positions, tree_mask)
+  if survivors is not None:
+    x = jnp.take_along_axis(x, survivors[..., None], axis=1)
+    positions = jnp.take_along_axis(positions, survivors, axis=1)
+    visible = rows_lib.restrict(visible, survivors)
+    num_nodes = survivors.shape[1]
+  stream_state = x
+  anchors = (positions, visible) if with_streams else None
+  rows = rows_lib.of_tokens(
+    model, positions, visible, num_nodes, anchors, start
+  )
+  if with_streams:
+    x = _append_streams(model, x, x)
+  x, cache = _run(model, x, rows, cache, True)
+  x = model.final_norm(x)
+  if with_streams:
+    stream_state = _split_streams(model, x, num_nodes)
+  return TreeHidden(x[:, :num_nodes], cache, stream_state, survivors)
+
+
+def forward_streams(
+  model: transformer.Transformer,
+  hidden: typing.Array,
+  positions: typing.Array,
+  cache: cache_lib.Cache,
+) -> typing.Array:
+  """Streams of one committed token alone, through the MSA layers.
+
+  Args:
+    model: merged module.
+    hidden: [B, D] its main-stream state at insertion.
+    positions: [B] its position.
+    cache: committed cache, whose last valid slot is that token.
+
+  Returns:
+    Normalised stream hidden states [B, J, D].
+  """
+  visible = rows_lib.to_anchor(model, positions, cache.length, cache.num_slots)
+  rows = rows_lib.of_streams(model, positions[:, None], visible)
+  x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
+  x, _ = _layers(model, x, rows, _cached(model, cache, True), True)
+  return model.final_norm(x)
+
+
+def _append_streams(model, x, hidden):
+  """Concatenates the streams of `hidden` [B, A, D] to x [B, T, D] along T."""
+  streams = model.streams(hidden)
+  streams = streams.reshape(x.shape[0], -1, x.shape[-1])
+  return jnp.concatenate([x, streams], axis=1)
+
+
+def _split_streams(model, x, num_main):
+  """The stream part of x [B, T, D] as [B, A, J, D]."""
+  num_streams = model.stream_cfg.num_streams
+  return x[:, num_main:].reshape(x.shape[0], -1, num_streams, x.shape[-1])
+
+
+def _span(model, is_msa):
+  """The layers below the insertion, or the MSA layers."""
+  first = model.first_msa
+  return slice(first, model.cfg.num_layers) if is_msa else slice(0, first)
+
+
+def _cached(model, cache, is_msa):
+  """The cache of these layers, one `KeyValues` each."""
+  span = _span(model, is_msa)
+  return list(map(attention.KeyValues, cache.keys[span], cache.values[span]))
+
+
+def _layers(model, x, rows, cached, is_msa, remat='none'):
+  """x through these layers, and their new K/V if rows are kept."""
+  span = _span(model, is_msa)
+  if span.start == span.stop:
+    return x, []
+  rows = [rows[kind] for kind in model.cfg.kinds[span]]
+  if model.is_stacked:
+    stack = model.msa_layers if is_msa else model.lower_layers
+    return blocks.scan(stack, x, rows, cached, remat)
+  return blocks.run(model.layers[span], x, rows, cached, remat)
+
+
+def _run(model, x, rows, cache, is_msa):
+  """As `_layers`; the cache gets the new K/V when all layers have read it."""
+  cached = None
+  one = next(iter(rows.values()))
+  if one.cache_mask is not None:
+    cached = _cached(model, cache, is_msa)
+  x, new = _layers(model, x, rows, cached, is_msa)
+  span = _span(model, is_msa)
+  if new:
+    x, new, start = cache_lib.order(x, new, one.start)
+  keys, values = list(cache.keys), list(cache.values)
+  for i, layer in zip(range(span.start, span.stop), new, strict=True):
+    keys[i] = cache_lib.append(keys[i], layer.keys, start)
+    values[i] = cache_lib.append(values[i], layer.values, start)
+  return x, cache_lib.Cache(tuple(keys), tuple(values), cache.length)

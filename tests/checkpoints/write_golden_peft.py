@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes golden_peft/: LoRA that PEFT saved, and what torch decodes with it.
+
+Needs torch, transformers and peft, which the tests themselves do not:
+
+  python tests/checkpoints/write_golden_peft.py
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+FOLDER = pathlib.Path(__file__).parent / 'golden_peft'
+NUM_NEW = 12
+SIZES = {
+  'vocab_size': 37,
+  'hidden_size': 20,
+  'intermediate_size': 26,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 6,
+  'max_position_embeddings': 64,
+  'tie_word_embeddings': False,
+  'eos_token_id': None,
+  'bos_token_id': None,
+}
+CASES = {
+  'list': {'r': 3, 'lora_alpha': 6, 'target_modules': ['q_proj', 'v_proj']},
+  'regex': {
+    'r': 2,
+    'lora_alpha': 5,
+    'target_modules': r'.*\.1\.(self_attn\.o_proj|mlp\..*_proj)',
+    'use_rslora': True,
+  },
+  'linear': {'r': 2, 'lora_alpha': 4, 'target_modules': 'all-linear'},
+  'patterns': {
+    'r': 3,
+    'lora_alpha': 4,
+    'target_modules': ['q_proj', 'k_proj', 'down_proj'],
+    'rank_pattern': {'k_proj': 2, r'layers\.0\.mlp\.down_proj': 5},
+    'alpha_pattern': {'down_proj': 9},
+    'layers_to_transform': [0],
+  },
+}
+
+
+def base_model():
+  """The tiny Llama that every LoRA belongs to."""
+  torch.manual_seed(0)
+  cfg = transformers.LlamaConfig(**SIZES, dtype='float32')
+  model = transformers.LlamaForCausalLM(cfg).eval()
+  with torch.no_grad():
+    for leaf in model.parameters():
+      leaf.normal_(std=0.3) if leaf.ndim > 1 else leaf.uniform_(0.5, 1.5)
+  return model
+
+
+def randomise(model):
+  """LoRA away from zero, where it begins."""
+  with torch.no_grad():
+    for name, leaf in model.named_parameters():
+      if 'lora_' in name:
+        leaf.normal_(std=0.4)
+
+
+def answers(model, prompts):
+  """Greedy tokens after each prompt, and the logits of the first of them."""
+  found = []
+  for prompt in prompts:
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+      logits = model(ids).logits[0, -1]
+      made = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_NEW
+      )
+    found.append(
+      {
+        'prompt': prompt,
+        'tokens': made[0, len(prompt) :].tolist(),
+        'logits': [round(float(x), 6) for x in logits],
+      }
+    )
+  return found
+
+
+def main():
+  """Writes base/, a folder for each LoRA and answers.json."""
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(0, 37, size=n).tolist() for n in (3, 7)]
+  base = base_model()
+  base.save_pretrained(FOLDER / 'base')
+  (FOLDER / 'base' / 'generation_config.json').unlink(missing_ok=True)
+  said = {'base': answers(base, prompts)}
+  for name, fields in CASES.items():
+    cfg = peft.LoraConfig(task_type='CAUSAL_LM', **fields)
+    model = peft.get_peft_model(base_model(), cfg).eval()
+    randomise(model)
+    model.save_pretrained(FOLDER / name)
+    (FOLDER / name / 'README.md').unlink(missing_ok=True)
+    said[name] = answers(model, prompts)
+  (FOLDER / 'answers.json').write_text(json.dumps(said) + '\n')
+
+
+if __name__ == '__main__':
+  main()
