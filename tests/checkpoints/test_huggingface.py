@@ -120,7 +120,9 @@ def test_refuses_missing_sizes():
 
 
 def test_refuses_other_architectures():
-  with pytest.raises(ValueError, match=r"\['BloomForCausalLM'\]; accepted: one"):
+  with pytest.raises(
+    ValueError, match=r"\['BloomForCausalLM'\]; accepted: one"
+  ):
     parse(architectures=['BloomForCausalLM'])
 
 

@@ -39,7 +39,9 @@ def test_positions_the_model_does_not_have(model):
     model, config=dataclasses.replace(model.config, num_learned_positions=9)
   )
   short.warn_if_long([[1] * 5], 4)
-  with pytest.raises(ValueError, match='10 positions, but the model has only 9'):
+  with pytest.raises(
+    ValueError, match='10 positions, but the model has only 9'
+  ):
     short.warn_if_long([[1] * 6], 4)
 
 
