@@ -6,9 +6,9 @@ import json
 import pathlib
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors import numpy as safetensors_numpy
 
 from specstream_jax import config
@@ -18,10 +18,23 @@ from specstream_jax.modeling import build, forward, params
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'golden' / 'families'
 NAMES = sorted(path.name for path in FOLDER.iterdir())
+# Families that need most of what the block can do; the others are slow tests
+# where every one takes seconds.
+COVERING = ('gemma3', 'opt', 'phi', 'smollm3')
 STREAMS = config.StreamConfig(
   num_streams=2, num_msa_layers=2, pruning_rank=2, coupling_rank=2
 )
 LORA = config.LoraConfig(rank=2, alpha=3.0)
+
+
+def covering(*more):
+  """Parameters of a test: all families, of which most only if slow."""
+  return [
+    name
+    if name in (*COVERING, *more)
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in NAMES
+  ]
 
 
 @functools.cache
@@ -89,8 +102,3 @@ class Told:
     spread = lambda row: jnp.broadcast_to(jnp.array([row]), tokens.shape)
     parents, depths = spread([0, 0, 0, 1, 2, 3]), spread([0, 1, 1, 2, 2, 3])
     return tree_lib.DraftTree(tokens, parents, depths), state
-
-
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)

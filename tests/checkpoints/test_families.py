@@ -99,7 +99,7 @@ def decode(made, built, adapter, drafter, **options):
   return decoding.generate(weights, made.text[:, :LENGTH].tolist())
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', family_models.covering())
 def test_drafts_leave_greedy_tokens_as_they_are(name):
   made = family_models.load(name)
   told = decode(made, made.plain, {}, family_models.Told(made.text))
@@ -108,7 +108,13 @@ def test_drafts_leave_greedy_tokens_as_they_are(name):
   assert min(row[0] for row in told.accept_lengths) == 3
 
 
-@pytest.mark.parametrize('name', ['gemma2', 'opt', 'phi3'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'gemma2',
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ('opt', 'phi3')),
+  ],
+)
 def test_streams_pruned_and_plain_decoding_agree(name):
   made = family_models.load(name)
   tree = config.TreeConfig('best_first', 2, 3, 6, keep_nodes=4)
@@ -135,7 +141,7 @@ def tree_pass(model, made, cache, first, count, num_earlier, with_streams):
   )
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', family_models.covering('gemma2', 'olmo2'))
 def test_streams_are_the_same_in_every_pass(name):
   made = family_models.load(name)
   model = made.built.merge(made.base, made.adapter)
@@ -159,7 +165,7 @@ def test_streams_are_the_same_in_every_pass(name):
   close(deferred, trained.streams[:, 0])
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', family_models.covering())
 def test_a_training_step_reaches_every_lora(name):
   made = family_models.load(name)
   tokens = jnp.asarray(made.text[:, :LENGTH])

@@ -163,6 +163,9 @@ class Family:
     for name, value in raw.items():
       if name in known or name in _IGNORED or name in self.ignored:
         continue
+      is_list = name == 'layer_types' and isinstance(value, list)
+      if is_list and all(kind == 'full_attention' for kind in value):
+        continue
       if name not in neutral:
         lines.append(f'{name} = {str(value)[:60]} is not understood')
       elif value not in neutral[name]:
