@@ -11,10 +11,12 @@ import math
 import numbers
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+# A function, or a class, that comes back with its own signature.
+Target = TypeVar('Target', bound=Callable[..., Any])
 _LARGEST = 3e38  # that float32 holds
 _WRONG = object()
 _NOUNS = {
@@ -286,7 +288,7 @@ def known(what: str, given: Iterable[str], accepted: Iterable[str]) -> None:
     )
 
 
-def names_options(target: Callable[..., Any]) -> Callable[..., Any]:
+def names_options(target: Target) -> Target:
   """A function, or a class, that answers an unknown option with `known`."""
   is_class = isinstance(target, type)
   inner = target.__init__ if is_class else target

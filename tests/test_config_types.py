@@ -22,9 +22,9 @@ from specstream_jax.workflows import (
   bench,
   check,
   distill,
-  distill_drafter,
   evaluate,
   train,
+  train_draft_model,
   train_medusa,
 )
 
@@ -58,7 +58,7 @@ CONFIGS = (
   check.Options(('streams',)),
   distill.Options(),
   evaluate.Options(),
-  distill_drafter.Recipe(),
+  train_draft_model.Recipe(),
   train.Recipe(),
   train.Execution(),
   train_medusa.Recipe(),

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import itertools
-import os
 from typing import Any
 
 import jax
@@ -26,20 +25,19 @@ from specstream_jax.checkpoints import (
   shipped,
   weights as weights_lib,
 )
-from specstream_jax.data import mixtures
 from specstream_jax.drafters import medusa as drafter
-from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, medusa, params as params_lib
-from specstream_jax.outputs import writing
 from specstream_jax.training import loop, medusa as training, screen
-from specstream_jax.workflows import record_checks, resume, train as streams
+from specstream_jax.workflows import (
+  train_run,
+)
 
 HEADS = 'medusa'
 NUM_RANKS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(train_run.BaseRecipe):
   """Every setting of a run.
 
   Attributes:
@@ -57,24 +55,9 @@ class Recipe:
   num_heads: int = 4
   head_decay: float = 0.8
   calibration_batches: int = 16
-  objective: config.ObjectiveConfig = dataclasses.field(
-    default_factory=lambda: config.ObjectiveConfig()
-  )
-  optimizer: config.OptimizerConfig = dataclasses.field(
-    default_factory=lambda: config.OptimizerConfig()
-  )
-  train: config.TrainConfig = dataclasses.field(
-    default_factory=lambda: config.TrainConfig()
-  )
-  data: config.DataConfig = dataclasses.field(
-    default_factory=lambda: config.DataConfig()
-  )
-  tree: config.TreeConfig = dataclasses.field(
-    default_factory=lambda: config.TreeConfig()
-  )
 
   def __post_init__(self):
-    checks.option_types(self)
+    super().__post_init__()
     checks.at_least('num_heads', self.num_heads, 1)
     checks.at_least('head_decay', self.head_decay, 0.0)
     checks.at_least('calibration_batches', self.calibration_batches, 1)
@@ -86,30 +69,6 @@ class Recipe:
     return dataclasses.replace(
       self.objective, stream_weight=1.0, stream_decay=self.head_decay
     )
-
-  def to_json(self) -> dict[str, Any]:
-    """Nested dict of JSON types."""
-    return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """Where the heads lie, or None if a signal stopped the run before its end.
-
-  Attributes:
-    heads_dir: the best checkpoint as heads.
-    step: optimiser steps done.
-    signal: that stopped the run, or 0; calling again resumes it.
-  """
-
-  heads_dir: str | None
-  step: int
-  signal: int = 0
-
-  @property
-  def interrupted(self) -> bool:
-    """Whether a signal stopped the run."""
-    return bool(self.signal)
 
 
 def train(
@@ -124,7 +83,7 @@ def train(
   save_dtype: str = 'bfloat16',
   export: str = 'best',
   progress: bool = True,
-) -> Trained:
+) -> train_run.Trained:
   """Trains heads, resuming if `output_dir` holds checkpoints.
 
   Args:
@@ -149,24 +108,23 @@ def train(
   recipe = recipe or Recipe()
   checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
-  record_checks.check(loaded, data_dir, eval_data_dir)
-  setup, heads = _setup(loaded, recipe)
-  open_eval = streams.eval_opener(eval_data_dir, recipe, setup.partitioner)
-  batches = streams.open_training(data_dir, recipe, setup.partitioner)
-  with resume.run(output_dir, recipe, loaded, data_dir, adapter=adapter):
-    outcome, checkpoints = streams.run_loop(
-      setup, batches, open_eval, output_dir, progress
-    )
-    step = int(outcome.state.step)
-    if outcome.interrupted:
-      return Trained(None, step, outcome.signal)
-    state = streams.chosen(
-      checkpoints, outcome.state, export == 'best', setup.partitioner
-    )
-    cfg.provenance.update(_provenance(state, data_dir, recipe))
-    if open_eval:
-      cfg = _calibrated(cfg, setup, heads, state.adapter, open_eval, recipe)
-    return Trained(_export(output_dir, state.adapter, cfg, save_dtype), step)
+  job = train_run.Job(
+    loaded,
+    recipe,
+    data_dir,
+    eval_data_dir,
+    output_dir,
+    HEADS,
+    {'adapter': adapter},
+    is_best=export == 'best',
+    progress=progress,
+  )
+  heads = medusa.build(loaded.config, recipe.num_heads)
+  return train_run.run(
+    job,
+    lambda batches: _setup(loaded, recipe, heads),
+    lambda done: _export(job, cfg, heads, done, save_dtype),
+  )
 
 
 def _main_model(base, adapter, dtype, num_heads):
@@ -196,10 +154,9 @@ def _cast(flat: typing.FlatParams, dtype: str) -> dict[str, Any]:
   return {k: leaf.astype(jnp.dtype(dtype)) for k, leaf in flat.items()}
 
 
-def _setup(loaded: loading.LoadedModel, recipe: Recipe):
-  """The run, and the structure of its heads."""
+def _setup(loaded, recipe, heads) -> loop.Setup:
+  """Structure, weights and fresh heads of a run."""
   built = build.build(loaded.config)
-  heads = medusa.build(loaded.config, recipe.num_heads)
   part = partitioning.default()
   memory.check(
     f'{recipe.num_heads} heads, their gradient and moments',
@@ -208,7 +165,7 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
     num_devices=part.mesh.size,
   )
   base = params_lib.unflatten(part.put(loaded.params))
-  setup = loop.Setup(
+  return loop.Setup(
     built=built,
     base=base,
     adapter=medusa.init(heads, base),
@@ -220,7 +177,6 @@ def _setup(loaded: loading.LoadedModel, recipe: Recipe):
     partitioner=part,
     legend=screen.HEADS,
   )
-  return setup, heads
 
 
 def _calibrated(cfg, setup, heads, weights, open_eval, recipe):
@@ -260,18 +216,13 @@ def calibrate(
   return hits / totals.clip(min=1)
 
 
-def _provenance(state, data_dir, recipe):
-  return {
-    'step': int(state.step),
-    **mixtures.describe(mixtures.manifests(data_dir)),
-    'recipe': recipe.to_json(),
-  }
-
-
-def _export(output_dir, weights, cfg, dtype):
-  """The heads as medusa/, and the learning curves."""
-  folder = os.path.join(output_dir, HEADS)
-  checkpoint.save_heads(folder, params_lib.flatten(weights), cfg, dtype=dtype)
-  curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-  writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
-  return folder
+def _export(job, cfg, heads, done, dtype) -> None:
+  """The heads as medusa/, with a calibrated tree if there are records for it."""
+  weights = done.state.adapter
+  cfg.provenance.update(train_run.provenance(job, done.state))
+  if done.open_eval:
+    cfg = _calibrated(
+      cfg, done.setup, heads, weights, done.open_eval, job.recipe
+    )
+  flat = params_lib.flatten(weights)
+  checkpoint.save_heads(job.folder, flat, cfg, dtype=dtype)

@@ -17,7 +17,7 @@ from specstream_jax.evaluation import (
   table,
 )
 from specstream_jax.training import metrics
-from specstream_jax.workflows import distill_drafter, resume
+from specstream_jax.workflows import resume, train_draft_model
 
 HEADER = {'options': {'seed': 0}, 'source': 'm'}
 LINES = [
@@ -117,9 +117,9 @@ def test_tree_choices(tmp_path, mode):
 @fuzzing.modes
 def test_provenance(tmp_path, mode):
   good = {'recipe': {'num_layers': 4}}
-  path = tmp_path / distill_drafter.PROVENANCE
+  path = tmp_path / train_draft_model.PROVENANCE
   path.write_text(json.dumps(good))
-  read = lambda: distill_drafter.read_provenance(tmp_path)
+  read = lambda: train_draft_model.read_provenance(tmp_path)
   fuzzing.attempt(mode, fuzzing.json_damage(good), path, read, is_named=False)
 
 

@@ -18,7 +18,7 @@ from specstream_jax.modeling import build, medusa as heads_lib, params
 from specstream_jax.training import (
   accumulation,
   checkpoints as checkpoints_lib,
-  distill,
+  draft_model as distill,
   loop,
   medusa,
   metrics as metrics_lib,

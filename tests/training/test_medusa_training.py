@@ -268,7 +268,7 @@ def trained(tmp_path_factory):
   done = train(root)
   assert done.step == NUM_STEPS and not done.interrupted
   start = heads_lib.init(heads_lib.build(cfg, J), base)
-  trained_cfg = checkpoint.read_config(done.heads_dir)
+  trained_cfg = checkpoint.read_config(done.folder)
   checkpoint.save_heads(root / 'heads', params.flatten(start), trained_cfg)
   return root
 

@@ -20,11 +20,11 @@ from specstream_jax.workflows import (
   bench,
   check,
   distill,
-  distill_drafter,
   dry_run,
   evaluate,
   record_checks,
   train,
+  train_draft_model,
   train_medusa,
   train_start,
 )
@@ -81,15 +81,15 @@ def run_training(model_dir, data_dir, out, eval_data_dir=None):
 
 
 def run_medusa(model_dir, data_dir, out, eval_data_dir=None):
-  recipe = train_medusa.Recipe(2, train=TRAIN, data=DATA, tree=TREE)
+  recipe = train_medusa.Recipe(num_heads=2, train=TRAIN, data=DATA, tree=TREE)
   train_medusa.train(
     model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
   )
 
 
 def run_distillation(model_dir, data_dir, out, eval_data_dir=None):
-  recipe = distill_drafter.Recipe(train=TRAIN, data=DATA, num_layers=1)
-  distill_drafter.distill_drafter(
+  recipe = train_draft_model.Recipe(train=TRAIN, data=DATA, num_layers=1)
+  train_draft_model.train(
     model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
   )
 

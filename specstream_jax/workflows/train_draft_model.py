@@ -13,7 +13,6 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
 
 from specstream_jax import (
   config,
@@ -31,92 +30,26 @@ from specstream_jax.checkpoints import (
   shipped,
   weights as weights_lib,
 )
-from specstream_jax.data import mixtures
-from specstream_jax.evaluation import plots
 from specstream_jax.modeling import build, lora, params as params_lib
-from specstream_jax.outputs import writing
-from specstream_jax.training import distill, loop, screen
-from specstream_jax.workflows import (
-  record_checks,
-  resume,
-  train as train_workflow,
-)
+from specstream_jax.training import draft_model, loop, screen
+from specstream_jax.workflows import train_run
 
 FOLDER = 'draft_model'
 PROVENANCE = 'provenance.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(train_run.BaseRecipe):
   """Every setting of a run; each field can be set from gin."""
 
-  objective: config.ObjectiveConfig = dataclasses.field(
-    default_factory=lambda: config.ObjectiveConfig()
-  )
-  optimizer: config.OptimizerConfig = dataclasses.field(
-    default_factory=lambda: config.OptimizerConfig()
-  )
-  train: config.TrainConfig = dataclasses.field(
-    default_factory=lambda: config.TrainConfig()
-  )
-  data: config.DataConfig = dataclasses.field(
-    default_factory=lambda: config.DataConfig()
-  )
-  tree: config.TreeConfig = dataclasses.field(
-    default_factory=lambda: config.TreeConfig()
-  )
   num_layers: int = 4
 
   def __post_init__(self):
-    checks.option_types(self)
+    super().__post_init__()
     checks.at_least('num_layers', self.num_layers, 1)
 
-  def to_json(self) -> dict[str, Any]:
-    """Nested dict of JSON types."""
-    return dataclasses.asdict(self)
 
-
-@dataclasses.dataclass(frozen=True)
-class Distilled:
-  """Where the draft model lies, or None if a signal stopped the run.
-
-  Attributes:
-    folder: a plain Hugging Face checkpoint; `draft_model:path=…` takes it.
-    step: optimiser steps done.
-    signal: that stopped the run, or 0; calling again resumes it.
-  """
-
-  folder: str | None
-  step: int
-  signal: int = 0
-
-  @property
-  def interrupted(self) -> bool:
-    """Whether a signal stopped the run."""
-    return bool(self.signal)
-
-
-class CountedBatches:
-  """Batches that count their real tokens; the count is part of the place."""
-
-  def __init__(self, batches: loop.Batches):
-    self._batches, self.num_tokens = batches, 0
-
-  def __next__(self) -> dict[str, Any]:
-    batch = next(self._batches)
-    self.num_tokens += int(np.sum(batch['decoder_segment_ids'] > 0))
-    return batch
-
-  def get_state(self) -> dict[str, Any]:
-    place = self._batches.get_state()
-    return {'place': place, 'num_tokens': self.num_tokens}
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    self._batches.set_state(state['place'])
-    self.num_tokens = state['num_tokens']
-
-
-def distill_drafter(
+def train(
   base: str,
   data_dir: str,
   output_dir: str,
@@ -128,7 +61,7 @@ def distill_drafter(
   remat: str = 'none',
   export: str = 'best',
   progress: bool = True,
-) -> Distilled:
+) -> train_run.Trained:
   """Distils a draft model, resuming if `output_dir` holds checkpoints.
 
   Args:
@@ -151,44 +84,40 @@ def distill_drafter(
   processes.check_alone('distilling a draft model')
   recipe = recipe or Recipe()
   loaded = _load_target(base, adapter, dtype)
-  record_checks.check(loaded, data_dir, eval_data_dir)
-  draft_cfg, setup = _setup(loaded, recipe, remat)
-  part = setup.partitioner
-  batches = CountedBatches(train_workflow.open_training(data_dir, recipe, part))
-  open_eval = train_workflow.eval_opener(eval_data_dir, recipe, part)
-  with resume.run(output_dir, recipe, loaded, data_dir, adapter=adapter):
-    outcome, checkpoints = train_workflow.run_loop(
-      setup, batches, open_eval, output_dir, progress
-    )
-    step = int(outcome.state.step)
-    if outcome.interrupted:
-      return Distilled(None, step, outcome.signal)
-    wanted = checkpoints.best_step() if export == 'best' else step
-    state, place = checkpoints.restore(outcome.state, wanted or step)
-    checkpoints.close()
-    provenance = _provenance(loaded, adapter, state, place, data_dir, recipe)
-    folder = os.path.join(output_dir, FOLDER)
-    export_draft_model(folder, loaded, draft_cfg, state.adapter, provenance)
-    _write_curves(output_dir)
-  return Distilled(folder, step)
+  job = train_run.Job(
+    loaded,
+    recipe,
+    data_dir,
+    eval_data_dir,
+    output_dir,
+    FOLDER,
+    {'adapter': adapter},
+    is_best=export == 'best',
+    counts_tokens=True,
+    progress=progress,
+  )
+  return train_run.run(
+    job,
+    lambda batches: _setup(loaded, recipe, remat),
+    lambda done: _export(job, done),
+  )
 
 
-def _provenance(loaded, adapter, state, place, data_dir, recipe):
-  """Where the draft model comes from."""
-  return {
-    'target': loaded.source,
-    'target_adapter': adapter,
-    'target_fingerprint': loaded.fingerprint,
-    'step': int(state.step),
-    'tokens_seen': place['num_tokens'],
-    **mixtures.describe(mixtures.manifests(data_dir)),
-    'recipe': recipe.to_json(),
-  }
-
-
-def _write_curves(output_dir):
-  curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-  writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
+def _export(job, done) -> None:
+  """The draft model, and where it comes from."""
+  export_draft_model(
+    job.folder,
+    job.loaded,
+    draft_model.sizes(job.loaded.config, job.recipe.num_layers),
+    done.state.adapter,
+    {
+      'target': job.loaded.source,
+      'target_adapter': job.facts['adapter'],
+      'target_fingerprint': job.loaded.fingerprint,
+      'tokens_seen': done.place['num_tokens'],
+      **train_run.provenance(job, done.state),
+    },
+  )
 
 
 def describe(base: str, recipe: Recipe, *, dtype: str = 'float32') -> str:
@@ -254,9 +183,9 @@ def _load_target(base, adapter, dtype) -> loading.LoadedModel:
   return dataclasses.replace(loaded, params=merged, eos_ids=ends)
 
 
-def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
+def _setup(loaded, recipe, remat) -> loop.Setup:
   """Structure and weights of target and draft model."""
-  draft_cfg, draft = distill.truncate(
+  draft_cfg, draft = draft_model.truncate(
     loaded.config, loaded.params, recipe.num_layers
   )
   part = partitioning.default()
@@ -266,7 +195,7 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
     'fewer --draft_model_layers need less',
     num_devices=part.mesh.size,
   )
-  setup = loop.Setup(
+  return loop.Setup(
     built=build.build(loaded.config),
     base=params_lib.unflatten(part.put(loaded.params)),
     adapter=params_lib.unflatten(draft),
@@ -275,8 +204,7 @@ def _setup(loaded, recipe, remat) -> tuple[config.ModelConfig, loop.Setup]:
     optimizer=recipe.optimizer,
     tree=recipe.tree,
     remat=remat,
-    steps=functools.partial(distill.steps, draft=build.build(draft_cfg)),
+    steps=functools.partial(draft_model.steps, draft=build.build(draft_cfg)),
     partitioner=part,
     legend=screen.DRAFT_MODEL,
   )
-  return draft_cfg, setup

@@ -21,8 +21,8 @@ from specstream_jax import config, config_drafting, drafters
 from specstream_jax.checkpoints import loading
 from specstream_jax.data import records
 from specstream_jax.modeling import build, params
-from specstream_jax.training import distill, step as step_lib
-from specstream_jax.workflows import distill_drafter
+from specstream_jax.training import draft_model as distill, step as step_lib
+from specstream_jax.workflows import train_draft_model, train_run
 
 TARGET = dataclasses.replace(tiny.CONFIG, num_layers=3)
 DRAFT = dataclasses.replace(tiny.CONFIG, num_layers=2)
@@ -188,7 +188,7 @@ def _root(tmp_path_factory):
 
 
 def recipe(num_steps=40):
-  return distill_drafter.Recipe(
+  return train_draft_model.Recipe(
     objective=config.ObjectiveConfig(anchors_per_sequence=32, chunk_size=64),
     optimizer=config.OptimizerConfig(learning_rate=0.01, warmup_steps=4),
     train=config.TrainConfig(
@@ -206,7 +206,7 @@ def recipe(num_steps=40):
 
 
 def run(root, folder, progress_recipe=None, **options):
-  return distill_drafter.distill_drafter(
+  return train_draft_model.train(
     str(root / 'model'),
     str(root / 'records'),
     str(folder),
@@ -221,9 +221,7 @@ def run(root, folder, progress_recipe=None, **options):
 def _whole(root):
   """The folder of an uninterrupted run."""
   done = run(root, root / 'run', export='last')
-  assert done == distill_drafter.Distilled(
-    str(root / 'run' / 'draft_model'), 40, False
-  )
+  assert done == train_run.Trained(str(root / 'run' / 'draft_model'), 40)
   return root / 'run'
 
 
@@ -241,7 +239,7 @@ def test_a_run_learns_and_writes_what_it_promises(whole):
   assert 1 <= evaluated[-1]['tokens_per_call'] <= 4
   for name in ('curves.svg', 'recipe.json', 'operative_config.gin'):
     assert os.path.exists(whole / name), name
-  provenance = distill_drafter.read_provenance(whole / 'draft_model')
+  provenance = train_draft_model.read_provenance(whole / 'draft_model')
   assert provenance['target'] == 'model' and provenance['step'] == 40
   assert provenance['recipe']['num_layers'] == 1
   # Padding is not seen: at most 40 steps of two rows of 64.
@@ -251,7 +249,7 @@ def test_a_run_learns_and_writes_what_it_promises(whole):
 def test_a_stopped_run_goes_on_with_the_same_batches_and_counts(
   root, whole, tmp_path, monkeypatch
 ):
-  place = distill_drafter.CountedBatches.__next__
+  place = train_run.CountedBatches.__next__
 
   def stop_at_15(self):
     stop_at_15.calls += 1
@@ -260,13 +258,13 @@ def test_a_stopped_run_goes_on_with_the_same_batches_and_counts(
     return place(self)
 
   stop_at_15.calls = 0
-  monkeypatch.setattr(distill_drafter.CountedBatches, '__next__', stop_at_15)
+  monkeypatch.setattr(train_run.CountedBatches, '__next__', stop_at_15)
   stopped = run(root, tmp_path, export='last')
-  assert stopped == distill_drafter.Distilled(None, 15, signal=15)
+  assert stopped == train_run.Trained(None, 15, signal=15)
   run(root, tmp_path, export='last')
   assert stop_at_15.calls == 40
   ours, theirs = (
-    distill_drafter.read_provenance(folder / 'draft_model')
+    train_draft_model.read_provenance(folder / 'draft_model')
     for folder in (tmp_path, whole)
   )
   assert ours == theirs
@@ -324,12 +322,12 @@ def test_records_of_another_tokenizer_are_refused(root, tmp_path):
   one = (np.array([1], np.int32), np.array([2, 0], np.int32))
   records.write([one], str(tmp_path / 'records'), metadata=metadata)
   with pytest.raises(ValueError, match='tokenizer'):
-    distill_drafter.distill_drafter(
+    train_draft_model.train(
       str(root / 'model'), str(tmp_path / 'records'), str(tmp_path / 'run')
     )
 
 
 def test_dry_run_counts_parameters(root):
-  text = distill_drafter.describe(str(root / 'model'), recipe())
+  text = train_draft_model.describe(str(root / 'model'), recipe())
   per_layer = 24 * 24 * 2 + 24 * 12 * 2 + 3 * 24 * 36 + 2 * 24
   assert f'{257 * 24 + per_layer + 24:,} parameters in 1 layers' in text

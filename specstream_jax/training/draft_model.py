@@ -39,6 +39,11 @@ class Divergence(NamedTuple):
   rank: typing.Array
 
 
+def sizes(cfg: config.ModelConfig, num_layers: int) -> config.ModelConfig:
+  """Those of a draft model of a target; its weights train in float32."""
+  return dataclasses.replace(cfg, num_layers=num_layers, dtype='float32')
+
+
 def truncate(
   cfg: config.ModelConfig, flat: typing.FlatParams, num_layers: int
 ) -> tuple[config.ModelConfig, dict[str, typing.Array]]:
@@ -47,7 +52,7 @@ def truncate(
   Args:
     cfg: of the target.
     flat: its base weights by path.
-    num_layers: of the draft model, whose weights train in float32.
+    num_layers: of the draft model.
 
   Raises:
     ValueError: the target has no more than so many layers.
@@ -65,8 +70,7 @@ def truncate(
     for path, leaf in flat.items()
     if is_kept(path)
   }
-  sizes = dataclasses.replace(cfg, num_layers=num_layers, dtype='float32')
-  return sizes, kept
+  return sizes(cfg, num_layers), kept
 
 
 def divergence(
