@@ -19,8 +19,8 @@ import random
 
 from absl import app, flags
 
+from specstream_jax.bench import results
 from specstream_jax.data import prompts as prompts_lib, registry
-from specstream_jax.evaluation import results
 
 FLAGS = flags.FLAGS
 _ATTEMPTS = 50  # per shortened prompt

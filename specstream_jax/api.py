@@ -9,16 +9,16 @@ for row in ss.generate(model, prompts):
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from specstream_jax import config_checks as checks, runtime
+from specstream_jax.bench import results as _results
 from specstream_jax.config import (
   SamplingConfig,
   StreamConfig,
   TreeConfig,
 )
 from specstream_jax.config_drafting import DrafterConfig
-from specstream_jax.bench import results as _results
 from specstream_jax.runtime import Model
 from specstream_jax.workflows import (
   evaluate as _evaluate,
@@ -78,7 +78,7 @@ def _says_where(function: _Function) -> _Function:
         )
     return named(model, *args, **options)
 
-  return checked
+  return cast(_Function, checked)
 
 
 @_says_where

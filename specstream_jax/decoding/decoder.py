@@ -92,7 +92,7 @@ class Decoder:
     self.params = params
     self._partitioner = partitioner or partitioning.local()
     self._sampling = sampling_cfg
-    self.setup = interface.Setup(
+    self.setup = interface.DecodeSetup(
       model, prompt_model or model, drafter, cfg, verifier
     )
     self.num_compilations = 0

@@ -15,8 +15,9 @@ from typing import Any
 import tqdm
 
 from specstream_jax import config_checks as checks, runtime
+from specstream_jax.bench import journal as journal_lib
 from specstream_jax.checkpoints import chat_format
-from specstream_jax.evaluation import journal as journal_lib, results
+from specstream_jax.outputs import writing
 from specstream_jax.workflows import generate, prompts as prompts_lib
 
 _ANSWERS = ('completion', 'targets')
@@ -117,7 +118,7 @@ def write(
         journal.add((i,), _answer(row))
       bar.update(len(part))
   lines = [_line(row, journal[(i,)]) for i, row in enumerate(rows)]
-  results.write_text(path, ''.join(lines))
+  writing.write_text(path, ''.join(lines))
   os.remove(f'{path}.journal')
   return len(todo)
 

@@ -120,11 +120,10 @@ def train(
     is_best=_ranks(start.recipe, export),
     progress=progress,
   )
+  how = execution or Execution()
   return train_run.run(
     job,
-    lambda batches: _setup(
-      loaded, batches, start, part, execution or Execution()
-    ),
+    lambda batches: _setup(loaded, batches, start, part, how),
     lambda done: _export(job, start, done.state),
   )
 
@@ -143,10 +142,10 @@ def _setup(loaded, batches, start, part, execution):
   _check_trainable(built, recipe.optimizer.trainable)
   part.check_fits(cfg.num_heads, cfg.num_kv_heads)
   flat = lora_lib.Folded(loaded.params, start.folded, start.folded_lora)
-  if execution.scan_layers:
+  if built.stacked_at is not None:
     flat = stacks.Stacked(flat, built.stacked_at)
   weights = params_lib.unflatten(part.put(flat))
-  return loop.Setup(
+  return loop.TrainSetup(
     built=built,
     base=weights,
     adapter=_fresh_adapter(built, weights, batches, start, part),

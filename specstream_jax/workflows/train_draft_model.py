@@ -31,7 +31,7 @@ from specstream_jax.checkpoints import (
   weights as weights_lib,
 )
 from specstream_jax.modeling import build, lora, params as params_lib
-from specstream_jax.training import draft_model, loop, screen
+from specstream_jax.training import distillation, loop, screen
 from specstream_jax.workflows import train_run
 
 FOLDER = 'draft_model'
@@ -108,7 +108,7 @@ def _export(job, done) -> None:
   export_draft_model(
     job.folder,
     job.loaded,
-    draft_model.sizes(job.loaded.config, job.recipe.num_layers),
+    distillation.sizes(job.loaded.config, job.recipe.num_layers),
     done.state.adapter,
     {
       'target': job.loaded.source,
@@ -183,9 +183,9 @@ def _load_target(base, adapter, dtype) -> loading.LoadedModel:
   return dataclasses.replace(loaded, params=merged, eos_ids=ends)
 
 
-def _setup(loaded, recipe, remat) -> loop.Setup:
+def _setup(loaded, recipe, remat) -> loop.TrainSetup:
   """Structure and weights of target and draft model."""
-  draft_cfg, draft = draft_model.truncate(
+  draft_cfg, draft = distillation.truncate(
     loaded.config, loaded.params, recipe.num_layers
   )
   part = partitioning.default()
@@ -195,7 +195,7 @@ def _setup(loaded, recipe, remat) -> loop.Setup:
     'fewer --draft_model_layers need less',
     num_devices=part.mesh.size,
   )
-  return loop.Setup(
+  return loop.TrainSetup(
     built=build.build(loaded.config),
     base=params_lib.unflatten(part.put(loaded.params)),
     adapter=params_lib.unflatten(draft),
@@ -204,7 +204,7 @@ def _setup(loaded, recipe, remat) -> loop.Setup:
     optimizer=recipe.optimizer,
     tree=recipe.tree,
     remat=remat,
-    steps=functools.partial(draft_model.steps, draft=build.build(draft_cfg)),
+    steps=functools.partial(distillation.steps, draft=build.build(draft_cfg)),
     partitioner=part,
     legend=screen.DRAFT_MODEL,
   )

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specstream_jax import (
   config,
@@ -26,8 +27,13 @@ from specstream_jax.checkpoints import (
   weights as weights_lib,
 )
 from specstream_jax.drafters import medusa as drafter
-from specstream_jax.modeling import build, lora, medusa, params as params_lib
-from specstream_jax.training import loop, medusa as training, screen
+from specstream_jax.modeling import (
+  build,
+  heads as heads_lib,
+  lora,
+  params as params_lib,
+)
+from specstream_jax.training import head_losses, loop, screen
 from specstream_jax.workflows import (
   train_run,
 )
@@ -119,7 +125,7 @@ def train(
     is_best=export == 'best',
     progress=progress,
   )
-  heads = medusa.build(loaded.config, recipe.num_heads)
+  heads = heads_lib.build(loaded.config, recipe.num_heads)
   return train_run.run(
     job,
     lambda batches: _setup(loaded, recipe, heads),
@@ -154,26 +160,26 @@ def _cast(flat: typing.FlatParams, dtype: str) -> dict[str, Any]:
   return {k: leaf.astype(jnp.dtype(dtype)) for k, leaf in flat.items()}
 
 
-def _setup(loaded, recipe, heads) -> loop.Setup:
+def _setup(loaded, recipe, heads) -> loop.TrainSetup:
   """Structure, weights and fresh heads of a run."""
   built = build.build(loaded.config)
   part = partitioning.default()
   memory.check(
     f'{recipe.num_heads} heads, their gradient and moments',
-    16 * medusa.count(loaded.config, recipe.num_heads),
+    16 * heads_lib.count(loaded.config, recipe.num_heads),
     'fewer --num_heads need less',
     num_devices=part.mesh.size,
   )
   base = params_lib.unflatten(part.put(loaded.params))
-  return loop.Setup(
+  return loop.TrainSetup(
     built=built,
     base=base,
-    adapter=medusa.init(heads, base),
+    adapter=heads_lib.init(heads, base),
     train=recipe.train,
     objective=recipe.weighted,
     optimizer=recipe.optimizer,
     tree=recipe.tree,
-    steps=functools.partial(training.steps, heads),
+    steps=functools.partial(head_losses.steps, heads),
     partitioner=part,
     legend=screen.HEADS,
   )
@@ -188,8 +194,8 @@ def _calibrated(cfg, setup, heads, weights, open_eval, recipe):
 
 
 def calibrate(
-  setup: loop.Setup,
-  heads: medusa.Built,
+  setup: loop.TrainSetup,
+  heads: heads_lib.Built,
   weights: typing.Params,
   open_eval: Callable[[], Any],
   recipe: Recipe,
@@ -202,14 +208,14 @@ def calibrate(
   num_ranks = min(NUM_RANKS, setup.built.cfg.vocab_size)
   count = jax.jit(
     functools.partial(
-      training.rank_counts,
+      head_losses.rank_counts,
       built=setup.built,
       heads=heads,
       cfg=setup.objective,
       num_ranks=num_ranks,
     )
   )
-  hits = totals = 0.0
+  hits = totals = np.zeros(())
   for batch in itertools.islice(open_eval(), recipe.calibration_batches):
     more, seen = jax.device_get(count(weights, setup.base, batch)['accuracy'])
     hits, totals = hits + more, totals + seen

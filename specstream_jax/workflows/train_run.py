@@ -21,12 +21,12 @@ from specstream_jax import (
 )
 from specstream_jax.checkpoints import loading
 from specstream_jax.data import batches as batches_lib, mixtures, records
-from specstream_jax.evaluation import plots
 from specstream_jax.outputs import writing
+from specstream_jax.report import plots
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   loop,
-  metrics as metrics_lib,
+  metric_files as metrics_lib,
   step as step_lib,
 )
 from specstream_jax.workflows import record_checks, resume
@@ -135,7 +135,7 @@ class Done(NamedTuple):
     open_eval: opens the evaluation records, or None.
   """
 
-  setup: loop.Setup
+  setup: loop.TrainSetup
   state: step_lib.TrainState
   place: dict[str, Any]
   open_eval: Callable[[], Any] | None
@@ -143,7 +143,7 @@ class Done(NamedTuple):
 
 def run(
   job: Job,
-  setup: Callable[[loop.Batches], loop.Setup],
+  setup: Callable[[loop.Batches], loop.TrainSetup],
   export: Callable[[Done], None],
 ) -> Trained:
   """Trains, resuming if `job.output_dir` holds checkpoints.
@@ -215,7 +215,8 @@ def chosen(
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
   """The state that is exported, whole in every process, and its place."""
   best = checkpoints.best_step() if is_best else None
-  state, place = checkpoints.restore(state, best or int(state.step))
+  number = best or int(state.step)
+  state, place = checkpoints.restore(state, number) or (state, {})
   checkpoints.close()
   whole = dataclasses.replace(state, adapter=part.gather(state.adapter))
   return whole, place

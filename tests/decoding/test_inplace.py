@@ -9,7 +9,7 @@ import pytest
 
 from specstream_jax import config
 from specstream_jax.decoding import cache as cache_lib
-from specstream_jax.evaluation import hlo
+from specstream_jax.tpu import hlo
 
 SLOTS, NODES, PATH = 1031, 7, 3
 MODEL = config.ModelConfig(

@@ -21,7 +21,7 @@ from specstream_jax import config, config_drafting, drafters
 from specstream_jax.checkpoints import loading
 from specstream_jax.data import records
 from specstream_jax.modeling import build, params
-from specstream_jax.training import draft_model as distill, step as step_lib
+from specstream_jax.training import distillation, step as step_lib
 from specstream_jax.workflows import train_draft_model, train_run
 
 TARGET = dataclasses.replace(tiny.CONFIG, num_layers=3)
@@ -50,7 +50,7 @@ def gradient_fn():
 
   def loss(draft_weights, base, batch):
     pair = target.merge(base, {}), draft.merge(draft_weights, {})
-    return distill.loss(*pair, batch, jax.random.key(0), CFG)
+    return distillation.loss(*pair, batch, jax.random.key(0), CFG)
 
   return tb.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
@@ -62,7 +62,7 @@ def full_logits(cfg):
 
   def run(base, batch):
     model = built.merge(base, {})
-    return model.logits(distill.hidden_states(model, batch))
+    return model.logits(distillation.hidden_states(model, batch))
 
   return tb.jit(run)
 
@@ -104,7 +104,7 @@ def test_equal_models_do_not_diverge():
 
   def loss(base):
     model = built.merge(base, {})
-    return distill.loss(model, model, batch, jax.random.key(0), CFG)
+    return distillation.loss(model, model, batch, jax.random.key(0), CFG)
 
   total, metrics = tb.jit(loss)(base)
   np.testing.assert_allclose(total, 0.0, atol=1e-6)
@@ -115,14 +115,14 @@ def test_equal_models_do_not_diverge():
 def test_truncation_keeps_embedding_first_layers_norm_and_head():
   untied = dataclasses.replace(TARGET, tie_word_embeddings=False)
   flat = params.flatten(weights(untied))
-  cfg, kept = distill.truncate(untied, flat, 2)
+  cfg, kept = distillation.truncate(untied, flat, 2)
   assert cfg.num_layers == 2
   assert set(kept) == set(params.flatten(build.build(cfg).base))
   assert {'lm_head/kernel', 'final_norm/scale', 'embed/embedding'} <= set(kept)
   for path, leaf in kept.items():
     np.testing.assert_array_equal(leaf, flat[path])
   with pytest.raises(ValueError, match='is 3 but the target has 3 layers'):
-    distill.truncate(untied, flat, 3)
+    distillation.truncate(untied, flat, 3)
 
 
 def test_its_embedding_learns_at_the_rate_of_the_rest():
@@ -150,7 +150,7 @@ def test_tokens_per_call_counts_agreement_along_the_text():
   batch = batch | {'decoder_target_tokens': text}
   measure = tb.jit(
     functools.partial(
-      distill.eval_step, target=target, draft=draft, cfg=CFG, tree=tree
+      distillation.eval_step, target=target, draft=draft, cfg=CFG, tree=tree
     )
   )
   total, count = measure(draft_weights, weights(TARGET), batch)[

@@ -12,15 +12,15 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config, config_drafting, runtime
-from specstream_jax.data import chat, questions
-from specstream_jax.drafters import prompt_lookup
-from specstream_jax.evaluation import (
+from specstream_jax.bench import (
   external,
   journal as journal_lib,
   runners,
   schema,
-  table,
 )
+from specstream_jax.data import chat, questions
+from specstream_jax.drafters import prompt_lookup
+from specstream_jax.report import table
 from specstream_jax.workflows import bench
 
 QUESTIONS = [

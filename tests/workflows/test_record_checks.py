@@ -12,10 +12,10 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config
+from specstream_jax.bench import grid
 from specstream_jax.checkpoints import loading, token_ids
 from specstream_jax.cli import train as train_command
 from specstream_jax.data import questions, records
-from specstream_jax.evaluation import bench as bench_lib
 from specstream_jax.workflows import (
   bench,
   check,
@@ -216,9 +216,9 @@ def test_bench(model, tmp_path):
 def test_bench_looks_at_later_turns_too(model):
   turns = ('a', 'b <extra>')
   asked = [questions.Question(7, 'x', turns, is_chat=True)]
-  plan = bench_lib.Plan({'t': asked}, (), 1, 0, 99)
+  plan = grid.Plan({'t': asked}, (), 1, 0, 99)
   with pytest.raises(ValueError, match=f't, question 7{PROBLEM}'):
-    bench_lib.check_ids(model, plan)
+    grid.check_ids(model, plan)
 
 
 # Where answers end
