@@ -58,10 +58,10 @@ CONFIGS = (
   check.Options(('streams',)),
   distill.Options(),
   evaluate.Options(),
-  train_draft_model.Recipe(),
+  train_draft_model.DraftRecipe(),
   train.Recipe(),
   train.Execution(),
-  train_medusa.Recipe(),
+  train_medusa.HeadsRecipe(),
 )
 EVERY_FIELD = [
   (cfg, field.name) for cfg in CONFIGS for field in dataclasses.fields(cfg)

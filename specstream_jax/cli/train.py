@@ -151,7 +151,7 @@ def _train_draft_model(args) -> int:
   if args.profile_steps:
     raise ValueError('--profile_steps does not go with --draft_model_layers')
   recipe = train_flags.apply(
-    train_draft_model.Recipe(num_layers=args.draft_model_layers)
+    train_draft_model.DraftRecipe(num_layers=args.draft_model_layers)
   )
   train_flags.announce(recipe)
   if args.dry_run:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   recipe = train_flags.apply(
-    workflow.Recipe(
+    workflow.HeadsRecipe(
       num_heads=args.num_heads,
       head_decay=args.head_decay,
       calibration_batches=args.calibration_batches,

@@ -39,7 +39,7 @@ PROVENANCE = 'provenance.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(train_run.BaseRecipe):
+class DraftRecipe(train_run.BaseRecipe):
   """Every setting of a run; each field can be set from gin."""
 
   num_layers: int = 4
@@ -56,7 +56,7 @@ def train(
   *,
   adapter: str | None = None,
   eval_data_dir: str | None = None,
-  recipe: Recipe | None = None,
+  recipe: DraftRecipe | None = None,
   dtype: str = 'float32',
   remat: str = 'none',
   export: str = 'best',
@@ -82,7 +82,7 @@ def train(
     training.loop.DivergedError: the loss became NaN or infinite.
   """
   processes.check_alone('distilling a draft model')
-  recipe = recipe or Recipe()
+  recipe = recipe or DraftRecipe()
   loaded = _load_target(base, adapter, dtype)
   job = train_run.Job(
     loaded,
@@ -120,7 +120,7 @@ def _export(job, done) -> None:
   )
 
 
-def describe(base: str, recipe: Recipe, *, dtype: str = 'float32') -> str:
+def describe(base: str, recipe: DraftRecipe, *, dtype: str = 'float32') -> str:
   """A few lines on what a run would be; nothing is loaded but sizes."""
   cfg = loading.load_config(base, dtype=dtype)
   draft_cfg = dataclasses.replace(cfg, num_layers=recipe.num_layers)

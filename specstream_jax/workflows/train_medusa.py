@@ -43,7 +43,7 @@ NUM_RANKS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(train_run.BaseRecipe):
+class HeadsRecipe(train_run.BaseRecipe):
   """Every setting of a run.
 
   Attributes:
@@ -84,7 +84,7 @@ def train(
   *,
   adapter: str | None = None,
   eval_data_dir: str | None = None,
-  recipe: Recipe | None = None,
+  recipe: HeadsRecipe | None = None,
   dtype: str = 'float32',
   save_dtype: str = 'bfloat16',
   export: str = 'best',
@@ -111,7 +111,7 @@ def train(
     training.loop.DivergedError: the loss became NaN or infinite.
   """
   processes.check_alone('training Medusa heads')
-  recipe = recipe or Recipe()
+  recipe = recipe or HeadsRecipe()
   checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
   job = train_run.Job(
@@ -198,7 +198,7 @@ def calibrate(
   heads: heads_lib.Built,
   weights: typing.Params,
   open_eval: Callable[[], Any],
-  recipe: Recipe,
+  recipe: HeadsRecipe,
 ) -> Any:
   """How often each head's token of each rank is the true one, [J, K].
 

@@ -188,7 +188,7 @@ def _root(tmp_path_factory):
 
 
 def recipe(num_steps=40):
-  return train_draft_model.Recipe(
+  return train_draft_model.DraftRecipe(
     objective=config.ObjectiveConfig(anchors_per_sequence=32, chunk_size=64),
     optimizer=config.OptimizerConfig(learning_rate=0.01, warmup_steps=4),
     train=config.TrainConfig(

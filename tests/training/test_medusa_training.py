@@ -218,7 +218,7 @@ NUM_STEPS = 60
 
 
 def recipe():
-  return workflow.Recipe(
+  return workflow.HeadsRecipe(
     num_heads=J,
     calibration_batches=1,
     objective=config.ObjectiveConfig(anchors_per_sequence=32, chunk_size=64),

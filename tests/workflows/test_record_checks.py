@@ -81,14 +81,16 @@ def run_training(model_dir, data_dir, out, eval_data_dir=None):
 
 
 def run_medusa(model_dir, data_dir, out, eval_data_dir=None):
-  recipe = train_medusa.Recipe(num_heads=2, train=TRAIN, data=DATA, tree=TREE)
+  recipe = train_medusa.HeadsRecipe(
+    num_heads=2, train=TRAIN, data=DATA, tree=TREE
+  )
   train_medusa.train(
     model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
   )
 
 
 def run_distillation(model_dir, data_dir, out, eval_data_dir=None):
-  recipe = train_draft_model.Recipe(train=TRAIN, data=DATA, num_layers=1)
+  recipe = train_draft_model.DraftRecipe(train=TRAIN, data=DATA, num_layers=1)
   train_draft_model.train(
     model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
   )
