@@ -16,8 +16,8 @@ import sys
 
 from absl import app, flags
 
-from specstream_jax.evaluation import svg
 from specstream_jax.outputs import writing
+from specstream_jax.report import svg
 
 FLAGS = flags.FLAGS
 

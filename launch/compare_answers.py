@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from absl import app, flags, logging
 
 from specstream_jax.data import readers, registry
-from specstream_jax.evaluation import metrics, statistics
+from specstream_jax.metrics import scores, statistics
 
 FLAGS = flags.FLAGS
 _CORPUS_METRICS = ('bleu',)
@@ -74,7 +74,7 @@ def table(
   """
   lines = ['| metric | first | second | difference (95 %) |', '|---' * 4 + '|']
   for name in names:
-    one = lambda answers, n=name: metrics.compute([n], targets, answers)
+    one = lambda answers, n=name: scores.compute([n], targets, answers)
     whole = one(first), one(second)
     each = (
       {} if name in _CORPUS_METRICS else _each(name, targets, first, second)
@@ -92,7 +92,7 @@ def table(
 def _each(name, targets, first, second):
   """Metric -> (scores of second, scores of first), a number per prompt."""
   score = lambda answers: [
-    metrics.compute([name], [refs], [answer])
+    scores.compute([name], [refs], [answer])
     for refs, answer in zip(targets, answers, strict=True)
   ]
   sides = score(second), score(first)

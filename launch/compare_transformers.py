@@ -18,9 +18,9 @@ from absl import app, flags
 import numpy as np
 
 from specstream_jax import config, runtime
+from specstream_jax.bench import results
 from specstream_jax.checkpoints import huggingface, loading
 from specstream_jax.data import registry
-from specstream_jax.evaluation import results
 
 FLAGS = flags.FLAGS
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import config, config_drafting, runtime
-from specstream_jax.evaluation import results
+from specstream_jax.bench import results
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.outputs import writing
 

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import runtime
+from specstream_jax.bench import results
 from specstream_jax.decoding import transformer_fns
-from specstream_jax.evaluation import plots, results
 from specstream_jax.modeling import build
+from specstream_jax.report import plots
 
 FLAGS = flags.FLAGS
 

@@ -43,8 +43,8 @@ from absl import app, flags
 import jax
 import jax.numpy as jnp
 
+from specstream_jax.bench import results
 from specstream_jax.checkpoints import loading
-from specstream_jax.evaluation import results
 from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config
+from specstream_jax.bench import results
 from specstream_jax.checkpoints import loading
 from specstream_jax.data import batches as batches_lib
-from specstream_jax.evaluation import results
 from specstream_jax.modeling import (
   blocks,
   build,

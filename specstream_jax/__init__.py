@@ -16,6 +16,7 @@ _API = (
   'DrafterConfig',
   'Model',
   'Execution',
+  'Generation',
   'Recipe',
   'SamplingConfig',
   'StreamConfig',

@@ -6,9 +6,13 @@ for row in ss.generate(model, prompts):
   print(row.text, row.tokens_per_call)
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
+from typing import Any, TypeVar, cast
 
 from specstream_jax import config_checks as checks, runtime
+from specstream_jax.bench import results as _results
 from specstream_jax.config import (
   SamplingConfig,
   StreamConfig,
@@ -21,11 +25,14 @@ from specstream_jax.workflows import (
   generate as _generate,
   train as _train,
 )
-from specstream_jax.workflows.train import Execution, Recipe, Trained
+from specstream_jax.workflows.generate import Generation
+from specstream_jax.workflows.train import Execution, Recipe
+from specstream_jax.workflows.train_run import Trained
 
 __all__ = [
   'DrafterConfig',
   'Execution',
+  'Generation',
   'Model',
   'Recipe',
   'SamplingConfig',
@@ -40,79 +47,193 @@ __all__ = [
   'train',
 ]
 
+_Function = TypeVar('_Function', bound=Callable[..., Any])
+
 load = checks.names_options(runtime.load)
 train = checks.names_options(_train.train)
 
 
-def generate(model, prompts, **options):
-  """Completes prompts; `options` are the fields of workflows.generate.Options.
+def _says_where(function: _Function) -> _Function:
+  """A function of a model that answers what it does not know.
 
-  A prompt is a text, a list of token ids, or a chat: a list of messages
-  {role, content}. With `chat=True` a text is what a user says in a chat.
+  Raises:
+    ValueError: it is not called with a model, or with an option that is not
+      there; says which there are, or which config it is in.
+  """
+  named = checks.names_options(function)
+
+  @functools.wraps(function)
+  def checked(model, *args, **options):
+    checks.check(
+      isinstance(model, Model),
+      f'the model is {model!r:.80}; load one first: ss.load(…)',
+    )
+    for config, holder in ((SamplingConfig, 'sampling'), (TreeConfig, 'tree')):
+      fields = {field.name for field in dataclasses.fields(config)}
+      for option in fields & set(options):
+        raise ValueError(
+          f'{function.__name__} has no option {option!r}; it is a field of '
+          f'{config.__name__}: pass '
+          f'{holder}=ss.{config.__name__}({option}={options[option]!r})'
+        )
+    return named(model, *args, **options)
+
+  return cast(_Function, checked)
+
+
+@_says_where
+def generate(
+  model: Model,
+  prompts: Sequence[Any],
+  *,
+  max_new_tokens: int = 64,
+  drafter: str | DrafterConfig | None = None,
+  tree: TreeConfig | None = None,
+  schedule: str = 'deferred',
+  sampling: SamplingConfig | None = None,
+  generation_config: str = 'auto',
+  stop: str | Sequence[str] = (),
+  seed: int = 0,
+  chat: bool = False,
+) -> list[Generation]:
+  """Completes prompts.
+
+  Args:
+    model: from `load`.
+    prompts: each a text, a list of token ids, or a chat: a list of messages
+      {role, content}.
+    max_new_tokens: most new tokens per prompt; compiled for the next of 64,
+      128, 256, …
+    drafter: a name, a name with settings such as 'streams:depth=2', or all
+      settings; 'none' is plain decoding, None takes streams if there is an
+      adapter.
+    tree: draft tree; None takes the adapter's.
+    schedule: 'deferred' or 'parallel'.
+    sampling: how tokens are drawn; None is greedy, or what `generation_config`
+      finds.
+    generation_config: 'auto' takes the checkpoint's generation_config.json
+      where `sampling` is None, and says so; 'none' does not.
+    stop: texts that end a completion as soon as it holds one of them.
+    seed: of the noise when temperature > 0.
+    chat: a text is what a user says, and goes through the chat template.
 
   Returns:
-    A list of `Generation` (text, tokens, calls, accept_lengths,
-    finish_reason), one per prompt. A text ends before EOS, or with the first
-    of the `stop` texts to be whole; it is None for a model without tokenizer.
+    One `Generation` per prompt. A text ends before EOS, or with the first of
+    the `stop` texts to be whole; it is None for a model without tokenizer.
   """
-  _check_model(model)
   return _generate.generate(
-    model, prompts, _options('generate', _generate.Options, options)
+    model,
+    prompts,
+    _generate.Options(
+      *(max_new_tokens, drafter, tree, schedule, sampling, generation_config),
+      *(stop, seed, chat),
+    ),
   )
 
 
-def stream(model, prompts, **options):
-  """Yields (row, newly accepted token ids); options as for `generate`."""
-  _check_model(model)
+@_says_where
+def stream(
+  model: Model,
+  prompts: Sequence[Any],
+  *,
+  max_new_tokens: int = 64,
+  drafter: str | DrafterConfig | None = None,
+  tree: TreeConfig | None = None,
+  schedule: str = 'deferred',
+  sampling: SamplingConfig | None = None,
+  generation_config: str = 'auto',
+  stop: str | Sequence[str] = (),
+  seed: int = 0,
+  chat: bool = False,
+) -> Iterator[tuple[int, list[int]]]:
+  """Yields (row, newly accepted token ids); arguments as in `generate`."""
   return _generate.stream(
-    model, prompts, _options('stream', _generate.Options, options)
+    model,
+    prompts,
+    _generate.Options(
+      *(max_new_tokens, drafter, tree, schedule, sampling, generation_config),
+      *(stop, seed, chat),
+    ),
   )
 
 
-def stream_text(model, prompts, **options):
-  """Yields (row, new text), never half a character; options as for `generate`.
+@_says_where
+def stream_text(
+  model: Model,
+  prompts: Sequence[Any],
+  *,
+  max_new_tokens: int = 64,
+  drafter: str | DrafterConfig | None = None,
+  tree: TreeConfig | None = None,
+  schedule: str = 'deferred',
+  sampling: SamplingConfig | None = None,
+  generation_config: str = 'auto',
+  stop: str | Sequence[str] = (),
+  seed: int = 0,
+  chat: bool = False,
+) -> Iterator[tuple[int, str]]:
+  """Yields (row, new text), never half a character; else as `stream`.
 
   A row's texts together are the text that `generate` gives.
   """
-  return _generate.stream_text(model, prompts, _generate.Options(**options))
+  return _generate.stream_text(
+    model,
+    prompts,
+    _generate.Options(
+      *(max_new_tokens, drafter, tree, schedule, sampling, generation_config),
+      *(stop, seed, chat),
+    ),
+  )
 
 
-def evaluate(model, progress=True, folder=None, **options):
+@_says_where
+def evaluate(
+  model: Model,
+  *,
+  task: str = 'e2e_sample',
+  split: str = 'test',
+  data_dir: str | None = None,
+  num_prompts: int = 64,
+  max_new_tokens: int = 64,
+  tree: TreeConfig | None = None,
+  schedule: str = 'deferred',
+  sampling: SamplingConfig = SamplingConfig(),
+  batch: int = 1,
+  repeats: int = 2,
+  seed: int = 0,
+  drafter: str | DrafterConfig | None = None,
+  shard: int = 0,
+  num_shards: int = 1,
+  folder: str | None = None,
+  progress: bool = True,
+) -> _results.RunResult | None:
   """Compares both ways of decoding on a task.
 
-  `options` are the fields of workflows.evaluate.Options. A stopped run goes on
-  from its `folder`, where shards meet. Returns a RunResult, or None while other
-  shards owe batches.
+  Args:
+    model: from `load`, with an adapter.
+    task: name of a task.
+    split: its split.
+    data_dir: folder of the task's files; None takes what ships (e2e_sample)
+      or downloads.
+    num_prompts: the first so many; 0 takes all.
+    max_new_tokens: per prompt.
+    tree: draft tree; None takes the adapter's.
+    schedule: 'deferred' or 'parallel'.
+    sampling: how tokens are drawn, on both sides.
+    batch: rows per call.
+    repeats: timed passes.
+    seed: of the noise when temperature > 0.
+    drafter: settings of the streams, or text; None takes plain ones.
+    shard: this run's number.
+    num_shards: how many runs share the batches.
+    folder: from which a stopped run goes on, and where shards meet.
+    progress: show a progress bar.
+
+  Returns:
+    The result, or None while other shards owe batches.
   """
-  _check_model(model)
-  return _evaluate.evaluate(
-    model,
-    _options('evaluate', _evaluate.Options, options),
-    folder=folder,
-    progress=progress,
+  options = _evaluate.Options(
+    *(task, split, data_dir, num_prompts, max_new_tokens, tree, schedule),
+    *(sampling, batch, repeats, seed, drafter, shard, num_shards),
   )
-
-
-def _check_model(model):
-  """Raises ValueError unless it is a loaded model."""
-  checks.check(
-    isinstance(model, Model),
-    f'the model is {model!r:.80}; load one first: ss.load(…)',
-  )
-
-
-def _options(name, cls, given):
-  """The options given, each a field of `cls`.
-
-  Raises:
-    ValueError: one is not; says which it may be, or which config it is in.
-  """
-  for config, holder in ((SamplingConfig, 'sampling'), (TreeConfig, 'tree')):
-    fields = {field.name for field in dataclasses.fields(config)}
-    for option in fields & set(given):
-      raise ValueError(
-        f'{name} has no option {option!r}; it is a field of {config.__name__}: '
-        f'pass {holder}=ss.{config.__name__}({option}={given[option]!r})'
-      )
-  checks.known(name, given, [field.name for field in dataclasses.fields(cls)])
-  return cls(**given)
+  return _evaluate.evaluate(model, options, folder=folder, progress=progress)

@@ -11,10 +11,12 @@ import math
 import numbers
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+# A function, or a class, that comes back with its own signature.
+Target = TypeVar('Target', bound=Callable[..., Any])
 _LARGEST = 3e38  # that float32 holds
 _WRONG = object()
 _NOUNS = {
@@ -60,7 +62,7 @@ def at_least(name: str, value: Any, bound: float) -> None:
   An integer bound asks for an integer, another for what float32 holds.
   """
   kind = numbers.Integral if isinstance(bound, int) else numbers.Real
-  is_one = isinstance(value, kind) and not isinstance(value, bool)
+  is_one = _is_number(value, kind)
   noun = 'an integer' if isinstance(bound, int) else 'a number'
   check(
     is_one and value >= bound,
@@ -68,6 +70,10 @@ def at_least(name: str, value: Any, bound: float) -> None:
   )
   if not isinstance(bound, int):
     at_most(name, value, _LARGEST)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+  return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def at_most(name: str, value: float, bound: float) -> None:
@@ -118,8 +124,8 @@ def _hints(cls: type) -> dict[str, Any]:
 def nested_config(cls: type, name: str) -> type | None:
   """The dataclass that a field of `cls` holds, None where it holds none."""
   hint = _hints(cls).get(name)
-  kinds = [kind for kind in _kinds(hint) if dataclasses.is_dataclass(kind)]
-  return kinds[0] if kinds else None
+  kinds = filter(dataclasses.is_dataclass, _kinds(hint))
+  return next((kind for kind in kinds if isinstance(kind, type)), None)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -147,9 +153,8 @@ def _as(hint: Any, value: Any) -> Any:
 
 
 def _as_number(kind: type, value: Any) -> Any:
-  is_bool = isinstance(value, bool | np.bool_)
   asked = numbers.Integral if kind is int else numbers.Real
-  if is_bool or not isinstance(value, asked):
+  if isinstance(value, np.bool_) or not _is_number(value, asked):
     return _WRONG
   if type(value) is kind and value == value:
     return value
@@ -259,7 +264,7 @@ def seed(name: str, value: Any) -> None:
   The generator takes 32 bits: a larger number would draw what a smaller one
   does.
   """
-  is_one = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  is_one = _is_number(value, numbers.Integral)
   check(
     is_one and -(2**31) <= value < 2**32,
     f'{name} is {value!r}; it must be an integer from -2147483648 to '
@@ -286,10 +291,10 @@ def known(what: str, given: Iterable[str], accepted: Iterable[str]) -> None:
     )
 
 
-def names_options(target: Callable[..., Any]) -> Callable[..., Any]:
+def names_options(target: Target) -> Target:
   """A function, or a class, that answers an unknown option with `known`."""
   is_class = isinstance(target, type)
-  inner = target.__init__ if is_class else target
+  inner: Callable[..., Any] = target.__init__ if is_class else target
   accepted = set(inspect.signature(target).parameters)
 
   @functools.wraps(inner)
@@ -298,6 +303,6 @@ def names_options(target: Callable[..., Any]) -> Callable[..., Any]:
     return inner(*args, **kwargs)
 
   if not is_class:
-    return checked
-  target.__init__ = checked
-  return target
+    return cast(Target, checked)
+  cast(Any, target).__init__ = checked
+  return cast(Target, target)

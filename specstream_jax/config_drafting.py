@@ -212,7 +212,8 @@ def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
   own = {f.name: f for f in dataclasses.fields(cls)}
   own = {key: own[key] for key in own.keys() - {'name', 'tree'}}
   of_tree = {f.name: f for f in dataclasses.fields(config.TreeConfig)}
-  values, shape = {'name': name}, {}
+  values: dict[str, Any] = {'name': name}
+  shape: dict[str, Any] = {}
   for setting in filter(None, settings.split(',')):
     key, equals, value = setting.partition('=')
     checks.check(
@@ -239,7 +240,7 @@ def _tree(
   if default is None:
     return config.TreeConfig(**shape)
   asked = gin.get_bindings(config.TreeConfig) | shape
-  values = {'depth': default.max_depth}
+  values: dict[str, Any] = {'depth': default.max_depth}
   # The paths of a fixed tree leave nothing else to set.
   if default.kind != 'fixed' and asked.get('kind') in (None, default.kind):
     values = config.to_json(default)

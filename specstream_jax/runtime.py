@@ -37,6 +37,15 @@ from specstream_jax.checkpoints import (
   tokenizer_errors,
   weights as weights_lib,
 )
+
+# The field `config` of `Model` hides the module in its annotations.
+from specstream_jax.config import (
+  DecodeConfig,
+  LoraConfig,
+  ModelConfig,
+  StreamConfig,
+  TreeConfig,
+)
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   stopping,
@@ -81,12 +90,12 @@ class Model:
     partitioner: where the weights lie, and batches go.
   """
 
-  config: config.ModelConfig
+  config: ModelConfig
   base: dict[Any, Any]
   adapter: dict[Any, Any]
-  stream: config.StreamConfig | None
-  lora: config.LoraConfig | None
-  tree: config.TreeConfig
+  stream: StreamConfig | None
+  lora: LoraConfig | None
+  tree: TreeConfig
   source: dict[str, str]
   tokenizer: Any
   chat_template: chat_format.Template | None
@@ -106,9 +115,9 @@ class Model:
   def decoder(
     self,
     drafter: str | config_drafting.DrafterConfig,
-    decode: config.DecodeConfig,
+    decode: DecodeConfig,
     *,
-    tree: config.TreeConfig | None = None,
+    tree: TreeConfig | None = None,
   ) -> decoder_lib.Decoder:
     """The compiled decoder for these settings; made once.
 
@@ -141,7 +150,7 @@ class Model:
     self, drafter: str | config_drafting.DrafterConfig
   ) -> transformer_fns.Params:
     """Weights that any decoder of `drafter` takes; each has its own."""
-    return self.decoder(drafter, config.DecodeConfig()).params
+    return self.decoder(drafter, DecodeConfig()).params
 
   def _make_decoder(self, drafter, decode):
     made = drafters.load(self, drafter, decode)
@@ -355,10 +364,8 @@ def _path(name: str, value: str | os.PathLike) -> str:
   """A name or path as text."""
   is_one = isinstance(value, str | os.PathLike)
   text = os.fspath(value) if is_one else None
-  checks.check(
-    isinstance(text, str),
-    f'{name} is {value!r:.80}; it must be a name or a path',
-  )
+  if not isinstance(text, str):
+    raise ValueError(f'{name} is {value!r:.80}; it must be a name or a path')
   return text
 
 

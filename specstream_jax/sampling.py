@@ -14,6 +14,7 @@ Axis letters: B rows, M tree nodes, P path length, V vocabulary.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def row_settings(cfgs: Sequence[config.SamplingConfig]) -> RowSettings:
   """The settings of each row as arrays of numpy."""
   pick = lambda name, dtype: np.array([getattr(c, name) for c in cfgs], dtype)
   temperature = pick('temperature', np.float64)
-  return RowSettings(
+  on_host: Any = (
     np.where(temperature > 0, np.maximum(temperature, COLDEST), 0.0).astype(
       np.float32
     ),
@@ -61,6 +62,7 @@ def row_settings(cfgs: Sequence[config.SamplingConfig]) -> RowSettings:
     pick('top_p', np.float32),
     pick('min_p', np.float32),
   )
+  return RowSettings(*on_host)
 
 
 def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:

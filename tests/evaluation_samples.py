@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run whose numbers agree with each other, for several tests."""
 
-from specstream_jax.evaluation import results
+from specstream_jax.bench import results
 
 # 2 + 3 + 5 calls with accept length 0, 1, 2: 10 calls, 23 tokens.
 _VALUES = {

@@ -2,6 +2,7 @@
 """What the Python interface takes, and what it answers to the rest."""
 
 import dataclasses
+import inspect
 
 import jax.numpy as jnp
 import numpy as np
@@ -196,6 +197,38 @@ def test_names_that_are_none(value):
 def test_one_text_as_stop(model):
   assert generate.Options(stop='abc').stop == ('abc',)
   assert generate.Options(stop=['a', 'b']).stop == ('a', 'b')
+
+
+@pytest.mark.parametrize(
+  ('function', 'workflow', 'cls'),
+  [
+    (ss.generate, 'generate', generate.Options),
+    (ss.stream, 'stream', generate.Options),
+    (ss.stream_text, 'stream_text', generate.Options),
+    (ss.evaluate, 'evaluate', evaluate.Options),
+  ],
+)
+def test_signatures_say_every_option_and_pass_it_on(
+  model, monkeypatch, function, workflow, cls
+):
+  module = evaluate if cls is evaluate.Options else generate
+  passed = lambda *args, **_: args[-1]
+  monkeypatch.setattr(module, workflow, passed)
+  found = inspect.signature(function).parameters
+  fields = dataclasses.fields(cls)
+  assert {f.name: found[f.name].default for f in fields} == {
+    f.name: f.default for f in fields
+  }
+  given = {
+    'max_new_tokens': 7, 'drafter': 'none', 'tree': ss.TreeConfig(depth=2),
+    'schedule': 'parallel', 'sampling': ss.SamplingConfig(0.5), 'seed': 3,
+    'generation_config': 'none', 'stop': ('a',), 'chat': True, 'task': 't',
+    'split': 's', 'data_dir': 'd', 'num_prompts': 5, 'batch': 2, 'repeats': 4,
+    'shard': 1, 'num_shards': 6,
+  }  # fmt: skip
+  given = {f.name: given[f.name] for f in fields}
+  prompts = () if cls is evaluate.Options else (['a'],)
+  assert function(model, *prompts, **given) == cls(**given)
 
 
 def test_a_drafter_as_the_command_line_spells_it(model):

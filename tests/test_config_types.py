@@ -22,9 +22,9 @@ from specstream_jax.workflows import (
   bench,
   check,
   distill,
-  distill_drafter,
   evaluate,
   train,
+  train_draft_model,
   train_medusa,
 )
 
@@ -61,10 +61,10 @@ CONFIGS = (
   check.Options(('streams',)),
   distill.Options(),
   evaluate.Options(),
-  distill_drafter.Recipe(),
+  train_draft_model.DraftRecipe(),
   train.Recipe(),
   train.Execution(),
-  train_medusa.Recipe(),
+  train_medusa.HeadsRecipe(),
 )
 EVERY_FIELD = [
   (cfg, field.name) for cfg in CONFIGS for field in dataclasses.fields(cfg)

@@ -88,15 +88,12 @@ STOPPED = """
 import sys
 from specstream_jax.cli import main, train_flags
 from specstream_jax.workflows import (
-  distill_drafter, dry_run, train, train_medusa
+  dry_run, train, train_draft_model, train_medusa, train_run
 )
 train_flags.announce = dry_run.warn_if_large = lambda *_, **__: None
 number = int(sys.argv[1])
-train.train = lambda *_, **__: train.Trained(None, 5, {}, number)
-train_medusa.train = lambda *_, **__: train_medusa.Trained(None, 5, number)
-distill_drafter.distill_drafter = (
-  lambda *_, **__: distill_drafter.Distilled(None, 5, number)
-)
+for module in (train, train_draft_model, train_medusa):
+  module.train = lambda *_, **__: train_run.Trained(None, 5, {}, number)
 main.run([*sys.argv[2:], '--data_dir=a', '--output_dir=b'])
 """
 

@@ -10,7 +10,7 @@ import tiny
 
 from specstream_jax import mesh as mesh_lib, partitioning, sampling
 from specstream_jax.data import batches
-from specstream_jax.modeling import medusa, params
+from specstream_jax.modeling import heads as heads_lib, params
 
 
 def abstract_partitioner(data=2, fsdp=2, tensor=2, rules=None):
@@ -84,7 +84,7 @@ def test_every_parameter_has_axes():
     dataclasses.replace(tiny.CONFIG, tie_word_embeddings=False),
     dataclasses.replace(tiny.STREAMS, coupling_rank=2),
   )
-  heads = medusa.build(tiny.CONFIG, 2).shapes
+  heads = heads_lib.build(tiny.CONFIG, 2).shapes
   for tree in (base, adapter, heads):
     for path, leaf in params.flatten(tree).items():
       assert len(partitioning.logical_axes(path)) == leaf.ndim, path

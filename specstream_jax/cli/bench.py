@@ -11,12 +11,14 @@ settings. Ctrl-C keeps what was measured; the same command with --resume goes on
 from collections.abc import Sequence
 import shlex
 import sys
+from typing import Any
 
 from absl import flags
 
 from specstream_jax import runtime
+from specstream_jax.bench import external
 from specstream_jax.cli import decoding_flags
-from specstream_jax.evaluation import external, table
+from specstream_jax.report import table
 from specstream_jax.workflows import bench as workflow
 
 
@@ -112,7 +114,7 @@ def _drafters(args, model) -> tuple[str, ...]:
   return tuple(filter(None, map(str.strip, texts)))
 
 
-def load_model(args) -> runtime.Model:
+def load_model(args: Any) -> runtime.Model:
   """The model; streams of random weights where acceptance is synthetic."""
   model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
   if args.synthetic_acceptance and model.stream is None:

@@ -19,12 +19,8 @@ from absl import flags
 from specstream_jax import config
 from specstream_jax.modeling import blocks
 from specstream_jax.outputs import writing
-from specstream_jax.workflows import (
-  tpu_compile as workflow,
-  tpu_programs,
-  tpu_scaling,
-  train,
-)
+from specstream_jax.tpu import compiling as workflow, programs, scaling
+from specstream_jax.workflows import train
 
 
 def define_flags() -> None:
@@ -74,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
   """Compiles, or searches a mesh; 1 when something does not fit."""
   del argv
   args, job = flags.FLAGS, _job(flags.FLAGS)
-  found: list[tpu_programs.Compiled] = []
+  found: list[programs.Compiled] = []
   if args.search_mesh:
     for mesh, found in workflow.search_mesh(job, args.topology, args.programs):
       fits = all(one.fits for one in found)
@@ -99,38 +95,38 @@ def _estimate(args, job, found) -> str:
   steps = [one for one in found if one.name == 'train step' and one.flops]
   if not steps:
     raise ValueError('--estimate_chips is of a train step that compiles')
-  (step,), chip = steps, tpu_scaling.chip(args.topology)
+  (step,), chip = steps, scaling.chip(args.topology)
   count = len(workflow.devices(args.topology))
-  rows = tpu_scaling.estimate(
+  rows = scaling.estimate(
     step,
     chip,
     count,
-    tpu_programs.gradient_bytes(job),
+    programs.gradient_bytes(job),
     args.estimate_chips,
     utilization=args.utilization,
   )
-  even = tpu_scaling.break_even(step, chip, count, args.utilization)
+  even = scaling.break_even(step, chip, count, args.utilization)
   return '\n'.join(
     [
       '',
       'Estimated, not run: train step with as many tokens a chip as compiled.',
       '',
-      tpu_scaling.table(rows, args.utilization),
+      scaling.table(rows, args.utilization),
       '',
       f'Below {even:.0f} tokens a chip collectives take longer than products.',
     ]
   )
 
 
-def _job(args) -> tpu_programs.Job:
+def _job(args) -> programs.Job:
   try:
-    model = config.ModelConfig()
+    model = config.ModelConfig()  # pyright: ignore[reportCallIssue] sizes: gin
   except TypeError as error:
     raise ValueError(
       'no sizes of a model; give --recipe=llama2_7b, or the '
       'fields of ModelConfig'
     ) from error
-  return tpu_programs.Job(
+  return programs.Job(
     model=dataclasses.replace(model, dtype=args.dtype),
     recipe=train.Recipe(),
     decode_rows=args.rows,

@@ -14,7 +14,7 @@ from absl import flags
 
 from specstream_jax import config_drafting
 from specstream_jax.cli import decoding_flags
-from specstream_jax.evaluation import report
+from specstream_jax.report import page
 from specstream_jax.workflows import evaluate as workflow
 
 
@@ -73,6 +73,6 @@ def main(argv: Sequence[str]) -> int:
     args.results_dir, [run], command=shlex.join(sys.argv), source=model.source
   )
   workflow.forget(args.results_dir, options)
-  print(report.format_table([run]))
+  print(page.format_table([run]))
   print(f'report: {path}')
   return 0

@@ -41,7 +41,11 @@ def report(command: str, error: BaseException) -> int:
     text = too_much + _smaller()
   if isinstance(error, KeyboardInterrupt):
     text, status = 'interrupted', 128 + signal.SIGINT
-  elif getattr(error, 'errno', None) == errno.ENOSPC and not error.filename:
+  elif (
+    isinstance(error, OSError)
+    and error.errno == errno.ENOSPC
+    and not error.filename
+  ):
     # Whatever is a file has a name by now (`outputs.writing`).
     text = f'cannot write to the standard output: {writing.reason(error)}'
     _drop_output()

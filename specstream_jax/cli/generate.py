@@ -145,7 +145,7 @@ def _shown(row, options) -> str:
   """What is printed before a completion."""
   if 'messages' in row:
     return f'{row["messages"][-1].get("content")}\n'
-  text = row.get('prompt', row.get('inputs'))
+  text = str(row.get('prompt', row.get('inputs')))
   return text + '\n' if options.chat else text
 
 
@@ -157,7 +157,7 @@ def _print(model, rows, options, batch_size):
   )
   for numbers, made in batches:
     for number, row in zip(numbers, made, strict=True):
-      print(_shown(rows[number], options) + row.text)
+      print(f'{_shown(rows[number], options)}{row.text}')
       print(
         f'[{len(row.tokens)} tokens, {row.calls} calls, '
         f'{row.tokens_per_call:.2f} tokens per call, {row.finish_reason}'

@@ -289,7 +289,7 @@ def _own(selector: str) -> type | None:
     found = gin.get_configurable(selector)
   except (ValueError, KeyError):  # unknown, or of several
     return None
-  return found if any(found is cls for cls in classes().values()) else None
+  return next((cls for cls in classes().values() if cls is found), None)
 
 
 def _check_field(owner: type, field: str, place: str) -> None:

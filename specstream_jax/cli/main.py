@@ -181,7 +181,7 @@ def run(argv: Sequence[str] | None = None) -> None:
   own = _defined_by(command.define_flags)
   common = _defined_by(define_common_flags)
   if _HELP & set(args):
-    _show_help(command_usage(name, command.__doc__, own, common))
+    _show_help(command_usage(name, command.__doc__ or '', own, common))
 
   def main(remaining: Sequence[str]) -> int:
     takes_names = getattr(command, 'TAKES_NAMES', False)

@@ -12,7 +12,7 @@ from absl import flags
 
 from specstream_jax import config_drafting, runtime
 from specstream_jax.checkpoints import fetch
-from specstream_jax.evaluation import report
+from specstream_jax.report import page as page_lib
 from specstream_jax.workflows import evaluate as workflow
 
 MODEL = 'smollm2-135m-instruct'
@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
     repeats=args.repeats,
     drafter=DRAFTER,
   )
-  run = workflow.evaluate(model, options)
+  runs = list(filter(None, [workflow.evaluate(model, options)]))
   page = workflow.write(
-    args.results_dir, [run], command=shlex.join(sys.argv), source=model.source
+    args.results_dir, runs, command=shlex.join(sys.argv), source=model.source
   )
-  print(report.format_table([run]))
+  print(page_lib.format_table(runs))
   print(f'report: {page}')
   return 0

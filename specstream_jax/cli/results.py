@@ -14,9 +14,10 @@ import os
 
 from absl import flags
 
+from specstream_jax.bench import results
 from specstream_jax.checkpoints import files
-from specstream_jax.evaluation import results, results_table
 from specstream_jax.outputs import writing
+from specstream_jax.report import results_table
 
 
 def define_flags() -> None:

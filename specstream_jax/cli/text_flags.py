@@ -6,6 +6,7 @@ A text is taken as it is typed. With --escapes, a backslash begins an escape in
 """
 
 import codecs
+from collections.abc import Sequence
 import re
 import sys
 
@@ -63,7 +64,7 @@ def text(value: str, place: str) -> str:
     ) from None
 
 
-def note_of_escapes(values: list[str], flag: str) -> None:
+def note_of_escapes(values: Sequence[str], flag: str) -> None:
   """Says on stderr that a typed \\n stays what it is, unless that was asked."""
   if flags.FLAGS.escapes is None and any('\\n' in value for value in values):
     print(

@@ -19,9 +19,9 @@ from specstream_jax.data import mixtures
 from specstream_jax.modeling import blocks
 from specstream_jax.training import goodput
 from specstream_jax.workflows import (
-  distill_drafter,
   dry_run,
   train as workflow,
+  train_draft_model,
 )
 
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
   args = flags.FLAGS
   mixtures.parse(args.data_dir)  # a bad one ends a dry run, too
   if args.draft_model_layers:
-    return _distill(args)
+    return _train_draft_model(args)
   if args.adapter:
     raise ValueError(
       f'--adapter={args.adapter} names the target of a draft model; add '
@@ -145,21 +145,21 @@ def _check_records(args, recipe) -> None:
   dry_run.check_records(args.model, args.data_dir, args.eval_data_dir, recipe)
 
 
-def _distill(args) -> int:
+def _train_draft_model(args) -> int:
   if args.scan_layers:
     raise ValueError('--scan_layers does not go with --draft_model_layers')
   if args.profile_steps:
     raise ValueError('--profile_steps does not go with --draft_model_layers')
   recipe = train_flags.apply(
-    distill_drafter.Recipe(num_layers=args.draft_model_layers)
+    train_draft_model.DraftRecipe(num_layers=args.draft_model_layers)
   )
   train_flags.announce(recipe)
   if args.dry_run:
     _check_records(args, recipe)
-    print(distill_drafter.describe(args.model, recipe, dtype=args.dtype))
+    print(train_draft_model.describe(args.model, recipe, dtype=args.dtype))
     print(gin.operative_config_str())
     return 0
-  distilled = distill_drafter.distill_drafter(
+  trained = train_draft_model.train(
     args.model,
     args.data_dir,
     args.output_dir,
@@ -170,11 +170,11 @@ def _distill(args) -> int:
     remat=args.remat,
     export=args.export,
   )
-  if distilled.interrupted:
-    print(f'stopped at step {distilled.step}; run the same command to resume')
-    return 128 + distilled.signal
+  if trained.interrupted:
+    print(f'stopped at step {trained.step}; run the same command to resume')
+    return 128 + trained.signal
   print(
-    f'draft model written to {distilled.folder} after {distilled.step} steps; '
-    f'decode with --drafter=draft_model:path={distilled.folder}'
+    f'draft model written to {trained.folder} after {trained.step} steps; '
+    f'decode with --drafter=draft_model:path={trained.folder}'
   )
   return 0

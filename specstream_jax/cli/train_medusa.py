@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   recipe = train_flags.apply(
-    workflow.Recipe(
+    workflow.HeadsRecipe(
       num_heads=args.num_heads,
       head_decay=args.head_decay,
       calibration_batches=args.calibration_batches,
@@ -72,5 +72,5 @@ def main(argv: Sequence[str]) -> int:
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
     return 128 + trained.signal
-  print(f'heads written to {trained.heads_dir} after {trained.step} steps')
+  print(f'heads written to {trained.folder} after {trained.step} steps')
   return 0

@@ -82,7 +82,9 @@ class Lengths:
     self.targets = []
     self.max_id = 0
 
-  def fit(self, inputs, targets):
+  def fit(
+    self, inputs: np.ndarray, targets: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray] | None:
     """The example, shortened to max_length tokens, or None if dropped."""
     excess = len(inputs) + len(targets) - self._max_length
     if self._max_length and excess > 0:
@@ -94,7 +96,7 @@ class Lengths:
     self.count(inputs, targets)
     return inputs, targets
 
-  def count(self, inputs, targets) -> None:
+  def count(self, inputs: np.ndarray, targets: np.ndarray) -> None:
     """Takes the lengths and ids of an example that is kept."""
     self.inputs.append(len(inputs))
     self.targets.append(len(targets))

@@ -35,7 +35,7 @@ class TaskSpec:
     splits: names `read` accepts.
     multi_reference_splits: splits in which rows of equal source are one
       example with several references.
-    metrics: names in `evaluation.metrics.METRICS` that score its answers.
+    metrics: names in `metrics.scores.METRICS` that score its answers.
     files: (split, data_dir) -> the files `read` reads, where workers may share
       them; with `read_file`.
     read_file: (path, skip_bad_rows) -> raw rows of one of them.

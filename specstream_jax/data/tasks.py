@@ -386,6 +386,8 @@ class CausalFeatureConverter(seqio.FeatureConverter):
       'decoder_segment_ids': segment_ids,
     }
 
-  def get_model_feature_lengths(self, task_feature_lengths):
+  def get_model_feature_lengths(
+    self, task_feature_lengths: Mapping[str, int]
+  ) -> dict[str, int]:
     length = sum(task_feature_lengths.values()) - 1
     return dict.fromkeys(self.MODEL_FEATURES, length)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tokenizer with the ids that start and end a sequence."""
 
+from collections.abc import Iterable
 import dataclasses
 import functools
 import os
@@ -96,7 +97,7 @@ class Vocabulary:
   def _pieces(self) -> pieces.Pieces:
     return pieces.Pieces(self.tokenizer)
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: Iterable[int]) -> str:
     """The text up to the first EOS, special tokens left out."""
     ids = [int(i) for i in ids]
     if self.eos_id in ids:

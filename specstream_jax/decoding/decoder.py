@@ -92,7 +92,7 @@ class Decoder:
     self.params = params
     self._partitioner = partitioner or partitioning.local()
     self._sampling = sampling_cfg
-    self.setup = interface.Setup(
+    self.setup = interface.DecodeSetup(
       model, prompt_model or model, drafter, cfg, verifier
     )
     self.num_compilations = 0
@@ -132,11 +132,12 @@ class Decoder:
     for row, prompt in enumerate(prompts):
       padded[row, : len(prompt)] = prompt
     ids = range(len(prompts)) if row_ids is None else row_ids
-    asked = loop.Rows(
+    on_host: Any = (
       limits,
       _eos_ids(self.setup.cfg, cfgs),
       sampling_lib.row_keys(seed, list(ids)),
     )
+    asked = loop.Rows(*on_host)
     if not all(cfg.is_plain_greedy for cfg in cfgs):
       asked = asked._replace(
         settings=sampling_lib.row_settings(cfgs), edits=edits_lib.request(cfgs)

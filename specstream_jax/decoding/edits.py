@@ -13,7 +13,7 @@ K biased tokens, V vocabulary.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,12 +77,13 @@ def request(cfgs: Sequence[config.SamplingConfig]) -> Request:
     if cfg.biases:
       tokens[row, : len(cfg.biases)] = list(cfg.biases)
       biases[row, : len(cfg.biases)] = list(cfg.biases.values())
-  return Request(
+  on_host: Any = (
     tokens,
     biases,
     np.array([cfg.repetition_penalty for cfg in cfgs], np.float32),
     np.array([cfg.min_new_tokens for cfg in cfgs], np.int32),
   )
+  return Request(*on_host)
 
 
 def start(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,7 @@ def draws_with_replacement(
   """Every sequence of independent draws and its probability."""
   support = np.flatnonzero(probs > 0)
   return [
-    (tokens, float(np.prod(probs[list(tokens)])))
+    (tuple(map(int, tokens)), float(np.prod(probs[list(tokens)])))
     for tokens in itertools.product(support, repeat=count)
   ]
 
@@ -149,7 +149,8 @@ def enumerate_trees(
     log_probs = np.log(probs).astype(np.float32)
   log_probs = np.broadcast_to(log_probs, (len(chosen), *log_probs.shape))
   index = np.minimum(tree.depths, cfg.max_depth - 1)
-  tree = dataclasses.replace(tree, law=tree_lib.DraftLaw(log_probs, index))
+  law: Any = log_probs, index  # of NumPy, as there are so many
+  tree = dataclasses.replace(tree, law=tree_lib.DraftLaw(*law))
   return Cases(tree, weights, path_codes(tree, problem.vocab_size))
 
 
@@ -174,7 +175,8 @@ def verification_of(
     survivors = np.array(_survivors(tree, early, keep_nodes))
     logits = np.take_along_axis(logits, survivors[..., None], axis=1)
   # The noise is enumerated.
-  return interface.Verification(tree, survivors, logits, None, None)
+  seen: Any = tree, survivors, logits, None, None
+  return interface.Verification(*seen)
 
 
 def _at_nodes(tables, cases):

@@ -83,6 +83,10 @@ class ModelFns(NamedTuple):
   coupling_logits: Callable[..., typing.Array] | None = None
 
 
+def _no_streams() -> StreamLogits:
+  raise TypeError('nobody has bound the logits of streams')
+
+
 class DraftContext(NamedTuple):
   """What a drafter may look at: every row after its last commit.
 
@@ -101,7 +105,7 @@ class DraftContext(NamedTuple):
       prompt pass.
     draws: [B, M'] int32 token the target drew at each node of `last_tree`;
       None after the prompt pass, or if the verifier draws no such tokens.
-    stream_logits: what the streams of the leaf say.
+    stream_logits: () -> what the streams of the leaf say.
     coupling_logits: (hidden [B, ...] of one stream, parents [B, W],
       candidates [B, k]) -> float32 [B, W, k]; None without such weights.
   """
@@ -118,7 +122,7 @@ class DraftContext(NamedTuple):
   edits: edits_lib.Edits | None = None
   last_tree: tree_lib.DraftTree | None = None
   draws: typing.Array | None = None
-  stream_logits: Callable[[], StreamLogits] | None = None
+  stream_logits: Callable[[], StreamLogits] = _no_streams
   coupling_logits: Callable[..., typing.Array] | None = None
 
 
@@ -144,6 +148,7 @@ class Drafter(Protocol):
     self, params: Any, context: DraftContext, state: Any
   ) -> tuple[tree_lib.DraftTree, Any]:
     """The next tree, rooted at `context.root`, and the new own state."""
+    ...
 
 
 class Verification(NamedTuple):
@@ -171,7 +176,7 @@ Verifier = Callable[
 ]
 
 
-class Setup(NamedTuple):
+class DecodeSetup(NamedTuple):
   """The static half of a decoder; everything else is arrays.
 
   Attributes:

@@ -96,7 +96,7 @@ class Rows(NamedTuple):
 
 
 def prefill(
-  setup: interface.Setup,
+  setup: interface.DecodeSetup,
   params: Any,
   prompts: typing.Array,
   prompt_lengths: typing.Array,
@@ -154,7 +154,7 @@ def prefill(
 
 
 def step(
-  setup: interface.Setup,
+  setup: interface.DecodeSetup,
   params: Any,
   state: DecodeState,
   stops: stopping.StopTexts | None = None,
@@ -187,7 +187,7 @@ def step(
 
 
 def run(
-  setup: interface.Setup,
+  setup: interface.DecodeSetup,
   params: Any,
   state: DecodeState,
   step_limit: typing.Array,

@@ -93,7 +93,7 @@ def model_fns(
   """
   is_parallel, cfg = schedule == 'parallel', built.cfg
   merge = lambda params: built.merge(params.base, params.adapter)
-  init_cache = lambda *sizes: cache_lib.init(cfg, *sizes, cfg.dtype)
+  init_cache = lambda rows, slots: cache_lib.init(cfg, rows, slots, cfg.dtype)
 
   def forward(
     params, tokens, positions, tree_mask, cache, *, with_streams

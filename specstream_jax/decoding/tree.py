@@ -162,8 +162,10 @@ def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
     levels.append((scores, token, parent, jnp.full_like(token, depth)))
     first_parent = num_candidates
     num_candidates += scores.shape[1]
-  candidates = [jnp.concatenate(x, axis=1) for x in zip(*levels, strict=True)]
-  return _select(*candidates, root, num_drafts)
+  scores, tokens, parents, depths = (
+    jnp.concatenate(x, axis=1) for x in zip(*levels, strict=True)
+  )
+  return _select(scores, tokens, parents, depths, root, num_drafts)
 
 
 def _select(scores, tokens, parents, depths, root, num_drafts):

@@ -7,7 +7,7 @@ and every temperature; with arg max as the draw it is greedy verification.
 Axis letters: B rows, M tree nodes, P path length.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -77,7 +77,11 @@ def verify(
   )
 
 
-def walk(verification, settings, path_length: int) -> Verified:
+def walk(
+  verification: Any,
+  settings: sampling.RowSettings | None,
+  path_length: int,
+) -> Verified:
   """The default rule: draw with position-keyed noise, then `verify`.
 
   Args:
@@ -97,7 +101,7 @@ def walk(verification, settings, path_length: int) -> Verified:
   return verify(tree, draws, path_length=path_length)
 
 
-def surviving_tree(verification) -> tree_lib.DraftTree:
+def surviving_tree(verification: Any) -> tree_lib.DraftTree:
   """The tree whose nodes have logits."""
   if verification.survivors is None:
     return verification.tree

@@ -322,7 +322,8 @@ class DraftModel:
         level = self._read_level(params, level, best // k, tokens, depth)
     whole = [jnp.concatenate(x, axis=1) for x in zip(*candidates, strict=True)]
     scores, *parts = [jnp.pad(x, ((0, 0), (1, 0))) for x in whole]
-    tree = tree_lib.DraftTree(*(x.astype(jnp.int32) for x in parts))
+    tokens, parents, depths = (x.astype(jnp.int32) for x in parts)
+    tree = tree_lib.DraftTree(tokens, parents, depths)
     tree = dataclasses.replace(
       tree, tokens=tree.tokens.at[:, 0].set(context.root)
     )

@@ -3,7 +3,12 @@
 
 from typing import Any, NamedTuple, Protocol
 
-from specstream_jax import config
+from specstream_jax.config import (
+  LoraConfig,
+  ModelConfig,
+  StreamConfig,
+  TreeConfig,
+)
 from specstream_jax.decoding import interface, transformer_fns
 from specstream_jax.modeling import build
 
@@ -23,12 +28,12 @@ class Target(Protocol):
     adapter_dir: folder of the adapter, empty without.
   """
 
-  config: config.ModelConfig
+  config: ModelConfig
   base: dict[Any, Any]
   adapter: dict[Any, Any]
-  stream: config.StreamConfig | None
-  lora: config.LoraConfig | None
-  tree: config.TreeConfig
+  stream: StreamConfig | None
+  lora: LoraConfig | None
+  tree: TreeConfig
   tokenizer: Any
   layout: str
   adapter_dir: str

@@ -20,10 +20,10 @@ from specstream_jax import (
   config_drafting,
   typing,
 )
-from specstream_jax.checkpoints import medusa as heads_lib
+from specstream_jax.checkpoints import medusa as checkpoint
 from specstream_jax.decoding import interface, topology, tree as tree_lib
 from specstream_jax.drafters import loaded, streams
-from specstream_jax.modeling import medusa, params as params_lib
+from specstream_jax.modeling import heads as heads_lib, params as params_lib
 
 
 def load(
@@ -43,11 +43,13 @@ def load(
       "drafter 'medusa' has no path; name the folder of its heads: "
       'medusa:path=FOLDER (train some with `specstream train_medusa`)'
     )
-  heads_cfg = heads_lib.read_config(cfg.path)
+  heads_cfg = checkpoint.read_config(cfg.path)
   _check_base(model, heads_cfg)
   tree = cfg.tree or _default_tree(heads_cfg, cfg.drafting)
-  drafter = Medusa(medusa.build(model.config, heads_cfg.num_heads), tree, cfg)
-  written = os.stat(os.path.join(cfg.path, heads_lib.CONFIG)).st_mtime_ns
+  drafter = Medusa(
+    heads_lib.build(model.config, heads_cfg.num_heads), tree, cfg
+  )
+  written = os.stat(os.path.join(cfg.path, checkpoint.CONFIG)).st_mtime_ns
   weights = _load(cfg.path, model.config.dtype, written)
   return loaded.beside(model, drafter, weights)
 
@@ -66,14 +68,14 @@ def _check_base(model, heads_cfg) -> None:
   flat = params_lib.flatten(model.base)
   if model.layout == 'out_in':
     flat = params_lib.transpose_kernels(flat)
-  heads_lib.check_base(heads_cfg, flat, model.config)
+  checkpoint.check_base(heads_cfg, flat, model.config)
 
 
 @functools.lru_cache(maxsize=2)
 def _load(path: str, dtype: str, written: int) -> Any:
   """Nested weights on device; once for all decoders."""
   del written  # Heads that were written anew are read anew.
-  flat, _ = heads_lib.load_heads(path)
+  flat, _ = checkpoint.load_heads(path)
   arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in flat.items()}
   return jax.block_until_ready(params_lib.unflatten(arrays))
 
@@ -89,7 +91,7 @@ class Medusa:
 
   def __init__(
     self,
-    heads: medusa.Built,
+    heads: heads_lib.Built,
     cfg: config.TreeConfig,
     options: config_drafting.DrafterConfig | None = None,
   ):
@@ -159,13 +161,14 @@ def best_choices(accuracies: np.ndarray, num_nodes: int) -> topology.Paths:
     ValueError: no accuracy of head 0 is above zero.
   """
   accuracies = np.asarray(accuracies, float)
-  depth, chosen = len(accuracies), []
+  depth = len(accuracies)
+  chosen: list[tuple[int, ...]] = []
   checks.check(
     accuracies[0].max() > 0,
     'head 0 was never right on the calibration records, so that no tree helps; '
     'train longer, or calibrate on records of the same task',
   )
-  candidates = [(-1.0, ())]
+  candidates: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]
   while candidates and len(chosen) < num_nodes:
     score, path = heapq.heappop(candidates)
     chosen.append(path)

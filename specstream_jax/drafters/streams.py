@@ -5,6 +5,7 @@ Axis letters: B rows, J streams, V vocabulary.
 """
 
 import functools
+import operator
 import os
 import pathlib
 from typing import Any
@@ -248,17 +249,15 @@ class Streams:
       scores,
       context.root,
       self.cfg,
-      edge_scores=lambda *nodes: sum(score(*nodes) for score in edges),
+      edge_scores=lambda *nodes: functools.reduce(
+        operator.add, (score(*nodes) for score in edges)
+      ),
       before_root=before_root,
     )
 
   def _coupled(self, context, hidden):
     """The edge scores of the coupling, if parents re-rank their children."""
-    is_coupled = (
-      self.options.coupling
-      and context.coupling_logits is not None
-      and self.cfg.kind == 'best_first'
-    )
-    if not is_coupled:
+    added = context.coupling_logits if self.options.coupling else None
+    if added is None or self.cfg.kind != 'best_first':
       return []
-    return [tree_lib.coupled_edges(context.coupling_logits, hidden)]
+    return [tree_lib.coupled_edges(added, hidden)]

@@ -20,7 +20,7 @@ import pathlib
 import shlex
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from specstream_jax.outputs import writing
 
@@ -160,7 +160,7 @@ def _read(path: str) -> dict[str, Any]:
   return found if isinstance(found, dict) else {}
 
 
-def _refuse(folder: str, path: str) -> None:
+def _refuse(folder: str, path: str) -> NoReturn:
   holder = _read(path)
   who = 'another process'
   if holder:

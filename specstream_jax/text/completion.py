@@ -16,8 +16,10 @@ from specstream_jax.text import pieces as pieces_lib
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
 
 
-def _one_by_one(error: UnicodeDecodeError) -> tuple[str, int]:
+def _one_by_one(error: UnicodeError) -> tuple[str, int]:
   """U+FFFD for each byte that is part of no character."""
+  if not isinstance(error, UnicodeDecodeError):
+    raise error
   return _NO_CHARACTER * (error.end - error.start), error.end
 
 

@@ -60,7 +60,7 @@ class Pieces:
     key = token, is_first
     if key not in self._bytes_of:
       name = '' if self.is_skipped(token) else self.tokenizer.id_to_token(token)
-      self._bytes_of[key] = self._spell(name, is_first)
+      self._bytes_of[key] = self._spell(name or '', is_first)
     return self._bytes_of[key]
 
   def _by_decoder(self, name: str, is_first: bool) -> bytes:

@@ -9,6 +9,7 @@ a class, so the table stays small.
 
 from collections.abc import Sequence
 import re
+from typing import Any
 
 import numpy as np
 
@@ -46,11 +47,12 @@ def table(
   begin = _follow(step, first)[stopping.ANYWHERE]
   ends[stopping.START] = np.where(skipped, stopping.START, begin)
   size = max(_MIN_SIZE, 1 << (ends.size - 1).bit_length())
-  return stopping.StopTexts(
+  on_host: Any = (
     np.pad(ends.reshape(-1), (0, size - ends.size)),
     np.array(classes, np.int32),
     np.int32(len(names)),
   )
+  return stopping.StopTexts(*on_host)
 
 
 def _check(pieces, stops):

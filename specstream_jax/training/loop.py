@@ -16,6 +16,7 @@ import time
 from typing import Any, Protocol
 
 import jax
+import optax
 import tqdm
 
 from specstream_jax import config, partitioning, processes, typing
@@ -24,7 +25,7 @@ from specstream_jax.training import (
   accumulation,
   checkpoints as checkpoints_lib,
   goodput,
-  metrics as metrics_lib,
+  metric_files as metrics_lib,
   screen,
   step as step_lib,
 )
@@ -43,7 +44,7 @@ class DivergedError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class TrainSetup:
   """Everything a run needs, resolved.
 
   Attributes:
@@ -101,7 +102,7 @@ class Outcome:
 
 
 def train(
-  setup: Setup,
+  setup: TrainSetup,
   batches: Batches,
   open_eval: Callable[[], Iterator[dict[str, Any]]] | None,
   checkpoints: checkpoints_lib.Checkpoints,
@@ -180,7 +181,9 @@ def _first_state(setup, optimizer, batches, checkpoints):
   return state
 
 
-def stream_steps(setup, optimizer) -> tuple[Callable, Callable, Callable]:
+def stream_steps(
+  setup: TrainSetup, optimizer: optax.GradientTransformation
+) -> tuple[Callable, Callable, Callable]:
   """Steps of streams and LoRA, not compiled yet.
 
   Returns:

@@ -17,20 +17,19 @@ from specstream_jax import (
   config_drafting,
   runtime,
 )
-from specstream_jax.data import questions as questions_lib, registry
-from specstream_jax.evaluation import (
-  bench as bench_lib,
-  bench_table,
-  benchmark,
+from specstream_jax.bench import (
   external,
+  grid,
   journal as journal_lib,
   journal_lines,
-  metrics,
-  report,
   results,
   runners as runners_lib,
+  sides as sides_lib,
 )
+from specstream_jax.data import questions as questions_lib, registry
+from specstream_jax.metrics import scores
 from specstream_jax.outputs import locks, writing
+from specstream_jax.report import bench_table, page
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
 # Options that do not change what is measured.
@@ -119,7 +118,7 @@ def bench(
       written, or that another process works in.
   """
   plan = make_plan(options)
-  bench_lib.check_ids(model, plan)
+  grid.check_ids(model, plan)
   runners = make_runners(model, options)
   with locks.hold(folder, 'results'):
     journal = journal_lib.Journal(
@@ -129,7 +128,7 @@ def bench(
       overwrite=options.overwrite,
       problem=journal_lines.measurement,
     )
-    made = bench_lib.Bench(model, plan, runners, journal)
+    made = grid.Bench(model, plan, runners, journal)
     try:
       made.run(progress=progress)
     finally:
@@ -156,7 +155,7 @@ def _header(model, options, runners) -> dict[str, Any]:
   }
 
 
-def make_plan(options: Options) -> bench_lib.Plan:
+def make_plan(options: Options) -> grid.Plan:
   """Questions and grid of the options; see `bench` for errors."""
   questions, names = {}, []
   shorts = [text.partition('@')[0] for text in options.tasks]
@@ -173,12 +172,12 @@ def make_plan(options: Options) -> bench_lib.Plan:
     )
     names.append(key)
   cells = tuple(
-    bench_lib.Cell(task, temperature, batch)
+    grid.Cell(task, temperature, batch)
     for task in names
     for temperature in options.temperatures
     for batch in options.batch_sizes
   )
-  return bench_lib.Plan(
+  return grid.Plan(
     questions, cells, options.repeats, options.seed, options.max_prompt_tokens
   )
 
@@ -193,19 +192,19 @@ def make_runners(
     schedule=options.schedule,
     eos_ids=model.eos_ids,
   )
-  rivals = [text for text in options.drafters if text != bench_lib.BASELINE]
+  rivals = [text for text in options.drafters if text != grid.BASELINE]
   runners = []
-  for text in (bench_lib.BASELINE, *rivals):
+  for text in (grid.BASELINE, *rivals):
     label, text = _label(text)
     drafter = config_drafting.parse(text, model.tree)
-    if options.synthetic_acceptance and text != bench_lib.BASELINE:
+    if options.synthetic_acceptance and text != grid.BASELINE:
       drafter = dataclasses.replace(
         drafter, synthetic_acceptance=options.synthetic_acceptance
       )
     if label in [runner.label for runner in runners]:
       raise ValueError(
         f'two drafters are called {label!r}; give each a LABEL= of its own '
-        f'({bench_lib.BASELINE!r} is the baseline)'
+        f'({grid.BASELINE!r} is the baseline)'
       )
     runners.append(
       runners_lib.OwnRunner(model, drafter, label, decode, options.sampling)
@@ -238,18 +237,26 @@ def _external(target, name, decode, drafters):
   return external.TransformersRunner(target, name, decode, assistant)
 
 
-def summarize(model, plan, runners, made, options) -> list[results.RunResult]:
+def summarize(
+  model: runtime.Model,
+  plan: grid.Plan,
+  runners: Sequence[runners_lib.Runner],
+  made: grid.Bench,
+  options: Options,
+) -> list[results.RunResult]:
   """One result per cell and rival that has measurements."""
   runs = []
   for cell in plan.cells:
-    plain = made.collect(cell, bench_lib.BASELINE)
+    plain = made.collect(cell, grid.BASELINE)
     rivals = made.runners(cell)
-    for runner in (rivals[1:] or rivals) if plain else ():
-      rows, fast = made.collect(cell, runner.label)
-      if fast.calls.sum() and plain[1].calls.sum():
-        runs.append(
-          _summary(model, cell, runner, rows, plain[1], fast, options)
-        )
+    if plain is None or not plain[1].calls.sum():
+      continue
+    for runner in rivals[1:] or rivals:
+      found = made.collect(cell, runner.label)
+      if found is None or not found[1].calls.sum():
+        continue
+      rows, fast = found
+      runs.append(_summary(model, cell, runner, rows, plain[1], fast, options))
   return runs
 
 
@@ -267,10 +274,10 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     if references
     else ()
   )
-  score = lambda side: metrics.compute(names, references, texts(side))
+  score = lambda side: scores.compute(names, references, texts(side))
   tree = runner.settings.get('tree') or {}
   lengths = [_length_group(len(row.prompt)) for row in rows]
-  return benchmark.summarize(
+  return sides_lib.summarize(
     plain,
     fast,
     max_depth=runner.max_depth,
@@ -309,7 +316,7 @@ def _tokens_per_call_by(groups: Sequence[Any], side) -> dict[str, float]:
   for group in sorted(set(groups)):
     where = [i for i, other in enumerate(groups) if other == group]
     tokens = [side.tokens[i] for i in where]
-    rates = benchmark.tokens_per_call(tokens, side.calls[where])
+    rates = sides_lib.tokens_per_call(tokens, side.calls[where])
     found[str(group)] = rates['micro']
   return found
 
@@ -346,7 +353,7 @@ def _write(folder, runs, made, plan, runners, model, command):
   writing.write_text(
     os.path.join(folder, 'table.md'), bench_table.markdown(document)
   )
-  report.write(os.path.join(folder, 'report.html'), document)
+  page.write(os.path.join(folder, 'report.html'), document)
   for cell in plan.cells:
     for runner in made.runners(cell):
       found = made.collect(cell, runner.label)

@@ -18,9 +18,9 @@ from specstream_jax import (
   config_drafting,
   runtime,
 )
+from specstream_jax.bench import results
 from specstream_jax.data import chat, questions as questions_lib
 from specstream_jax.decoding import enumerate_law, transformer_fns
-from specstream_jax.evaluation import results
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.outputs import writing
 

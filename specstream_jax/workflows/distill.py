@@ -16,13 +16,9 @@ from typing import Any
 import tqdm
 
 from specstream_jax import config, config_checks as checks, runtime
+from specstream_jax.bench import journal as journal_lib, journal_lines, results
 from specstream_jax.checkpoints import token_ids
 from specstream_jax.data import chat, readers, registry
-from specstream_jax.evaluation import (
-  journal as journal_lib,
-  journal_lines,
-  results,
-)
 from specstream_jax.outputs import locks, names, writing
 
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'

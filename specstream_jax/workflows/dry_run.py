@@ -9,7 +9,7 @@ import jax
 from specstream_jax import config, memory, partitioning
 from specstream_jax.checkpoints import loading
 from specstream_jax.modeling import build, params as params_lib
-from specstream_jax.workflows import record_checks, train
+from specstream_jax.workflows import record_checks, train, train_run
 
 
 def check_records(
@@ -28,7 +28,7 @@ def check_records(
       not embed, or longer than a row.
   """
   record_checks.check(loading.load_outline(base), data_dir, eval_data_dir)
-  train.open_training(data_dir, recipe, partitioning.default())
+  train_run.open_training(data_dir, recipe, partitioning.default())
 
 
 def describe(base: str, recipe: train.Recipe, *, dtype: str, remat: str) -> str:

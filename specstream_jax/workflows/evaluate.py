@@ -14,17 +14,18 @@ from specstream_jax import (
   config_drafting,
   runtime,
 )
-from specstream_jax.data import registry
-from specstream_jax.evaluation import (
-  benchmark,
+from specstream_jax.bench import (
   journal as journal_lib,
   journal_lines,
-  metrics,
-  report,
+  pair,
   results,
   runners,
+  sides as sides_lib,
 )
+from specstream_jax.data import registry
+from specstream_jax.metrics import scores
 from specstream_jax.outputs import locks
+from specstream_jax.report import page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def evaluate(
   if folder is None:
     if options.num_shards > 1:
       raise ValueError('shards need a folder in which they meet')
-    found = benchmark.compare(model, prompts, settings, progress=progress)
+    found = pair.compare(model, prompts, settings, progress=progress)
   else:
     found = _shared(model, prompts, settings, options, folder, progress)
     if found is None:
@@ -143,7 +144,7 @@ def _summary(model, options, settings, asked, names, found):
   }
   samples = _samples(model, asked[: settings.num_samples], fast)
   tree = drafter.tree or settings.tree
-  return benchmark.summarize(
+  return sides_lib.summarize(
     plain,
     fast,
     max_depth=tree.max_depth,
@@ -180,7 +181,7 @@ def _shared(model, prompts, settings, options, folder, progress):
       resume=True,
       problem=journal_lines.measurement,
     )
-    benchmark.measure(
+    pair.measure(
       model, prompts, settings, journal, shard=shard, progress=progress
     )
   entries = {}
@@ -188,9 +189,9 @@ def _shared(model, prompts, settings, options, folder, progress):
     entries |= journal_lib.read(
       _measured(folder, number, count), header, journal_lines.measurement
     )
-  if benchmark.missing(entries, len(prompts), settings):
+  if pair.missing(entries, len(prompts), settings):
     return None
-  return benchmark.sides(entries, len(prompts), settings)
+  return pair.sides(entries, len(prompts), settings)
 
 
 def forget(folder: str, options: Options) -> None:
@@ -239,13 +240,13 @@ def write(
   document = results.document(list(runs), command=command, source=source)
   results.write(folder, document)
   path = os.path.join(folder, 'report.html')
-  report.write(path, document)
+  page.write(path, document)
   return path
 
 
 def _settings(model, options, drafter):
-  """What `benchmark.compare` is to do."""
-  return benchmark.Settings(
+  """What `pair.compare` is to do."""
+  return pair.Settings(
     tree=options.tree or model.tree,
     decode=config.DecodeConfig(
       max_new_tokens=options.max_new_tokens,
@@ -274,7 +275,7 @@ def _score(model, names, asked, tokens):
     for row, (prompt, _) in zip(tokens, asked, strict=True)
   ]
   references = [list(example.references) for _, example in asked]
-  return metrics.compute(names, references, texts)
+  return scores.compute(names, references, texts)
 
 
 def _samples(model, asked, side):

@@ -78,7 +78,7 @@ class Options:
   schedule: str = 'deferred'
   sampling: config.SamplingConfig | None = None
   generation_config: str = 'auto'
-  stop: tuple[str, ...] = ()
+  stop: str | Sequence[str] = ()
   seed: int = 0
   chat: bool = False
 

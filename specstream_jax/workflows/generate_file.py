@@ -15,8 +15,8 @@ from typing import Any
 import tqdm
 
 from specstream_jax import config_checks as checks, runtime
+from specstream_jax.bench import journal as journal_lib
 from specstream_jax.checkpoints import chat_format
-from specstream_jax.evaluation import journal as journal_lib
 from specstream_jax.outputs import writing
 from specstream_jax.workflows import generate, prompts as prompts_lib
 

@@ -71,18 +71,22 @@ def _ids(model, prompt, name: str, is_chat: bool) -> list[int]:
     text = chat.render(model.chat_template, prompt.messages, tools=prompt.tools)
     return model.encode_prompt(text)
   # Arrays of numpy, JAX and others.
-  row = prompt.tolist() if hasattr(prompt, 'tolist') else prompt
-  if not isinstance(row, list | tuple | range):
+  row: Any = prompt.tolist() if hasattr(prompt, 'tolist') else prompt
+  if not _is_a(row, list | tuple | range):
     raise ValueError(f'{name} is {_described(prompt)}; accepted: {_ACCEPTED}')
   if row and all(isinstance(message, Mapping) for message in row):
     return model.encode_prompt(chat.render(model.chat_template, row))
   return _checked(row, name, model.config.vocab_size)
 
 
-def _checked(row, name: str, vocab_size: int) -> list[int]:
+def _is_a(value: Any, kind: Any) -> bool:
+  return isinstance(value, kind)
+
+
+def _checked(row: Any, name: str, vocab_size: int) -> list[int]:
   """The row, if all of it are ids of the vocabulary."""
   for token in row:
-    if not isinstance(token, numbers.Integral) or isinstance(token, bool):
+    if not _is_a(token, numbers.Integral) or isinstance(token, bool):
       raise ValueError(
         f'{name} holds {token!r:.60}, which is no token id; accepted: '
         f'{_ACCEPTED}'

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import itertools
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specstream_jax import (
   config,
@@ -25,20 +25,24 @@ from specstream_jax.checkpoints import (
   medusa as checkpoint,
   weights as weights_lib,
 )
-from specstream_jax.data import mixtures
 from specstream_jax.drafters import medusa as drafter
-from specstream_jax.evaluation import plots
-from specstream_jax.modeling import build, lora, medusa, params as params_lib
-from specstream_jax.outputs import writing
-from specstream_jax.training import loop, medusa as training, screen
-from specstream_jax.workflows import record_checks, resume, train as streams
+from specstream_jax.modeling import (
+  build,
+  heads as heads_lib,
+  lora,
+  params as params_lib,
+)
+from specstream_jax.training import head_losses, loop, screen
+from specstream_jax.workflows import (
+  train_run,
+)
 
 HEADS = 'medusa'
 NUM_RANKS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class HeadsRecipe(train_run.BaseRecipe):
   """Every setting of a run.
 
   Attributes:
@@ -56,24 +60,9 @@ class Recipe:
   num_heads: int = 4
   head_decay: float = 0.8
   calibration_batches: int = 16
-  objective: config.ObjectiveConfig = dataclasses.field(
-    default_factory=lambda: config.ObjectiveConfig()
-  )
-  optimizer: config.OptimizerConfig = dataclasses.field(
-    default_factory=lambda: config.OptimizerConfig()
-  )
-  train: config.TrainConfig = dataclasses.field(
-    default_factory=lambda: config.TrainConfig()
-  )
-  data: config.DataConfig = dataclasses.field(
-    default_factory=lambda: config.DataConfig()
-  )
-  tree: config.TreeConfig = dataclasses.field(
-    default_factory=lambda: config.TreeConfig()
-  )
 
   def __post_init__(self):
-    checks.option_types(self)
+    super().__post_init__()
     checks.at_least('num_heads', self.num_heads, 1)
     checks.at_least('head_decay', self.head_decay, 0.0)
     checks.at_least('calibration_batches', self.calibration_batches, 1)
@@ -86,30 +75,6 @@ class Recipe:
       self.objective, stream_weight=1.0, stream_decay=self.head_decay
     )
 
-  def to_json(self) -> dict[str, Any]:
-    """Nested dict of JSON types."""
-    return dataclasses.asdict(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-  """Where the heads lie, or None if a signal stopped the run before its end.
-
-  Attributes:
-    heads_dir: the best checkpoint as heads.
-    step: optimiser steps done.
-    signal: that stopped the run, or 0; calling again resumes it.
-  """
-
-  heads_dir: str | None
-  step: int
-  signal: int = 0
-
-  @property
-  def interrupted(self) -> bool:
-    """Whether a signal stopped the run."""
-    return bool(self.signal)
-
 
 def train(
   base: str,
@@ -118,12 +83,12 @@ def train(
   *,
   adapter: str | None = None,
   eval_data_dir: str | None = None,
-  recipe: Recipe | None = None,
+  recipe: HeadsRecipe | None = None,
   dtype: str = 'float32',
   save_dtype: str = 'bfloat16',
   export: str = 'best',
   progress: bool = True,
-) -> Trained:
+) -> train_run.Trained:
   """Trains heads, resuming if `output_dir` holds checkpoints.
 
   Args:
@@ -145,27 +110,26 @@ def train(
     training.loop.DivergedError: the loss became NaN or infinite.
   """
   processes.check_alone('training Medusa heads')
-  recipe = recipe or Recipe()
+  recipe = recipe or HeadsRecipe()
   checks.one_of('save_dtype', save_dtype, checkpoint.DTYPES)
   loaded, cfg = _main_model(base, adapter, dtype, recipe.num_heads)
-  record_checks.check(loaded, data_dir, eval_data_dir)
-  setup, heads = _setup(loaded, recipe)
-  open_eval = streams.eval_opener(eval_data_dir, recipe, setup.partitioner)
-  batches = streams.open_training(data_dir, recipe, setup.partitioner)
-  with resume.run(output_dir, recipe, loaded, data_dir, adapter=adapter):
-    outcome, checkpoints = streams.run_loop(
-      setup, batches, open_eval, output_dir, progress
-    )
-    step = int(outcome.state.step)
-    if outcome.interrupted:
-      return Trained(None, step, outcome.signal)
-    state = streams.chosen(
-      checkpoints, outcome.state, export == 'best', setup.partitioner
-    )
-    cfg.provenance.update(_provenance(state, data_dir, recipe))
-    if open_eval:
-      cfg = _calibrated(cfg, setup, heads, state.adapter, open_eval, recipe)
-    return Trained(_export(output_dir, state.adapter, cfg, save_dtype), step)
+  job = train_run.Job(
+    loaded,
+    recipe,
+    data_dir,
+    eval_data_dir,
+    output_dir,
+    HEADS,
+    {'adapter': adapter},
+    is_best=export == 'best',
+    progress=progress,
+  )
+  heads = heads_lib.build(loaded.config, recipe.num_heads)
+  return train_run.run(
+    job,
+    lambda batches: _setup(loaded, recipe, heads),
+    lambda done: _export(job, cfg, heads, done, save_dtype),
+  )
 
 
 def _main_model(base, adapter, dtype, num_heads):
@@ -192,31 +156,29 @@ def _cast(flat: typing.FlatParams, dtype: str) -> dict[str, Any]:
   return {k: leaf.astype(jnp.dtype(dtype)) for k, leaf in flat.items()}
 
 
-def _setup(loaded: loading.LoadedModel, recipe: Recipe):
-  """The run, and the structure of its heads."""
+def _setup(loaded, recipe, heads) -> loop.TrainSetup:
+  """Structure, weights and fresh heads of a run."""
   built = build.build(loaded.config)
-  heads = medusa.build(loaded.config, recipe.num_heads)
   part = partitioning.default()
   memory.check(
     f'{recipe.num_heads} heads, their gradient and moments',
-    16 * medusa.count(loaded.config, recipe.num_heads),
+    16 * heads_lib.count(loaded.config, recipe.num_heads),
     'fewer --num_heads need less',
     num_devices=part.mesh.size,
   )
   base = params_lib.unflatten(part.put(loaded.params))
-  setup = loop.Setup(
+  return loop.TrainSetup(
     built=built,
     base=base,
-    adapter=medusa.init(heads, base),
+    adapter=heads_lib.init(heads, base),
     train=recipe.train,
     objective=recipe.weighted,
     optimizer=recipe.optimizer,
     tree=recipe.tree,
-    steps=functools.partial(training.steps, heads),
+    steps=functools.partial(head_losses.steps, heads),
     partitioner=part,
     legend=screen.HEADS,
   )
-  return setup, heads
 
 
 def _calibrated(cfg, setup, heads, weights, open_eval, recipe):
@@ -228,11 +190,11 @@ def _calibrated(cfg, setup, heads, weights, open_eval, recipe):
 
 
 def calibrate(
-  setup: loop.Setup,
-  heads: medusa.Built,
+  setup: loop.TrainSetup,
+  heads: heads_lib.Built,
   weights: typing.Params,
   open_eval: Callable[[], Any],
-  recipe: Recipe,
+  recipe: HeadsRecipe,
 ) -> Any:
   """How often each head's token of each rank is the true one, [J, K].
 
@@ -242,32 +204,27 @@ def calibrate(
   num_ranks = min(NUM_RANKS, setup.built.cfg.vocab_size)
   count = jax.jit(
     functools.partial(
-      training.rank_counts,
+      head_losses.rank_counts,
       built=setup.built,
       heads=heads,
       cfg=setup.objective,
       num_ranks=num_ranks,
     )
   )
-  hits = totals = 0.0
+  hits = totals = np.zeros(())
   for batch in itertools.islice(open_eval(), recipe.calibration_batches):
     more, seen = jax.device_get(count(weights, setup.base, batch)['accuracy'])
     hits, totals = hits + more, totals + seen
   return hits / totals.clip(min=1)
 
 
-def _provenance(state, data_dir, recipe):
-  return {
-    'step': int(state.step),
-    **mixtures.describe(mixtures.manifests(data_dir)),
-    'recipe': recipe.to_json(),
-  }
-
-
-def _export(output_dir, weights, cfg, dtype):
-  """The heads as medusa/, and the learning curves."""
-  folder = os.path.join(output_dir, HEADS)
-  checkpoint.save_heads(folder, params_lib.flatten(weights), cfg, dtype=dtype)
-  curves = plots.training_curves(os.path.join(output_dir, 'metrics.jsonl'))
-  writing.write_text(os.path.join(output_dir, 'curves.svg'), curves)
-  return folder
+def _export(job, cfg, heads, done, dtype) -> None:
+  """The heads as medusa/, with a calibrated tree if there are records for it."""
+  weights = done.state.adapter
+  cfg.provenance.update(train_run.provenance(job, done.state))
+  if done.open_eval:
+    cfg = _calibrated(
+      cfg, done.setup, heads, weights, done.open_eval, job.recipe
+    )
+  flat = params_lib.flatten(weights)
+  checkpoint.save_heads(job.folder, flat, cfg, dtype=dtype)

@@ -12,7 +12,7 @@ import tiny
 from specstream_jax import config
 from specstream_jax.checkpoints import medusa, weights
 from specstream_jax.cli import info
-from specstream_jax.modeling import medusa as heads_lib, params
+from specstream_jax.modeling import heads as heads_lib, params
 
 J = 2
 CHOICES = ((0,), (1,), (0, 0))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from specstream_jax import config
-from specstream_jax.evaluation import hlo
 from specstream_jax.modeling import cache as cache_lib
+from specstream_jax.tpu import hlo
 
 SLOTS, NODES, PATH = 1031, 7, 3
 MODEL = config.ModelConfig(

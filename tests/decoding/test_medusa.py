@@ -14,7 +14,7 @@ import tiny
 from specstream_jax import config, config_drafting
 from specstream_jax.decoding import decoder, transformer_fns
 from specstream_jax.drafters import medusa, none
-from specstream_jax.modeling import medusa as heads_lib, params
+from specstream_jax.modeling import heads as heads_lib, params
 
 J = 3
 CONFIG = dataclasses.replace(tiny.CONFIG, num_layers=2)

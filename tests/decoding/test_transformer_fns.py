@@ -12,7 +12,7 @@ import tiny
 from specstream_jax import config
 from specstream_jax.decoding import decoder, transformer_fns
 from specstream_jax.drafters import none, streams
-from specstream_jax.evaluation import hlo
+from specstream_jax.tpu import hlo
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 TREES = {

@@ -33,7 +33,7 @@ from specstream_jax.modeling import params as params_lib
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   loop,
-  metrics as metrics_lib,
+  metric_files as metrics_lib,
 )
 
 CONFIG = config.ModelConfig(
@@ -59,7 +59,7 @@ def setup(part):
   """A run on a mesh; the weights are the same on any."""
   built, base, adapter = tiny.model(CONFIG, STREAMS, LORA)
   put = lambda tree: params_lib.unflatten(part.put(params_lib.flatten(tree)))
-  return loop.Setup(
+  return loop.TrainSetup(
     built=built,
     base=put(base),
     adapter=adapter,

@@ -14,14 +14,14 @@ import train_process
 import training_batches as tb
 
 from specstream_jax import config
-from specstream_jax.modeling import build, medusa as heads_lib, params
+from specstream_jax.modeling import build, heads as heads_lib, params
 from specstream_jax.training import (
   accumulation,
   checkpoints as checkpoints_lib,
-  distill,
+  distillation,
+  head_losses,
   loop,
-  medusa,
-  metrics as metrics_lib,
+  metric_files as metrics_lib,
   step as step_lib,
 )
 
@@ -64,7 +64,7 @@ def medusa_heads(optimizer):
       for path, leaf in params.flatten(heads_lib.init(heads, base)).items()
     }
   )
-  steps = medusa.steps(heads, fake(built, base, weights), optimizer)
+  steps = head_losses.steps(heads, fake(built, base, weights), optimizer)
   return weights, base, steps
 
 
@@ -73,11 +73,15 @@ def draft_model(optimizer):
   cfg = dataclasses.replace(train_process.CONFIG, num_layers=1)
   weights = tiny.model(cfg, None, None, seed=5)[1]
   setup = fake(built, base, weights)
-  return weights, base, distill.steps(setup, optimizer, draft=build.build(cfg))
+  return (
+    weights,
+    base,
+    distillation.steps(setup, optimizer, draft=build.build(cfg)),
+  )
 
 
 def fake(built, base, adapter, objective=OBJECTIVE, **train):
-  return loop.Setup(
+  return loop.TrainSetup(
     built=built,
     base=base,
     adapter=adapter,

@@ -27,12 +27,12 @@ from specstream_jax.checkpoints import (
 )
 from specstream_jax.cli import info
 from specstream_jax.data import records
-from specstream_jax.modeling import medusa as heads_lib, params
+from specstream_jax.modeling import heads as heads_lib, params
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
+  head_losses,
   loop,
-  medusa,
-  metrics as metrics_lib,
+  metric_files as metrics_lib,
   step as step_lib,
 )
 from specstream_jax.workflows import train_medusa as workflow
@@ -88,9 +88,9 @@ def test_loss_and_accuracies_equal_the_oracle():
 
   @tb.jit
   def measure(heads, base):
-    hidden = medusa.main_hidden(built, base, batch)
+    hidden = head_losses.main_hidden(built, base, batch)
     module = HEADS.merge(heads)
-    return medusa.loss(module, hidden, batch, jax.random.key(0), CFG)
+    return head_losses.loss(module, hidden, batch, jax.random.key(0), CFG)
 
   total, metrics = measure(heads, base)
   expected, means, rank = oracle_loss(base, heads)
@@ -99,7 +99,7 @@ def test_loss_and_accuracies_equal_the_oracle():
   for name, (value, weight) in metrics.items():
     np.testing.assert_allclose(value / weight, means[name], rtol=1e-5)
   count = functools.partial(
-    medusa.rank_counts, built=built, heads=HEADS, cfg=CFG, num_ranks=11
+    head_losses.rank_counts, built=built, heads=HEADS, cfg=CFG, num_ranks=11
   )
   hits, totals = tb.jit(count)(heads, base, batch)['accuracy']
   for j in range(J):
@@ -112,7 +112,7 @@ def test_expected_tokens_per_call_of_a_chain_by_the_oracle():
   built, base, heads = model()
   batch = tb.pack(tb.examples())
   measure = functools.partial(
-    medusa.eval_step,
+    head_losses.eval_step,
     built=built,
     heads=HEADS,
     cfg=CFG,
@@ -139,7 +139,7 @@ def _compile_fast():
 def run(folder, batches, open_eval=None):
   """Five steps of the tiny heads in `folder`, resuming."""
   built, base, heads = model()
-  setup = loop.Setup(
+  setup = loop.TrainSetup(
     built=built,
     base=base,
     adapter=heads,
@@ -151,7 +151,7 @@ def run(folder, batches, open_eval=None):
     ),
     optimizer=config.OptimizerConfig(warmup_steps=2),
     tree=config.TreeConfig('chain', depth=2),
-    steps=functools.partial(medusa.steps, HEADS),
+    steps=functools.partial(head_losses.steps, HEADS),
   )
   checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints')
   writer = metrics_lib.Writer(str(folder))
@@ -188,7 +188,7 @@ def test_step_moves_every_weight_of_every_head_and_nothing_else():
   state = step_lib.init_state(heads, optimizer)
   before = jax.tree.map(np.array, base)
   advance = functools.partial(
-    medusa.train_step,
+    head_losses.train_step,
     built=built,
     heads=HEADS,
     optimizer=optimizer,
@@ -218,7 +218,7 @@ NUM_STEPS = 60
 
 
 def recipe():
-  return workflow.Recipe(
+  return workflow.HeadsRecipe(
     num_heads=J,
     calibration_batches=1,
     objective=config.ObjectiveConfig(anchors_per_sequence=32, chunk_size=64),
@@ -268,7 +268,7 @@ def trained(tmp_path_factory):
   done = train(root)
   assert done.step == NUM_STEPS and not done.interrupted
   start = heads_lib.init(heads_lib.build(cfg, J), base)
-  trained_cfg = checkpoint.read_config(done.heads_dir)
+  trained_cfg = checkpoint.read_config(done.folder)
   checkpoint.save_heads(root / 'heads', params.flatten(start), trained_cfg)
   return root
 

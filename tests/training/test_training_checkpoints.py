@@ -14,7 +14,7 @@ import pytest
 from specstream_jax import partitioning
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
-  metrics as metrics_lib,
+  metric_files as metrics_lib,
   step as step_lib,
 )
 

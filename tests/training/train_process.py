@@ -25,7 +25,7 @@ from specstream_jax.data import batches as batches_lib
 from specstream_jax.training import (
   checkpoints as checkpoints_lib,
   loop,
-  metrics as metrics_lib,
+  metric_files as metrics_lib,
 )
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_layers=2)
@@ -102,7 +102,7 @@ def run(
   """Trains in `folder`, resuming; returns the outcome of the loop."""
   folder = pathlib.Path(folder)
   built, base, adapter = tiny.model(CONFIG, STREAMS, LORA)
-  setup = loop.Setup(
+  setup = loop.TrainSetup(
     built=built,
     base=base,
     adapter=adapter,

@@ -12,15 +12,15 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config, config_drafting, runtime
-from specstream_jax.data import chat, questions
-from specstream_jax.drafters import prompt_lookup
-from specstream_jax.evaluation import (
+from specstream_jax.bench import (
   external,
   journal as journal_lib,
   runners,
   schema,
-  table,
 )
+from specstream_jax.data import chat, questions
+from specstream_jax.drafters import prompt_lookup
+from specstream_jax.report import table
 from specstream_jax.workflows import bench
 
 QUESTIONS = [
@@ -139,7 +139,7 @@ def test_resume_with_another_default_tree_is_refused(
   asked = bench.dataclasses.replace(options, drafters=('prompt_lookup',))
   run(model, asked, tmp_path)
   monkeypatch.setattr(prompt_lookup, 'DEFAULT_DEPTH', 3)
-  other = bench.dataclasses.replace(model, _decoders={}, _params={})
+  other = bench.dataclasses.replace(model, _decoders={})
   resumed = bench.dataclasses.replace(asked, resume=True)
   with pytest.raises(ValueError, match='written with other settings: trees'):
     run(other, resumed, tmp_path)
@@ -319,7 +319,7 @@ def test_resume_with_other_weights_is_refused(model, options, tmp_path, where):
   changes = {'adapter': triple(model.adapter)}
   if where == 'layers':
     changes = {'base': {**model.base, 'layers': triple(model.base['layers'])}}
-  other = bench.dataclasses.replace(model, **changes, _decoders={}, _params={})
+  other = bench.dataclasses.replace(model, **changes, _decoders={})
   resumed = bench.dataclasses.replace(options, resume=True)
   with pytest.raises(ValueError, match='written with other settings: weights'):
     run(other, resumed, tmp_path)

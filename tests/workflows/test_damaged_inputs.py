@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from specstream_jax import config
+from specstream_jax.bench import results
 from specstream_jax.checkpoints import adapters, huggingface, loading
 from specstream_jax.data import records
-from specstream_jax.evaluation import results
 from specstream_jax.modeling import initialize, params
 from specstream_jax.workflows import distill
 

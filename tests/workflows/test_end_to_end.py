@@ -13,6 +13,7 @@ import tiny
 
 import specstream_jax as ss
 from specstream_jax import config, runtime
+from specstream_jax.bench import results
 from specstream_jax.checkpoints import (
   adapters as ss_adapters,
   huggingface,
@@ -20,7 +21,6 @@ from specstream_jax.checkpoints import (
 )
 from specstream_jax.cli import main as cli
 from specstream_jax.data import records
-from specstream_jax.evaluation import results
 from specstream_jax.modeling import params
 from specstream_jax.workflows import train as train_workflow
 

@@ -8,7 +8,7 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config
-from specstream_jax.evaluation import benchmark
+from specstream_jax.bench import sides as sides_lib
 from specstream_jax.workflows import evaluate
 
 OPTIONS = evaluate.Options(
@@ -60,7 +60,7 @@ def test_sampled_tokens_do_not_depend_on_shards(model, tmp_path):
 
 def test_a_stopped_run_goes_on(model, whole, tmp_path, monkeypatch):
   count = iter(range(100))
-  line = benchmark._line
+  line = sides_lib.line
 
   def stop_at_the_fourth(result):
     if next(count) == 3:
@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on(model, whole, tmp_path, monkeypatch):
     return line(result)
 
   with monkeypatch.context() as patch:
-    patch.setattr(benchmark, '_line', stop_at_the_fourth)
+    patch.setattr(sides_lib, 'line', stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
       run(model, tmp_path)
   (file,) = tmp_path.iterdir()

@@ -245,13 +245,13 @@ def test_mistakes(root):
 
 
 def test_medusa_heads_and_draft_models_read_the_tuned_weights(root):
-  from specstream_jax.workflows import distill_drafter, train_medusa
+  from specstream_jax.workflows import train_draft_model, train_medusa
 
   model, adapter = str(root / 'model'), str(root / 'run' / 'adapter')
   wanted = params.flatten(load(root, 'tuned').base)
   path = 'layers/1/mlp/up/kernel'
   medusa, _ = train_medusa._main_model(model, adapter, 'float32', 2)
-  target = distill_drafter._load_target(model, adapter, 'float32')
+  target = train_draft_model._load_target(model, adapter, 'float32')
   for loaded in (medusa, target):
     np.testing.assert_array_equal(loaded.params[path].T, wanted[path])
   untouched = ss.load(model)

@@ -76,7 +76,7 @@ def test_batches_of_one_size_compile_once(model):
   prompts = list(map(generate_file.prompt_of, ROWS))
   batches = generate_file.in_batches(model, prompts, OPTIONS, 2, range(5))
   assert [numbers for numbers, _ in batches] == [[0, 1], [2, 3], [4]]
-  decode = config.DecodeConfig(max_new_tokens=5, eos_ids=model.eos_ids)
+  decode = config.DecodeConfig(eos_ids=model.eos_ids)
   decoder = model.decoder('none', decode)
   before = decoder.num_compilations
   list(generate_file.in_batches(model, prompts, OPTIONS, 2, [4, 3, 2]))

@@ -198,7 +198,7 @@ def test_logits_that_are_not_finite_are_told(
   base['final_norm']['scale'] = jnp.full_like(
     base['final_norm']['scale'], value
   )
-  broken = dataclasses.replace(model, base=base, _params={})
+  broken = dataclasses.replace(model, base=base)
   sampling = config.SamplingConfig(temperature)
   message = (
     'logits are not finite .* for prompt 0 after 0 new tokens, and for 2'

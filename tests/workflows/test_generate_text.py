@@ -9,10 +9,10 @@ import tiny_runtime
 import tokenizer_kinds
 
 from specstream_jax import config, config_drafting
+from specstream_jax.bench import grid, sides as sides_lib
 from specstream_jax.checkpoints import loading
 from specstream_jax.cli import generate as cli
 from specstream_jax.data import questions, readers
-from specstream_jax.evaluation import bench as bench_grid, benchmark
 from specstream_jax.workflows import bench, evaluate, generate
 
 TREE = config.TreeConfig(num_nodes=3, depth=2, branching=2)
@@ -117,8 +117,8 @@ def test_answers_of_benchmarks_keep_that_space_as_well(base):
   model = of_kind(base, 'sentencepiece')
   ids = tokenizer_kinds.make('sentencepiece').encode('It the ab').ids
   question = questions.Question(7, 'math', ('It',), ('the ab',))
-  row = bench_grid.Row(0, question, 0, tuple(ids[:1]), False)
-  side = benchmark.Side(
+  row = grid.Row(0, question, 0, tuple(ids[:1]), False)
+  side = sides_lib.Side(
     tokens=[[*ids[1:], 2]],
     accept_lengths=[[1]],
     calls=np.array([1]),

@@ -12,19 +12,19 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config
+from specstream_jax.bench import grid
 from specstream_jax.checkpoints import loading, token_ids
 from specstream_jax.cli import train as train_command
 from specstream_jax.data import questions, records
-from specstream_jax.evaluation import bench as bench_lib
 from specstream_jax.workflows import (
   bench,
   check,
   distill,
-  distill_drafter,
   dry_run,
   evaluate,
   record_checks,
   train,
+  train_draft_model,
   train_medusa,
   train_start,
 )
@@ -81,15 +81,17 @@ def run_training(model_dir, data_dir, out, eval_data_dir=None):
 
 
 def run_medusa(model_dir, data_dir, out, eval_data_dir=None):
-  recipe = train_medusa.Recipe(2, train=TRAIN, data=DATA, tree=TREE)
+  recipe = train_medusa.HeadsRecipe(
+    num_heads=2, train=TRAIN, data=DATA, tree=TREE
+  )
   train_medusa.train(
     model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
   )
 
 
 def run_distillation(model_dir, data_dir, out, eval_data_dir=None):
-  recipe = distill_drafter.Recipe(train=TRAIN, data=DATA, num_layers=1)
-  distill_drafter.distill_drafter(
+  recipe = train_draft_model.DraftRecipe(train=TRAIN, data=DATA, num_layers=1)
+  train_draft_model.train(
     model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
   )
 
@@ -220,9 +222,9 @@ def test_bench(model, tmp_path):
 def test_bench_looks_at_later_turns_too(model):
   turns = ('a', 'b <extra>')
   asked = [questions.Question(7, 'x', turns, is_chat=True)]
-  plan = bench_lib.Plan({'t': asked}, (), 1, 0, 99)
+  plan = grid.Plan({'t': asked}, (), 1, 0, 99)
   with pytest.raises(ValueError, match=f't, question 7{PROBLEM}'):
-    bench_lib.check_ids(model, plan)
+    grid.check_ids(model, plan)
 
 
 # Where answers end

@@ -14,8 +14,8 @@ import specstream_jax as ss
 from specstream_jax import config
 from specstream_jax.checkpoints import fetch
 from specstream_jax.data import registry
-from specstream_jax.evaluation import hlo
 from specstream_jax.modeling import build, forward
+from specstream_jax.tpu import hlo
 
 NAME = 'smollm2-135m-instruct'
 pytestmark = [

@@ -9,7 +9,7 @@ import pytest
 import specstream_jax as ss
 from specstream_jax import config
 from specstream_jax.training import step as step_lib
-from specstream_jax.workflows import train
+from specstream_jax.workflows import train, train_run
 
 
 class _Checkpoints:
@@ -23,7 +23,7 @@ class _Checkpoints:
 
   def restore(self, state, step):
     del state
-    return _state(step), {}
+    return _state(step), {'batch': step}
 
   def close(self):
     self.is_open = False
@@ -52,8 +52,9 @@ def test_the_step_that_is_exported(export, stream_weight, best, step):
   )
   checkpoints = _Checkpoints(best)
   part = types.SimpleNamespace(gather=lambda adapter: adapter)
-  chosen = train.chosen(
+  chosen, place = train_run.chosen(
     checkpoints, _state(5), train._ranks(recipe, export), part
   )
+  assert place == {'batch': step}
   assert int(chosen.adapter['of_step']) == int(chosen.step) == step
   assert not checkpoints.is_open
