@@ -317,16 +317,16 @@ def test_shards_deal_out_the_batches():
 def test_the_bar_of_a_run_that_goes_on_ends_full(monkeypatch):
   bars = []
 
-  class Bar(benchmark.tqdm.tqdm):
+  class Bar(pair.tqdm.tqdm):
     def __init__(self, **named):
       super().__init__(**named | {'file': io.StringIO()})
       bars.append(self)
 
-  monkeypatch.setattr(benchmark.tqdm, 'tqdm', Bar)
-  journal = benchmark._Memory()
-  benchmark.measure(_Model(), PROMPTS, SETTINGS, journal)
+  monkeypatch.setattr(pair.tqdm, 'tqdm', Bar)
+  journal = pair._Memory()
+  pair.measure(_Model(), PROMPTS, SETTINGS, journal)
   del journal['streams', 1, 2]
-  benchmark.measure(_Model(), PROMPTS, SETTINGS, journal)
+  pair.measure(_Model(), PROMPTS, SETTINGS, journal)
   # Two sides, two passes of three batches, and each side once before.
   assert [(bar.n, bar.total) for bar in bars] == [(14, 14), (14, 14)]
 
