@@ -74,7 +74,10 @@ def stream_text(model, prompts, **options):
 
   A row's texts together are the text that `generate` gives.
   """
-  return _generate.stream_text(model, prompts, _generate.Options(**options))
+  _check_model(model)
+  return _generate.stream_text(
+    model, prompts, _options('stream_text', _generate.Options, options)
+  )
 
 
 def evaluate(model, progress=True, folder=None, **options):
