@@ -233,7 +233,10 @@ def test_includes_and_bindings_apply_in_order(tmp_path, monkeypatch):
     ),
     ('n = 1; m = 2\n', "a.gin:1: 'n = 1; m = 2' is not gin: Expected newline"),
     # Python 3.11 takes the byte for the end of a line.
-    ('n = 1\0\n', 'a.gin.*not gin: (source code .*null bytes|Expected newline)'),
+    (
+      'n = 1\0\n',
+      'a.gin.*not gin: (source code .*null bytes|Expected newline)',
+    ),
     ('include 3\n', "a.gin:1: 'include 3' is not gin: Expected file path"),
     ("include 'b.gin'\n", "a.gin:1: include 'b.gin': no such file; looked for"),
     ("include '.'\n", "a.gin:1: include '.': no such file; looked for"),
