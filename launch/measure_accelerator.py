@@ -28,7 +28,6 @@ the next begins; what is done is left out the next time. Parts, in order:
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -40,6 +39,7 @@ import tarfile
 import time
 
 from absl import app, flags
+import accelerator_tasks
 import jax
 import jax.numpy as jnp
 
@@ -58,60 +58,12 @@ _WHEELS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """What becomes an adapter.
-
-  Attributes:
-    task: name, folder and split that measure it, as `bench --tasks` has them.
-    recipe: of configs/RECIPE_deep_lora.gin and configs/RECIPE_deep_streams.gin.
-    prompts: to answer, a file of prompts/.
-    dev_prompts: likewise, for the evaluation.
-    length: most tokens of a training row.
-    bucket: of the prompts' lengths when they are answered.
-    references: to tune LoRA on, a file of prompts/ with answers; empty for
-      streams of the base itself.
-    temperatures: of the answers.
-    max_new_tokens: of an answer.
-    nodes: of the trees that are timed.
-  """
-
-  task: str
-  recipe: str
-  prompts: str
-  dev_prompts: str
-  length: int
-  bucket: int
-  references: str = ''
-  temperatures: tuple[float, ...] = (0.0,)
-  max_new_tokens: int = 64
-  nodes: tuple[int, ...] = (8, 16, 32)
-
-
-TASKS = {
-  'e2e_nlg': Task(
-    'e2e_nlg/test@{data}/tasks/e2e', 'e2e', 'e2e.jsonl', 'e2e_dev.jsonl',
-    256, 128, 'e2e_references.jsonl', temperatures=(0.0, 0.8),
-  ),
-  'sql_create_context': Task(
-    'sql_create_context/test@{data}/tasks/sql', 'sql', 'sql.jsonl',
-    'sql_dev.jsonl', 256, 256, 'sql_references.jsonl',
-  ),
-  'dialogsum': Task(
-    'dialogsum/test@{data}/tasks/dialogsum', 'dialogsum', 'dialogsum.jsonl',
-    'dialogsum_dev.jsonl', 512, 512, 'dialogsum_references.jsonl', nodes=(16,),
-  ),
-  'instruct_lossless': Task(
-    'spec_bench/test@{data}/tasks/spec_bench', 'any', 'own.jsonl',
-    'own_dev.jsonl', 512, 512, max_new_tokens=128, nodes=(16,),
-  ),
-}  # fmt: skip
-
-
 def define_flags() -> None:
   """Declares the flags."""
   flags.DEFINE_list('parts', list(PARTS), 'What to run, in this order.')
-  flags.DEFINE_list('tasks', list(TASKS), 'Of the parts that have tasks.')
+  flags.DEFINE_list(
+    'tasks', list(accelerator_tasks.TASKS), 'Of the parts that have tasks.'
+  )
   flags.DEFINE_integer('time_limit', 1800, 'Seconds for all.', lower_bound=1)
   flags.DEFINE_string('output_dir', 'results/accelerator', 'Folder to write.')
   flags.DEFINE_string('data_dir', 'data', 'prompts/ and tasks/.')
@@ -270,14 +222,16 @@ def _bench(runner: Runner, prefix: str, adapters: dict[str, str]) -> None:
       own = f'{prefix}_{name}_{schedule}'
       trees = [
         f'streams {n}=streams:num_nodes={n},depth={_depth(adapter)},branching=32'
-        for n in TASKS[name].nodes[: 1 if FLAGS.tiny else None]
+        for n in accelerator_tasks.TASKS[name].nodes[
+          : 1 if FLAGS.tiny else None
+        ]
       ]
       commands[own] = [
         *_CLI, 'bench', f'--model={FLAGS.model}', f'--adapter={adapter}',
         f'--dtype={FLAGS.dtype}', f'--schedule={schedule}',
         f'--drafters={";".join(trees)}',
-        f'--tasks={TASKS[name].task.format(data=FLAGS.data_dir)}',
-        f'--max_new_tokens={TASKS[name].max_new_tokens}',
+        f'--tasks={accelerator_tasks.TASKS[name].task.format(data=FLAGS.data_dir)}',
+        f'--max_new_tokens={accelerator_tasks.TASKS[name].max_new_tokens}',
         f'--num_prompts={FLAGS.num_prompts}', '--overwrite',
       ]  # fmt: skip
   out = lambda own: f'--results_dir={runner.folder / own}'
@@ -344,7 +298,7 @@ def adapters(runner: Runner) -> None:
 
 def _adapter(runner: Runner, name: str) -> None:
   """LoRA, the answers of the tuned model, lossless streams, one task."""
-  task, data = TASKS[name], pathlib.Path(FLAGS.data_dir)
+  task, data = accelerator_tasks.TASKS[name], pathlib.Path(FLAGS.data_dir)
   work = runner.folder / 'work' / name
   work.mkdir(parents=True, exist_ok=True)
   run = lambda part, *words: runner.run(f'{name}_{part}', words, **_SHARED)
@@ -468,7 +422,7 @@ def main(argv: Sequence[str]) -> None:
   if FLAGS.pack:
     return pack(pathlib.Path(FLAGS.pack))
   known = PARTS | {'ceilings': ceilings}
-  for name, accepted in (('parts', known), ('tasks', TASKS)):
+  for name, accepted in (('parts', known), ('tasks', accelerator_tasks.TASKS)):
     wrong = [value for value in getattr(FLAGS, name) if value not in accepted]
     if wrong:
       raise app.UsageError(

@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 import numbers
+import re
 import types
 import typing
 from typing import Any, TypeVar, cast
@@ -47,6 +48,16 @@ def one_of(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
     value in accepted,
     f'{name} is {value!r}; accepted: {", ".join(map(repr, accepted))}',
   )
+
+
+def pattern(name: str, value: str) -> None:
+  """Raises ValueError unless `value` is a regular expression."""
+  try:
+    re.compile(value)
+  except (re.error, OverflowError, RecursionError) as error:
+    raise ValueError(
+      f'{name} is {value!r:.80}, which is no regular expression: {error}'
+    ) from error
 
 
 def not_empty(name: str, values: Sequence[Any]) -> None:
@@ -233,7 +244,7 @@ def _meant(hint: Any, value: Any) -> Any:
     try:
       guesses = [ast.literal_eval(value.strip().capitalize())]
       guesses = [*guesses, ast.literal_eval(value.strip())]
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
       guesses = [*guesses, (value,)]
   elif isinstance(value, float) and value.is_integer():
     guesses = [int(value)]

@@ -23,6 +23,13 @@ VERIFIERS = ('walk', 'recursive_rejection', 'multi_step', 'typical')
 # Rules whose output does not follow the target's law.
 LOSSY_VERIFIERS = ('typical',)
 # The law that each way of drafting needs its verifier to know.
+# Beyond any draft; building and compiling take time for each.
+_MOST = {
+  'window': config.MAX_STREAMS,
+  'ngram': config.MAX_STREAMS,
+  'num_guesses': config.MAX_NODES,
+  'pool_size': config.MAX_NODES,
+}
 _PAIRS = {
   'gumbel_top_k': ('walk', 'recursive_rejection', 'typical'),
   'beam': ('walk', 'recursive_rejection', 'typical'),
@@ -116,7 +123,9 @@ class DrafterConfig:
     for name in ('window', 'pool_size', 'num_guesses'):
       if (value := getattr(self, name)) is not None:
         checks.at_least(f'DrafterConfig.{name}', value, 1)
+        checks.at_most(f'DrafterConfig.{name}', value, _MOST[name])
     checks.at_least('DrafterConfig.ngram', self.ngram, 2)
+    checks.at_most('DrafterConfig.ngram', self.ngram, _MOST['ngram'])
     if self.noise_weight is not None:
       checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
     checks.at_least('DrafterConfig.vocabulary_size', self.vocabulary_size, 0)
@@ -265,7 +274,7 @@ def _value(text: str, field: dataclasses.Field) -> Any:
   """A number, bool or word; a folder called 7 is a word, too."""
   try:
     value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, MemoryError, RecursionError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     return text
   is_word = isinstance(field.default, str) and not isinstance(value, str)
   return text if is_word else value

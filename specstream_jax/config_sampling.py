@@ -15,6 +15,8 @@ import gin
 
 from specstream_jax import config_checks as checks
 
+_LARGEST = 3e38  # that float32 holds; its inverse is no zero there, either
+
 
 @checks.names_options
 @gin.configurable
@@ -71,7 +73,7 @@ class SamplingConfig:
       f'SamplingConfig.min_p is {self.min_p}; accepted: 0 <= min_p <= 1',
     )
     checks.check(
-      self.repetition_penalty > 0,
+      self.repetition_penalty >= 1 / _LARGEST,
       f'SamplingConfig.repetition_penalty is {self.repetition_penalty}; it must '
       'be > 0, and above 1 to discourage repetition',
     )
@@ -142,14 +144,14 @@ def _pairs(values: Any) -> tuple[tuple[int, float], ...]:
   pairs = values.items() if isinstance(values, Mapping) else values
   what = (
     f'SamplingConfig.logit_bias is {values!r}; accepted: a dict, or a list of '
-    'pairs, of token id and finite number'
+    'pairs, of token id and number that float32 holds'
   )
   checks.check(isinstance(pairs, (tuple, list, type({}.items()))), what)
   found = {}
   for pair in pairs:
     checks.check(isinstance(pair, (tuple, list)) and len(pair) == 2, what)
     token, bias = pair
-    is_number = isinstance(bias, numbers.Real) and math.isfinite(bias)
+    is_number = isinstance(bias, numbers.Real) and abs(bias) <= _LARGEST
     checks.check(is_number and not isinstance(bias, bool), what)
     _ids('logit_bias', (token,))
     checks.check(

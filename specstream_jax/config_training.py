@@ -96,6 +96,7 @@ class OptimizerConfig:
     checks.at_least(
       'OptimizerConfig.accumulation_steps', self.accumulation_steps, 1
     )
+    checks.pattern('OptimizerConfig.trainable', self.trainable)
     checks.check(
       self.clip_norm > 0,
       f'OptimizerConfig.clip_norm is {self.clip_norm}; it must be > 0',
@@ -134,6 +135,7 @@ class TrainConfig:
       checks.at_least(
         f'TrainConfig.{field.name}', getattr(self, field.name), bound
       )
+    checks.at_most('TrainConfig.num_steps', self.num_steps, 2**31 - 1)
     checks.seed('TrainConfig.seed', self.seed)
 
 

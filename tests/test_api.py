@@ -133,6 +133,11 @@ def test_options_of_the_wrong_kind(model, options, message):
       r"stream has no option 'stops'; did you mean 'stop'\?",
     ),
     (
+      lambda m: ss.stream_text(m, ['a'], max_new_token=3),
+      r"stream_text has no option 'max_new_token'; did you mean 'max_new_tok",
+    ),
+    (lambda m: ss.stream_text('x', ['a']), "the model is 'x'; load one first"),
+    (
       lambda m: ss.generate(m, ['a'], temperature=0.5),
       "generate has no option 'temperature'; it is a field of SamplingConfig: "
       r'pass sampling=ss.SamplingConfig\(temperature=0.5\)',

@@ -236,3 +236,30 @@ def test_the_call_that_gin_appends_is_cut_off():
     config.LoraConfig(rank=-1)
   text = config_checks.message(error.value)
   assert text == 'LoraConfig.rank is -1; it must be an integer >= 0'
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (
+      lambda: config.TreeConfig(depth='{[]: 1}'),
+      'TreeConfig.depth is the text',
+    ),
+    (
+      lambda: config.OptimizerConfig(trainable='('),
+      r"trainable is '\(', which is no regular expression: ",
+    ),
+    (
+      lambda: config.TrainConfig(num_steps=3_000_000_000),
+      'num_steps is 3000000',
+    ),
+    (
+      lambda: config_drafting.DrafterConfig('lookahead', window=10**5),
+      'DrafterConfig.window is 100000; it must be <= 128',
+    ),
+    (lambda: config_drafting.parse('streams:depth={[]: 1}'), 'depth'),
+  ],
+)
+def test_values_that_python_stumbles_over(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()

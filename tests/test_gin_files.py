@@ -225,8 +225,18 @@ def test_includes_and_bindings_apply_in_order(tmp_path, monkeypatch):
     ('n = (1,\n', 'a.gin.*: not gin: .*; accepted: Class.field = value'),
     ('n = ' + '(' * 5000, 'a.gin.*: not gin'),
     ('n = {[1]: 2}\n', 'a.gin.*: not gin: unhashable'),
+    (
+      'a0 = (1, 1)\n'
+      + ''.join(f'a{i + 1} = (%a{i}, %a{i})\n' for i in range(40))
+      + 'TreeConfig.choices = %a40\n',
+      'a.gin:.*: macros that name macros make more than 10,000 values of it',
+    ),
     ('n = 1; m = 2\n', "a.gin:1: 'n = 1; m = 2' is not gin: Expected newline"),
-    ('n = 1\0\n', 'a.gin.*: not gin: source code .*cannot contain null bytes'),
+    # Python 3.11 takes the byte for the end of a line.
+    (
+      'n = 1\0\n',
+      'a.gin.*not gin: (source code .*null bytes|Expected newline)',
+    ),
     ('include 3\n', "a.gin:1: 'include 3' is not gin: Expected file path"),
     ("include 'b.gin'\n", "a.gin:1: include 'b.gin': no such file; looked for"),
     ("include '.'\n", "a.gin:1: include '.': no such file; looked for"),

@@ -121,8 +121,8 @@ def parse(raw: Mapping[str, Any]) -> Wishes:
 def _is_on(name, value):
   """Whether a field has a value that may change anything."""
   off = (None, False, 0, [], {}, '', *_OFF.get(name, ()))
-  # 0 is a temperature, and a penalty of 0 is a mistake to be told.
-  if name in ('temperature', 'repetition_penalty'):
+  # 0 is a temperature; a penalty or a share of 0 is a mistake to be told.
+  if name in ('temperature', 'repetition_penalty', 'top_p'):
     off = (None,)
   return value not in off
 

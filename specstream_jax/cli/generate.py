@@ -88,8 +88,8 @@ def main(argv: Sequence[str]) -> int:
   )
   if args.output:
     return _write(args, model, rows, options)
-  for row in rows if args.stream else ():
-    _print_stream(model, row, options)
+  for number, row in enumerate(rows if args.stream else ()):
+    _print_stream(model, row, number, options)
   if not args.stream:
     _print(model, rows, options, args.batch_size)
   return 0
@@ -166,11 +166,13 @@ def _print(model, rows, options, batch_size):
       )
 
 
-def _print_stream(model, row, options):
+def _print_stream(model, row, number, options):
   """Prints accepted runs as they come."""
   print(_shown(row, options), end='', flush=True)
   prompt = generate_file.prompt_of(row)
-  for _, text in workflow.stream_text(model, [prompt], options):
+  for _, text in workflow.stream_text(
+    model, [prompt], options, row_ids=[number]
+  ):
     print(text, end='', flush=True)
   print()
   rule = workflow.output(model, options)

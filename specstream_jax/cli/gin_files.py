@@ -27,6 +27,8 @@ MAX_FILES = 100
 # Modules with config classes: these, and all whose names begin with config.
 _OTHERS = ('mesh', 'partitioning')
 _MACRO = ('macro', 'gin.macro')
+_MOST_VALUES = 10_000  # that macros within macros may make
+_MOST_NESTED = 64
 _UNREADABLE = (
   SyntaxError,
   tokenize.TokenError,
@@ -229,11 +231,31 @@ class _Reader:
     known = {key[0] for _, key, _ in self.bindings if key[1] == 'gin.macro'}
     for place, _, value in self.bindings:
       for reference in filter(_is_macro, _references(value)):
-        name = reference.name.removesuffix('/macro').removesuffix('/gin.macro')
+        name = _macro_name(reference)
         if name not in known and not _is_constant(name):
           raise ValueError(
             f'{place}: %{name} has no value; write {name} = VALUE'
           )
+    self._check_sizes()
+
+  def _check_sizes(self) -> None:
+    """Raises ValueError for macros that become huge once they are filled in.
+
+    Gin copies a macro's value wherever it is named: 30 macros that name the one
+    before twice are a billion values.
+    """
+    sizes = {key[0]: 1 for _, key, _ in self.bindings if key[1] == 'gin.macro'}
+    for _ in range(_MOST_NESTED):
+      for place, key, value in self.bindings:
+        named = map(_macro_name, filter(_is_macro, _references(value)))
+        size = 1 + sum(sizes.get(name, 1) for name in named)
+        if size > _MOST_VALUES:
+          raise ValueError(
+            f'{place}: macros that name macros make more than '
+            f'{_MOST_VALUES:,} values of it; write the value out'
+          )
+        if key[1] == 'gin.macro':
+          sizes[key[0]] = size
 
 
 def _statements(text: str, source: str) -> Iterator[Any]:
@@ -311,6 +333,11 @@ def _check_reference(reference: _Reference, place: str) -> None:
 def _is_macro(reference: _Reference) -> bool:
   is_spelt_out = reference.name.rpartition('/')[2] in _MACRO
   return reference.is_macro or (is_spelt_out and reference.is_call)
+
+
+def _macro_name(reference: _Reference) -> str:
+  """The name that a macro was given, however it is referred to."""
+  return reference.name.removesuffix('/macro').removesuffix('/gin.macro')
 
 
 def _is_constant(name: str) -> bool:

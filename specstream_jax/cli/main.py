@@ -95,7 +95,7 @@ def _literal(value: str) -> str:
     return value
   try:
     ast.literal_eval(value)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
     return repr(value)
   return value
 

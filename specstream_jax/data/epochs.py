@@ -10,6 +10,7 @@ from specstream_jax.data import mixtures
 
 # Beyond so many, a model learns its examples by heart.
 MANY = 20
+_MOST = 10**6  # more would not fit a counter of steps
 
 
 class Epochs(NamedTuple):
@@ -80,8 +81,10 @@ def steps(
   Raises:
     ValueError: not a number above 0, or no records there.
   """
-  if not 0 < epochs < math.inf:
-    raise ValueError(f'epochs is {epochs}; accepted: a number above 0')
+  if not 0 < epochs <= _MOST:
+    raise ValueError(
+      f'epochs is {epochs}; accepted: a number above 0, up to {_MOST:,}'
+    )
   sizes, _, per_row = _folders(data_dir, data)
   return max(math.ceil(epochs * sum(sizes) / (batch_size * per_row)), 1)
 
@@ -97,6 +100,9 @@ def _folders(
   if not data.packed:
     return sizes, shares, 1.0
   # A token of each is a target only.
-  lengths = [m['lengths']['total']['mean'] - 1 for m in manifests]
+  lengths = []
+  for manifest in manifests:
+    total = manifest.get('lengths', {}).get('total', {})
+    lengths.append(total.get('mean', total.get('max', 2)) - 1)
   mean = sum(share * length for share, length in zip(shares, lengths))
   return sizes, shares, max(data.sequence_length / max(mean, 1), 1.0)

@@ -34,7 +34,9 @@ def _are_lengths(value: Any) -> bool:
     return False
   parts = [value.get(name) for name in ('inputs', 'targets', 'total')]
   return all(
-    isinstance(part, dict) and fields.COUNT.fits(part.get('max'))
+    isinstance(part, dict)
+    and fields.COUNT.fits(part.get('max'))
+    and fields.POSITIVE.fits(part.get('mean', 1.0))
     for part in parts
   )
 

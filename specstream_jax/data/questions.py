@@ -6,7 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
-from specstream_jax.checkpoints import fields, files
+from specstream_jax.checkpoints import chat_format, fields, files
 from specstream_jax.data import readers, registry
 from specstream_jax.outputs import names
 
@@ -83,7 +83,10 @@ def _jsonl_examples(task, split, data_dir):
     prompt = row.get('prompt', row.get('inputs'))
     is_prompt = isinstance(prompt, str) and prompt.strip()
     has_answer = row.get('completion', row.get('targets')) is not None
-    return (prompt, '') if is_prompt and not has_answer else found
+    if is_prompt and not has_answer:
+      is_chat = row.get('chat') is True
+      return (chat_format.Text(prompt) if is_chat else prompt), ''
+    return found
 
   path = readers.find_file(data_dir, (f'{split}.jsonl',))
   rows = readers.read_jsonl(path, pair=pair)

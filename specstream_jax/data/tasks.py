@@ -97,6 +97,7 @@ def _tokenize(dataset, output_features):
     return tuple(vocabulary.encode_pair(prompt, answer, is_cut=bool(is_cut)))
 
   def tokenize(example):
+    """The example with ids for texts, which it keeps under other names."""
     rest = dict(example)
     texts = rest['inputs'], rest['targets']
     inputs, targets, is_inside = tf.numpy_function(

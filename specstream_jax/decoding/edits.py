@@ -149,6 +149,7 @@ def apply(
   is_edited |= jnp.any(is_early)
 
   def edit(logits):
+    """Bias, penalty and EOS, in that order."""
     # The bias of a suppressed token is -inf, which no penalty moves.
     logits = logits + edits.bias[:, None]
     seen = jnp.broadcast_to(edits.seen[:, None], logits.shape)

@@ -17,6 +17,7 @@ import glob
 import json
 import os
 import pathlib
+import re
 import shlex
 import socket
 import sys
@@ -57,9 +58,12 @@ def hold(
   with file:
     try:
       for other in glob.glob(
-        os.path.join(glob.escape(folder), f'.{task}-*-of-*.lock')
+        os.path.join(glob.escape(folder), f'.{glob.escape(task)}-*-of-*.lock')
       ):
-        if not other.endswith(f'-of-{count}.lock') and is_held(other):
+        part = re.fullmatch(
+          rf'\.{re.escape(task)}-\d+-of-(\d+)\.lock', os.path.basename(other)
+        )
+        if part and int(part[1]) != count and is_held(other):
           _refuse(folder, other)
       with writing.readable(path):
         file.truncate(0)

@@ -111,6 +111,7 @@ def accumulate(
     return _State(zero(), zero(), jnp.zeros(()), sums, optimizer.init(params))
 
   def update(gradient, state, params=None, *, weight=1.0, **_):
+    """Adds a gradient; at the end of a group, the update of their mean."""
     sums = jax.tree.map(lambda a, g: a + weight * g, state.gradient, gradient)
     total, count = state.weight + weight, state.num_steps + 1
 

@@ -80,6 +80,8 @@ class Options:
     checks.option_types(self)
     if self.drafters is not None:
       checks.not_empty('drafters', self.drafters)
+    if not self.laws:
+      checks.not_empty('temperatures', self.temperatures)
     checks.at_least('num_prompts', self.num_prompts, 0)
     checks.at_least('max_new_tokens', self.max_new_tokens, 2)
     checks.at_least('batch', self.batch, 1)

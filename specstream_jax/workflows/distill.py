@@ -17,7 +17,7 @@ import tqdm
 
 from specstream_jax import config, config_checks as checks, runtime
 from specstream_jax.bench import journal as journal_lib, journal_lines, results
-from specstream_jax.checkpoints import token_ids
+from specstream_jax.checkpoints import chat_format, token_ids
 from specstream_jax.data import chat, readers, registry
 from specstream_jax.outputs import locks, names, writing
 
@@ -140,7 +140,8 @@ def read_prompts(path: str, *, skip_bad_rows: bool = False) -> list[str]:
     if is_text and (_NO_CHARACTER in text or not readers.is_encodable(text)):
       return 'the prompt is not valid UTF-8'
     if is_text and text.strip():
-      return text, ''
+      is_chat = row.get('chat') is True
+      return (chat_format.Text(text) if is_chat else text), ''
     return 'has no text under "prompt" or "inputs"'
 
   if not os.path.isfile(path):

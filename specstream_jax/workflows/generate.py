@@ -190,11 +190,19 @@ def stream_text(
   model: runtime.Model,
   prompts: Sequence[str | Sequence[int]],
   options: Options = Options(),
+  *,
+  row_ids: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, str]]:
   """Yields (row, new text) call by call; a row's texts are what `generate` says.
 
   Half a character waits for its other bytes, up to the end if they do not
   come.
+
+  Args:
+    model: what completes.
+    prompts: see `generate`.
+    options: see `Options`.
+    row_ids: numbers of the rows for their noise, their places if not given.
 
   Raises:
     ValueError: see `generate`; or there is no tokenizer.
@@ -207,7 +215,7 @@ def stream_text(
   ]
 
   def added():
-    for row, tokens in _stream(model, encoded, options):
+    for row, tokens in _stream(model, encoded, options, row_ids):
       yield row, texts[row].add(tokens)
     for row, text in enumerate(texts):
       yield row, text.finish()
@@ -215,13 +223,14 @@ def stream_text(
   return ((row, new) for row, new in added() if new)
 
 
-def _stream(model, encoded, options):
+def _stream(model, encoded, options, row_ids=None):
   decoder = _decoder(model, options)
   return decoder.stream(
     decoder.params,
     encoded,
     options.max_new_tokens,
     seed=options.seed,
+    row_ids=row_ids,
     stops=model.stop_texts(options.stop),
     sampling=_sampling(model, options),
   )

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 from typing import Any
 
 import tqdm
@@ -17,7 +18,7 @@ import tqdm
 from specstream_jax import config_checks as checks, runtime
 from specstream_jax.bench import journal as journal_lib
 from specstream_jax.checkpoints import chat_format
-from specstream_jax.outputs import writing
+from specstream_jax.outputs import locks, writing
 from specstream_jax.workflows import generate, prompts as prompts_lib
 
 _ANSWERS = ('completion', 'targets')
@@ -101,6 +102,13 @@ def write(
   prompts = prompts_lib.encode(
     model, [prompt_of(row) for row in rows], is_chat=options.chat
   )
+  folder, name = os.path.split(os.path.abspath(path))
+  with locks.hold(folder, f'generate-{name}'):
+    return _complete(model, rows, prompts, path, options, batch_size, progress)
+
+
+def _complete(model, rows, prompts, path, options, batch_size, progress):
+  """`write`, of encoded prompts to a file that nobody else writes."""
   journal = journal_lib.Journal(
     f'{path}.journal', _header(model, rows, options), resume=True
   )
@@ -119,7 +127,7 @@ def write(
       bar.update(len(part))
   lines = [_line(row, journal[(i,)]) for i, row in enumerate(rows)]
   writing.write_text(path, ''.join(lines))
-  os.remove(f'{path}.journal')
+  pathlib.Path(f'{path}.journal').unlink(missing_ok=True)
   return len(todo)
 
 

@@ -115,6 +115,7 @@ def test_what_is_taken(name):
       "top_k is the text 'many'; accepted",
     ),
     ({'repetition_penalty': 0}, 'repetition_penalty is 0.0; it must be > 0'),
+    ({'do_sample': True, 'top_p': 0.0}, 'top_p is 0.0; accepted: 0 < top_p'),
     ({'suppress_tokens': 'x'}, "suppress_tokens is 'x'; accepted: a list"),
     ({'sequence_bias': 3}, 'sequence_bias is 3; it must be a list of'),
     ({'sequence_bias': [[['a'], 1]]}, "logit_bias is 'a'; it must be"),

@@ -294,6 +294,14 @@ def test_questions_may_be_packed(tmp_path):
     ({'files': 'x'}, "files is 'x'; accepted: a list of one name"),
     ({'files': []}, r'files is \[\]; accepted: a list of one name'),
     ({'lengths': {}}, 'lengths is {}; accepted: statistics of inputs'),
+    (
+      {
+        'lengths': {
+          key: {'max': 3, 'mean': 'a'} for key in ('inputs', 'targets', 'total')
+        }
+      },
+      'lengths is .*; accepted: statistics of inputs',
+    ),
     ({'num_examples': 0}, 'num_examples is 0; accepted: an integer >= 1'),
     ({'tokenizer_sha256': 5}, 'tokenizer_sha256 is 5; accepted: a text'),
     ({'format_version': [1]}, r'has format_version \[1\]; accepted: 1'),

@@ -129,3 +129,11 @@ def test_a_run_says_its_epochs(flags, capsys):
   train_flags.announce(train_flags.apply(RECIPE))
   assert 'about 123,456 epochs' in capsys.readouterr().out
   assert err.startswith('warning: the run goes through ')
+
+
+@pytest.mark.parametrize('number', [0, -1, 1e7, 1e308, float('nan')])
+def test_epochs_that_are_no_number_of_passes(folders, number):
+  with pytest.raises(
+    ValueError, match=r'epochs is .*; accepted: a number abov'
+  ):
+    epochs.steps(number, folders[0], 4, config.DataConfig())

@@ -135,3 +135,11 @@ def test_without_locks_of_the_file_system_the_named_process_decides(
   else:
     with locks.hold(tmp_path, 'train'):
       pass
+
+
+def test_a_task_whose_name_begins_with_anothers_is_another(tmp_path):
+  with (
+    locks.hold(tmp_path, 'distill-train-extra'),
+    locks.hold(tmp_path, 'distill-train', 1, 2),
+  ):
+    pass

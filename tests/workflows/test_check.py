@@ -164,9 +164,7 @@ def test_without_streams_there_are_other_drafters(model):
 
 
 def test_the_check_takes_the_defaults(model):
-  options = dataclasses.replace(
-    OPTIONS, drafters=None, temperatures=(), laws=True
-  )
+  options = dataclasses.replace(OPTIONS, drafters=None, laws=True)
   found = check.check(model, options)
   assert next(found).name.startswith('law of')  # two streams: all trees fit
 
@@ -174,6 +172,8 @@ def test_the_check_takes_the_defaults(model):
 def test_an_empty_list_of_drafters_checks_nothing():
   with pytest.raises(ValueError, match='drafters is empty, so nothing'):
     check.Options(drafters=())
+  with pytest.raises(ValueError, match='temperatures is empty, so nothing'):
+    check.Options(temperatures=(), laws=False)
 
 
 @pytest.mark.parametrize('name', ['batch', 'max_new_tokens'])

@@ -9,7 +9,8 @@ import tiny_runtime
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from specstream_jax import config, runtime
-from specstream_jax.data import registry
+from specstream_jax.checkpoints import chat_format
+from specstream_jax.data import questions, registry
 from specstream_jax.outputs import locks
 from specstream_jax.workflows import distill, generate
 
@@ -302,3 +303,14 @@ def test_a_run_that_another_process_works_on_is_left_alone(model, tmp_path):
       model, PROMPTS[:1], str(tmp_path), OPTIONS, split='dev', progress=False
     )
   assert run(model, tmp_path).num_decoded == len(PROMPTS)
+
+
+def test_a_row_that_a_template_wrote_gets_no_second_bos(tmp_path):
+  """Whether it is answered for training or for a benchmark."""
+  lines = [{'prompt': 'a', 'chat': True}, {'prompt': 'a'}]
+  path = tmp_path / 'test.jsonl'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  asked = questions.load('jsonl', 'test', str(tmp_path))
+  for found in (distill.read_prompts(str(path)), [q.turns[0] for q in asked]):
+    assert found == ['a', 'a']
+    assert [isinstance(p, chat_format.Text) for p in found] == [True, False]

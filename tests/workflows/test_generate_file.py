@@ -12,6 +12,7 @@ import tiny_runtime
 from specstream_jax import config
 from specstream_jax.cli import generate as command
 from specstream_jax.data import prompt_rows
+from specstream_jax.outputs import locks
 from specstream_jax.workflows import generate, generate_file
 
 ROWS = [
@@ -122,6 +123,16 @@ def test_a_file_that_is_there_stays(model, whole, tmp_path):
   assert read(path) == whole
   with pytest.raises(ValueError, match=r'cannot write .*: File exists'):
     write(model, path / 'below')
+
+
+def test_two_runs_do_not_write_one_file(model, tmp_path):
+  path = tmp_path / 'o'
+  with (
+    locks.hold(tmp_path, 'generate-o'),
+    pytest.raises(ValueError, match='is in use by '),
+  ):
+    write(model, path, rows=ROWS[:1])
+  assert not path.exists()
 
 
 def test_rows_that_a_template_wrote(model):

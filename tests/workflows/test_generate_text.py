@@ -168,6 +168,14 @@ def test_ids_without_a_tokenizer(base):
 
 def test_the_command_prints_what_streams(base, capsys, monkeypatch):
   texts = [(0, ' the'), (0, '\n'), (0, '😀')]
-  monkeypatch.setattr(generate, 'stream_text', lambda *_: iter(texts))
-  cli._print_stream(base, {'prompt': 'ab'}, options('none'))
+  rows = []
+
+  def stream_text(model, prompts, asked, *, row_ids):
+    del model, prompts, asked
+    rows.extend(row_ids)
+    return iter(texts)
+
+  monkeypatch.setattr(generate, 'stream_text', stream_text)
+  cli._print_stream(base, {'prompt': 'ab'}, 3, options('none'))
+  assert rows == [3]  # the noise of the row that `generate` gives it
   assert capsys.readouterr().out == 'ab the\n😀\n'
