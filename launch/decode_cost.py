@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import config, runtime
 from specstream_jax.bench import results
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.outputs import writing
 

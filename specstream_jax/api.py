@@ -11,14 +11,15 @@ import dataclasses
 import functools
 from typing import Any, TypeVar, cast
 
-from specstream_jax import config_checks as checks, runtime
+from specstream_jax import runtime
 from specstream_jax.bench import results as _results
 from specstream_jax.config import (
   SamplingConfig,
   StreamConfig,
   TreeConfig,
+  checks,
 )
-from specstream_jax.config_drafting import DrafterConfig
+from specstream_jax.config.drafting import DrafterConfig
 from specstream_jax.runtime import Model
 from specstream_jax.workflows import (
   evaluate as _evaluate,

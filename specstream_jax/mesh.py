@@ -10,7 +10,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from specstream_jax import config_checks as checks
+from specstream_jax.config import checks
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 

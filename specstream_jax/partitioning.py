@@ -22,7 +22,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from specstream_jax import config_checks as checks, mesh as mesh_lib, typing
+from specstream_jax import arrays, mesh as mesh_lib
+from specstream_jax.config import checks
 
 # First match wins; the axes of the last entry of a path.
 LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -173,7 +174,7 @@ class Partitioner:
     return self.sharding('batch' if is_split else None, *axes)
 
   def shardings(
-    self, flat: typing.FlatParams, *, transposed: bool = False
+    self, flat: arrays.FlatParams, *, transposed: bool = False
   ) -> dict[str, NamedSharding]:
     """Where each parameter of a flat dict (path -> array) lies.
 
@@ -299,7 +300,7 @@ def put_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
   return jax.block_until_ready(made)
 
 
-def constrain(x: typing.Array, *axes: str | None) -> typing.Array:
+def constrain(x: arrays.Array, *axes: str | None) -> arrays.Array:
   """x with its logical axes laid out by the rules; as it is on one device."""
   active = _ACTIVE.get()
   if active is None or active.is_single:

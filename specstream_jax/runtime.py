@@ -18,13 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  drafters,
-  partitioning,
-)
+from specstream_jax import config, drafters, partitioning
 from specstream_jax.checkpoints import (
   adapters,
   chat_format,
@@ -45,6 +39,8 @@ from specstream_jax.config import (
   ModelConfig,
   StreamConfig,
   TreeConfig,
+  checks,
+  drafting as config_drafting,
 )
 from specstream_jax.decoding import (
   decoder as decoder_lib,
@@ -125,7 +121,7 @@ class Model:
 
     Args:
       drafter: a name of `DRAFTERS`, perhaps with settings behind it, as
-        `config_drafting.parse` reads them, or all settings.
+        `config.drafting.parse` reads them, or all settings.
       decode: sizes and stop conditions.
       tree: used where the drafter's settings name none.
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, partitioning, typing
+from specstream_jax import arrays, config, partitioning
 
 # Beyond any position: no token of a row is drawn with these.
 DRAFT_NOISE, ACCEPT_NOISE = 2**32 - 1, 2**32 - 2
@@ -44,10 +44,10 @@ class RowSettings:
     min_p: [B] float32; 0 is off.
   """
 
-  temperature: typing.Array
-  top_k: typing.Array
-  top_p: typing.Array
-  min_p: typing.Array
+  temperature: arrays.Array
+  top_k: arrays.Array
+  top_p: arrays.Array
+  min_p: arrays.Array
 
 
 def row_settings(cfgs: Sequence[config.SamplingConfig]) -> RowSettings:
@@ -66,7 +66,7 @@ def row_settings(cfgs: Sequence[config.SamplingConfig]) -> RowSettings:
   return RowSettings(*on_host)
 
 
-def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:
+def row_keys(seed: int, row_ids: Sequence[int]) -> arrays.Array:
   """One key [B] per row, from the seed and the row's own id.
 
   A row draws the same tokens whatever batch it is in, if it keeps its id.
@@ -75,7 +75,7 @@ def row_keys(seed: int, row_ids: Sequence[int]) -> typing.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
 
 
-def top_k(scores: typing.Array, k: int) -> tuple[typing.Array, typing.Array]:
+def top_k(scores: arrays.Array, k: int) -> tuple[arrays.Array, arrays.Array]:
   """`jax.lax.top_k`, kept whole: (values, int32 indices), both [..., k].
 
   Without the barrier XLA moves a slice of the result into the selection, no
@@ -97,8 +97,8 @@ def top_k(scores: typing.Array, k: int) -> tuple[typing.Array, typing.Array]:
 
 
 def process_logits(
-  logits: typing.Array, settings: RowSettings | None
-) -> typing.Array:
+  logits: arrays.Array, settings: RowSettings | None
+) -> arrays.Array:
   """Temperature, then top-k, top-p among what is left, then min-p.
 
   Ties with the smallest surviving logit survive, and top-p counts those that
@@ -208,8 +208,8 @@ def _last_kept(order, weights, limit):
 
 
 def gumbel(
-  keys: typing.Array, positions: typing.Array, vocab_size: int
-) -> typing.Array:
+  keys: arrays.Array, positions: arrays.Array, vocab_size: int
+) -> arrays.Array:
   """Noise float32 [B, P, V] of the tokens at `positions` [B, P] of each row."""
 
   def noise(key, position):
@@ -220,11 +220,11 @@ def gumbel(
 
 
 def row_noise(
-  keys: typing.Array,
-  positions: typing.Array,
+  keys: arrays.Array,
+  positions: arrays.Array,
   vocab_size: int,
   settings: RowSettings | None,
-) -> typing.Array:
+) -> arrays.Array:
   """`gumbel` for rows that draw at random, 0 for greedy ones."""
   nothing = jnp.zeros((*positions.shape, vocab_size))
   if settings is None:
@@ -240,12 +240,12 @@ def row_noise(
 
 
 def perturb(
-  logits: typing.Array,
-  keys: typing.Array,
-  positions: typing.Array,
+  logits: arrays.Array,
+  keys: arrays.Array,
+  positions: arrays.Array,
   settings: RowSettings | None,
   noise_weight: float = 1.0,
-) -> typing.Array:
+) -> arrays.Array:
   """Scores whose arg max is the drawn token, float32 [B, M, V].
 
   Args:
@@ -263,25 +263,25 @@ def perturb(
 
 
 def draw(
-  logits: typing.Array,
-  keys: typing.Array,
-  positions: typing.Array,
+  logits: arrays.Array,
+  keys: arrays.Array,
+  positions: arrays.Array,
   settings: RowSettings | None,
-) -> typing.Array:
+) -> arrays.Array:
   """Tokens int32 [B, M]; arguments as in `perturb`."""
   scores = perturb(logits, keys, positions, settings)
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def draw_nodes(
-  logits: typing.Array,
-  keys: typing.Array,
-  root_positions: typing.Array,
-  depths: typing.Array,
+  logits: arrays.Array,
+  keys: arrays.Array,
+  root_positions: arrays.Array,
+  depths: arrays.Array,
   settings: RowSettings | None,
   *,
   path_length: int,
-) -> typing.Array:
+) -> arrays.Array:
   """`draw` for the nodes of a tree, with the noise made once per depth.
 
   Args:
@@ -304,8 +304,8 @@ def draw_nodes(
 
 
 def call_keys(
-  keys: typing.Array, root_positions: typing.Array, purpose: int
-) -> typing.Array:
+  keys: arrays.Array, root_positions: arrays.Array, purpose: int
+) -> arrays.Array:
   """Keys [B] of one call of each row, for `DRAFT_NOISE` or `ACCEPT_NOISE`.
 
   They are independent of the target's position-keyed noise and of each other.
@@ -324,7 +324,7 @@ def call_keys(
   return jax.vmap(fold)(keys, root_positions)
 
 
-def law(logits: typing.Array, settings: RowSettings | None) -> typing.Array:
+def law(logits: arrays.Array, settings: RowSettings | None) -> arrays.Array:
   """Probabilities float32 [B, ..., V] of the token that `draw` draws."""
   scores = process_logits(logits, settings)
   best = jax.nn.one_hot(jnp.argmax(scores, axis=-1), logits.shape[-1])

@@ -10,8 +10,12 @@ import pytest
 import tiny_runtime
 
 import specstream_jax as ss
-from specstream_jax import config, config_checks, config_drafting
+from specstream_jax import config
 from specstream_jax.checkpoints import chat_format
+from specstream_jax.config import (
+  checks as config_checks,
+  drafting as config_drafting,
+)
 from specstream_jax.workflows import (
   bench,
   check,

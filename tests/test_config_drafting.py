@@ -4,7 +4,8 @@
 import gin
 import pytest
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.drafters import lookahead, prompt_lookup
 
 

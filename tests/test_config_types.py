@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from specstream_jax import (
-  config,
-  config_checks,
-  config_drafting,
-  mesh,
-  partitioning,
-)
+from specstream_jax import config, mesh, partitioning
 from specstream_jax.checkpoints import adapters, medusa
 from specstream_jax.cli import gin_files, main
+from specstream_jax.config import (
+  checks as config_checks,
+  drafting as config_drafting,
+)
 from specstream_jax.workflows import (
   bench,
   check,

@@ -6,8 +6,9 @@ import sys
 import gin
 import pytest
 
-from specstream_jax import config, config_drafting, partitioning
+from specstream_jax import config, partitioning
 from specstream_jax.cli import gin_files, main
+from specstream_jax.config import drafting as config_drafting
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +41,9 @@ def parse(tmp_path, text, *bindings, **settings):
 
 REGISTERED = (
   'from __gin__ import dynamic_registration\n'
-  'from specstream_jax import config_training\n'
+  'from specstream_jax.config import training\n'
   'import gin_probe\n'
-  'config_training.DataConfig.packed = @gin_probe.call()\n'
+  'training.DataConfig.packed = @gin_probe.call()\n'
   "gin_probe.call.text = 'called'\n"
 )
 

@@ -14,12 +14,7 @@ PACKAGE = 'specstream_jax'
 # The longest prefix of a module's name decides.
 LEVELS = {
   'config': 0,
-  'config_checks': 0,
-  'config_model': 0,
-  'config_sampling': 0,
-  'config_training': 0,
-  'config_drafting': 0,
-  'typing': 0,
+  'arrays': 0,
   'mesh': 0,
   'partitioning': 0,
   'processes': 0,

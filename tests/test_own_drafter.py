@@ -10,7 +10,8 @@ import pytest
 import tiny_runtime
 
 import specstream_jax as ss
-from specstream_jax import config, config_drafting, drafters
+from specstream_jax import config, drafters
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import chains
 
 PROMPTS = [[5, 6, 7], [9]]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import config, runtime
 from specstream_jax.bench import journal as journal_lib, sides as sides_lib
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import decoder as decoder_lib
 
 _SIDES = {'none': 'plain', 'streams': 'with streams'}

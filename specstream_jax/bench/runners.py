@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import jax
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import config, runtime
 from specstream_jax.checkpoints import weights as weights_lib
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from specstream_jax import config, config_checks as checks, typing
+from specstream_jax import arrays, config
 from specstream_jax.checkpoints import (
   adapter_shapes,
   eos,
@@ -21,6 +21,7 @@ from specstream_jax.checkpoints import (
   peft_config,
   weights,
 )
+from specstream_jax.config import checks
 from specstream_jax.modeling import lora as lora_lib
 
 FORMAT_VERSION = 1
@@ -88,7 +89,7 @@ def is_adapter(folder: str | os.PathLike) -> bool:
 
 def save_adapter(
   folder: str | os.PathLike,
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   cfg: AdapterConfig,
   *,
   dtype: str = 'bfloat16',
@@ -114,7 +115,7 @@ def save_adapter(
 
 
 def writers(
-  flat: typing.FlatParams, cfg: AdapterConfig
+  flat: arrays.FlatParams, cfg: AdapterConfig
 ) -> dict[str, Callable[[str], None]]:
   """What writes each file of an adapter, every weight as it is."""
   tensors = {path: np.asarray(leaf) for path, leaf in sorted(flat.items())}
@@ -154,7 +155,7 @@ def read_config(folder: str | os.PathLike) -> AdapterConfig:
 
 
 def split(
-  flat: typing.FlatParams, cfg: AdapterConfig
+  flat: arrays.FlatParams, cfg: AdapterConfig
 ) -> tuple[dict[str, Any], config.LoraConfig, dict[str, Any]]:
   """What of an adapter is folded into the base, and what stays beside it.
 
@@ -180,7 +181,7 @@ def split(
 
 
 def with_folded(
-  flat: typing.FlatParams, folded: typing.FlatParams
+  flat: arrays.FlatParams, folded: arrays.FlatParams
 ) -> dict[str, Any]:
   """An adapter's weights and the LoRA to fold, as `split` parts them."""
   return {**flat, **{f'{_FOLDED}{p}': leaf for p, leaf in folded.items()}}
@@ -297,7 +298,7 @@ def check_base(cfg: AdapterConfig, loaded: loading.LoadedModel) -> None:
 
 def check_weights(
   folder: str | os.PathLike,
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   cfg: AdapterConfig,
   model: config.ModelConfig,
 ) -> None:
@@ -326,7 +327,7 @@ def check_weights(
   )
 
 
-def parameter_counts(flat: typing.FlatParams) -> dict[str, int]:
+def parameter_counts(flat: arrays.FlatParams) -> dict[str, int]:
   """Parameters of an adapter by part.
 
   Returns:

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import tokenizers
 
-from specstream_jax import config, config_checks as checks
+from specstream_jax import config
 from specstream_jax.checkpoints import (
   eos,
   fields,
@@ -23,6 +23,7 @@ from specstream_jax.checkpoints import (
   gguf_tokenizer,
   weights,
 )
+from specstream_jax.config import checks
 
 _REQUIRED = (
   'block_count',

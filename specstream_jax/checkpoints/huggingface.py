@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 import tokenizers
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.checkpoints import (
   chat_format,
   families,
@@ -161,7 +161,7 @@ class Extras:
 def export(
   folder: str | os.PathLike,
   cfg: config.ModelConfig,
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   extras: Extras = Extras(),
   *,
   dtype: str = 'float32',
@@ -189,7 +189,7 @@ def export(
 
 def writers(
   cfg: config.ModelConfig,
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   extras: Extras = Extras(),
   *,
   dtype: str = 'float32',

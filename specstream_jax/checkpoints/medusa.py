@@ -13,8 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, config_checks as checks, typing
+from specstream_jax import arrays, config
 from specstream_jax.checkpoints import pair, weights
+from specstream_jax.config import checks
 
 FORMAT_VERSION = 1
 WEIGHTS = 'medusa.safetensors'
@@ -72,7 +73,7 @@ def is_medusa(folder: str | os.PathLike) -> bool:
 
 def save_heads(
   folder: str | os.PathLike,
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   cfg: MedusaConfig,
   *,
   dtype: str = 'bfloat16',
@@ -160,7 +161,7 @@ def sizes(tensors: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_base(
-  cfg: MedusaConfig, base: typing.Params, model: config.ModelConfig
+  cfg: MedusaConfig, base: arrays.Params, model: config.ModelConfig
 ) -> None:
   """Raises ValueError unless the heads were trained on this model.
 

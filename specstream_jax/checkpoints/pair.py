@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from specstream_jax import config_checks as checks
 from specstream_jax.checkpoints import fields as fields_lib, files, tensor_files
+from specstream_jax.config import checks
 
 _DIGEST = 'weights_sha256'
 

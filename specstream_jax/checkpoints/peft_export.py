@@ -7,12 +7,12 @@ import functools
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.checkpoints import files, peft, peft_config
 
 
 def writers(
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   lora: config.LoraConfig,
   model: config.ModelConfig,
   *,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.checkpoints import adapters, families, files
 
 FOLDER = 'streams'
@@ -29,7 +29,7 @@ MEANINGS = {
 
 
 def writers(
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   cfg: adapters.AdapterConfig,
   model: config.ModelConfig,
   verifier: Mapping[str, str],
@@ -49,7 +49,7 @@ def writers(
 
 
 def describe(
-  flat: typing.FlatParams,
+  flat: arrays.FlatParams,
   cfg: adapters.AdapterConfig,
   model: config.ModelConfig,
   verifier: Mapping[str, str],

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, config_model
+from specstream_jax import config
+from specstream_jax.config import model as config_model
 from specstream_jax.modeling import build, params
 
 _SAMPLES = 4096

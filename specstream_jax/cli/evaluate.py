@@ -12,8 +12,8 @@ import sys
 
 from absl import flags
 
-from specstream_jax import config_drafting
 from specstream_jax.cli import decoding_flags
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.report import page
 from specstream_jax.workflows import evaluate as workflow
 

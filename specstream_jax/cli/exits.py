@@ -8,7 +8,8 @@ import sys
 
 from absl import flags
 
-from specstream_jax import config_checks as checks, memory
+from specstream_jax import memory
+from specstream_jax.config import checks
 from specstream_jax.outputs import writing
 
 CAUGHT = (ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt)

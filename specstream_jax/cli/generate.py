@@ -16,8 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from specstream_jax import config_drafting
 from specstream_jax.cli import decoding_flags, text_flags
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import prompt_rows
 from specstream_jax.workflows import generate as workflow, generate_file
 

@@ -22,9 +22,10 @@ import gin
 from gin import config as gin_config, config_parser
 
 import specstream_jax
+from specstream_jax import config
 
 MAX_FILES = 100
-# Modules with config classes: these, and all whose names begin with config.
+# Modules with config classes, beside those of the package `config`.
 _OTHERS = ('mesh', 'partitioning')
 _MACRO = ('macro', 'gin.macro')
 _MOST_VALUES = 10_000  # that macros within macros may make
@@ -73,10 +74,8 @@ class _Binding(NamedTuple):
 def classes() -> dict[str, type]:
   """The classes whose fields gin can bind, by name."""
   found = {}
-  modules = [one.name for one in pkgutil.iter_modules(specstream_jax.__path__)]
-  for short in modules:
-    if not short.startswith('config') and short not in _OTHERS:
-      continue
+  own = [f'config.{one.name}' for one in pkgutil.iter_modules(config.__path__)]
+  for short in ('config', *own, *_OTHERS):
     module = f'{specstream_jax.__name__}.{short}'
     for name, value in vars(importlib.import_module(module)).items():
       if isinstance(value, type) and value.__module__ == module:

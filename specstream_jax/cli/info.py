@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 
-from specstream_jax import config, config_model
+from specstream_jax import config
 from specstream_jax.checkpoints import (
   adapters,
   eos,
@@ -22,6 +22,7 @@ from specstream_jax.checkpoints import (
   shipped,
   weights,
 )
+from specstream_jax.config import model as config_model
 from specstream_jax.data import records
 
 TAKES_NAMES = True  # besides flags

@@ -243,7 +243,7 @@ def command_usage(
     lines += [title, *(_flag_help(flags.FLAGS[flag]) for flag in names), '']
   lines += [
     'A switch --x is turned off with --nox. --gin.Class.field=value sets any',
-    'config field that the command uses; config.py describes them. Gin files',
+    'config field that the command uses; config/ describes them. Gin files',
     'may do no more than that unless --trust_gin is given.',
   ]
   return '\n'.join(lines)

@@ -10,8 +10,9 @@ import sys
 
 from absl import flags
 
-from specstream_jax import config_drafting, runtime
+from specstream_jax import runtime
 from specstream_jax.checkpoints import fetch
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.report import page as page_lib
 from specstream_jax.workflows import evaluate as workflow
 

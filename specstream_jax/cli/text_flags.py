@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from specstream_jax import config_checks as checks
+from specstream_jax.config import checks
 
 _ESCAPES = {'n': '\n', 'r': '\r', 't': '\t', '\\': '\\'}
 _ESCAPE = re.compile(r'\\(u[0-9A-Fa-f]{4}|.|$)', re.DOTALL)

@@ -8,11 +8,11 @@ root.
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import typing
+from specstream_jax import arrays
 from specstream_jax.decoding import tree as tree_lib
 
 
-def from_chains(root: typing.Array, chains: typing.Array) -> tree_lib.DraftTree:
+def from_chains(root: arrays.Array, chains: arrays.Array) -> tree_lib.DraftTree:
   """A tree of C chains below the root, M = 1 + C * L.
 
   Token l of chain c is node 1 + c * L + l, whichever chains there are.

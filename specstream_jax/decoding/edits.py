@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.decoding import tree as tree_lib
 
 # Room for so many biased tokens, then twice as many, and so on: longer lists
@@ -37,10 +37,10 @@ class Request(NamedTuple):
     min_new_tokens: [B] int32.
   """
 
-  tokens: typing.Array
-  biases: typing.Array
-  repetition_penalty: typing.Array
-  min_new_tokens: typing.Array
+  tokens: arrays.Array
+  biases: arrays.Array
+  repetition_penalty: arrays.Array
+  min_new_tokens: arrays.Array
 
 
 @jax.tree_util.register_dataclass
@@ -57,12 +57,12 @@ class Edits:
     seen: [B, V] bool, tokens of the prompt and the output.
   """
 
-  bias: typing.Array
-  is_biased: typing.Array
-  repetition_penalty: typing.Array
-  eos_from: typing.Array
-  eos_ids: typing.Array
-  seen: typing.Array
+  bias: arrays.Array
+  is_biased: arrays.Array
+  repetition_penalty: arrays.Array
+  eos_from: arrays.Array
+  eos_ids: arrays.Array
+  seen: arrays.Array
 
 
 def request(cfgs: Sequence[config.SamplingConfig]) -> Request:
@@ -88,9 +88,9 @@ def request(cfgs: Sequence[config.SamplingConfig]) -> Request:
 
 def start(
   asked: Request,
-  eos_ids: typing.Array,
-  prompts: typing.Array,
-  prompt_lengths: typing.Array,
+  eos_ids: arrays.Array,
+  prompts: arrays.Array,
+  prompt_lengths: arrays.Array,
   vocab_size: int,
 ) -> Edits:
   """The edits of rows that have said nothing yet.
@@ -119,7 +119,7 @@ def start(
   )
 
 
-def remember(edits: Edits | None, tokens: typing.Array) -> Edits | None:
+def remember(edits: Edits | None, tokens: arrays.Array) -> Edits | None:
   """The edits after the output has grown by `tokens` [B, P]; -1 is none."""
   if edits is None:
     return None
@@ -128,10 +128,10 @@ def remember(edits: Edits | None, tokens: typing.Array) -> Edits | None:
 
 def apply(
   edits: Edits | None,
-  logits: typing.Array,
-  positions: typing.Array,
-  paths: typing.Array | None = None,
-) -> typing.Array:
+  logits: arrays.Array,
+  positions: arrays.Array,
+  paths: arrays.Array | None = None,
+) -> arrays.Array:
   """The edited logits, float32 [B, M, V].
 
   Args:
@@ -168,7 +168,7 @@ def apply(
   return jax.lax.cond(is_edited, edit, lambda logits: logits, logits)
 
 
-def tree_paths(tree: tree_lib.DraftTree, path_length: int) -> typing.Array:
+def tree_paths(tree: tree_lib.DraftTree, path_length: int) -> arrays.Array:
   """Tokens [B, M, P] of each node and its ancestors, the root's repeated.
 
   Args:

@@ -8,7 +8,7 @@ J streams, D model width, V vocabulary.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from specstream_jax import config, sampling, typing
+from specstream_jax import arrays, config, sampling
 from specstream_jax.decoding import (
   edits as edits_lib,
   tree as tree_lib,
@@ -26,7 +26,7 @@ class Pruned(NamedTuple):
       slot length + m, that of later layers survivor i in slot length + i.
   """
 
-  survivors: typing.Array
+  survivors: arrays.Array
   num_early_layers: int
 
 
@@ -40,7 +40,7 @@ class Forward(NamedTuple):
     pruned: set if nodes were dropped on the way; their count is static.
   """
 
-  hidden: typing.Array
+  hidden: arrays.Array
   cache: cache_lib.Cache
   stream_state: Any
   pruned: Pruned | None = None
@@ -55,8 +55,8 @@ class StreamLogits(NamedTuple):
       where there is no coupling.
   """
 
-  logits: typing.Array
-  hidden: typing.Array | None = None
+  logits: arrays.Array
+  hidden: arrays.Array | None = None
 
 
 class ModelFns(NamedTuple):
@@ -78,9 +78,9 @@ class ModelFns(NamedTuple):
 
   init_cache: Callable[[int, int], cache_lib.Cache]
   forward: Callable[..., Forward]
-  logits: Callable[[Any, typing.Array], typing.Array]
+  logits: Callable[[Any, arrays.Array], arrays.Array]
   stream_logits: Callable[..., StreamLogits]
-  coupling_logits: Callable[..., typing.Array] | None = None
+  coupling_logits: Callable[..., arrays.Array] | None = None
 
 
 def _no_streams() -> StreamLogits:
@@ -110,20 +110,20 @@ class DraftContext(NamedTuple):
       candidates [B, k]) -> float32 [B, W, k]; None without such weights.
   """
 
-  root: typing.Array
-  hidden: typing.Array
+  root: arrays.Array
+  hidden: arrays.Array
   stream_state: Any
   cache: cache_lib.Cache
-  leaf_positions: typing.Array
-  tokens: typing.Array
-  num_tokens: typing.Array
-  row_keys: typing.Array
+  leaf_positions: arrays.Array
+  tokens: arrays.Array
+  num_tokens: arrays.Array
+  row_keys: arrays.Array
   settings: sampling.RowSettings | None = None
   edits: edits_lib.Edits | None = None
   last_tree: tree_lib.DraftTree | None = None
-  draws: typing.Array | None = None
+  draws: arrays.Array | None = None
   stream_logits: Callable[[], StreamLogits] = _no_streams
-  coupling_logits: Callable[..., typing.Array] | None = None
+  coupling_logits: Callable[..., arrays.Array] | None = None
 
 
 class Drafter(Protocol):
@@ -140,7 +140,7 @@ class Drafter(Protocol):
   with_streams: bool
 
   def init(
-    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+    self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
   ) -> Any:
     """Own state (a pytree, () for none) for prompts [B, T], lengths [B]."""
 
@@ -164,10 +164,10 @@ class Verification(NamedTuple):
   """
 
   tree: tree_lib.DraftTree
-  survivors: typing.Array | None
-  logits: typing.Array
-  row_keys: typing.Array
-  root_positions: typing.Array
+  survivors: arrays.Array | None
+  logits: arrays.Array
+  row_keys: arrays.Array
+  root_positions: arrays.Array
 
 
 # (verification, how the rows' tokens are drawn, path_length P) -> Verified.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import sampling, typing
+from specstream_jax import arrays, sampling
 from specstream_jax.decoding import (
   edits as edits_lib,
   interface,
@@ -55,24 +55,24 @@ class DecodeState:
     text_states: [B] int32 of `stopping.StopTexts`, None without stop texts.
   """
 
-  tokens: typing.Array
-  num_tokens: typing.Array
-  limits: typing.Array
-  finish_reason: typing.Array
+  tokens: arrays.Array
+  num_tokens: arrays.Array
+  limits: arrays.Array
+  finish_reason: arrays.Array
   cache: cache_lib.Cache
   tree: tree_lib.DraftTree
   drafter_state: Any
-  eos_ids: typing.Array
-  row_keys: typing.Array
+  eos_ids: arrays.Array
+  row_keys: arrays.Array
   settings: sampling.RowSettings | None
   edits: edits_lib.Edits | None
-  calls: typing.Array
-  accept_lengths: typing.Array
-  num_steps: typing.Array
-  text_states: typing.Array | None = None
+  calls: arrays.Array
+  accept_lengths: arrays.Array
+  num_steps: arrays.Array
+  text_states: arrays.Array | None = None
 
   @property
-  def is_done(self) -> typing.Array:
+  def is_done(self) -> arrays.Array:
     """[B] bool."""
     return self.finish_reason != stopping.RUNNING
 
@@ -88,9 +88,9 @@ class Rows(NamedTuple):
     edits: of the logits; None together with `settings`.
   """
 
-  limits: typing.Array
-  eos_ids: typing.Array
-  keys: typing.Array
+  limits: arrays.Array
+  eos_ids: arrays.Array
+  keys: arrays.Array
   settings: sampling.RowSettings | None = None
   edits: edits_lib.Request | None = None
 
@@ -98,13 +98,13 @@ class Rows(NamedTuple):
 def prefill(
   setup: interface.DecodeSetup,
   params: Any,
-  prompts: typing.Array,
-  prompt_lengths: typing.Array,
+  prompts: arrays.Array,
+  prompt_lengths: arrays.Array,
   rows: Rows,
   *,
   cache_length: int,
   stops: stopping.StopTexts | None = None,
-  text_states: typing.Array | None = None,
+  text_states: arrays.Array | None = None,
 ) -> DecodeState:
   """Runs the prompts, draws the first token and drafts the first tree.
 
@@ -190,7 +190,7 @@ def run(
   setup: interface.DecodeSetup,
   params: Any,
   state: DecodeState,
-  step_limit: typing.Array,
+  step_limit: arrays.Array,
   stops: stopping.StopTexts | None = None,
 ) -> DecodeState:
   """Steps until every row is done or `num_steps` reaches `step_limit`."""

@@ -24,12 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  typing,
-)
+from specstream_jax import arrays, config
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import interface, tree as tree_lib
 
 BUCKET_SIZE = 8
@@ -51,8 +47,8 @@ class NgramTable:
     probs: [H, E] float16 probability of its last token after the others.
   """
 
-  checks: typing.Array
-  probs: typing.Array
+  checks: arrays.Array
+  probs: arrays.Array
 
 
 def hashes(grandparent: Any, parent: Any, token: Any) -> tuple[Any, Any]:
@@ -80,10 +76,10 @@ def _mix(x):
 
 def lookup(
   table: NgramTable,
-  grandparent: typing.Array,
-  parent: typing.Array,
-  token: typing.Array,
-) -> typing.Array:
+  grandparent: arrays.Array,
+  parent: arrays.Array,
+  token: arrays.Array,
+) -> arrays.Array:
   """Probabilities float32 of n-grams; 0 for those the table lacks."""
   place, check = hashes(grandparent, parent, token)
   bucket = place & np.uint32(table.checks.shape[0] - 1)
@@ -107,14 +103,14 @@ def edge_scores(table: NgramTable, weight: float) -> tree_lib.EdgeScores:
   return score
 
 
-def last_of(prompts: typing.Array, lengths: typing.Array) -> typing.Array:
+def last_of(prompts: arrays.Array, lengths: arrays.Array) -> arrays.Array:
   """The last token [B] of each prompt [B, T]."""
   return jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1)[:, 0]
 
 
 def before_root(
-  context: interface.DraftContext, last_of_prompt: typing.Array
-) -> typing.Array:
+  context: interface.DraftContext, last_of_prompt: arrays.Array
+) -> arrays.Array:
   """The token [B] before the root, which may be the prompt's last."""
   index = jnp.maximum(context.num_tokens - 2, 0)[:, None]
   token = jnp.take_along_axis(context.tokens, index, axis=1)[:, 0]

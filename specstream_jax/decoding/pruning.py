@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import typing
+from specstream_jax import arrays
 from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import forward, transformer
 
@@ -24,11 +24,11 @@ def best(keep_nodes: int) -> forward.Survivors | None:
 def _survivors(
   keep_nodes: int,
   model: transformer.Transformer,
-  x: typing.Array,
-  tokens: typing.Array,
-  positions: typing.Array,
-  tree_mask: typing.Array,
-) -> typing.Array | None:
+  x: arrays.Array,
+  tokens: arrays.Array,
+  positions: arrays.Array,
+  tree_mask: arrays.Array,
+) -> arrays.Array | None:
   """Nodes [B, M'] of highest early-exit path probability.
 
   A node is scored by its log-probability given its parent, read off the
@@ -47,7 +47,7 @@ def _survivors(
     axis=2,
   )[..., 0]
   tree = tree_lib.DraftTree(tokens, parents, depths)
-  scores = tree_lib.path_scores(
-    tree, own, max_depth=model.stream_cfg.num_streams
-  )
+  streams = model.stream_cfg
+  assert streams is not None, 'only a model with streams exits early'
+  scores = tree_lib.path_scores(tree, own, max_depth=streams.num_streams)
   return tree_lib.prune(tree, scores, keep_nodes)[1]

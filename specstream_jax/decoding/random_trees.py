@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, sampling, typing
+from specstream_jax import arrays, config, sampling
 from specstream_jax.decoding import topology, tree as tree_lib
 
 
@@ -52,9 +52,9 @@ def check(drafting: str, cfg: config.TreeConfig, verifier: str) -> None:
 
 
 def draw(
-  logits: typing.Array,
-  root: typing.Array,
-  keys: typing.Array,
+  logits: arrays.Array,
+  root: arrays.Array,
+  keys: arrays.Array,
   cfg: config.TreeConfig,
   settings: sampling.RowSettings | None,
   drafting: str,
@@ -156,7 +156,7 @@ def _check_width(width, vocab_size):
 
 
 def mark_unused(
-  cfg: config.TreeConfig, root: typing.Array, drafts: typing.Array
+  cfg: config.TreeConfig, root: arrays.Array, drafts: arrays.Array
 ) -> tree_lib.DraftTree:
   """The static tree of `drafts` [B, M - 1], unused (-1) and below all unused."""
   parents, depths, _ = topology.arrays(cfg)
@@ -211,13 +211,13 @@ class Beam(NamedTuple):
     perturbed: [B, W] float32, the same with noise.
   """
 
-  tokens: typing.Array
-  parents: typing.Array
-  plain: typing.Array
-  perturbed: typing.Array
+  tokens: arrays.Array
+  parents: arrays.Array
+  plain: arrays.Array
+  perturbed: arrays.Array
 
 
-def first_beam(root: typing.Array) -> Beam:
+def first_beam(root: arrays.Array) -> Beam:
   """The beam that holds the root [B] alone."""
   tokens = root[:, None]
   return Beam(
@@ -230,8 +230,8 @@ def first_beam(root: typing.Array) -> Beam:
 
 def beam_step(
   beam: Beam,
-  log_probs: typing.Array,
-  noise: typing.Array,
+  log_probs: arrays.Array,
+  noise: arrays.Array,
   width: int,
   settings: sampling.RowSettings | None,
 ) -> Beam:
@@ -261,7 +261,7 @@ def beam_step(
   )
 
 
-def beam_tree(root: typing.Array, steps: Sequence[Beam]) -> tree_lib.DraftTree:
+def beam_tree(root: arrays.Array, steps: Sequence[Beam]) -> tree_lib.DraftTree:
   """The tree of all depths' beams, `first_beam` being the first."""
   parents, depths, first = [steps[0].parents], [steps[0].parents], 0
   for depth, (above, step) in enumerate(itertools.pairwise(steps), start=1):

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import sampling, typing
+from specstream_jax import arrays, sampling
 from specstream_jax.decoding import interface, verify
 
 _TINY = 1e-37
@@ -41,8 +41,8 @@ class Laws(NamedTuple):
     draft_probs: [B, V] float32, law of the sibling given the earlier ones.
   """
 
-  target_probs: typing.Array
-  draft_probs: typing.Array
+  target_probs: arrays.Array
+  draft_probs: arrays.Array
 
 
 class Walk(NamedTuple):
@@ -57,15 +57,15 @@ class Walk(NamedTuple):
     is_done: [B] bool.
   """
 
-  leaf: typing.Array
-  accept_length: typing.Array
+  leaf: arrays.Array
+  accept_length: arrays.Array
   laws: Laws
-  pruned_token: typing.Array
-  accept_probs: typing.Array
-  is_done: typing.Array
+  pruned_token: arrays.Array
+  accept_probs: arrays.Array
+  is_done: arrays.Array
 
 
-def accept_probability(laws: Laws, tokens: typing.Array) -> typing.Array:
+def accept_probability(laws: Laws, tokens: arrays.Array) -> arrays.Array:
   """[B] float32 with which the drafts `tokens` [B] are accepted."""
   rows = jnp.arange(tokens.shape[0])
   target_prob = laws.target_probs[rows, tokens]
@@ -73,14 +73,14 @@ def accept_probability(laws: Laws, tokens: typing.Array) -> typing.Array:
   return jnp.minimum(1.0, target_prob / jnp.maximum(draft_prob, _TINY))
 
 
-def without_replacement(laws: Laws, tokens: typing.Array) -> Laws:
+def without_replacement(laws: Laws, tokens: arrays.Array) -> Laws:
   """Laws after `tokens` [B] were rejected; siblings differ."""
   rows = jnp.arange(tokens.shape[0])
   left = laws.draft_probs.at[rows, tokens].set(0.0)
   return Laws(_residual(laws), _normalize(left, laws.draft_probs))
 
 
-def with_replacement(laws: Laws, tokens: typing.Array) -> Laws:
+def with_replacement(laws: Laws, tokens: arrays.Array) -> Laws:
   """Laws after `tokens` [B] were rejected; siblings are independent."""
   del tokens
   return Laws(_residual(laws), laws.draft_probs)
@@ -97,13 +97,13 @@ def _normalize(left, otherwise):
   return jnp.where(total > 0, left / jnp.maximum(total, _TINY), otherwise)
 
 
-Reject = Callable[[Laws, typing.Array], Laws]
+Reject = Callable[[Laws, arrays.Array], Laws]
 
 
 def walk(
   verification: interface.Verification,
   settings: sampling.RowSettings | None,
-  uniforms: typing.Array,
+  uniforms: arrays.Array,
   reject: Reject,
 ) -> Walk:
   """Tests the children of the root, then those of the accepted child, and on.
@@ -239,9 +239,9 @@ def _verify(reject, verification, settings, path_length):
 
 def verified_at(
   verification: interface.Verification,
-  leaf: typing.Array,
-  accept_length: typing.Array,
-  bonus: typing.Array,
+  leaf: arrays.Array,
+  accept_length: arrays.Array,
+  bonus: arrays.Array,
   path_length: int,
 ) -> verify.Verified:
   """What the loop wants to know of a walk that ended at a surviving node.

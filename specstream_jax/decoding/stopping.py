@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 
 RUNNING, EOS, STOP, LENGTH, CACHE, NOT_FINITE = range(6)
 REASONS = ('running', 'eos', 'stop', 'length', 'cache', 'not_finite')
@@ -33,11 +33,11 @@ class StopTexts(NamedTuple):
     num_classes: int32 scalar.
   """
 
-  table: typing.Array
-  classes: typing.Array
-  num_classes: typing.Array
+  table: arrays.Array
+  classes: arrays.Array
+  num_classes: arrays.Array
 
-  def follow(self, states: typing.Array, tokens: typing.Array) -> typing.Array:
+  def follow(self, states: arrays.Array, tokens: arrays.Array) -> arrays.Array:
     """States int32 [B, P] after each of `tokens` [B, P], from `states` [B]."""
     classes = self.classes[jnp.clip(tokens, 0, self.classes.shape[0] - 1)]
     found = []
@@ -61,14 +61,14 @@ class StopTexts(NamedTuple):
 
 def truncate(
   cfg: config.DecodeConfig,
-  tokens: typing.Array,
-  num_tokens: typing.Array,
-  limits: typing.Array,
-  eos_ids: typing.Array,
-  emitted: typing.Array,
-  count: typing.Array,
-  text_states: typing.Array | None = None,
-) -> tuple[typing.Array, typing.Array]:
+  tokens: arrays.Array,
+  num_tokens: arrays.Array,
+  limits: arrays.Array,
+  eos_ids: arrays.Array,
+  emitted: arrays.Array,
+  count: arrays.Array,
+  text_states: arrays.Array | None = None,
+) -> tuple[arrays.Array, arrays.Array]:
   """Cuts what a call emitted after the first token that ends the row.
 
   Args:

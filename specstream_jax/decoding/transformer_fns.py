@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from specstream_jax import typing
+from specstream_jax import arrays
 from specstream_jax.decoding import interface, pruning
 from specstream_jax.modeling import (
   build,
@@ -51,12 +51,12 @@ class DraftHead(NamedTuple):
     bias: [N] of their logits, () without.
   """
 
-  ids: typing.Array
-  rows: typing.Array
+  ids: arrays.Array
+  rows: arrays.Array
   bias: Any = ()
 
 
-def draft_head(model: transformer.Transformer, ids: typing.Array) -> DraftHead:
+def draft_head(model: transformer.Transformer, ids: arrays.Array) -> DraftHead:
   """The part of a model's LM head that tokens `ids` [N] need."""
   bias = model.head_bias(ids)
   return DraftHead(ids, model.head_rows(ids), () if bias is None else bias)
@@ -156,12 +156,12 @@ def with_vocabulary(
 
 def _coupling_logits(
   built, params, hidden, parents, candidates
-) -> typing.Array:
+) -> arrays.Array:
   model = built.merge(params.base, params.adapter)
   return model.coupling_logits(hidden, parents, candidates)
 
 
-def _draft_logits(hidden, head: DraftHead, cfg) -> typing.Array:
+def _draft_logits(hidden, head: DraftHead, cfg) -> arrays.Array:
   """Logits [..., V] of the head's tokens; the others are never drafted."""
   logits = layers.project(hidden, head.rows, jnp.float32)
   bias = head.bias if cfg.has_head_bias else None

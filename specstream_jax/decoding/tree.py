@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, sampling, typing
+from specstream_jax import arrays, config, sampling
 from specstream_jax.decoding import topology
 
 
@@ -27,8 +27,8 @@ class DraftLaw:
     index: [B, M] int32, which of the Q laws the children of a node follow.
   """
 
-  log_probs: typing.Array
-  index: typing.Array
+  log_probs: arrays.Array
+  index: arrays.Array
 
 
 @jax.tree_util.register_dataclass
@@ -46,19 +46,19 @@ class DraftTree:
       draws; None for drafts that were chosen.
   """
 
-  tokens: typing.Array
-  parents: typing.Array
-  depths: typing.Array
+  tokens: arrays.Array
+  parents: arrays.Array
+  depths: arrays.Array
   law: DraftLaw | None = None
 
 
-def root_only(root: typing.Array) -> DraftTree:
+def root_only(root: arrays.Array) -> DraftTree:
   """The tree of autoregressive decoding: root tokens [B], M = 1."""
   tokens = root[:, None].astype(jnp.int32)
   return DraftTree(tokens, jnp.zeros_like(tokens), jnp.zeros_like(tokens))
 
 
-def ancestor_mask(parents: typing.Array) -> typing.Array:
+def ancestor_mask(parents: arrays.Array) -> arrays.Array:
   """Which nodes each node sees, bool [B, M, M]: itself and its ancestors.
 
   A root, two children of it and a child of the first (parents 0 0 0 1):
@@ -84,16 +84,16 @@ def ancestor_mask(parents: typing.Array) -> typing.Array:
 
 # (depth of the candidates, grandparents [B, W], parents [B, W], candidates
 # [B, k], their log-probabilities [B, k]) -> float32 [B, W, k].
-EdgeScores = Callable[..., typing.Array]
+EdgeScores = Callable[..., arrays.Array]
 
 
 def from_stream_logits(
-  logits: typing.Array,
-  root: typing.Array,
+  logits: arrays.Array,
+  root: arrays.Array,
   cfg: config.TreeConfig,
   *,
   edge_scores: EdgeScores | None = None,
-  before_root: typing.Array | None = None,
+  before_root: arrays.Array | None = None,
 ) -> DraftTree:
   """The draft tree that the streams of one leaf propose.
 
@@ -182,7 +182,7 @@ def _select(scores, tokens, parents, depths, root, num_drafts):
 
 
 def coupled_edges(
-  coupling_logits: Callable[..., typing.Array], hidden: typing.Array
+  coupling_logits: Callable[..., arrays.Array], hidden: arrays.Array
 ) -> EdgeScores:
   """Edge scores that share out the candidates' mass anew, parent by parent.
 
@@ -208,8 +208,8 @@ def coupled_edges(
 
 
 def path_scores(
-  tree: DraftTree, log_probs: typing.Array, *, max_depth: int
-) -> typing.Array:
+  tree: DraftTree, log_probs: arrays.Array, *, max_depth: int
+) -> arrays.Array:
   """Cumulative log-probability [B, M] of each node's path; the root has 0.
 
   Args:
@@ -228,8 +228,8 @@ def path_scores(
 
 
 def prune(
-  tree: DraftTree, scores: typing.Array, keep: int
-) -> tuple[DraftTree, typing.Array]:
+  tree: DraftTree, scores: arrays.Array, keep: int
+) -> tuple[DraftTree, arrays.Array]:
   """The `keep` nodes of highest score, root included.
 
   Paper: nodes below a threshold go. Here: the best `keep`, because shapes are
@@ -262,7 +262,7 @@ def prune(
 
 
 def restrict(
-  tree: DraftTree, survivors: typing.Array, is_used: typing.Array | None = None
+  tree: DraftTree, survivors: arrays.Array, is_used: arrays.Array | None = None
 ) -> DraftTree:
   """The tree of the surviving nodes, parents renumbered; without its law.
 
@@ -284,7 +284,7 @@ def restrict(
   )
 
 
-def tree_hits(tree: DraftTree, true_tokens: typing.Array) -> typing.Array:
+def tree_hits(tree: DraftTree, true_tokens: arrays.Array) -> arrays.Array:
   """How deep the true continuation walks into the tree, [B] int32.
 
   Args:

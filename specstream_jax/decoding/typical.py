@@ -16,7 +16,7 @@ Axis letters: B rows, M' surviving nodes, P path length, V vocabulary.
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import sampling, typing
+from specstream_jax import arrays, sampling
 from specstream_jax.decoding import (
   interface,
   rejection,
@@ -63,10 +63,10 @@ def typical(
 
 def _judge(
   tree: tree_lib.DraftTree,
-  target_probs: typing.Array,
+  target_probs: arrays.Array,
   epsilon: float,
   delta: float,
-) -> tuple[typing.Array, typing.Array]:
+) -> tuple[arrays.Array, arrays.Array]:
   """Probability [B, M'] of each node given its parent, and if it is typical."""
   entropy = jax.scipy.special.entr(target_probs).sum(axis=-1)
   threshold = jnp.minimum(epsilon, delta * jnp.exp(-entropy))

@@ -3,7 +3,7 @@
 
 import functools
 
-from specstream_jax import config_drafting
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   interface,
   rejection,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from specstream_jax import sampling, typing
+from specstream_jax import arrays, sampling
 from specstream_jax.decoding import tree as tree_lib
 
 
@@ -28,14 +28,14 @@ class Verified(NamedTuple):
       draw before they compare.
   """
 
-  path: typing.Array
-  accept_length: typing.Array
-  leaf: typing.Array
-  bonus: typing.Array
-  draws: typing.Array | None = None
+  path: arrays.Array
+  accept_length: arrays.Array
+  leaf: arrays.Array
+  bonus: arrays.Array
+  draws: arrays.Array | None = None
 
 
-def emitted(tree: tree_lib.DraftTree, verified: Verified) -> typing.Array:
+def emitted(tree: tree_lib.DraftTree, verified: Verified) -> arrays.Array:
   """Tokens int32 [B, P] of a call: the accepted ones, then the bonus."""
   accepted = jnp.take_along_axis(tree.tokens, verified.path, axis=1)
   accepted = jnp.roll(accepted, -1, axis=1)  # path[0] is the old root
@@ -45,7 +45,7 @@ def emitted(tree: tree_lib.DraftTree, verified: Verified) -> typing.Array:
 
 
 def verify(
-  tree: tree_lib.DraftTree, target_tokens: typing.Array, *, path_length: int
+  tree: tree_lib.DraftTree, target_tokens: arrays.Array, *, path_length: int
 ) -> Verified:
   """Walks from the root to the deepest node the target agrees with.
 

@@ -24,7 +24,8 @@ of the group 'specstream_jax.drafters': the name, and the module to import.
 
 from collections.abc import Callable
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.drafters import (
   draft_model,
   lookahead,
@@ -65,7 +66,7 @@ def register(
     settings: `DrafterConfig`, or a frozen dataclass that adds fields to it.
 
   Raises:
-    ValueError: the name is one of `config_drafting.DRAFTERS`.
+    ValueError: the name is one of `config.drafting.DRAFTERS`.
   """
   config_drafting.register(name, settings)
   _LOAD[name] = load

@@ -5,9 +5,8 @@ It has a KV cache of its own, which ends with the root: each call first reads
 the tokens emitted since the last one, then grows a tree level by level. What
 it read of the tree lies behind the committed slots and is forgotten.
 
-Axis letters: B rows, T prompt positions, M tree nodes including the root,
-P path length, W nodes of a level, k children per node, L tree nodes read so
-far, V vocabulary.
+Axis letters: B rows, T prompt positions, M tree nodes including the root, P path
+length, W nodes of a level, k children per node, L nodes read, V vocabulary.
 """
 
 import dataclasses
@@ -20,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from specstream_jax import config, config_drafting, sampling, typing
+from specstream_jax import arrays, config, sampling
 from specstream_jax.checkpoints import loading
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   edits as edits_lib,
   interface,
@@ -136,8 +136,8 @@ class Level(NamedTuple):
     cache: with their K/V behind the committed slots.
   """
 
-  logits: typing.Array
-  masks: typing.Array
+  logits: arrays.Array
+  masks: arrays.Array
   cache: cache_lib.Cache
 
 
@@ -183,7 +183,7 @@ class DraftModel:
     self._num_read = sum(widths or _num_expanded(tree))
 
   def init(
-    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+    self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
   ) -> cache_lib.Cache:
     """The draft model's cache after the prompts [B, T].
 

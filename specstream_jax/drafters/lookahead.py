@@ -28,12 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  typing,
-)
+from specstream_jax import arrays, config
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import (
   chains as chains_lib,
   interface,
@@ -67,8 +63,8 @@ class State(NamedTuple):
     pool: [B, S, n] int32 distinct n-grams, the newest first; -1 is empty.
   """
 
-  window: typing.Array
-  pool: typing.Array
+  window: arrays.Array
+  pool: arrays.Array
 
 
 class Lookahead:
@@ -108,7 +104,7 @@ class Lookahead:
     return nodes
 
   def init(
-    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+    self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
   ) -> State:
     """A window of tokens of the prompt, taken at random, and an empty pool."""
     del params
@@ -157,7 +153,7 @@ class Lookahead:
     return chains_lib.share_prefixes(tree, max_depth=self.max_depth)
 
 
-def advance(state: State, answers: typing.Array) -> State:
+def advance(state: State, answers: arrays.Array) -> State:
   """Pools the finished n-grams and moves every row of the window up.
 
   Args:
@@ -169,7 +165,7 @@ def advance(state: State, answers: typing.Array) -> State:
   return State(whole[:, 1:], remember(state.pool, whole.swapaxes(1, 2)))
 
 
-def remember(pool: typing.Array, ngrams: typing.Array) -> typing.Array:
+def remember(pool: arrays.Array, ngrams: arrays.Array) -> arrays.Array:
   """The pool [B, S, n] with `ngrams` [B, W, n] in front, each only once.
 
   The oldest go. Of equal n-grams the newest stays; the first of `ngrams` counts
@@ -185,8 +181,8 @@ def remember(pool: typing.Array, ngrams: typing.Array) -> typing.Array:
 
 
 def guesses(
-  pool: typing.Array, root: typing.Array, num_guesses: int
-) -> typing.Array:
+  pool: arrays.Array, root: arrays.Array, num_guesses: int
+) -> arrays.Array:
   """What follows the root in its newest n-grams, int32 [B, C, n - 1].
 
   Chains for which the pool has none are -1. A pool smaller than C fills up.

@@ -14,13 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  typing,
-)
+from specstream_jax import arrays, config
 from specstream_jax.checkpoints import medusa as checkpoint
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import interface, topology, tree as tree_lib
 from specstream_jax.drafters import loaded, streams
 from specstream_jax.modeling import heads as heads_lib, params as params_lib
@@ -111,7 +107,7 @@ class Medusa:
     self.max_depth = cfg.max_depth
 
   def init(
-    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+    self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
   ) -> tuple[()]:
     """No state."""
     del params, prompts, prompt_lengths

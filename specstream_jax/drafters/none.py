@@ -3,7 +3,8 @@
 
 from typing import Any
 
-from specstream_jax import config, config_drafting, typing
+from specstream_jax import arrays, config
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import interface, tree as tree_lib
 from specstream_jax.drafters import loaded
 
@@ -26,7 +27,7 @@ class NoDraft:
   with_streams = False
 
   def init(
-    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+    self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
   ) -> tuple[()]:
     """No state."""
     del params, prompts, prompt_lengths

@@ -16,12 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  typing,
-)
+from specstream_jax import arrays, config
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import (
   chains as chains_lib,
   interface,
@@ -57,8 +53,8 @@ class Prompts(NamedTuple):
     lengths: [B] int32.
   """
 
-  tokens: typing.Array
-  lengths: typing.Array
+  tokens: arrays.Array
+  lengths: arrays.Array
 
 
 class PromptLookup:
@@ -84,7 +80,7 @@ class PromptLookup:
     self.size = 1 + self.num_guesses * self.max_depth
 
   def init(
-    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+    self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
   ) -> Prompts:
     """The prompts."""
     del params
@@ -114,7 +110,7 @@ class PromptLookup:
 
 def text_so_far(
   prompts: Prompts, context: interface.DraftContext
-) -> tuple[typing.Array, typing.Array]:
+) -> tuple[arrays.Array, arrays.Array]:
   """Prompt and output int32 [B, S] of each row, and their length [B].
 
   The root is the last token of the text. S = T + max_new.
@@ -130,13 +126,13 @@ def text_so_far(
 
 
 def look_up(
-  text: typing.Array,
-  length: typing.Array,
+  text: arrays.Array,
+  length: arrays.Array,
   *,
   ngram: int,
   num_chains: int,
   chain_length: int,
-) -> typing.Array:
+) -> arrays.Array:
   """What followed earlier occurrences of the last tokens, int32 [B, C, L].
 
   Longer matches go before shorter ones, later before earlier, and of equal

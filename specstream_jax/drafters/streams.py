@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import tokenizers
 
-from specstream_jax import config, config_drafting, sampling, typing
+from specstream_jax import arrays, config, sampling
 from specstream_jax.checkpoints import (
   draft_vocabulary,
   ngram_table,
   token_ids,
 )
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   edits as edits_lib,
   interface,
@@ -185,7 +186,7 @@ class Streams:
     self.max_depth = cfg.max_depth
 
   def init(
-    self, params: Any, prompts: typing.Array, prompt_lengths: typing.Array
+    self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
   ) -> Any:
     """No state, or the last token of each prompt for the n-gram table."""
     del params

@@ -17,7 +17,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import layers, norms, rope
 
 
@@ -41,16 +41,16 @@ class Rows(NamedTuple):
       values are not kept.
   """
 
-  cos: typing.Array | None
-  sin: typing.Array | None
-  mask: typing.Array
+  cos: arrays.Array | None
+  sin: arrays.Array | None
+  mask: arrays.Array
   num_main: int
   num_streams: int
   lora_start: int = 0
-  cache_mask: typing.Array | None = None
-  start: typing.Array | None = None
+  cache_mask: arrays.Array | None = None
+  start: arrays.Array | None = None
 
-  def tables(self) -> dict[str, typing.Array | None]:
+  def tables(self) -> dict[str, arrays.Array | None]:
     """What differs between kinds of layers."""
     names = ('cos', 'sin', 'mask', 'cache_mask')
     return {name: getattr(self, name) for name in names}
@@ -59,15 +59,15 @@ class Rows(NamedTuple):
 class KeyValues(NamedTuple):
   """Keys and values [B, K, S, H] of the main stream."""
 
-  keys: typing.Array
-  values: typing.Array
+  keys: arrays.Array
+  values: arrays.Array
 
 
 class New(NamedTuple):
   """Keys and values [B, N, K, H] of a pass's main tokens, as projected."""
 
-  keys: typing.Array
-  values: typing.Array
+  keys: arrays.Array
+  values: arrays.Array
 
   def by_head(self) -> KeyValues:
     """In the cache's layout."""
@@ -83,15 +83,15 @@ class Seen(NamedTuple):
   """
 
   main: KeyValues
-  mask: typing.Array
+  mask: arrays.Array
 
 
 def attend(
-  query: typing.Array,
+  query: arrays.Array,
   seen: Sequence[Seen],
   streams: KeyValues | None = None,
   softcap: float = 0.0,
-) -> typing.Array:
+) -> arrays.Array:
   """One softmax over main slots, part by part, and the own stream group.
 
   Args:
@@ -200,8 +200,8 @@ class Attention(nnx.Module):
     self.rotation_step = rotation_step
 
   def __call__(
-    self, x: typing.Array, rows: Rows, cached: KeyValues | None
-  ) -> tuple[typing.Array, New | None]:
+    self, x: arrays.Array, rows: Rows, cached: KeyValues | None
+  ) -> tuple[arrays.Array, New | None]:
     """Attention output for x [B, T, D], and K/V of its main tokens.
 
     The caller writes those to the cache, after all layers: a cache that is

@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, partitioning, typing
+from specstream_jax import arrays, config, partitioning
 from specstream_jax.modeling import attention, mlp, norms
 
 # What the backward pass keeps of a layer, beside its input; the rest is
@@ -53,10 +53,10 @@ class DecoderLayer(nnx.Module):
 
   def __call__(
     self,
-    x: typing.Array,
+    x: arrays.Array,
     rows: attention.Rows,
     cached: attention.KeyValues | None,
-  ) -> tuple[typing.Array, attention.New | None]:
+  ) -> tuple[arrays.Array, attention.New | None]:
     """x [B, T, D] -> x, and the K/V of its main tokens if they are kept."""
     x = partitioning.constrain(x, 'batch', 'length', 'activation')
     block = self.cfg.block
@@ -73,18 +73,18 @@ class DecoderLayer(nnx.Module):
     x += self._scaled(self.mlp_post_norm(y) if has_post else y)
     return x, new
 
-  def _scaled(self, y: typing.Array) -> typing.Array:
+  def _scaled(self, y: arrays.Array) -> arrays.Array:
     scale = self.cfg.residual_scale
     return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
 
 
 def run(
   layers_: list[DecoderLayer],
-  x: typing.Array,
+  x: arrays.Array,
   rows: Sequence[attention.Rows],
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
-) -> tuple[typing.Array, list[attention.New] | None]:
+) -> tuple[arrays.Array, list[attention.New] | None]:
   """x [B, T, D] through layers one after the other, and their new K/V.
 
   Args:
@@ -111,11 +111,11 @@ def run(
 
 def scan(
   stack: DecoderLayer,
-  x: typing.Array,
+  x: arrays.Array,
   rows: Sequence[attention.Rows],
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
-) -> tuple[typing.Array, list[attention.New] | None]:
+) -> tuple[arrays.Array, list[attention.New] | None]:
   """As `run`, with a layer whose weights are stacks [N, ...]; N may be 0.
 
   Layers that see or turn differently share one body: tables and masks of each

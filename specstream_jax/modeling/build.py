@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import params, stacks, transformer
 
 
@@ -30,7 +30,7 @@ class Built(NamedTuple):
   num_streams: int = 0
 
   def merge(
-    self, base: typing.Params, adapter: typing.Params
+    self, base: arrays.Params, adapter: arrays.Params
   ) -> transformer.Transformer:
     """The module with these weights; call it inside the compiled function."""
     if self.stacked_at is not None:

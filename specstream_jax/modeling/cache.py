@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, partitioning, typing
+from specstream_jax import arrays, config, partitioning
 
 _MAX_TURNS = 64  # rows that are written one after the other
 
@@ -33,9 +33,9 @@ class Cache:
     length: [B] int32, committed slots of each row.
   """
 
-  keys: tuple[typing.Array, ...]
-  values: tuple[typing.Array, ...]
-  length: typing.Array
+  keys: tuple[arrays.Array, ...]
+  values: tuple[arrays.Array, ...]
+  length: arrays.Array
 
   @property
   def num_slots(self) -> int:
@@ -62,8 +62,8 @@ def init(
 
 
 def order(
-  x: typing.Array, new: Any, start: typing.Array
-) -> tuple[typing.Array, Any, typing.Array]:
+  x: arrays.Array, new: Any, start: arrays.Array
+) -> tuple[arrays.Array, Any, arrays.Array]:
   """(x, new, start) such that writes of `new` wait for x, which read the cache.
 
   Without an order XLA may write first, into a copy of the cache. The TPU
@@ -87,8 +87,8 @@ def order(
 
 
 def append(
-  layer: typing.Array, new: typing.Array, start: typing.Array
-) -> typing.Array:
+  layer: arrays.Array, new: arrays.Array, start: arrays.Array
+) -> arrays.Array:
   """Writes `new` to slots start .. start+T-1 of each row.
 
   A start above S - T is moved down to S - T; the decode loop stops a row
@@ -133,9 +133,9 @@ def _write_in_turn(layer, new, start):
 
 def commit(
   cache: Cache,
-  path: typing.Array,
-  accept_length: typing.Array,
-  early: tuple[int, typing.Array] | None = None,
+  path: arrays.Array,
+  accept_length: arrays.Array,
+  early: tuple[int, arrays.Array] | None = None,
 ) -> Cache:
   """Keeps the accepted path of the tree that was appended last.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import typing
+from specstream_jax import arrays
 from specstream_jax.modeling import (
   attention,
   blocks,
@@ -23,7 +23,7 @@ from specstream_jax.modeling import (
 # (model, hidden [B, M, D] at the insertion, tokens [B, M], positions [B, M],
 # tree_mask [B, M, M]) -> indices [B, M'] of the nodes that survive, ascending, or
 # None for all.
-Survivors = Callable[..., typing.Array | None]
+Survivors = Callable[..., arrays.Array | None]
 
 
 class TrainHidden(NamedTuple):
@@ -35,17 +35,17 @@ class TrainHidden(NamedTuple):
     insertion: [B, T, D] main stream at the input of the first MSA layer.
   """
 
-  main: typing.Array
-  streams: typing.Array | None
-  insertion: typing.Array
+  main: arrays.Array
+  streams: arrays.Array | None
+  insertion: arrays.Array
 
 
 def forward_train(
   model: transformer.Transformer,
-  tokens: typing.Array,
-  positions: typing.Array,
-  segment_ids: typing.Array,
-  anchors: typing.Array | None = None,
+  tokens: arrays.Array,
+  positions: arrays.Array,
+  segment_ids: arrays.Array,
+  anchors: arrays.Array | None = None,
   *,
   remat: str = 'none',
 ) -> TrainHidden:
@@ -110,17 +110,17 @@ class TreeHidden(NamedTuple):
     survivors: [B, M'] int32 node indices, or None if nothing was pruned.
   """
 
-  main: typing.Array
+  main: arrays.Array
   cache: cache_lib.Cache
-  streams: typing.Array
-  survivors: typing.Array | None
+  streams: arrays.Array
+  survivors: arrays.Array | None
 
 
 def forward_tree(
   model: transformer.Transformer,
-  tokens: typing.Array,
-  positions: typing.Array,
-  tree_mask: typing.Array,
+  tokens: arrays.Array,
+  positions: arrays.Array,
+  tree_mask: arrays.Array,
   cache: cache_lib.Cache,
   *,
   with_streams: bool,
@@ -177,10 +177,10 @@ def forward_tree(
 
 def forward_streams(
   model: transformer.Transformer,
-  hidden: typing.Array,
-  positions: typing.Array,
+  hidden: arrays.Array,
+  positions: arrays.Array,
   cache: cache_lib.Cache,
-) -> typing.Array:
+) -> arrays.Array:
   """Streams of one committed token alone, through the MSA layers.
 
   Args:

@@ -17,7 +17,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import layers, params
 
 
@@ -30,7 +30,7 @@ class Head(nnx.Module):
     self.bias = params.AdapterParam(jnp.zeros((width,)))
     self.projection = params.AdapterParam(jnp.zeros((cfg.vocab_size, width)))
 
-  def logits(self, hidden: typing.Array) -> typing.Array:
+  def logits(self, hidden: arrays.Array) -> arrays.Array:
     """Normalised hidden states [..., D] -> float32 logits [..., V]."""
     cast = lambda leaf: leaf[...].astype(hidden.dtype)
     inner = layers.project(hidden, cast(self.kernel))
@@ -46,8 +46,8 @@ class Medusa(nnx.Module):
     self.heads = nnx.List(Head(cfg) for _ in range(num_heads))
 
   def logits(
-    self, hidden: typing.Array, num_heads: int | None = None
-  ) -> typing.Array:
+    self, hidden: arrays.Array, num_heads: int | None = None
+  ) -> arrays.Array:
     """[..., D] -> float32 [..., J, V] of the first `num_heads`, all if None."""
     heads = list(self.heads)[:num_heads]
     return jnp.stack([head.logits(hidden) for head in heads], axis=-2)
@@ -68,7 +68,7 @@ class Built(NamedTuple):
   shapes: dict[Any, Any]
   logit_divisor: float = 1.0
 
-  def merge(self, weights: typing.Params) -> Medusa:
+  def merge(self, weights: arrays.Params) -> Medusa:
     """The module with these weights; call it inside the compiled function."""
     return nnx.merge(self.graphdef, weights)
 
@@ -86,7 +86,7 @@ def count(cfg: config.ModelConfig, num_heads: int) -> int:
   return num_heads * (width * width + width * vocab_size + width)
 
 
-def init(built: Built, base: typing.Params) -> dict[Any, Any]:
+def init(built: Built, base: arrays.Params) -> dict[Any, Any]:
   """Heads that start as the base's own next-token prediction.
 
   W and b are zero, U is the LM head (the same array for every head: copy it

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import build, params
 
 
 def init_base(
-  key: typing.Array, cfg: config.ModelConfig, scale: float = 1.0
+  key: arrays.Array, cfg: config.ModelConfig, scale: float = 1.0
 ) -> dict[Any, Any]:
   """Random base weights: normal with std scale / sqrt(fan in), norms one.
 
@@ -37,7 +37,7 @@ def init_base(
 
 
 def init_adapter(
-  key: typing.Array,
+  key: arrays.Array,
   cfg: config.ModelConfig,
   streams: config.StreamConfig,
   lora: config.LoraConfig,

@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import params
 
 LAYOUTS = ('in_out', 'out_in')
@@ -49,7 +49,7 @@ class Linear(nnx.Module):
       self.lora_a = params.AdapterParam(jnp.zeros((in_features, lora.rank)))
       self.lora_b = params.AdapterParam(jnp.zeros((lora.rank, out_features)))
 
-  def __call__(self, x: typing.Array, lora_start: int = 0) -> typing.Array:
+  def __call__(self, x: arrays.Array, lora_start: int = 0) -> arrays.Array:
     """Maps x [B, T, in] to [B, T, out]."""
     kernel = self.kernel[...]
     y = project(x, kernel) if self.is_transposed else x @ kernel
@@ -65,8 +65,8 @@ class Linear(nnx.Module):
 
 
 def project(
-  x: typing.Array, kernel: typing.Array, dtype: jnp.dtype | None = None
-) -> typing.Array:
+  x: arrays.Array, kernel: arrays.Array, dtype: jnp.dtype | None = None
+) -> arrays.Array:
   """x [..., in] times a kernel [out, in], which is the left operand.
 
   Args:
@@ -101,11 +101,11 @@ def _two_rows(product):
   return of_two
 
 
-def along_last(vector: typing.Array, like: typing.Array) -> typing.Array:
+def along_last(vector: arrays.Array, like: arrays.Array) -> arrays.Array:
   """vector [D] as [1, …, D], to go with `like` [..., D]."""
   return vector.reshape(*[1] * (like.ndim - 1), -1)
 
 
-def softcap(logits: typing.Array, cap: float) -> typing.Array:
+def softcap(logits: arrays.Array, cap: float) -> arrays.Array:
   """Logits kept between -cap and cap; as they are if it is 0."""
   return cap * jnp.tanh(logits / cap) if cap else logits

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 
 
 def merge(
-  base: typing.FlatParams,
-  adapter: typing.FlatParams,
+  base: arrays.FlatParams,
+  adapter: arrays.FlatParams,
   cfg: config.LoraConfig,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Base weights with LoRA folded in, and the adapter without LoRA.
@@ -33,7 +33,7 @@ def merge(
 
 
 def merge_leaf(
-  path: str, leaf: Any, adapter: typing.FlatParams, cfg: config.LoraConfig
+  path: str, leaf: Any, adapter: arrays.FlatParams, cfg: config.LoraConfig
 ) -> Any:
   """The base weight at `path` with its LoRA folded in, if it has any."""
   stem = path.removesuffix('/kernel')
@@ -47,7 +47,7 @@ def merge_leaf(
   return wide.astype(leaf.dtype)
 
 
-def without(adapter: typing.FlatParams) -> dict[str, Any]:
+def without(adapter: arrays.FlatParams) -> dict[str, Any]:
   """The weights of a flat adapter that are not LoRA."""
   return {
     path: leaf
@@ -65,8 +65,8 @@ class Folded(Mapping[str, Any]):
 
   def __init__(
     self,
-    base: typing.FlatParams,
-    adapter: typing.FlatParams,
+    base: arrays.FlatParams,
+    adapter: arrays.FlatParams,
     cfg: config.LoraConfig,
   ):
     self._base, self._adapter, self._cfg = base, adapter, cfg

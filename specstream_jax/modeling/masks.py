@@ -6,10 +6,10 @@ Axis letters: B rows, T positions, M tree nodes, S cache slots, L earlier nodes.
 
 import jax.numpy as jnp
 
-from specstream_jax import typing
+from specstream_jax import arrays
 
 
-def segment_mask(segment_ids: typing.Array) -> typing.Array:
+def segment_mask(segment_ids: arrays.Array) -> arrays.Array:
   """Causal mask [B, T, T] inside segments; 0 is padding. For ids 1 1 2 0:
 
   1 0 0 0
@@ -23,8 +23,8 @@ def segment_mask(segment_ids: typing.Array) -> typing.Array:
 
 
 def slot_mask(
-  earlier_mask: typing.Array, length: typing.Array, num_slots: int
-) -> typing.Array:
+  earlier_mask: arrays.Array, length: arrays.Array, num_slots: int
+) -> arrays.Array:
   """Which cache slots the nodes of a pass see, [B, M, S].
 
   Slots below `length` are the prefix; slot length + l holds node l of earlier
@@ -51,11 +51,11 @@ def slot_mask(
 
 
 def within(
-  mask: typing.Array,
-  positions: typing.Array,
-  key_positions: typing.Array,
+  mask: arrays.Array,
+  positions: arrays.Array,
+  key_positions: arrays.Array,
   window: int,
-) -> typing.Array:
+) -> arrays.Array:
   """What of a mask [B, T, N] lies in the window of the last tokens.
 
   A window of 2 over three tokens:
@@ -76,11 +76,11 @@ def within(
 
 
 def slot_positions(
-  tree_mask: typing.Array,
-  positions: typing.Array,
-  length: typing.Array,
+  tree_mask: arrays.Array,
+  positions: arrays.Array,
+  length: arrays.Array,
   num_slots: int,
-) -> typing.Array:
+) -> arrays.Array:
   """Positions [B, 1 or M, S] of the cache slots that nodes see.
 
   The prefix lies in order. Of an earlier node, in a slot beyond it, the position

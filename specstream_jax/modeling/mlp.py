@@ -7,7 +7,7 @@ import functools
 from flax import nnx
 import jax
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import layers
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -44,7 +44,7 @@ class Mlp(nnx.Module):
     self.up = linear('up', wide)
     self.down = linear('down', wide[::-1])
 
-  def __call__(self, x: typing.Array, lora_start: int = 0) -> typing.Array:
+  def __call__(self, x: arrays.Array, lora_start: int = 0) -> arrays.Array:
     act = _ACTIVATIONS[self.cfg.activation]
     if self.cfg.is_gated:
       gate = act(self.gate(x, lora_start))

@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import layers, params
 
 
@@ -28,7 +28,7 @@ class Norm(nnx.Module):
     if self.kind == 'layer':
       self.bias = params.BaseParam(jnp.zeros((features,), cfg.dtype))
 
-  def __call__(self, x: typing.Array) -> typing.Array:
+  def __call__(self, x: arrays.Array) -> arrays.Array:
     wide = lambda leaf: leaf[...].astype(jnp.float32)
     y = x.astype(jnp.float32)
     if self.kind == 'layer':

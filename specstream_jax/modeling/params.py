@@ -12,7 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import typing
+from specstream_jax import arrays
 
 
 class BaseParam(nnx.Param):
@@ -23,7 +23,7 @@ class AdapterParam(nnx.Param):
   """A weight that one task adds: LoRA, stream embeddings, pruning adapter."""
 
 
-def flatten(tree: typing.Params) -> dict[str, Any]:
+def flatten(tree: arrays.Params) -> dict[str, Any]:
   """Nested dict -> {'layers/0/mlp/up/kernel': leaf}, sorted by path."""
   flat = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(dict(tree))[0]:
@@ -31,7 +31,7 @@ def flatten(tree: typing.Params) -> dict[str, Any]:
   return dict(sorted(flat.items()))
 
 
-def unflatten(flat: typing.FlatParams) -> dict[Any, Any]:
+def unflatten(flat: arrays.FlatParams) -> dict[Any, Any]:
   """Inverse of `flatten`; path parts made of digits become int keys."""
   tree: dict[Any, Any] = {}
   for path, leaf in flat.items():
@@ -43,17 +43,17 @@ def unflatten(flat: typing.FlatParams) -> dict[Any, Any]:
   return tree
 
 
-def count(tree: typing.Params) -> int:
+def count(tree: arrays.Params) -> int:
   """Number of scalars in a tree."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def cast(tree: typing.Params, dtype: str) -> Any:
+def cast(tree: arrays.Params, dtype: str) -> Any:
   """Every leaf as `dtype`."""
   return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
 
 
-def transpose_kernels(flat: typing.FlatParams) -> dict[str, Any]:
+def transpose_kernels(flat: arrays.FlatParams) -> dict[str, Any]:
   """Kernels from [in, out] to [out, in] or back; the rest as it is."""
   return {
     path: leaf.T if path.endswith('kernel') else leaf

@@ -12,11 +12,11 @@ import math
 
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import layers
 
 
-def frequencies(cfg: config.ModelConfig, kind: str = 'full') -> typing.Array:
+def frequencies(cfg: config.ModelConfig, kind: str = 'full') -> arrays.Array:
   """Angular frequencies [H/2] in float32 of a kind of layer."""
   is_local = kind == 'window' and cfg.local_rope_theta > 0
   theta = cfg.local_rope_theta if is_local else cfg.rope_theta
@@ -37,7 +37,7 @@ def frequencies(cfg: config.ModelConfig, kind: str = 'full') -> typing.Array:
   return plain
 
 
-def _llama3(plain: typing.Array, scaling: config.RopeScaling) -> typing.Array:
+def _llama3(plain: arrays.Array, scaling: config.RopeScaling) -> arrays.Array:
   """Divides long wavelengths by `factor`, keeps short ones, blends between."""
   wavelengths = 2 * math.pi / plain
   context = scaling.original_max_position_embeddings
@@ -47,8 +47,8 @@ def _llama3(plain: typing.Array, scaling: config.RopeScaling) -> typing.Array:
 
 
 def _yarn(
-  plain: typing.Array, scaling: config.RopeScaling, theta: float
-) -> typing.Array:
+  plain: arrays.Array, scaling: config.RopeScaling, theta: float
+) -> arrays.Array:
   """As `_llama3`, with a ramp over the number of the frequency."""
   width = 2 * len(plain)
 
@@ -70,8 +70,8 @@ def _yarn(
 
 
 def tables(
-  positions: typing.Array, cfg: config.ModelConfig, kind: str = 'full'
-) -> tuple[typing.Array, typing.Array]:
+  positions: arrays.Array, cfg: config.ModelConfig, kind: str = 'full'
+) -> tuple[arrays.Array, arrays.Array]:
   """cos and sin [B, T, H/2] float32 for positions [B, T]."""
   scaling = cfg.rope_scaling
   positions = positions[..., None].astype(jnp.float32)
@@ -106,8 +106,8 @@ def _dynamic(positions, cfg):
 
 
 def rotate(
-  x: typing.Array, cos: typing.Array, sin: typing.Array
-) -> typing.Array:
+  x: arrays.Array, cos: arrays.Array, sin: arrays.Array
+) -> arrays.Array:
   """Rotates the pairs (x_i, x_{i+H/2}) of x [..., H]; float32 inside.
 
   Args:
@@ -121,8 +121,8 @@ def rotate(
 
 
 def rotate_leading(
-  x: typing.Array, cos: typing.Array, sin: typing.Array, count: int
-) -> typing.Array:
+  x: arrays.Array, cos: arrays.Array, sin: arrays.Array, count: int
+) -> arrays.Array:
   """`rotate` of the first `count` dims; the others stay."""
   if count == x.shape[-1]:
     return rotate(x, cos, sin)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import typing
+from specstream_jax import arrays
 from specstream_jax.modeling import (
   attention,
   masks,
@@ -31,13 +31,13 @@ class Visible(NamedTuple):
     near: the same in `window` layers; None if there are none.
   """
 
-  mask: typing.Array
-  cache_mask: typing.Array | None = None
+  mask: arrays.Array
+  cache_mask: arrays.Array | None = None
   near: 'Visible | None' = None
 
 
 def to_sequence(
-  model: Any, segment_ids: typing.Array, positions: typing.Array
+  model: Any, segment_ids: arrays.Array, positions: arrays.Array
 ) -> Visible:
   """What tokens of a training batch [B, T] may attend to."""
   mask = masks.segment_mask(segment_ids)
@@ -50,9 +50,9 @@ def to_sequence(
 
 def to_nodes(
   model: Any,
-  tree_mask: typing.Array,
-  positions: typing.Array,
-  length: typing.Array,
+  tree_mask: arrays.Array,
+  positions: arrays.Array,
+  length: arrays.Array,
   num_slots: int,
 ) -> Visible:
   """What nodes [B, M] see: each other and, if S > 0, slots of the cache.
@@ -79,7 +79,7 @@ def to_nodes(
 
 
 def to_anchor(
-  model: Any, positions: typing.Array, length: typing.Array, num_slots: int
+  model: Any, positions: arrays.Array, length: arrays.Array, num_slots: int
 ) -> Visible:
   """What the last committed token, at positions [B], sees of the cache."""
   slots = jnp.arange(num_slots)[None]
@@ -90,13 +90,13 @@ def to_anchor(
   return Visible(mask, near=Visible(near))
 
 
-def pick(visible: Visible, index: typing.Array) -> Visible:
+def pick(visible: Visible, index: arrays.Array) -> Visible:
   """The rows of queries index [B, A]."""
   take = lambda y: jnp.take_along_axis(y, index[..., None], axis=1)
   return jax.tree.map(take, visible)
 
 
-def restrict(visible: Visible, survivors: typing.Array) -> Visible:
+def restrict(visible: Visible, survivors: arrays.Array) -> Visible:
   """What is left when of main tokens only survivors [B, M'] stay."""
   picked = pick(visible, survivors)
   own = lambda mask: jnp.take_along_axis(mask, survivors[:, None], axis=2)
@@ -108,11 +108,11 @@ def restrict(visible: Visible, survivors: typing.Array) -> Visible:
 
 def of_tokens(
   model: Any,
-  positions: typing.Array,
+  positions: arrays.Array,
   visible: Visible,
   num_main: int,
-  anchors: tuple[typing.Array, Visible] | None = None,
-  start: typing.Array | None = None,
+  anchors: tuple[arrays.Array, Visible] | None = None,
+  start: arrays.Array | None = None,
 ) -> Rows:
   """Rows for main tokens and, after them, streams of some of them.
 
@@ -146,7 +146,7 @@ def of_tokens(
   return {kind: of_kind(kind) for kind in sorted(set(model.cfg.kinds))}
 
 
-def of_streams(model: Any, positions: typing.Array, visible: Visible) -> Rows:
+def of_streams(model: Any, positions: arrays.Array, visible: Visible) -> Rows:
   """Rows for streams alone, whose main tokens all lie in the cache.
 
   Args:

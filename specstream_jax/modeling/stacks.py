@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import typing
+from specstream_jax import arrays
 
 GROUPS = ('lower_layers', 'msa_layers')
 
@@ -38,7 +38,7 @@ def is_stack(path: str) -> bool:
   return path.startswith(tuple(f'{group}/' for group in GROUPS))
 
 
-def stack(flat: typing.FlatParams, first_msa: int) -> dict[str, Any]:
+def stack(flat: arrays.FlatParams, first_msa: int) -> dict[str, Any]:
   """Layers of a flat dict of arrays as stacks; the rest as it is."""
   return {
     name: jnp.stack([flat[path] for path in paths])
@@ -68,7 +68,7 @@ class Stacked(Mapping[str, Any]):
     shapes: ShapeDtypeStruct by path, known without reading.
   """
 
-  def __init__(self, flat: typing.FlatParams, first_msa: int):
+  def __init__(self, flat: arrays.FlatParams, first_msa: int):
     self._flat = flat
     self.shapes = stack_shapes(getattr(flat, 'shapes', flat), first_msa)
     self._sources = sources(list(getattr(flat, 'shapes', flat)), first_msa)

@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import params
 
 
@@ -23,7 +23,7 @@ class LowRank(nnx.Module):
     self.down = params.AdapterParam(jnp.zeros((features, rank)))
     self.up = params.AdapterParam(jnp.zeros((rank, features)))
 
-  def __call__(self, x: typing.Array) -> typing.Array:
+  def __call__(self, x: arrays.Array) -> arrays.Array:
     low = x @ self.down[...].astype(x.dtype)
     change = low @ self.up[...].astype(x.dtype)
     return x + change if self.is_residual else change
@@ -48,8 +48,8 @@ class Coupling(nnx.Module):
       self.state = params.AdapterParam(jnp.zeros((features, rank)))
 
   def __call__(
-    self, embedding: typing.Array, hidden: typing.Array
-  ) -> typing.Array:
+    self, embedding: arrays.Array, hidden: arrays.Array
+  ) -> arrays.Array:
     """Corrections float32 [..., D] of the stream states.
 
     Args:
@@ -80,7 +80,7 @@ class StreamInsertion(nnx.Module):
     if cfg.insertion == 'low_rank':
       self.insertion = LowRank(features, cfg.insertion_rank)
 
-  def __call__(self, hidden: typing.Array) -> typing.Array:
+  def __call__(self, hidden: arrays.Array) -> arrays.Array:
     """Main-stream hidden states [B, A, D] -> streams [B, A, J, D]."""
     if self.cfg.insertion == 'low_rank':
       hidden = self.insertion(hidden)
@@ -94,8 +94,8 @@ class StreamInsertion(nnx.Module):
 
 
 def stream_positions(
-  positions: typing.Array, cfg: config.StreamConfig
-) -> typing.Array:
+  positions: arrays.Array, cfg: config.StreamConfig
+) -> arrays.Array:
   """RoPE positions [B, A * J] of the streams of anchors at `positions` [B, A].
 
   `anchor`: stream j stands at t. `future`: at t + j, the place of the main

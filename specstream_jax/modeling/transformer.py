@@ -9,7 +9,7 @@ Axis letters: B rows, T positions, W parents, D model width, V vocabulary.
 from flax import nnx
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import (
   blocks,
   layers,
@@ -26,7 +26,7 @@ class Table(nnx.Module):
     shape = (num_rows, cfg.hidden_size)
     self.embedding = params.BaseParam(jnp.zeros(shape, cfg.dtype))
 
-  def __call__(self, index: typing.Array) -> typing.Array:
+  def __call__(self, index: arrays.Array) -> arrays.Array:
     return jnp.take(self.embedding[...], index, axis=0, mode='clip')
 
 
@@ -93,8 +93,8 @@ class Transformer(nnx.Module):
     return num_main if self.is_lossless else 0
 
   def inputs(
-    self, tokens: typing.Array, positions: typing.Array
-  ) -> typing.Array:
+    self, tokens: arrays.Array, positions: arrays.Array
+  ) -> arrays.Array:
     """Hidden states [B, T, D] that the first layer reads."""
     x, cfg = self.embed(tokens), self.cfg
     if cfg.embedding_scale != 1.0:
@@ -103,7 +103,7 @@ class Transformer(nnx.Module):
       x += self.positions(positions + cfg.position_offset)
     return x
 
-  def logits(self, hidden: typing.Array) -> typing.Array:
+  def logits(self, hidden: arrays.Array) -> arrays.Array:
     """Normalised hidden states [..., D] -> float32 logits [..., V]."""
     is_tied, f32 = self.cfg.tie_word_embeddings, jnp.float32
     kernel = self.embed.embedding[...] if is_tied else self.lm_head.kernel[...]
@@ -117,18 +117,18 @@ class Transformer(nnx.Module):
     return finish_logits(self.cfg, logits, bias)
 
   def coupled(
-    self, hidden: typing.Array, parents: typing.Array
-  ) -> typing.Array:
+    self, hidden: arrays.Array, parents: arrays.Array
+  ) -> arrays.Array:
     """Stream states [..., D] that know their token's parent [...]."""
     correction = self.coupling(self.embed(parents), hidden)
     return hidden + correction.astype(hidden.dtype)
 
   def coupling_logits(
     self,
-    hidden: typing.Array,
-    parents: typing.Array,
-    candidates: typing.Array,
-  ) -> typing.Array:
+    hidden: arrays.Array,
+    parents: arrays.Array,
+    candidates: arrays.Array,
+  ) -> arrays.Array:
     """What parents [B, W] add to the logits of candidates [B, k], [B, W, k].
 
     Only the candidates' rows of the LM head are read.
@@ -150,7 +150,7 @@ class Transformer(nnx.Module):
     finish = lambda logits: finish_logits(self.cfg, logits, bias)
     return finish(own + change) - finish(own)
 
-  def head_rows(self, tokens: typing.Array) -> typing.Array:
+  def head_rows(self, tokens: arrays.Array) -> arrays.Array:
     """Rows [..., D] of the LM head that give the logits of `tokens`."""
     if self.cfg.tie_word_embeddings:
       return self.embed(tokens)
@@ -159,22 +159,22 @@ class Transformer(nnx.Module):
     rows = jnp.take(kernel, tokens, axis=axis, mode='clip')
     return rows if axis == 0 else jnp.moveaxis(rows, 0, -1)
 
-  def head_bias(self, tokens: typing.Array) -> typing.Array | None:
+  def head_bias(self, tokens: arrays.Array) -> arrays.Array | None:
     """The LM head's bias [...] of `tokens`; None if it has none."""
     if not self.cfg.has_head_bias:
       return None
     return jnp.take(self.lm_head.bias[...], tokens, mode='clip')
 
-  def early_hidden(self, hidden: typing.Array) -> typing.Array:
+  def early_hidden(self, hidden: arrays.Array) -> arrays.Array:
     """Early-exit state for pruning: norm(o_theta(M)), ready for `logits`."""
     return self.final_norm(self.pruning(hidden))
 
 
 def finish_logits(
   cfg: config.ModelConfig,
-  logits: typing.Array,
-  bias: typing.Array | None = None,
-) -> typing.Array:
+  logits: arrays.Array,
+  bias: arrays.Array | None = None,
+) -> arrays.Array:
   """Products of hidden states and rows of the LM head -> logits, float32.
 
   Args:

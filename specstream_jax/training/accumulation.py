@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from specstream_jax import typing
+from specstream_jax import arrays
 
 TARGETS = 'targets'
 
@@ -33,14 +33,14 @@ class Share(NamedTuple):
     is_last: whether the update follows it.
   """
 
-  batch: dict[str, typing.Array]
-  group: dict[str, typing.Array] | None
+  batch: dict[str, arrays.Array]
+  group: dict[str, arrays.Array] | None
   is_last: bool
 
 
 def shares(
-  read: Callable[[], dict[str, typing.Array]],
-  weigh: Callable[..., dict[str, typing.Array]],
+  read: Callable[[], dict[str, arrays.Array]],
+  weigh: Callable[..., dict[str, arrays.Array]],
   *,
   start: int,
   num_steps: int,
@@ -67,14 +67,14 @@ def shares(
     start += size
 
 
-def targets(batch: dict[str, typing.Array]) -> typing.Array:
+def targets(batch: dict[str, arrays.Array]) -> arrays.Array:
   """w_i, a float32 scalar: by how much a batch counts in its group."""
   return batch['decoder_loss_weights'].sum().astype(jnp.float32)
 
 
 def norms(
-  batch: dict[str, typing.Array], group: dict[str, typing.Array] | None
-) -> dict[str, typing.Array] | None:
+  batch: dict[str, arrays.Array], group: dict[str, arrays.Array] | None
+) -> dict[str, arrays.Array] | None:
   """N_ij of a batch by term; None without a group, see the module."""
   if group is None:
     return None
@@ -86,9 +86,9 @@ def norms(
 class _State(NamedTuple):
   """Sums of a group so far, and the state of the optimiser."""
 
-  num_steps: typing.Array
-  in_group: typing.Array
-  weight: typing.Array
+  num_steps: arrays.Array
+  in_group: arrays.Array
+  weight: arrays.Array
   gradient: Any
   inner: Any
 

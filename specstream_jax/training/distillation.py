@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import build, forward, transformer
 from specstream_jax.training import objective, step as step_lib
 
-Metrics = dict[str, tuple[typing.Array, typing.Array]]
+Metrics = dict[str, tuple[arrays.Array, arrays.Array]]
 
 
 class Divergence(NamedTuple):
@@ -36,8 +36,8 @@ class Divergence(NamedTuple):
       best one; 0 = they agree.
   """
 
-  kl: typing.Array
-  rank: typing.Array
+  kl: arrays.Array
+  rank: arrays.Array
 
 
 def sizes(cfg: config.ModelConfig, num_layers: int) -> config.ModelConfig:
@@ -46,8 +46,8 @@ def sizes(cfg: config.ModelConfig, num_layers: int) -> config.ModelConfig:
 
 
 def truncate(
-  cfg: config.ModelConfig, flat: typing.FlatParams, num_layers: int
-) -> tuple[config.ModelConfig, dict[str, typing.Array]]:
+  cfg: config.ModelConfig, flat: arrays.FlatParams, num_layers: int
+) -> tuple[config.ModelConfig, dict[str, arrays.Array]]:
   """The draft model to start from: embedding, first layers, norm and head.
 
   Args:
@@ -77,8 +77,8 @@ def truncate(
 def divergence(
   target: transformer.Transformer,
   draft: transformer.Transformer,
-  target_hidden: typing.Array,
-  draft_hidden: typing.Array,
+  target_hidden: arrays.Array,
+  draft_hidden: arrays.Array,
   chunk_size: int,
 ) -> Divergence:
   """KL(target || draft) over V, `chunk_size` rows of the heads at a time.
@@ -122,13 +122,13 @@ def divergence(
 def loss(
   target: transformer.Transformer,
   draft: transformer.Transformer,
-  batch: dict[str, typing.Array],
-  key: typing.Array,
+  batch: dict[str, arrays.Array],
+  key: arrays.Array,
   cfg: config.ObjectiveConfig,
   *,
   remat: str = 'none',
   norms: objective.Norms = None,
-) -> tuple[typing.Array, Metrics]:
+) -> tuple[arrays.Array, Metrics]:
   """Mean divergence at the anchors of one batch.
 
   Args:
@@ -169,10 +169,10 @@ def loss(
 
 def hidden_states(
   model: transformer.Transformer,
-  batch: dict[str, typing.Array],
+  batch: dict[str, arrays.Array],
   *,
   remat: str = 'none',
-) -> typing.Array:
+) -> arrays.Array:
   """Normalised hidden states [B, T, D] on a batch."""
   return forward.forward_train(
     model,
@@ -219,9 +219,9 @@ def steps(
 
 def train_step(
   state: step_lib.TrainState,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
-  group: dict[str, typing.Array] | None = None,
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
+  group: dict[str, arrays.Array] | None = None,
   *,
   target: build.Built,
   draft: build.Built,
@@ -242,9 +242,9 @@ def train_step(
 
 
 def eval_step(
-  weights: typing.Params,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
+  weights: arrays.Params,
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
   *,
   target: build.Built,
   draft: build.Built,

@@ -17,22 +17,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, typing
+from specstream_jax import arrays, config
 from specstream_jax.modeling import build, forward, heads as heads_lib
 from specstream_jax.training import objective, step as step_lib
 
-Metrics = dict[str, tuple[typing.Array, typing.Array]]
+Metrics = dict[str, tuple[arrays.Array, arrays.Array]]
 
 
 def loss(
   heads: heads_lib.Medusa,
-  hidden: typing.Array,
-  batch: dict[str, typing.Array],
-  key: typing.Array,
+  hidden: arrays.Array,
+  batch: dict[str, arrays.Array],
+  key: arrays.Array,
   cfg: config.ObjectiveConfig,
   *,
   norms: objective.Norms = None,
-) -> tuple[typing.Array, Metrics]:
+) -> tuple[arrays.Array, Metrics]:
   """The objective on one batch.
 
   Args:
@@ -79,8 +79,8 @@ def _ranked(heads, hidden, batch, key, cfg):
 
 
 def main_hidden(
-  built: build.Built, base: typing.Params, batch: dict[str, typing.Array]
-) -> typing.Array:
+  built: build.Built, base: arrays.Params, batch: dict[str, arrays.Array]
+) -> arrays.Array:
   """[B, T, D] normalised main stream of the model without an adapter."""
   return forward.forward_train(
     built.merge(base, {}),
@@ -92,9 +92,9 @@ def main_hidden(
 
 def train_step(
   state: step_lib.TrainState,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
-  group: dict[str, typing.Array] | None = None,
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
+  group: dict[str, arrays.Array] | None = None,
   *,
   built: build.Built,
   heads: heads_lib.Built,
@@ -117,9 +117,9 @@ def train_step(
 
 
 def eval_step(
-  weights: typing.Params,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
+  weights: arrays.Params,
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
   *,
   built: build.Built,
   heads: heads_lib.Built,
@@ -146,15 +146,15 @@ def eval_step(
 
 
 def rank_counts(
-  weights: typing.Params,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
+  weights: arrays.Params,
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
   *,
   built: build.Built,
   heads: heads_lib.Built,
   cfg: config.ObjectiveConfig,
   num_ranks: int,
-) -> dict[str, tuple[typing.Array, typing.Array]]:
+) -> dict[str, tuple[arrays.Array, arrays.Array]]:
   """How often the token of each rank is the true one, for calibration.
 
   Returns:

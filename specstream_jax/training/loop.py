@@ -19,7 +19,7 @@ import jax
 import optax
 import tqdm
 
-from specstream_jax import config, partitioning, processes, typing
+from specstream_jax import arrays, config, partitioning, processes
 from specstream_jax.modeling import blocks, build
 from specstream_jax.training import (
   accumulation,
@@ -63,8 +63,8 @@ class TrainSetup:
   """
 
   built: build.Built
-  base: typing.Params
-  adapter: typing.Params
+  base: arrays.Params
+  adapter: arrays.Params
   train: config.TrainConfig
   objective: config.ObjectiveConfig
   optimizer: config.OptimizerConfig
@@ -223,7 +223,7 @@ def _compiled(setup, optimizer, open_eval, state):
   measure = part.jit(measure, out_shardings=part.replicated)
   weigh = part.jit(weigh, out_shardings=part.replicated)
 
-  def evaluate(adapter: typing.Params) -> dict[str, float]:
+  def evaluate(adapter: arrays.Params) -> dict[str, float]:
     means = metrics_lib.Means()
     for _, batch in zip(range(setup.train.eval_batches), open_eval()):
       means.add(measure(adapter, setup.base, part.put_batch(batch)))

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import config, partitioning, typing
+from specstream_jax import arrays, config, partitioning
 from specstream_jax.modeling import forward, transformer
 
 # What the sum of a term of the loss is divided by, by its name.
-Norms = Mapping[str, typing.Array] | None
+Norms = Mapping[str, arrays.Array] | None
 
 
 class TokenLoss(NamedTuple):
@@ -33,13 +33,13 @@ class TokenLoss(NamedTuple):
     rank: int32 [R], how many tokens outscore the target; 0 = top-1 hit.
   """
 
-  nll: typing.Array
-  rank: typing.Array
+  nll: arrays.Array
+  rank: arrays.Array
 
 
 def choose_anchors(
-  key: typing.Array, weights: typing.Array, num_anchors: int
-) -> tuple[typing.Array, typing.Array]:
+  key: arrays.Array, weights: arrays.Array, num_anchors: int
+) -> tuple[arrays.Array, arrays.Array]:
   """Positions that carry loss; a uniform subset where there are too many.
 
   Args:
@@ -63,8 +63,8 @@ def choose_anchors(
 
 
 def stream_targets(
-  batch: dict[str, typing.Array], anchors: typing.Array, num_streams: int
-) -> tuple[typing.Array, typing.Array]:
+  batch: dict[str, arrays.Array], anchors: arrays.Array, num_streams: int
+) -> tuple[arrays.Array, arrays.Array]:
   """Targets and weights [B, A, J + 1] of the main stream (0) and streams.
 
   Stream j of the anchor at t predicts the token at t + 1 + j. Its weight is 0
@@ -86,8 +86,8 @@ def stream_targets(
 
 def token_loss(
   model: transformer.Transformer,
-  hidden: typing.Array,
-  targets: typing.Array,
+  hidden: arrays.Array,
+  targets: arrays.Array,
   chunk_size: int,
 ) -> TokenLoss:
   """Softmax cross-entropy over V, `chunk_size` rows of it at a time.
@@ -149,13 +149,13 @@ def _by_chunks(fun, arrays, shape, chunk_size):
 
 def loss(
   model: transformer.Transformer,
-  batch: dict[str, typing.Array],
-  key: typing.Array,
+  batch: dict[str, arrays.Array],
+  key: arrays.Array,
   cfg: config.ObjectiveConfig,
   *,
   remat: str = 'none',
   norms: Norms = None,
-) -> tuple[typing.Array, dict[str, tuple[typing.Array, typing.Array]]]:
+) -> tuple[arrays.Array, dict[str, tuple[arrays.Array, arrays.Array]]]:
   """The objective on one batch.
 
   Args:
@@ -263,19 +263,19 @@ def _metrics(result, weights):
 
 
 def mean(
-  metric: tuple[typing.Array, typing.Array], term: str, norms: Norms
-) -> typing.Array:
+  metric: tuple[arrays.Array, arrays.Array], term: str, norms: Norms
+) -> arrays.Array:
   """A term of the loss from its (sum, weight); `norms` as for `loss`."""
   value, weight = metric
   return value / (norms[term] if norms else jnp.maximum(weight, 1))
 
 
 def term_weights(
-  batch: dict[str, typing.Array],
-  key: typing.Array,
+  batch: dict[str, arrays.Array],
+  key: arrays.Array,
   cfg: config.ObjectiveConfig,
   num_streams: int,
-) -> dict[str, typing.Array]:
+) -> dict[str, arrays.Array]:
   """Weight of each term of the loss, which does not depend on the model.
 
   Returns:
@@ -295,10 +295,10 @@ def term_weights(
 
 def cross_entropy(
   model: transformer.Transformer,
-  hidden: typing.Array,
-  teacher: typing.Array,
+  hidden: arrays.Array,
+  teacher: arrays.Array,
   chunk_size: int,
-) -> typing.Array:
+) -> arrays.Array:
   """-sum_v p_teacher(v) log p(v), chunked like `token_loss`; float32 [...].
 
   Args:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from specstream_jax import config, partitioning, typing
+from specstream_jax import arrays, config, partitioning
 from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import build, forward, params as params_lib
 from specstream_jax.training import accumulation, objective
@@ -35,7 +35,7 @@ class TrainState:
     opt_state: optax state.
   """
 
-  step: typing.Array
+  step: arrays.Array
   adapter: dict[str, Any]
   opt_state: Any
 
@@ -81,7 +81,7 @@ def make_optimizer(
   return optax.with_extra_args_support(optimizer)
 
 
-def _labels(adapter: typing.Params, trainable: str) -> Any:
+def _labels(adapter: arrays.Params, trainable: str) -> Any:
   """'embedding' for P_j, 'frozen' or 'other', in the adapter's structure."""
 
   def label(keys, _):
@@ -95,9 +95,9 @@ def _labels(adapter: typing.Params, trainable: str) -> Any:
 
 def train_step(
   state: TrainState,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
-  group: dict[str, typing.Array] | None = None,
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
+  group: dict[str, arrays.Array] | None = None,
   *,
   built: build.Built,
   optimizer: optax.GradientTransformationExtraArgs,
@@ -105,7 +105,7 @@ def train_step(
   seed: int,
   remat: str = 'none',
   trainable: str = '',
-) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
+) -> tuple[TrainState, dict[str, tuple[arrays.Array, arrays.Array]]]:
   """One gradient step; keys derive from (seed, step), so a resume repeats it.
 
   Args:
@@ -135,19 +135,19 @@ def train_step(
   )
 
 
-def step_key(seed: int, step: typing.Array) -> typing.Array:
+def step_key(seed: int, step: arrays.Array) -> arrays.Array:
   """PRNG key of a step."""
   return jax.random.fold_in(jax.random.key(seed), step)
 
 
 def weigh(
-  batch: dict[str, typing.Array],
-  step: typing.Array,
+  batch: dict[str, arrays.Array],
+  step: arrays.Array,
   *,
   cfg: config.ObjectiveConfig,
   num_streams: int,
   seed: int,
-) -> dict[str, typing.Array]:
+) -> dict[str, arrays.Array]:
   """Weight of each term of the loss on a batch at a step, and its targets."""
   found = objective.term_weights(batch, step_key(seed, step), cfg, num_streams)
   return found | {accumulation.TARGETS: accumulation.targets(batch)}
@@ -158,7 +158,7 @@ def is_trainable(path: str, trainable: str) -> bool:
   return not trainable or re.search(trainable, path) is not None
 
 
-def freeze(adapter: typing.Params, trainable: str) -> typing.Params:
+def freeze(adapter: arrays.Params, trainable: str) -> arrays.Params:
   """The adapter, without gradient where `trainable` does not match."""
   return params_lib.unflatten(
     {
@@ -173,12 +173,12 @@ def freeze(adapter: typing.Params, trainable: str) -> typing.Params:
 def gradient_step(
   state: TrainState,
   loss: Callable[..., Any],
-  batch: dict[str, typing.Array],
-  group: dict[str, typing.Array] | None,
+  batch: dict[str, arrays.Array],
+  group: dict[str, arrays.Array] | None,
   *,
   optimizer: optax.GradientTransformationExtraArgs,
   seed: int,
-) -> tuple[TrainState, dict[str, tuple[typing.Array, typing.Array]]]:
+) -> tuple[TrainState, dict[str, tuple[arrays.Array, arrays.Array]]]:
   """One step down a loss; see `train_step`.
 
   The loss is (adapter, key, norms) -> (scalar, metrics).
@@ -203,15 +203,15 @@ def gradient_step(
 
 
 def eval_step(
-  adapter: typing.Params,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
+  adapter: arrays.Params,
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
   *,
   built: build.Built,
   cfg: config.ObjectiveConfig,
   tree: config.TreeConfig,
   tree_anchors: int = 16,
-) -> dict[str, tuple[typing.Array, typing.Array]]:
+) -> dict[str, tuple[arrays.Array, arrays.Array]]:
   """The objective's metrics, and tokens per call of the actual draft tree.
 
   `tokens_per_call` follows the targets, as if the main stream always agreed
@@ -246,13 +246,13 @@ def eval_step(
 
 
 def tokens_per_call(
-  logits: typing.Array,
-  targets: typing.Array,
-  weights: typing.Array,
-  scale: typing.Array,
+  logits: arrays.Array,
+  targets: arrays.Array,
+  weights: arrays.Array,
+  scale: arrays.Array,
   tree: config.TreeConfig,
   edge_scores: tree_lib.EdgeScores | None = None,
-) -> tuple[typing.Array, typing.Array]:
+) -> tuple[arrays.Array, arrays.Array]:
   """(sum, weight) of tokens per call at the anchors, if targets come true.
 
   Args:
@@ -276,7 +276,7 @@ def tokens_per_call(
 
 
 def init_state(
-  adapter: typing.Params, optimizer: optax.GradientTransformation
+  adapter: arrays.Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """State at step 0; the adapter is copied, because steps donate the state."""
   adapter = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), adapter)
@@ -315,8 +315,8 @@ def state_shardings(
 
 def hidden_rms(
   built: build.Built,
-  base: typing.Params,
-  batch: dict[str, typing.Array],
+  base: arrays.Params,
+  batch: dict[str, arrays.Array],
   partitioner: partitioning.Partitioner,
 ) -> float:
   """RMS of the main stream at the insertion layer on real positions."""

@@ -11,12 +11,7 @@ import zlib
 
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  runtime,
-)
+from specstream_jax import config, runtime
 from specstream_jax.bench import (
   external,
   grid,
@@ -26,6 +21,7 @@ from specstream_jax.bench import (
   runners as runners_lib,
   sides as sides_lib,
 )
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.data import questions as questions_lib, registry
 from specstream_jax.metrics import scores
 from specstream_jax.outputs import locks, writing
@@ -41,7 +37,7 @@ class Options:
   """What to measure.
 
   Attributes:
-    drafters: settings as `config_drafting.parse` reads them, or
+    drafters: settings as `config.drafting.parse` reads them, or
       `label=settings`; the baseline `none` is always measured.
     tasks: names, each with an optional split and folder: `name[/split][@DIR]`.
     temperatures: 0 is greedy.

@@ -12,13 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  runtime,
-)
+from specstream_jax import config, runtime
 from specstream_jax.bench import results
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.data import chat, questions as questions_lib
 from specstream_jax.decoding import enumerate_law, transformer_fns
 from specstream_jax.modeling import build, params as params_lib
@@ -55,7 +51,7 @@ class Options:
   """What to check.
 
   Attributes:
-    drafters: as `config_drafting.parse` reads them; None takes those of
+    drafters: as `config.drafting.parse` reads them; None takes those of
       `default_drafters`.
     task: `name[/split][@DIR]`.
     num_prompts: evenly spread; 0 takes all.

@@ -15,9 +15,10 @@ from typing import Any
 
 import tqdm
 
-from specstream_jax import config, config_checks as checks, runtime
+from specstream_jax import config, runtime
 from specstream_jax.bench import journal as journal_lib, journal_lines, results
 from specstream_jax.checkpoints import chat_format, token_ids
+from specstream_jax.config import checks
 from specstream_jax.data import chat, readers, registry
 from specstream_jax.outputs import locks, names, writing
 

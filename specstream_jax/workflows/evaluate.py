@@ -8,12 +8,7 @@ import os
 import pathlib
 from typing import Any
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  runtime,
-)
+from specstream_jax import config, runtime
 from specstream_jax.bench import (
   journal as journal_lib,
   journal_lines,
@@ -22,6 +17,7 @@ from specstream_jax.bench import (
   runners,
   sides as sides_lib,
 )
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.data import registry
 from specstream_jax.metrics import scores
 from specstream_jax.outputs import locks
@@ -45,7 +41,7 @@ class Options:
     batch: rows per call.
     repeats: timed passes.
     seed: of the noise when temperature > 0.
-    drafter: all settings, or text as `config_drafting.parse` reads it; None
+    drafter: all settings, or text as `config.drafting.parse` reads it; None
       takes plain streams.
     shard: this shard's number.
     num_shards: how many runs share the batches.

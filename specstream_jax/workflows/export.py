@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 import specstream_jax
-from specstream_jax import config_checks as checks
 from specstream_jax.checkpoints import (
   adapters,
   chat_format,
@@ -32,6 +31,7 @@ from specstream_jax.checkpoints import (
   sidecar,
   weights,
 )
+from specstream_jax.config import checks
 from specstream_jax.modeling import lora as lora_lib
 from specstream_jax.outputs import locks
 
@@ -216,19 +216,21 @@ def _model_writers(base, loaded, folded, found, options) -> _Writers:
   copied = [name for name in _TOKENIZER_FILES if (path / name).is_file()]
   if loaded.chat_template is not None or template is None:
     made |= {
-      name: functools.partial(shutil.copyfile, path / name) for name in copied
+      name: functools.partial(_copy, os.fspath(path / name)) for name in copied
     }
-  fields = {**loaded.generation}
+  fields: dict[str, Any] = {**loaded.generation}
   if ends:
-    fields['eos_token_id'] = list(ends) if len(ends) > 1 else ends[0]
+    fields['eos_token_id'] = list(ends) if ends[1:] else ends[0]
   if loaded.bos_id is not None:
     fields.setdefault('bos_token_id', loaded.bos_id)
-  made[generation_config.FILE] = functools.partial(
-    files.write_json, value=fields
-  )
+  made[generation_config.FILE] = lambda path: files.write_json(path, fields)
   # Last, as a folder with it is taken for whole.
   made['config.json'] = made.pop('config.json')
   return made
+
+
+def _copy(source: str, path: str) -> None:
+  shutil.copyfile(source, path)
 
 
 def _stream_writers(
@@ -258,9 +260,7 @@ def _stream_writers(
   for file in (draft_vocabulary.FILE, ngram_table.FILE):
     path = os.path.join(found.folder, file)
     if os.path.isfile(path):
-      made[f'{sidecar.FOLDER}/{file}'] = functools.partial(
-        shutil.copyfile, path
-      )
+      made[f'{sidecar.FOLDER}/{file}'] = functools.partial(_copy, path)
   return made
 
 

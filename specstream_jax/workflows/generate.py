@@ -8,12 +8,8 @@ from typing import Any
 
 from absl import logging
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  config_drafting,
-  runtime,
-)
+from specstream_jax import config, runtime
+from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.workflows import prompts as prompts_lib
 
 _SMALLEST_BUFFER = 64
@@ -56,7 +52,7 @@ class Options:
   Attributes:
     max_new_tokens: most new tokens per prompt; compiled for the next of 64,
       128, 256, …
-    drafter: a name, text as `config_drafting.parse` reads it, or all settings;
+    drafter: a name, text as `config.drafting.parse` reads it, or all settings;
       'none' is plain decoding, None takes streams if there is an adapter.
     tree: draft tree; None takes the adapter's.
     schedule: 'deferred' or 'parallel'.

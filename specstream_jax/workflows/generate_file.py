@@ -15,9 +15,10 @@ from typing import Any
 
 import tqdm
 
-from specstream_jax import config_checks as checks, runtime
+from specstream_jax import runtime
 from specstream_jax.bench import journal as journal_lib
 from specstream_jax.checkpoints import chat_format
+from specstream_jax.config import checks
 from specstream_jax.outputs import locks, writing
 from specstream_jax.workflows import generate, prompts as prompts_lib
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numbers
 from typing import Any, NamedTuple
 
-from specstream_jax import config_checks as checks, runtime
+from specstream_jax import runtime
 from specstream_jax.checkpoints import chat_format
+from specstream_jax.config import checks
 from specstream_jax.data import chat
 
 

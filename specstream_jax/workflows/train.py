@@ -7,12 +7,9 @@ from absl import logging
 import jax
 import jax.numpy as jnp
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  partitioning,
-)
+from specstream_jax import config, partitioning
 from specstream_jax.checkpoints import adapters, eos, loading
+from specstream_jax.config import checks
 from specstream_jax.data import mixtures
 from specstream_jax.modeling import (
   blocks,

@@ -14,13 +14,7 @@ from typing import Any
 
 import jax
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  memory,
-  partitioning,
-  processes,
-)
+from specstream_jax import config, memory, partitioning, processes
 from specstream_jax.checkpoints import (
   eos,
   files,
@@ -29,6 +23,7 @@ from specstream_jax.checkpoints import (
   loading,
   weights as weights_lib,
 )
+from specstream_jax.config import checks
 from specstream_jax.modeling import build, lora, params as params_lib
 from specstream_jax.training import distillation, loop, screen
 from specstream_jax.workflows import train_run

@@ -11,20 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  memory,
-  partitioning,
-  processes,
-  typing,
-)
+from specstream_jax import arrays, config, memory, partitioning, processes
 from specstream_jax.checkpoints import (
   fitted,
   loading,
   medusa as checkpoint,
   weights as weights_lib,
 )
+from specstream_jax.config import checks
 from specstream_jax.drafters import medusa as drafter
 from specstream_jax.modeling import (
   build,
@@ -152,7 +146,7 @@ def _main_model(base, adapter, dtype, num_heads):
   return dataclasses.replace(loaded, config=sizes, params=flats[dtype]), cfg
 
 
-def _cast(flat: typing.FlatParams, dtype: str) -> dict[str, Any]:
+def _cast(flat: arrays.FlatParams, dtype: str) -> dict[str, Any]:
   return {k: leaf.astype(jnp.dtype(dtype)) for k, leaf in flat.items()}
 
 
@@ -192,7 +186,7 @@ def _calibrated(cfg, setup, heads, weights, open_eval, recipe):
 def calibrate(
   setup: loop.TrainSetup,
   heads: heads_lib.Built,
-  weights: typing.Params,
+  weights: arrays.Params,
   open_eval: Callable[[], Any],
   recipe: HeadsRecipe,
 ) -> Any:

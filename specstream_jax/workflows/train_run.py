@@ -13,13 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from specstream_jax import (
-  config,
-  config_checks as checks,
-  partitioning,
-  processes,
-)
+from specstream_jax import config, partitioning, processes
 from specstream_jax.checkpoints import loading
+from specstream_jax.config import checks
 from specstream_jax.data import batches as batches_lib, mixtures, records
 from specstream_jax.outputs import writing
 from specstream_jax.report import plots

@@ -23,8 +23,8 @@ class Start:
   """
 
   recipe: Any
-  initial: dict[str, Any] = dataclasses.field(default_factory=dict)
-  folded: dict[str, Any] = dataclasses.field(default_factory=dict)
+  initial: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  folded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   folded_lora: config.LoraConfig = config.LoraConfig(rank=0)
   origins: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -55,7 +55,8 @@ def start(
   Raises:
     ValueError: an adapter of another base, or two that do not go together.
   """
-  begin, origins = Start(recipe), {'init_adapter': None, 'fold_adapter': None}
+  begin = Start(recipe)
+  origins: dict[str, Any] = {'init_adapter': None, 'fold_adapter': None}
   if init_adapter:
     begin, provenance = _go_on(init_adapter, loaded, recipe)
     origins['init_adapter'] = _origin(init_adapter, provenance)

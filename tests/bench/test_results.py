@@ -11,8 +11,9 @@ import evaluation_samples as samples
 import numpy as np
 import pytest
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
 from specstream_jax.bench import results, schema
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.outputs import writing
 
 ROOT = pathlib.Path(__file__).parents[2]

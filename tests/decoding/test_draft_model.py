@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from specstream_jax import config, config_drafting, sampling
+from specstream_jax import config, sampling
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   decoder,
   transformer_fns,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny_runtime
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
 from specstream_jax.checkpoints import draft_vocabulary, token_ids
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import records
 
 TREE = config.TreeConfig(num_nodes=6, depth=2, branching=3)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import table_lm
 
-from specstream_jax import config, config_drafting, sampling
+from specstream_jax import config, sampling
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import interface
 from specstream_jax.drafters import none, streams
 

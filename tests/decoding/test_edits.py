@@ -15,7 +15,8 @@ import reference_decoding as reference
 import sampling_cases
 import table_lm
 
-from specstream_jax import config, config_drafting, sampling
+from specstream_jax import config, sampling
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   edits,

@@ -13,7 +13,8 @@ import reference_drafting as reference
 import table_lm
 import tiny
 
-from specstream_jax import config, config_drafting, sampling
+from specstream_jax import config, sampling
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   transformer_fns,

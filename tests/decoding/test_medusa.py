@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import decoder, transformer_fns
 from specstream_jax.drafters import medusa, none
 from specstream_jax.modeling import heads as heads_lib, params

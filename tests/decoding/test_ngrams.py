@@ -17,8 +17,9 @@ import tiny
 import tokenizers
 from tokenizers import models
 
-from specstream_jax import config, config_drafting, drafters
+from specstream_jax import config, drafters
 from specstream_jax.checkpoints import ngram_table
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import records
 from specstream_jax.decoding import (
   decoder as decoder_lib,

@@ -12,7 +12,8 @@ import reference_decoding as reference
 import scipy.special
 import scipy.stats
 
-from specstream_jax import config, config_drafting, sampling
+from specstream_jax import config, sampling
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   enumerate_law,
   interface,

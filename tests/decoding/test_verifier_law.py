@@ -12,7 +12,8 @@ import scipy.special
 import scipy.stats
 import table_lm
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   decoder as decoder_lib,
   enumerate_law,

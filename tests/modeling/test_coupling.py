@@ -11,7 +11,8 @@ import pytest
 import tiny
 import tiny_runtime
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import config, runtime
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import forward, params
 from specstream_jax.training import objective, step as step_lib

@@ -17,8 +17,9 @@ from tokenizers import models, pre_tokenizers
 import training_batches as tb
 
 import specstream_jax as ss
-from specstream_jax import config, config_drafting, drafters
+from specstream_jax import config, drafters
 from specstream_jax.checkpoints import loading
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import records
 from specstream_jax.modeling import build, params
 from specstream_jax.training import distillation, step as step_lib

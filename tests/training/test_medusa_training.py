@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers
 import train_process
 import training_batches as tb
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import config, runtime
 from specstream_jax.checkpoints import (
   adapters,
   huggingface,
@@ -26,6 +26,7 @@ from specstream_jax.checkpoints import (
   token_ids,
 )
 from specstream_jax.cli import info
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import records
 from specstream_jax.modeling import heads as heads_lib, params
 from specstream_jax.training import (

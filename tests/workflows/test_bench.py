@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import tiny_runtime
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import config, runtime
 from specstream_jax.bench import (
   external,
   journal as journal_lib,
   runners,
   schema,
 )
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import chat, questions
 from specstream_jax.drafters import prompt_lookup
 from specstream_jax.report import table

@@ -8,7 +8,8 @@ import jax
 import pytest
 import tiny_runtime
 
-from specstream_jax import config, config_drafting, runtime
+from specstream_jax import config, runtime
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import verify
 from specstream_jax.workflows import check
 

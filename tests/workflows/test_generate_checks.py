@@ -7,7 +7,8 @@ from absl import logging
 import pytest
 import tiny_runtime
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.workflows import evaluate, generate
 
 

@@ -8,10 +8,11 @@ import pytest
 import tiny_runtime
 import tokenizer_kinds
 
-from specstream_jax import config, config_drafting
+from specstream_jax import config
 from specstream_jax.bench import grid, sides as sides_lib
 from specstream_jax.checkpoints import loading
 from specstream_jax.cli import generate as cli
+from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import questions, readers
 from specstream_jax.workflows import bench, evaluate, generate
 

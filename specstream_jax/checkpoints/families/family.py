@@ -11,9 +11,10 @@ import dataclasses
 import re
 from typing import Any
 
-from specstream_jax import config, config_checks as checks
+from specstream_jax import config
 from specstream_jax.checkpoints import fields, huggingface_rope, weights
 from specstream_jax.checkpoints.families import stored
+from specstream_jax.config import checks
 
 SIZES = {
   'vocab_size': 'vocab_size',

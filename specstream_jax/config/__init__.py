@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen dataclasses with every size and choice; the only place that validates.
 
-Those of the model, of sampling and of training are in `config_model`,
-`config_sampling` and `config_training`, and are found here too.
+Those of the model, of sampling and of training are in `config.model`,
+`config.sampling` and `config.training`, and are found here too.
 
 Each dataclass is hashable, so it can be a static argument of `jax.jit`, and
 gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation, of every
@@ -14,8 +14,8 @@ from typing import Any
 
 import gin
 
-from specstream_jax import config_checks as checks
-from specstream_jax.config_model import (
+from specstream_jax.config import checks
+from specstream_jax.config.model import (
   DTYPES as DTYPES,
   AttentionConfig as AttentionConfig,
   MlpConfig as MlpConfig,
@@ -23,8 +23,8 @@ from specstream_jax.config_model import (
   NormConfig as NormConfig,
   RopeScaling as RopeScaling,
 )
-from specstream_jax.config_sampling import SamplingConfig as SamplingConfig
-from specstream_jax.config_training import (
+from specstream_jax.config.sampling import SamplingConfig as SamplingConfig
+from specstream_jax.config.training import (
   DataConfig as DataConfig,
   ObjectiveConfig as ObjectiveConfig,
   OptimizerConfig as OptimizerConfig,

@@ -13,7 +13,7 @@ from typing import Any
 
 import gin
 
-from specstream_jax import config_checks as checks
+from specstream_jax.config import checks
 
 _LARGEST = 3e38  # that float32 holds; its inverse is no zero there, either
 
@@ -151,8 +151,9 @@ def _pairs(values: Any) -> tuple[tuple[int, float], ...]:
   for pair in pairs:
     checks.check(isinstance(pair, (tuple, list)) and len(pair) == 2, what)
     token, bias = pair
-    is_number = isinstance(bias, numbers.Real) and abs(bias) <= _LARGEST
-    checks.check(is_number and not isinstance(bias, bool), what)
+    is_bool = isinstance(bias, bool)
+    checks.check(isinstance(bias, numbers.Real) and not is_bool, what)
+    checks.check(-_LARGEST <= bias <= _LARGEST, what)
     _ids('logit_bias', (token,))
     checks.check(
       token not in found,

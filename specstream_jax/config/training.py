@@ -5,7 +5,7 @@ import dataclasses
 
 import gin
 
-from specstream_jax import config_checks as checks
+from specstream_jax.config import checks
 
 
 @gin.configurable

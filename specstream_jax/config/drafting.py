@@ -8,7 +8,8 @@ from typing import Any
 
 import gin
 
-from specstream_jax import config, config_checks as checks
+from specstream_jax import config
+from specstream_jax.config import checks
 
 DRAFTERS = (
   'none',

@@ -10,7 +10,7 @@ import dataclasses
 
 import gin
 
-from specstream_jax import config_checks as checks
+from specstream_jax.config import checks
 
 DTYPES = ('float32', 'bfloat16')
 # Beyond any model; building and compiling take time for each.
