@@ -139,6 +139,10 @@ def _ids(name: str, values: Any) -> tuple[int, ...]:
   return tuple(map(int, values))
 
 
+def _is_number(value: Any) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def _pairs(values: Any) -> tuple[tuple[int, float], ...]:
   """(token id, bias) pairs in the order of the ids; ValueError if not such."""
   pairs = values.items() if isinstance(values, Mapping) else values
@@ -151,9 +155,7 @@ def _pairs(values: Any) -> tuple[tuple[int, float], ...]:
   for pair in pairs:
     checks.check(isinstance(pair, (tuple, list)) and len(pair) == 2, what)
     token, bias = pair
-    is_bool = isinstance(bias, bool)
-    checks.check(isinstance(bias, numbers.Real) and not is_bool, what)
-    checks.check(-_LARGEST <= bias <= _LARGEST, what)
+    checks.check(_is_number(bias) and -_LARGEST <= bias <= _LARGEST, what)
     _ids('logit_bias', (token,))
     checks.check(
       token not in found,
