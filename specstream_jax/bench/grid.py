@@ -42,14 +42,19 @@ class Plan:
     cells: points of the grid.
     repeats: timed passes.
     seed: of the noise.
-    max_prompt_tokens: longer prompts lose their beginning.
+    max_prompt_tokens: longer prompts lose their beginning; None keeps all.
+    bucket: prompt length that everything is compiled for; None takes a few,
+      see `bucket_of`.
+    ignore_eos: texts go on behind EOS.
   """
 
   questions: dict[str, list[questions_lib.Question]]
   cells: tuple[Cell, ...]
   repeats: int = 1
   seed: int = 0
-  max_prompt_tokens: int = 1024
+  max_prompt_tokens: int | None = 1024
+  bucket: int | None = None
+  ignore_eos: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,40 +84,68 @@ class Bench:
     model: runtime.Model,
     plan: Plan,
     runners: Sequence[runners_lib.Runner],
-    journal: journal_lib.Journal,
+    journal: journal_lib.Journal | journal_lib.Memory,
   ):
     """Takes the rivals, the baseline `none` first."""
-    self._model, self._plan, self._journal = model, plan, journal
+    self._model, self.plan, self._journal = model, plan, journal
     self._runners = runners
     self._warm: set[Any] = set()
 
-  def run(self, *, progress: bool = True) -> None:
-    """Measures whatever the journal lacks."""
+  def run(
+    self, *, shard: tuple[int, int] = (0, 1), progress: bool = True
+  ) -> None:
+    """Measures whatever the journal lacks.
+
+    Args:
+      shard: (this one, of how many); batches are dealt out in turn, so a
+        question may have one turn only if there are several.
+      progress: show a progress bar.
+    """
     total = sum(
-      len(list(self._visits(cell, self._batches_of_sizes(cell))))
-      for cell in self._plan.cells
+      len(list(self._visits(cell, self._batches_of_sizes(cell), shard)))
+      for cell in self.plan.cells
     )
     with tqdm.tqdm(total=total, unit='batch', disable=not progress) as bar:
-      for cell in self._plan.cells:
+      for cell in self.plan.cells:
         for turn in range(self._num_turns(cell)):
-          self._run_turn(cell, turn, bar)
+          self._run_turn(cell, turn, shard, bar)
 
-  def _run_turn(self, cell, turn, bar):
+  def _run_turn(self, cell, turn, shard, bar):
     batches = self.batches(cell, turn)
-    for repeat, number, runner in self._visits(cell, len(batches)):
+    for repeat, number, runner in self._visits(cell, len(batches), shard):
       key = _key(cell, runner.label, turn, repeat, number)
       bar.set_description(f'{cell.task} {runner.label}'[:32])
       if key not in self._journal:
         self._journal.add(key, self._measure(cell, runner, batches[number]))
       bar.update()
 
-  def _visits(self, cell, num_batches) -> Iterator[tuple[int, int, Any]]:
-    """(repeat, batch number, runner) in the order of measurement."""
+  def _visits(
+    self, cell, num_batches, shard=(0, 1)
+  ) -> Iterator[tuple[int, int, Any]]:
+    """(repeat, batch number, runner) in the order of measurement.
+
+    Rivals take turns at being first; where later turns need the baseline's
+    answers, it comes first in the first pass.
+    """
     rivals = self.runners(cell)
-    for repeat in range(self._plan.repeats):
-      for number in range(num_batches):
-        order = -1 if (repeat + number) % 2 and repeat else 1
-        yield from ((repeat, number, runner) for runner in rivals[::order])
+    has_turns = self._num_turns(cell) > 1
+    for repeat in range(self.plan.repeats):
+      for place, number in enumerate(range(shard[0], num_batches, shard[1])):
+        is_reversed = (repeat + place) % 2 and not (has_turns and repeat == 0)
+        order = rivals[::-1] if is_reversed else rivals
+        yield from ((repeat, number, runner) for runner in order)
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether everything has been measured."""
+    return all(
+      _key(cell, runner.label, turn, repeat, number) in self._journal
+      for cell in self.plan.cells
+      for turn in range(self._num_turns(cell))
+      for repeat, number, runner in self._visits(
+        cell, len(self.batches(cell, turn))
+      )
+    )
 
   def runners(self, cell: Cell) -> list[runners_lib.Runner]:
     """Those that can take the cell: other programs decode one row at a time."""
@@ -120,13 +153,13 @@ class Bench:
 
   def _measure(self, cell, runner, batch):
     """One batch through one rival, as the journal keeps it."""
-    bucket = batch_bucket(batch)
+    bucket = self.plan.bucket or batch_bucket(batch)
     call = lambda: runner.generate(
       [list(row.prompt) for row in batch],
       [row.index for row in batch],
       bucket=bucket,
       temperature=cell.temperature,
-      seed=self._plan.seed,
+      seed=self.plan.seed,
     )
     compile_seconds = 0.0
     shape = (runner.label, cell.temperature, cell.batch, bucket)
@@ -143,11 +176,11 @@ class Bench:
     }
 
   def _num_turns(self, cell):
-    return max(len(q.turns) for q in self._plan.questions[cell.task])
+    return max(len(q.turns) for q in self.plan.questions[cell.task])
 
   def _batches_of_sizes(self, cell):
     """How many batches all turns of a cell have, roughly, for the clock."""
-    turns = sum(len(q.turns) for q in self._plan.questions[cell.task])
+    turns = sum(len(q.turns) for q in self.plan.questions[cell.task])
     return -(-turns // cell.batch)
 
   def batches(self, cell: Cell, turn: int) -> list[list[Row]]:
@@ -158,7 +191,8 @@ class Bench:
     """
     buckets: dict[int, list[Row]] = {}
     for row in self._rows(cell, turn):
-      buckets.setdefault(bucket_of(len(row.prompt)), []).append(row)
+      bucket = self.plan.bucket or bucket_of(len(row.prompt))
+      buckets.setdefault(bucket, []).append(row)
     batches = []
     for _, rows in sorted(buckets.items()):
       for start in range(0, len(rows), cell.batch):
@@ -168,7 +202,7 @@ class Bench:
 
   def _rows(self, cell, turn):
     answers = [self._answers(cell, earlier) for earlier in range(turn)]
-    for index, question in enumerate(self._plan.questions[cell.task]):
+    for index, question in enumerate(self.plan.questions[cell.task]):
       if turn < len(question.turns):
         said = [texts[index] for texts in answers]
         prompt = _prompt(self._model, question, said)
@@ -177,7 +211,7 @@ class Bench:
 
   def _shortened(self, prompt):
     """The prompt's end, as many tokens as a prompt may have; BOS stays."""
-    excess = len(prompt) - self._plan.max_prompt_tokens
+    excess = len(prompt) - (self.plan.max_prompt_tokens or len(prompt))
     if excess <= 0:
       return prompt
     num_kept = int(prompt[0] == self._model.bos_id)
@@ -189,8 +223,14 @@ class Bench:
     for number, batch in enumerate(self.batches(cell, turn)):
       line = self._journal[_key(cell, BASELINE, turn, 0, number)]
       for row, tokens in zip(batch, line['tokens'], strict=True):
-        found[row.index] = self._model.decode_text(tokens, row.prompt)
+        found[row.index] = self.text(tokens, row)
     return found
+
+  def text(self, tokens: Sequence[int], row: Row) -> str:
+    """What tokens add to a row's prompt."""
+    return self._model.decode_text(
+      tokens, row.prompt, ignore_eos=self.plan.ignore_eos
+    )
 
   def collect(
     self, cell: Cell, label: str
@@ -202,7 +242,7 @@ class Bench:
     first. None if there is nothing.
     """
     rows, lines = self._collect(cell, label, 1)
-    for repeats in range(2, self._plan.repeats + 1):
+    for repeats in range(2, self.plan.repeats + 1):
       more = self._collect(cell, label, repeats)
       if len(more[0]) == len(rows):
         rows, lines = more
@@ -291,6 +331,15 @@ def _side(batches, lines) -> sides_lib.Side:
     seconds=grid('decode_seconds'),
     prefill_seconds=grid('prefill_seconds'),
     steps=np.array([max(line['calls']) for line in last]),
-    compile_seconds=float(grid('compile_seconds').sum()),
+    compile_seconds=_compile_seconds(lines),
     batch_of=tuple(n for n, batch in enumerate(batches) for _ in _real(batch)),
   )
+
+
+def _compile_seconds(lines) -> float:
+  """Seconds of all programs; one that several processes compiled counts once."""
+  found: dict[int, list[float]] = {}
+  for line in (one for repeats in lines for one in repeats):
+    found.setdefault(line['bucket'], []).append(line['compile_seconds'])
+  times = [[s for s in seconds if s] for seconds in found.values()]
+  return sum(float(np.median(seconds)) for seconds in times if seconds)

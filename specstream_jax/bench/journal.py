@@ -77,6 +77,14 @@ class Journal:
     self._entries[key] = line
 
 
+class Memory(dict[Key, Mapping[str, Any]]):
+  """A journal without a file, of measurements that are read at once."""
+
+  def add(self, key: Key, values: Mapping[str, Any]) -> None:
+    """Keeps one measurement."""
+    self[key] = values
+
+
 def _refuse_to_lose(path: str) -> None:
   if os.path.isfile(path):
     with open(path, 'rb') as file:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a benchmark asks: Spec-Bench questions, or the prompts of a task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -58,11 +58,18 @@ def load(
     questions = read_spec_bench(data_dir)
   else:
     read = _jsonl_examples if task == 'jsonl' else _task_examples
-    questions = [
-      Question(i, task, (example.inputs,), tuple(example.references))
-      for i, example in enumerate(read(task, split, data_dir))
-    ]
+    questions = of_examples(task, read(task, split, data_dir))
   return _spread(questions, num_questions)
+
+
+def of_examples(
+  task: str, examples: Iterable[readers.Example]
+) -> list[Question]:
+  """The rows of a task as questions of one turn."""
+  return [
+    Question(i, task, (example.inputs,), tuple(example.references))
+    for i, example in enumerate(examples)
+  ]
 
 
 def _task_examples(task, split, data_dir):

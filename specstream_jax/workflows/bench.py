@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every rival on every task: one table, one report, one journal."""
 
-import collections
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -19,11 +18,10 @@ from specstream_jax.bench import (
   journal_lines,
   results,
   runners as runners_lib,
-  sides as sides_lib,
+  summary,
 )
 from specstream_jax.config import checks, drafting as config_drafting
-from specstream_jax.data import questions as questions_lib, registry
-from specstream_jax.metrics import scores
+from specstream_jax.data import questions as questions_lib
 from specstream_jax.outputs import locks, writing
 from specstream_jax.report import bench_table, page
 
@@ -128,9 +126,11 @@ def bench(
     try:
       made.run(progress=progress)
     finally:
-      runs = summarize(model, plan, runners, made, options)
+      runs = summary.summarize(
+        model, made, schedule=options.schedule, sampling=options.sampling
+      )
       if runs:
-        _write(folder, runs, made, plan, runners, model, command)
+        _write(folder, runs, made, runners, model, command)
   return runs
 
 
@@ -174,7 +174,12 @@ def make_plan(options: Options) -> grid.Plan:
     for batch in options.batch_sizes
   )
   return grid.Plan(
-    questions, cells, options.repeats, options.seed, options.max_prompt_tokens
+    questions,
+    cells,
+    options.repeats,
+    options.seed,
+    options.max_prompt_tokens,
+    ignore_eos=bool(options.sampling.ignore_eos),
   )
 
 
@@ -233,111 +238,7 @@ def _external(target, name, decode, drafters):
   return external.TransformersRunner(target, name, decode, assistant)
 
 
-def summarize(
-  model: runtime.Model,
-  plan: grid.Plan,
-  runners: Sequence[runners_lib.Runner],
-  made: grid.Bench,
-  options: Options,
-) -> list[results.RunResult]:
-  """One result per cell and rival that has measurements."""
-  runs = []
-  for cell in plan.cells:
-    plain = made.collect(cell, grid.BASELINE)
-    rivals = made.runners(cell)
-    if plain is None or not plain[1].calls.sum():
-      continue
-    for runner in rivals[1:] or rivals:
-      found = made.collect(cell, runner.label)
-      if found is None or not found[1].calls.sum():
-        continue
-      rows, fast = found
-      runs.append(_summary(model, cell, runner, rows, plain[1], fast, options))
-  return runs
-
-
-def _summary(model, cell, runner, rows, plain, fast, options):
-  prompts = [row.prompt for row in rows]
-  texts = lambda side: [
-    model.decode_text(tokens, prompt).strip()
-    for tokens, prompt in zip(side.tokens, prompts, strict=True)
-  ]
-  references = [list(row.question.references) for row in rows]
-  if not all(references):
-    references = []
-  names = (
-    registry.get(cell.task.partition('@')[0].partition('/')[0]).metrics
-    if references
-    else ()
-  )
-  score = lambda side: scores.compute(names, references, texts(side))
-  tree = runner.settings.get('tree') or {}
-  lengths = [_length_group(len(row.prompt)) for row in rows]
-  return sides_lib.summarize(
-    plain,
-    fast,
-    max_depth=runner.max_depth,
-    task=cell.task,
-    drafter=runner.settings['name'],
-    name=runner.label,
-    settings=runner.settings,
-    tree=tree | {'size': getattr(runner, 'size', 0)},
-    schedule=options.schedule,
-    dtype=model.config.dtype,
-    batch=cell.batch,
-    temperature=cell.temperature,
-    sampling=dataclasses.replace(
-      options.sampling, temperature=cell.temperature
-    ).changes(),
-    lossy=runner.is_lossy,
-    external=runner.is_external,
-    synthetic=runner.output == 'synthetic',
-    extra_parameters=runner.extra_parameters,
-    by_category=_tokens_per_call_by(
-      [row.question.category for row in rows], fast
-    ),
-    by_prompt_length=_tokens_per_call_by(lengths, fast),
-    prompts_by_length={
-      str(n): count for n, count in sorted(collections.Counter(lengths).items())
-    },
-    num_truncated=sum(row.is_truncated for row in rows),
-    quality={'autoregressive': score(plain), 'speculative': score(fast)},
-    samples=_samples(model, rows, fast),
-  )
-
-
-def _tokens_per_call_by(groups: Sequence[Any], side) -> dict[str, float]:
-  """Group -> tokens per call of its rows, micro; `groups` has one per row."""
-  found = {}
-  for group in sorted(set(groups)):
-    where = [i for i, other in enumerate(groups) if other == group]
-    tokens = [side.tokens[i] for i in where]
-    rates = sides_lib.tokens_per_call(tokens, side.calls[where])
-    found[str(group)] = rates['micro']
-  return found
-
-
-def _length_group(length: int) -> int:
-  """Prompt lengths in steps of 128 tokens: 128, 256, 384, …"""
-  return -(-length // 128) * 128
-
-
-def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:
-  """The first texts, token by token, for the report."""
-  return [
-    {
-      'prompt': row.question.turns[row.turn],
-      'text': model.decode_text(side.tokens[i], row.prompt).strip(),
-      'references': list(row.question.references),
-      'accept_lengths': side.accept_lengths[i],
-      'tokens': model.token_texts(side.tokens[i], row.prompt),
-    }
-    for i, row in enumerate(rows[:count])
-    if side.accept_lengths[i]
-  ]
-
-
-def _write(folder, runs, made, plan, runners, model, command):
+def _write(folder, runs, made, runners, model, command):
   """results.json, table.md, report.html and answers/*.jsonl."""
   source = model.source | {
     'revision': _revision(),
@@ -350,14 +251,14 @@ def _write(folder, runs, made, plan, runners, model, command):
     os.path.join(folder, 'table.md'), bench_table.markdown(document)
   )
   page.write(os.path.join(folder, 'report.html'), document)
-  for cell in plan.cells:
+  for cell in made.plan.cells:
     for runner in made.runners(cell):
       found = made.collect(cell, runner.label)
       if found:
         name = f'{cell.task}-T{cell.temperature:g}-b{cell.batch}-{runner.label}'
         results.write_spec_bench(
           os.path.join(folder, 'answers', _file_name(name)),
-          [row | _mark(runner) for row in _answers(model, *found)],
+          [row | _mark(runner) for row in _answers(made, *found)],
         )
 
 
@@ -375,7 +276,7 @@ def _file_name(name: str) -> str:
   return f'{safe}.jsonl'
 
 
-def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
+def _answers(made, rows: Sequence[Any], side) -> list[dict[str, Any]]:
   """Spec-Bench records: all turns of a question together, in order."""
   turns: dict[int, list[int]] = {}
   for i, row in enumerate(rows):
@@ -387,7 +288,7 @@ def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
     results.spec_bench_record(
       rows[places[0]].question.question_id,
       rows[places[0]].question.category,
-      [model.decode_text(side.tokens[i], rows[i].prompt) for i in places],
+      [made.text(side.tokens[i], rows[i]) for i in places],
       [len(side.tokens[i]) for i in places],
       [share[i] for i in places],
       [n for i in places for n in side.accept_lengths[i]],

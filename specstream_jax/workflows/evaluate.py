@@ -10,18 +10,20 @@ from typing import Any
 
 from specstream_jax import config, runtime
 from specstream_jax.bench import (
+  grid,
   journal as journal_lib,
   journal_lines,
-  pair,
   results,
-  runners,
-  sides as sides_lib,
+  runners as runners_lib,
+  summary,
 )
 from specstream_jax.config import checks, drafting as config_drafting
-from specstream_jax.data import registry
-from specstream_jax.metrics import scores
+from specstream_jax.data import questions as questions_lib, registry
 from specstream_jax.outputs import locks
 from specstream_jax.report import page
+
+_NUM_SAMPLES = 8  # texts in the report
+_BUCKET_STEP = 16  # the compiled prompt length is a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,29 @@ def evaluate(
       than streams, shards without a folder, or a folder with measurements of
       other settings, or that another process works in.
   """
+  plan = _plan(model, options)
+  runners = _runners(model, options)
+  if folder is None and options.num_shards > 1:
+    raise ValueError('shards need a folder in which they meet')
+  if folder is None:
+    made = grid.Bench(model, plan, runners, journal_lib.Memory())
+    made.run(progress=progress)
+  else:
+    made = _shared(model, plan, runners, options, folder, progress)
+  if not made.is_whole:
+    return None
+  [run] = summary.summarize(
+    model,
+    made,
+    schedule=options.schedule,
+    sampling=options.sampling,
+    num_samples=_NUM_SAMPLES,
+  )
+  return run
+
+
+def _plan(model, options) -> grid.Plan:
+  """The task's first prompts, in batches of one compiled length."""
   spec = registry.get(options.task)
   examples = spec.load_split(options.split, options.data_dir)
   examples = examples[: options.num_prompts or None]
@@ -108,66 +133,48 @@ def evaluate(
   for number, prompt in enumerate(prompts, start=1):
     model.check_ids(prompt, f'task {options.task!r}, prompt {number}')
   model.warn_if_long(prompts, options.max_new_tokens)
+  task = f'{options.task}/{options.split}'
+  return grid.Plan(
+    {task: questions_lib.of_examples(options.task, examples)},
+    (grid.Cell(task, options.sampling.temperature, options.batch),),
+    options.repeats,
+    options.seed,
+    max_prompt_tokens=None,
+    bucket=-(-max(map(len, prompts)) // _BUCKET_STEP) * _BUCKET_STEP,
+    ignore_eos=bool(options.sampling.ignore_eos),
+  )
+
+
+def _runners(model, options) -> list[runners_lib.Runner]:
+  """Plain decoding and the streams."""
+  options.sampling.check_fits(model.config.vocab_size)
+  tree = options.tree or model.tree
   drafter = options.drafter or config_drafting.DrafterConfig()
   if isinstance(drafter, str):
-    drafter = config_drafting.parse(drafter, options.tree or model.tree)
+    drafter = config_drafting.parse(drafter, tree)
   if drafter.name != 'streams':
     raise ValueError(
       f"drafter is {drafter.name!r}; evaluate takes 'streams', `specstream "
       'bench` takes any'
     )
-  settings = _settings(model, options, drafter)
-  options.sampling.check_fits(model.config.vocab_size)
-  if folder is None:
-    if options.num_shards > 1:
-      raise ValueError('shards need a folder in which they meet')
-    found = pair.compare(model, prompts, settings, progress=progress)
-  else:
-    found = _shared(model, prompts, settings, options, folder, progress)
-    if found is None:
-      return None
-  asked = list(zip(prompts, examples, strict=True))
-  return _summary(model, options, settings, asked, spec.metrics, found)
-
-
-def _summary(model, options, settings, asked, names, found):
-  """Both sides as a row of results, with the scores of their texts."""
-  plain, fast = found
-  drafter = settings.drafter
-  quality = {
-    'autoregressive': _score(model, names, asked, plain.tokens),
-    'speculative': _score(model, names, asked, fast.tokens),
-  }
-  samples = _samples(model, asked[: settings.num_samples], fast)
-  tree = drafter.tree or settings.tree
-  return sides_lib.summarize(
-    plain,
-    fast,
-    max_depth=tree.max_depth,
-    task=f'{options.task}/{options.split}',
-    drafter=drafter.name,
-    name=_name(drafter, tree),
-    tree=config.to_json(tree) | {'size': tree.size},
+  if drafter.tree is None:
+    drafter = dataclasses.replace(drafter, tree=tree)
+  decode = config.DecodeConfig(
+    max_new_tokens=options.max_new_tokens,
     schedule=options.schedule,
-    dtype=model.config.dtype,
-    batch=options.batch,
-    temperature=options.sampling.temperature,
-    sampling=options.sampling.changes(),
-    lossy=drafter.is_lossy,
-    synthetic=drafter.output == 'synthetic',
-    settings=config.to_json(drafter),
-    extra_parameters=runners.count_extra(
-      model.params(drafter),
-      has_coupling=drafter.coupling and tree.kind == 'best_first',
-    ),
-    quality=quality,
-    samples=samples,
+    eos_ids=model.eos_ids,
   )
+  plain = config_drafting.DrafterConfig(grid.BASELINE)
+  sides = {grid.BASELINE: plain, _name(drafter): drafter}
+  return [
+    runners_lib.OwnRunner(model, rival, label, decode, options.sampling)
+    for label, rival in sides.items()
+  ]
 
 
-def _shared(model, prompts, settings, options, folder, progress):
-  """Both sides once all shards' measurements are in the folder, else None."""
-  header = _header(model, prompts, options)
+def _shared(model, plan, runners, options, folder, progress) -> grid.Bench:
+  """This shard's measurements are made; those of all that ended are there."""
+  header = _header(model, plan, options)
   count = options.num_shards
   shard = options.shard, count
   with locks.hold(folder, 'results', *shard):
@@ -177,17 +184,15 @@ def _shared(model, prompts, settings, options, folder, progress):
       resume=True,
       problem=journal_lines.measurement,
     )
-    pair.measure(
-      model, prompts, settings, journal, shard=shard, progress=progress
+    grid.Bench(model, plan, runners, journal).run(
+      shard=shard, progress=progress
     )
-  entries = {}
+  entries = journal_lib.Memory()
   for number in range(count):
     entries |= journal_lib.read(
       _measured(folder, number, count), header, journal_lines.measurement
     )
-  if pair.missing(entries, len(prompts), settings):
-    return None
-  return pair.sides(entries, len(prompts), settings)
+  return grid.Bench(model, plan, runners, entries)
 
 
 def forget(folder: str, options: Options) -> None:
@@ -204,13 +209,15 @@ def _measured(folder, shard, num_shards):
   return os.path.join(folder, name)
 
 
-def _header(model, prompts, options) -> dict[str, Any]:
+def _header(model, plan, options) -> dict[str, Any]:
   """What measurements depend on; shards and resumed runs must agree on it."""
   settings = dataclasses.asdict(options)
   del settings['shard']
   always = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0}
   settings['sampling'] = always | options.sampling.changes()
-  digest = hashlib.sha256(repr([list(row) for row in prompts]).encode())
+  [asked] = plan.questions.values()
+  prompts = [list(model.encode_prompt(q.turns[0])) for q in asked]
+  digest = hashlib.sha256(repr(prompts).encode())
   return {
     'source': model.source,
     'sha256': runtime.fingerprint(model),
@@ -240,49 +247,9 @@ def write(
   return path
 
 
-def _settings(model, options, drafter):
-  """What `pair.compare` is to do."""
-  return pair.Settings(
-    tree=options.tree or model.tree,
-    decode=config.DecodeConfig(
-      max_new_tokens=options.max_new_tokens,
-      schedule=options.schedule,
-      eos_ids=model.eos_ids,
-      prompt_bucket=16,
-    ),
-    sampling=options.sampling,
-    batch=options.batch,
-    repeats=options.repeats,
-    seed=options.seed,
-    drafter=drafter,
-  )
-
-
-def _name(drafter, tree) -> str:
+def _name(drafter) -> str:
   """Label of the row: drafter, tree, and what helps it."""
+  tree = drafter.tree
   helpers = {'vocabulary': drafter.vocabulary, 'n-grams': drafter.ngram_table}
   used = [name for name, file in helpers.items() if file]
   return ' + '.join([f'{drafter.name} {tree.kind} {tree.size}', *used])
-
-
-def _score(model, names, asked, tokens):
-  texts = [
-    model.decode_text(row, prompt).strip()
-    for row, (prompt, _) in zip(tokens, asked, strict=True)
-  ]
-  references = [list(example.references) for _, example in asked]
-  return scores.compute(names, references, texts)
-
-
-def _samples(model, asked, side):
-  """Texts of some (prompt ids, example), token by token, for the report."""
-  return [
-    {
-      'prompt': example.inputs,
-      'text': model.decode_text(side.tokens[i], prompt).strip(),
-      'references': list(example.references),
-      'accept_lengths': side.accept_lengths[i],
-      'tokens': model.token_texts(side.tokens[i], prompt),
-    }
-    for i, (prompt, example) in enumerate(asked)
-  ]

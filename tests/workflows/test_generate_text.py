@@ -9,12 +9,12 @@ import tiny_runtime
 import tokenizer_kinds
 
 from specstream_jax import config
-from specstream_jax.bench import grid, sides as sides_lib
+from specstream_jax.bench import grid, journal, sides as sides_lib, summary
 from specstream_jax.checkpoints import loading
 from specstream_jax.cli import generate as cli
 from specstream_jax.config import drafting as config_drafting
-from specstream_jax.data import questions, readers
-from specstream_jax.workflows import bench, evaluate, generate
+from specstream_jax.data import questions
+from specstream_jax.workflows import bench, generate
 
 TREE = config.TreeConfig(num_nodes=3, depth=2, branching=2)
 DRAFTERS = {
@@ -129,12 +129,11 @@ def test_answers_of_benchmarks_keep_that_space_as_well(base):
     compile_seconds=0.0,
     batch_of=(0,),
   )
-  (answer,) = bench._answers(model, [row], side)
+  plan = grid.Plan({}, ())
+  made = grid.Bench(model, plan, [], journal.Memory())
+  (answer,) = bench._answers(made, [row], side)
   assert answer['choices'][0]['turns'] == [' the ab']
-  (sample,) = bench._samples(model, [row], side)
-  assert sample['tokens'] == [' the', ' ab', '</s>']
-  example = readers.Example('It', ('the ab',))
-  (sample,) = evaluate._samples(model, [(ids[:1], example)], side)
+  (sample,) = summary.samples(model, made, [row], side)
   assert sample['tokens'] == [' the', ' ab', '</s>']
 
 

@@ -8,28 +8,30 @@ tokens in 3, 2 and 4 calls (the prompt pass gives the first); the streams need
 
 import dataclasses
 import io
-import types
 
 import numpy as np
 import pytest
 
-from specstream_jax import config
-from specstream_jax.bench import pair, sides as sides_lib
+from specstream_jax.bench import (
+  grid,
+  journal as journal_lib,
+  sides as sides_lib,
+)
+from specstream_jax.data import questions
 from specstream_jax.decoding import decoder as decoder_lib
 
 TOKENS = [[7, 8, 9, 6], [5, 4, 3], [2, 1, 2, 1, 0]]
 PLAIN_CALLS, CALLS = [3, 2, 4], [1, 2, 2]
 ACCEPTS = [[2], [0, 0], [1, 1]]
 BATCHES = [[0, 1], [2, 2]]
-SETTINGS = pair.Settings(
-  tree=config.TreeConfig('chain', depth=3),
-  decode=config.DecodeConfig(max_new_tokens=5, prompt_bucket=8),
-  batch=2,
-  repeats=2,
-)
+CELL = grid.Cell('t/test', 0.0, 2)
+ASKED = [questions.Question(i, 't', (str(i),)) for i in range(3)]
+PLAN = grid.Plan({'t/test': ASKED}, (CELL,), repeats=2, bucket=8)
 # [pass][batch]
 PLAIN_SECONDS, SECONDS = [[0.6, 0.8], [0.3, 1.6]], [[0.4, 0.5], [0.2, 0.5]]
 PLAIN_PREFILL, PREFILL = [[0.1, 0.2], [0.1, 0.4]], [[0.2, 0.2], [0.2, 0.3]]
+# The first batch compiles; the streams were stopped and went on in pass 1.
+COMPILE = {'none': [[0.5, 0], [0, 0]], 'streams': [[3.0, 0], [0, 5.0]]}
 
 
 def _entries():
@@ -42,27 +44,37 @@ def _entries():
     'none': (PLAIN_SECONDS, PLAIN_PREFILL),
     'streams': (SECONDS, PREFILL),
   }
-  entries = {
-    ('none', 'cold', 0, 1): {'batch': 1, 'seconds': 2.0},
-    ('streams', 'cold', 0, 2): {'batch': 0, 'seconds': 3.5},
-    ('streams', 'cold', 1, 2): {'batch': 1, 'seconds': 5.75},
-  }
+  entries = journal_lib.Memory()
   for name, (calls, accepts) in measured.items():
     for repeat in range(2):
       for number, rows in enumerate(BATCHES):
         decode, prefill = (x[repeat][number] for x in seconds[name])
-        entries[name, repeat, number] = {
+        entries[_key(name, repeat, number)] = {
           'tokens': [TOKENS[row] for row in rows],
           'accept_lengths': [accepts[row] for row in rows],
           'calls': [calls[row] for row in rows],
           'decode_seconds': decode,
           'prefill_seconds': prefill,
+          'compile_seconds': COMPILE[name][repeat][number],
+          'bucket': 8,
         }
   return entries
 
 
+def _key(name, repeat, number):
+  return ('t/test', 0.0, 2, name, 0, repeat, number)
+
+
+def _side(name, entries, plan=PLAN):
+  runners = [_Runner('none', []), _Runner('streams', [])]
+  made = grid.Bench(_Model(), plan, runners, entries)
+  rows, side = made.collect(CELL, name)
+  assert [row.index for row in rows] == [0, 1, 2][: len(side.tokens)]
+  return side
+
+
 def _sides():
-  return pair.sides(_entries(), 3, SETTINGS)
+  return _side('none', _entries()), _side('streams', _entries())
 
 
 def _summary(plain=None, fast=None, max_depth=3):
@@ -96,50 +108,58 @@ def test_sides_are_what_was_measured():
 
 def test_texts_come_from_the_last_pass():
   entries = _entries()
-  entries['streams', 1, 0] = entries['streams', 1, 0] | {
+  key = _key('streams', 1, 0)
+  entries[key] = entries[key] | {
     'tokens': [[1, 1, 1, 1], [2, 2, 2]],
     'accept_lengths': [[0, 1], [1]],
     'calls': [2, 1],
   }
-  _, fast = pair.sides(entries, 3, SETTINGS)
+  fast = _side('streams', entries)
   assert fast.tokens[:2] == [[1, 1, 1, 1], [2, 2, 2]]
   assert fast.accept_lengths == [[0, 1], [1], [1, 1]]
   assert fast.calls.tolist() == [2, 1, 2]
 
 
-def test_compile_time_is_the_cold_batch_less_a_warm_one():
+def test_a_program_that_was_compiled_twice_counts_once():
   plain, fast = _sides()
-  # Batch 1 took 1.0 and 2.0 seconds when warm: 2.0 - 1.5.
   assert plain.compile_seconds == pytest.approx(0.5)
-  # Of two shards, 3.5 - 0.5 and 5.75 - 0.75: the median of 3 and 5.
+  # Twice, for 3 and 5 seconds: the median.
   assert fast.compile_seconds == pytest.approx(4.0)
   entries = _entries()
-  entries['none', 'cold', 0, 1] = {'batch': 1, 'seconds': 0.1}
-  # A machine that got slower compiled in no time, not in less.
-  assert pair.sides(entries, 3, SETTINGS)[0].compile_seconds == 0.0
+  other = entries[_key('streams', 0, 1)]
+  entries[_key('streams', 0, 1)] = other | {'bucket': 64, 'compile_seconds': 7}
+  # Two programs.
+  assert _side('streams', entries).compile_seconds == pytest.approx(11.0)
 
 
 def test_a_third_pass():
-  """Texts are of the last one; a warm batch is a median, not a mean."""
+  """Texts are of the last one."""
   entries = _entries()
   for number in range(2):
-    entries['none', 2, number] = entries['none', 1, number] | {
+    entries[_key('none', 2, number)] = entries[_key('none', 1, number)] | {
       'tokens': [[1], [2]] if number == 0 else [[3], [3]],
       'decode_seconds': 9.0,
       'calls': [7 + number, 2],
     }
-    entries['streams', 2, number] = entries['streams', 1, number]
-  settings = dataclasses.replace(SETTINGS, repeats=3)
-  plain, _ = pair.sides(entries, 3, settings)
+    entries[_key('streams', 2, number)] = entries[_key('streams', 1, number)]
+  plan = dataclasses.replace(PLAN, repeats=3)
+  plain = _side('none', entries, plan)
   assert plain.tokens == [[1], [2], [3]]
   assert plain.steps.tolist() == [7, 8]
-  # Batch 1 took 1.0, 2.0 and 9.4 seconds when warm.
-  entries['none', 'cold', 0, 1] = {'batch': 1, 'seconds': 2.25}
-  # A third shard compiled for 11 seconds, the others for 3 and 5.
-  entries['streams', 'cold', 2, 3] = {'batch': 0, 'seconds': 11.4}
-  plain, fast = pair.sides(entries, 3, settings)
-  assert plain.compile_seconds == pytest.approx(0.25)
-  assert fast.compile_seconds == pytest.approx(5.0, abs=0.2)
+  assert plain.seconds.tolist() == [*PLAIN_SECONDS, [9.0, 9.0]]
+
+
+def test_what_a_rival_lacks_is_left_out_of_all():
+  entries = _entries()
+  del entries[_key('none', 1, 0)]
+  fast = _side('streams', entries)
+  # The second pass is not whole, so there is one.
+  np.testing.assert_array_equal(fast.seconds, SECONDS[:1])
+  assert fast.tokens == TOKENS
+  del entries[_key('streams', 0, 1)]
+  plain = _side('none', entries)
+  np.testing.assert_array_equal(plain.seconds, [PLAIN_SECONDS[0][:1]])
+  assert plain.tokens == TOKENS[:2] and plain.calls.tolist() == PLAIN_CALLS[:2]
 
 
 def test_ratios():
@@ -242,107 +262,156 @@ def test_tokens_per_call_of_a_rival_without_accept_lengths():
 
 
 class _Model:
-  """Remembers which side decoded which batch."""
+  """As many ids as a prompt says."""
 
-  def __init__(self):
-    self.seen = []
+  bos_id = None
 
-  def decoder(self, rival, decode, *settings, **named):
-    del settings, named
-    assert decode.prompt_bucket == 16  # of the longest prompt
+  def encode_prompt(self, text):
+    return [1] * (int(text) + 1)
 
-    def generate(params, prompts, *, seed, row_ids, **named):
-      del params, named
-      assert seed == 0 and [len(p) for p in prompts] == [
-        LENGTHS[row] for row in row_ids
-      ]
-      self.seen.append((rival, tuple(row_ids)))
-      return decoder_lib.DecodeResult(
-        [[1, 2]] * 2, np.array([1, 1]), [[0]] * 2, ['length'] * 2, 0.25, 0.5
-      )
+  def decode_text(self, tokens, prompt, **named):
+    del prompt, named
+    return str(tokens)
 
-    return types.SimpleNamespace(generate=generate, params=None)
+
+class _Runner:
+  """Remembers which rival decoded which batch."""
+
+  is_external = False
+
+  def __init__(self, label, seen):
+    self.label, self.seen = label, seen
+
+  def generate(self, prompts, row_ids, *, bucket, temperature, seed):
+    assert (bucket, temperature, seed) == (16, 0.0, 0)
+    assert [len(p) for p in prompts] == [LENGTHS[row] for row in row_ids]
+    self.seen.append((self.label, tuple(row_ids)))
+    is_cold = len([who for who, _ in self.seen if who == self.label]) == 1
+    return decoder_lib.DecodeResult(
+      [[1, 2]] * 2,
+      np.array([1, 1]),
+      [[0]] * 2,
+      ['length'] * 2,
+      0.25,
+      2.5 if is_cold else 0.5,
+    )
 
 
 LENGTHS = [3, 9, 1, 4, 2]
-PROMPTS = [[1] * n for n in LENGTHS]
+FIVE = [
+  questions.Question(i, 't', (str(n - 1),)) for i, n in enumerate(LENGTHS)
+]
+MEASURED = grid.Plan({'t/test': FIVE}, (CELL,), repeats=2, bucket=16)
+FIRST, SECOND, LAST = (0, 1), (2, 3), (4, 4)
 
 
-def test_sides_take_turns_at_being_first():
-  model = _Model()
-  pair.compare(model, PROMPTS, SETTINGS, progress=False)
-  first, second, last = (0, 1), (2, 3), (4, 4)
-  cold = [('none', first), ('streams', first)]
-  both = lambda rows, *names: [(name, rows) for name in names]
-  assert model.seen == [
-    *cold,
-    *both(first, 'none', 'streams'),
-    *both(second, 'streams', 'none'),
-    *both(last, 'none', 'streams'),
-    *both(first, 'streams', 'none'),
-    *both(second, 'none', 'streams'),
-    *both(last, 'streams', 'none'),
+def _bench(journal, plan=MEASURED):
+  """A benchmark, and what its rivals decode as they do."""
+  seen = []
+  runners = [_Runner('none', seen), _Runner('streams', seen)]
+  return grid.Bench(_Model(), plan, runners, journal), seen
+
+
+def _both(rows, *names):
+  return [(name, rows) for name in names]
+
+
+def test_rivals_take_turns_at_being_first():
+  made, seen = _bench(journal_lib.Memory())
+  made.run(progress=False)
+  assert seen == [
+    # Each once before, to compile.
+    *_both(FIRST, 'none', 'none', 'streams', 'streams'),
+    *_both(SECOND, 'streams', 'none'),
+    *_both(LAST, 'none', 'streams'),
+    *_both(FIRST, 'streams', 'none'),
+    *_both(SECOND, 'none', 'streams'),
+    *_both(LAST, 'streams', 'none'),
   ]
 
 
+def test_the_baseline_is_first_where_its_answers_are_asked():
+  two = [
+    questions.Question(i, 't', (str(n), str(n))) for i, n in [(0, 2), (1, 8)]
+  ]
+  cell = grid.Cell('t/test', 0.0, 1)
+  plan = grid.Plan({'t/test': two}, (cell,), repeats=2, bucket=16)
+  made, _ = _bench(journal_lib.Memory(), plan)
+  order = [(repeat, n, r.label) for repeat, n, r in made._visits(cell, 2)]
+  assert order == [
+    *[(0, 0, 'none'), (0, 0, 'streams'), (0, 1, 'none'), (0, 1, 'streams')],
+    *[(1, 0, 'streams'), (1, 0, 'none'), (1, 1, 'none'), (1, 1, 'streams')],
+  ]
+
+
+def test_compile_time_is_the_cold_batch_less_a_warm_one():
+  journal = journal_lib.Memory()
+  made, _ = _bench(journal)
+  made.run(progress=False)
+  assert journal[_key('none', 0, 0)]['compile_seconds'] == 2.0
+  assert journal[_key('none', 0, 1)]['compile_seconds'] == 0.0
+  assert made.collect(CELL, 'streams')[1].compile_seconds == 2.0
+  # A machine that got slower compiled in no time, not in less.
+  made, seen = _bench(journal_lib.Memory())
+  seen += [('none', FIRST), ('streams', FIRST)]
+  made.run(progress=False)
+  assert made.collect(CELL, 'none')[1].compile_seconds == 0.0
+
+
 def test_a_short_batch_repeats_its_first_row():
-  assert pair._batches(6, 4) == [[0, 1, 2, 3], [4, 5, 4, 4]]
-  assert pair._batches(1, 3) == [[0, 0, 0]]
+  made, _ = _bench(journal_lib.Memory())
+  rows = lambda size: [
+    [row.index for row in batch]
+    for batch in made.batches(grid.Cell('t/test', 0.0, size), 0)
+  ]
+  assert rows(4) == [[0, 1, 2, 3], [4, 4, 4, 4]]
+  assert rows(3) == [[0, 1, 2], [3, 4, 3]]
 
 
 def test_shards_deal_out_the_batches():
-  journal = pair._Memory()
-  models = [_Model(), _Model()]
-  count = lambda number: pair.measure(
-    models[number],
-    PROMPTS,
-    SETTINGS,
-    journal,
-    shard=(number, 2),
-    progress=False,
-  )
-  assert len(pair.missing(journal, 5, SETTINGS)) == 12
-  assert count(0) == 8
-  assert len(pair.missing(journal, 5, SETTINGS)) == 4
-  assert {rows for _, rows in models[0].seen} == {(0, 1), (4, 4)}
-  assert count(1) == 4
-  assert pair.missing(journal, 5, SETTINGS) == []
-  assert {rows for _, rows in models[1].seen} == {(2, 3)}
-  # The second shard's own first batch is what compiled there.
-  assert journal['none', 'cold', 0, 2] == {'batch': 0, 'seconds': 0.75}
-  assert journal['none', 'cold', 1, 2] == {'batch': 1, 'seconds': 0.75}
-  assert count(0) == 0 and len(models[0].seen) == 10
+  journal = journal_lib.Memory()
+  (one, first), (two, second) = _bench(journal), _bench(journal)
+  assert not one.is_whole
+  one.run(shard=(0, 2), progress=False)
+  assert len(journal) == 8 and not two.is_whole
+  assert {rows for _, rows in first} == {FIRST, LAST}
+  two.run(shard=(1, 2), progress=False)
+  assert len(journal) == 12 and one.is_whole
+  assert {rows for _, rows in second} == {SECOND}
+  # Each compiled, in the same time.
+  assert one.collect(CELL, 'none')[1].compile_seconds == 2.0
+  assert len(first) == 10 and len(second) == 6
+  one.run(shard=(0, 2), progress=False)
+  assert len(first) == 10
 
 
 def test_the_bar_of_a_run_that_goes_on_ends_full(monkeypatch):
   bars = []
 
-  class Bar(pair.tqdm.tqdm):
+  class Bar(grid.tqdm.tqdm):
     def __init__(self, **named):
       super().__init__(**named | {'file': io.StringIO()})
       bars.append(self)
 
-  monkeypatch.setattr(pair.tqdm, 'tqdm', Bar)
-  journal = pair._Memory()
-  pair.measure(_Model(), PROMPTS, SETTINGS, journal)
-  del journal['streams', 1, 2]
-  pair.measure(_Model(), PROMPTS, SETTINGS, journal)
-  # Two sides, two passes of three batches, and each side once before.
-  assert [(bar.n, bar.total) for bar in bars] == [(14, 14), (14, 14)]
+  monkeypatch.setattr(grid.tqdm, 'tqdm', Bar)
+  journal = journal_lib.Memory()
+  _bench(journal)[0].run()
+  del journal[_key('streams', 1, 2)]
+  _bench(journal)[0].run()
+  # Two rivals, two passes of three batches.
+  assert [(bar.n, bar.total) for bar in bars] == [(12, 12), (12, 12)]
 
 
 def test_a_run_that_goes_on_measures_what_is_missing():
-  journal, model = pair._Memory(), _Model()
-  pair.measure(model, PROMPTS, SETTINGS, journal, progress=False)
-  del journal['streams', 1, 2]
-  cold = journal['none', 'cold', 0, 1] = {'batch': 0, 'seconds': 9.0}
-  del journal['streams', 'cold', 0, 1]
-  model.seen.clear()
-  again = pair.measure(model, PROMPTS, SETTINGS, journal, progress=False)
-  assert again == 1
-  last = (4, 4)
-  # Both sides run once before, so that the first timed batch is warm.
-  assert model.seen == [('none', last), ('streams', last), ('streams', last)]
+  journal = journal_lib.Memory()
+  _bench(journal)[0].run(progress=False)
+  kept = dict(journal)
+  del journal[_key('streams', 1, 2)]
+  made, seen = _bench(journal)
+  made.run(progress=False)
+  # Once before, so that the timed batch is warm.
+  assert seen == _both(LAST, 'streams', 'streams')
+  again = journal.pop(_key('streams', 1, 2))
+  assert again['compile_seconds'] == 2.0
   # What the first run measured stands.
-  assert journal['none', 'cold', 0, 1] is cold
-  assert journal['streams', 'cold', 0, 1] == {'batch': 2, 'seconds': 0.75}
+  assert journal.items() <= kept.items()
