@@ -104,7 +104,7 @@ class Model:
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.local, repr=False
   )
-  _decoders: dict[Any, decoder_lib.Decoder] = dataclasses.field(
+  _decoders: dict[Any, tuple[decoder_lib.Decoder, Any]] = dataclasses.field(
     default_factory=dict, repr=False
   )
 
@@ -137,10 +137,15 @@ class Model:
         f'DecodeConfig.eos_ids holds {token}, which the model does not have; '
         f'accepted: 0 to {size - 1}',
       )
-    key = (drafter, decode)
+    # A copy by `dataclasses.replace` shares the dict: what it has in common is
+    # compiled once, and other weights are others. They are kept with their
+    # decoder, so that no id comes twice.
+    weights = self.base, self.adapter, self.partitioner
+    settings = self.stream, self.lora, self.adapter_dir
+    key = (drafter, decode, *map(id, weights), *settings)
     if key not in self._decoders:
-      self._decoders[key] = self._make_decoder(drafter, decode)
-    return self._decoders[key]
+      self._decoders[key] = self._make_decoder(drafter, decode), weights
+    return self._decoders[key][0]
 
   def params(
     self, drafter: str | config_drafting.DrafterConfig
@@ -385,7 +390,6 @@ def with_random_streams(
     stream=stream,
     tree=config.TreeConfig(depth=min(4, stream.num_streams)),
     source=model.source | {'adapter': 'random streams'},
-    _decoders={},
   )
 
 

@@ -91,7 +91,7 @@ class Told:
   def init(self, params, prompts, prompt_lengths):
     return ()
 
-  def propose(self, setup, params, context, state):
+  def propose(self, params, context, state):
     ahead = context.leaf_positions[:, None] + jnp.arange(2, 5)[None]
     first, second, third = jnp.take_along_axis(
       self.text, jnp.minimum(ahead, self.text.shape[1] - 1), axis=1

@@ -155,7 +155,7 @@ def test_the_adapters_own_file(model, written, tmp_path):
     decode(model, cfg)
   folder = tmp_path / 'adapter'
   folder.mkdir()
-  there = dataclasses.replace(model, adapter_dir=str(folder), _decoders={})
+  there = dataclasses.replace(model, adapter_dir=str(folder))
   with pytest.raises(
     ValueError, match=r'draft_vocabulary\.json in the adapter'
   ):

@@ -249,9 +249,7 @@ def model(request):
   }
   if request.param == 'mlp':
     noise['state'] = jax.random.normal(keys[0], (16, 4))
-  return dataclasses.replace(
-    made, adapter={**made.adapter, 'coupling': noise}, _decoders={}
-  )
+  return dataclasses.replace(made, adapter={**made.adapter, 'coupling': noise})
 
 
 @pytest.mark.parametrize(

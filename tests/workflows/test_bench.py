@@ -320,7 +320,7 @@ def test_resume_with_other_weights_is_refused(model, options, tmp_path, where):
   changes = {'adapter': triple(model.adapter)}
   if where == 'layers':
     changes = {'base': {**model.base, 'layers': triple(model.base['layers'])}}
-  other = bench.dataclasses.replace(model, **changes, _decoders={})
+  other = bench.dataclasses.replace(model, **changes)
   resumed = bench.dataclasses.replace(options, resume=True)
   with pytest.raises(ValueError, match='written with other settings: weights'):
     run(other, resumed, tmp_path)

@@ -77,7 +77,7 @@ def test_weights_and_tokens_are_held_against_the_model_on_disk(model):
   ].passed
   base = dataclasses.replace(model, adapter={}, stream=None, lora=None)
   streams = dataclasses.replace(model.stream, mode='lossless')
-  lossless = dataclasses.replace(model, stream=streams, _decoders={})
+  lossless = dataclasses.replace(model, stream=streams)
   found = run(lossless, read_again=lambda given: model if given else base)
   assert found[
     'weights that decoded and those of the model without streams on disk'
@@ -90,11 +90,11 @@ def test_weights_and_tokens_are_held_against_the_model_on_disk(model):
 @pytest.mark.slow
 def test_an_adapter_that_changed_the_base_fails(model):
   streams = dataclasses.replace(model.stream, mode='lossless')
-  lossless = dataclasses.replace(model, stream=streams, _decoders={})
+  lossless = dataclasses.replace(model, stream=streams)
   other = dataclasses.replace(
     model,
     base=jax.tree.map(lambda leaf: leaf[..., ::-1], model.base),
-    adapter={}, stream=None, lora=None, _decoders={},
+    adapter={}, stream=None, lora=None,
   )  # fmt: skip
   options = dataclasses.replace(OPTIONS, temperatures=(0.8,))
   found = run(lossless, options, read_again=lambda given: other)
