@@ -53,6 +53,7 @@ def fixture_data(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_part_that_is_done_is_not_done_again(tmp_path):
   words = (
     *(sys.executable, LAUNCH / 'measure_accelerator.py', '--tiny'),

@@ -92,7 +92,7 @@ def plain(how=GREEDY, decode=DECODE):
   ('name', 'how'),
   [
     pytest.param('chain', SAMPLED, marks=pytest.mark.slow),
-    ('fixed', GREEDY),
+    pytest.param('fixed', GREEDY, marks=pytest.mark.slow),
     pytest.param('best_first', GREEDY, marks=pytest.mark.slow),
     ('best_first', SAMPLED),
   ],

@@ -140,7 +140,7 @@ def paths_of(tree, row):
   [
     ('usual', 'sampled'),
     ('narrow', 'greedy'),
-    ('bigrams', 'sampled'),
+    pytest.param('bigrams', 'sampled', marks=pytest.mark.slow),
     ('crowded', 'greedy'),
   ],
 )
@@ -272,7 +272,9 @@ def tiny_decoder(name, how):
   return made, transformer_fns.Params(base)
 
 
-@pytest.mark.parametrize('how', SAMPLING)
+@pytest.mark.parametrize(
+  'how', [pytest.param('greedy', marks=pytest.mark.slow), 'sampled']
+)
 def test_transformer_gives_the_same_tokens(how):
   prompts = [[7, 8, 9, 10, 11, 12] * 2, [1, 2, 3], [11]]
   got, want = (

@@ -127,8 +127,8 @@ def test_one_compilation_for_new_prompts_lengths_limits_and_adapters():
   ('batch', 'schedule', 'sampling'),
   [
     (1, 'deferred', None),
-    (3, 'deferred', None),
-    (1, 'parallel', None),
+    pytest.param(3, 'deferred', None, marks=pytest.mark.slow),
+    pytest.param(1, 'parallel', None, marks=pytest.mark.slow),
     (3, 'parallel', None),
     # With branches that not every batch takes.
     (3, 'deferred', dataclasses.replace(SAMPLED, repetition_penalty=1.2)),

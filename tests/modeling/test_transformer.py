@@ -160,10 +160,10 @@ def test_padding_changes_nothing_and_gives_no_nan():
 @pytest.mark.parametrize(
   'name, remat, is_stacked',
   [
-    ('fine_tuned', 'minimal', False),
+    pytest.param('fine_tuned', 'minimal', False, marks=pytest.mark.slow),
     ('fine_tuned', 'full', False),
     ('fine_tuned', 'none', True),
-    ('lossless', 'minimal', False),
+    pytest.param('lossless', 'minimal', False, marks=pytest.mark.slow),
     ('lossless', 'full', True),
   ],
 )

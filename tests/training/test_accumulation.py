@@ -109,7 +109,11 @@ def gradient(kind, batches):
 
 @pytest.mark.parametrize(
   'kind',
-  [streams, medusa_heads, pytest.param(draft_model, marks=pytest.mark.slow)],
+  [streams]
+  + [
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in (medusa_heads, draft_model)
+  ],
 )
 def test_gradient_of_a_group_is_that_of_the_whole_batch(kind):
   found = rows()

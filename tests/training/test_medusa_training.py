@@ -164,6 +164,7 @@ def run(folder, batches, open_eval=None):
   return outcome
 
 
+@pytest.mark.slow
 def test_stopped_run_continues_to_the_same_heads(tmp_path):
   open_eval = lambda: iter([train_process.make_batch(1000)])
   whole = run(tmp_path / 'whole', train_process.Memory(), open_eval)

@@ -105,6 +105,7 @@ def test_an_adapter_that_changed_the_base_fails(model):
   assert not found[name].passed
 
 
+@pytest.mark.slow
 def test_lossy_rules_are_reported_and_cannot_pass(model):
   lossy = 'streams:kind=chain,depth=2,verifier=typical'
   options = dataclasses.replace(OPTIONS, drafters=(lossy,), temperatures=(0.8,))
@@ -118,6 +119,7 @@ def test_only_float32_is_held_equal(model):
     run(dataclasses.replace(model, config=cfg))
 
 
+@pytest.mark.slow
 def test_bfloat16_divergence_is_placed_and_measured(model):
   """Rows that a spoilt drafter changes at token 2 part there."""
   options = dataclasses.replace(OPTIONS, drafters=('prompt_lookup',))
@@ -164,6 +166,7 @@ def test_without_streams_there_are_other_drafters(model):
   assert check.default_drafters(plain) == ('prompt_lookup', 'lookahead')
 
 
+@pytest.mark.slow
 def test_the_check_takes_the_defaults(model):
   options = dataclasses.replace(OPTIONS, drafters=None, laws=True)
   found = check.check(model, options)

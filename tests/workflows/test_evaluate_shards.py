@@ -51,6 +51,7 @@ def test_shards_meet(model, whole, tmp_path):
   assert facts(run(model, tmp_path, **parts[3])) == whole
 
 
+@pytest.mark.slow
 def test_sampled_tokens_do_not_depend_on_shards(model, tmp_path):
   hot = {'sampling': config.SamplingConfig(1.0)}
   one = facts(run(model, **hot))

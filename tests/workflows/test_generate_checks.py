@@ -46,6 +46,7 @@ def test_positions_the_model_does_not_have(model):
     short.warn_if_long([[1] * 6], 4)
 
 
+@pytest.mark.slow
 def test_lossy_output_says_so(model):
   lossy = config_drafting.DrafterConfig(verifier='typical')
   tree = config.TreeConfig(num_nodes=3, depth=2, branching=2)
