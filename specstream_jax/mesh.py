@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 import dataclasses
 import math
+from typing import Any
 
 import gin
 import jax
@@ -62,12 +63,11 @@ class MeshConfig:
         f'{self} does not divide the {num_devices} devices; the sizes must '
         f'multiply to {num_devices} (one of data, fsdp, tensor may be -1)'
       )
-    return tuple(sizes)
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
-def make_mesh(
-  cfg: MeshConfig, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   """A (data, fsdp, tensor) mesh; neighbours on the mesh are near each other.
 
   Args:

@@ -290,7 +290,7 @@ class Partitioner:
     return Feed(own, num_blocks, len(feeds) if is_split else 1)
 
 
-def put_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def put_leaf(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """An array that every process has whole, as a global array; done on return."""
   if isinstance(leaf, jax.Array) or not hasattr(leaf, 'shape'):
     leaf = np.asarray(leaf)  # others may read no more than they are asked for

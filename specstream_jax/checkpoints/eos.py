@@ -53,8 +53,9 @@ def read(
     ValueError: a file names something else than ids.
   """
   said: Said = {}
-  token = configured_token(folder) if tokenizer is not None else None
-  own = tokenizer.token_to_id(token) if token else None
+  own = None
+  if tokenizer is not None and (token := configured_token(folder)):
+    own = tokenizer.token_to_id(token)
   if own is not None and (vocab_size is None or own < vocab_size):
     said[TOKENIZER_CONFIG] = (own,)
   for name in _CONFIGS:

@@ -160,7 +160,8 @@ def _reader(cursor: _Cursor, kind: int, what: str) -> Callable[[], Any]:
     return lambda: cursor.text(what)
   if kind not in _SCALARS:
     raise ValueError(f'{what} is of type {kind:,}, which is not known')
-  return lambda: cursor.take(_SCALARS[kind], what)
+  code = _SCALARS[gguf.GGUFValueType(kind)]
+  return lambda: cursor.take(code, what)
 
 
 def _array(cursor: _Cursor, what: str) -> list[Any]:

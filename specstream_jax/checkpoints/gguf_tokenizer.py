@@ -69,13 +69,15 @@ def _merge_pairs(
   Raises:
     ValueError: a part or the whole is no token; the library would panic.
   """
-  pairs = [tuple(merge.split(' ', 1)) for merge in merges]
-  for merge, pair in zip(merges, pairs):
-    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocab.keys():
+  pairs = []
+  for merge in merges:
+    left, _, right = merge.partition(' ')
+    if not {left, right, left + right} <= vocab.keys():
       raise ValueError(
         f'tokenizer.ggml.merges holds {fields.shown(merge)}; accepted: two of '
         'its tokens, a space between them, that make a third'
       )
+    pairs.append((left, right))
   return pairs
 
 

@@ -280,12 +280,12 @@ def _extra_writers(cfg, extras: Extras, dtype: str):
 
 
 def _tokenizer_config(extras: Extras) -> Mapping[str, Any]:
-  values = {
+  values: dict[str, Any] = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     # Texts as the tokenizer spells them.
     'clean_up_tokenization_spaces': False,
   }
-  if extras.eos_ids:
+  if extras.eos_ids and extras.tokenizer is not None:
     values['eos_token'] = extras.tokenizer.id_to_token(extras.eos_ids[0])
   if extras.chat_template is not None:
     values |= chat_format.fields(extras.chat_template)

@@ -130,7 +130,7 @@ def read(
 def _plain(kind: str, raw: Mapping[str, Any], values: _Table):
   if kind == 'dynamic':
     values = values | {_COPIED: raw['max_position_embeddings']}
-  made = {
+  made: dict[str, Any] = {
     key: int(value) if key == _COPIED else float(value)
     for key, value in values.items()
   }

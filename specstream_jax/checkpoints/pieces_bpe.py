@@ -42,8 +42,11 @@ def build(
 
 def mark_spaces(tokenizer: tokenizers.Tokenizer, has_prefix: bool) -> None:
   """Makes it write spaces as marks, with one in front, and read them back."""
-  steps = [normalizers.Replace(' ', SPACE)]
-  undo = [decoders.Replace(SPACE, ' '), decoders.ByteFallback()]
+  steps: list[normalizers.Normalizer] = [normalizers.Replace(' ', SPACE)]
+  undo: list[decoders.Decoder] = [
+    decoders.Replace(SPACE, ' '),
+    decoders.ByteFallback(),
+  ]
   undo.append(decoders.Fuse())
   if has_prefix:
     steps.insert(0, normalizers.Prepend(SPACE))

@@ -169,12 +169,14 @@ def _of_merges(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
     raise ValueError(f'{VOCAB} has ids that are no integers >= 0')
   lines = files.read_text(os.path.join(folder, MERGES)).split('\n')
   rest = lines[lines[0].startswith('#version') :]
-  pairs = [tuple(line.split(' ')) for line in rest if line.strip()]
-  for pair in pairs:
-    if len(pair) != 2 or not {*pair, ''.join(pair)} <= vocab.keys():
+  pairs = []
+  for line in filter(str.strip, rest):
+    left, _, right = line.partition(' ')
+    if not {left, right, left + right} <= vocab.keys():
       raise ValueError(
-        f'{MERGES} has {" ".join(pair)!r}, which is no merge of tokens of {VOCAB}'
+        f'{MERGES} has {line!r}, which is no merge of tokens of {VOCAB}'
       )
+    pairs.append((left, right))
   tokenizer = byte_bpe.build(kind, vocab, pairs)
   _add_named(tokenizer, folder, said)
   _add_ends(tokenizer, said, bos=None, adds_bos=False)

@@ -16,8 +16,10 @@ import os
 from typing import Any
 
 from absl import logging
-import apache_beam as beam
-from apache_beam.options import pipeline_options
+import apache_beam as beam  # pyright: ignore[reportMissingImports] (an extra)
+from apache_beam.options import (  # pyright: ignore[reportMissingImports]
+  pipeline_options,
+)
 import numpy as np
 from seqio import beam_utils
 import tokenizers
@@ -102,7 +104,9 @@ def _read(spec, vocabulary, split, data_dir, skip_bad_rows):
     skip_bad_rows,
   )
   return beam_utils.PreprocessTask(
-    setup(), tasks.pairs_split(spec, split), setup_fn=setup
+    setup(),
+    tasks.pairs_split(spec, split),
+    setup_fn=setup,  # pyright: ignore[reportArgumentType] (its result is left)
   )
 
 

@@ -36,7 +36,7 @@ class Epochs(NamedTuple):
   @property
   def warning(self) -> str:
     """What to say of a run that repeats its examples too often, or ''."""
-    most = max(self.by_folder, key=self.by_folder.get)
+    most = max(self.by_folder, key=lambda name: self.by_folder[name])
     if self.by_folder[most] <= MANY:
       return ''
     return (

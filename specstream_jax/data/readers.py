@@ -5,7 +5,7 @@ A malformed row is an error that names file, line and what is wrong, or, on
 request, is skipped and counted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import csv
 import dataclasses
@@ -17,7 +17,7 @@ import lzma
 import os
 import re
 import struct
-from typing import IO
+from typing import IO, Any
 import zipfile
 import zlib
 
@@ -101,7 +101,11 @@ def open_text(path: str) -> Iterator[IO[str]]:
   Raises:
     ValueError: the compressed file is damaged or cut short.
   """
-  how = {'encoding': 'utf-8-sig', 'errors': 'replace', 'newline': ''}
+  how: dict[str, Any] = {
+    'encoding': 'utf-8-sig',
+    'errors': 'replace',
+    'newline': '',
+  }
   archive, in_archive, member = path.rpartition(_IN_ZIP)
   with contextlib.ExitStack() as stack:
     try:
@@ -146,7 +150,7 @@ def _fields_problem(fields: list[str] | csv.Error, header: list[str]) -> str:
   return ''
 
 
-def text_problem(texts: dict[str, object]) -> str:
+def text_problem(texts: Mapping[str, object]) -> str:
   """What is wrong with the named texts of a row; empty if nothing is."""
   for name, text in texts.items():
     if not isinstance(text, str):
@@ -202,17 +206,22 @@ def read_csv(
     for line, fields in _csv_rows(reader):
       if fields == []:
         continue
-      problem = _fields_problem(fields, header) or text_problem(
-        {source_column: fields[source], answer_column: fields[answer]}
+      problem = _fields_problem(fields, header)
+      if problem or isinstance(fields, csv.Error):
+        collector.bad(line, problem)
+        continue
+      texts = fields[source], fields[answer]
+      problem = text_problem(
+        dict(zip((source_column, answer_column), texts, strict=True))
       )
       if problem:
         collector.bad(line, problem)
       else:
-        collector.add(fields[source].strip(), fields[answer].strip())
+        collector.add(*(text.strip() for text in texts))
   return collector.rows()
 
 
-def _pick(row: dict[str, object], names: tuple[str, ...]) -> str | None:
+def _pick(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
   return next((name for name in names if name in row), None)
 
 
@@ -257,17 +266,18 @@ class CutAnswer(str):
   __slots__ = ()
 
 
-def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
+def json_pair(row: dict[str, Any]) -> tuple[str, str] | str:
   """The (source, answer) of a JSON object, or what is wrong with it.
 
   An answer whose row says `"finished": false` is a `CutAnswer`; a source whose
   row says `"chat": true` is a `chat_format.Text`.
   """
-  names = _pick(row, _SOURCE_KEYS), _pick(row, _ANSWER_KEYS)
-  for name, accepted in zip(names, (_SOURCE_KEYS, _ANSWER_KEYS), strict=True):
+  texts = {}
+  for accepted in (_SOURCE_KEYS, _ANSWER_KEYS):
+    name = _pick(row, accepted)
     if name is None:
       return f'has no {" or ".join(map(repr, accepted))}, only {sorted(row)}'
-  texts = {name: row[name] for name in names}
+    texts[name] = row[name]
   is_finished = row.get('finished', True)
   if not isinstance(is_finished, bool):
     return f'finished is {is_finished!r}, not true or false'
@@ -280,7 +290,7 @@ def json_pair(row: dict[str, object]) -> tuple[str, str] | str:
   return source, answer if is_finished else CutAnswer(answer)
 
 
-def sql_pair(row: dict[str, object]) -> tuple[str, str] | str:
+def sql_pair(row: dict[str, Any]) -> tuple[str, str] | str:
   """(tables and question, query) of a sql-create-context row, or a problem."""
   names = ('context', 'question', 'answer')
   missing = [name for name in names if name not in row]
@@ -291,7 +301,7 @@ def sql_pair(row: dict[str, object]) -> tuple[str, str] | str:
   return problem or (f'{row["context"]}\n{row["question"]}', row['answer'])
 
 
-def dialogue_pairs(row: dict[str, object]) -> list[tuple[str, str]] | str:
+def dialogue_pairs(row: dict[str, Any]) -> list[tuple[str, str]] | str:
   """(dialogue, summary) for each summary of a DialogSum row, or a problem.
 
   The authors' files call them `summary`, in the test set `summary1` to

@@ -19,7 +19,9 @@ import shutil
 from typing import Any
 
 from absl import logging
-from array_record.python import array_record_module
+from array_record.python import (
+  array_record_module,  # pyright: ignore[reportAttributeAccessIssue] (compiled)
+)
 import numpy as np
 
 from specstream_jax.checkpoints import fields, files as files_lib, token_ids

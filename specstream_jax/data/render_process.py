@@ -60,8 +60,9 @@ class Renderer:
     if process is not None and self._owner == os.getpid():
       process.kill()
       process.wait()
-      process.stdin.close()
-      process.stdout.close()
+      for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+          pipe.close()
 
   def _is_running(self) -> bool:
     # A fork shares the pipes, and must not read the other's answers.
@@ -89,6 +90,7 @@ class Renderer:
   def _ask(self, request: bytes, seconds: float) -> dict[str, Any]:
     """What the process answers; without an answer it is ended."""
     process, is_late = self._process, threading.Event()
+    assert process and process.stdin and process.stdout  # it was started
 
     def end():
       is_late.set()

@@ -2,6 +2,7 @@
 """ArrayRecord files of token records, read with errors that name the file."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import grain.python as grain
 import numpy as np
@@ -21,7 +22,7 @@ class Shards:
     """
     self._paths = list(paths)
     try:
-      self._records = grain.ArrayRecordDataSource(self._paths)
+      self._records: Any = grain.ArrayRecordDataSource(self._paths)
     except RuntimeError:
       for path in self._paths:  # the library does not say which
         _count(path)
@@ -57,7 +58,8 @@ class Shards:
 def _count(path: str) -> int:
   """Records of a file; raises ValueError if it is damaged."""
   try:
-    return len(grain.ArrayRecordDataSource([path]))
+    records: Any = grain.ArrayRecordDataSource([path])
+    return len(records)
   except RuntimeError as error:
     raise _damage(path, error) from error
 

@@ -189,6 +189,8 @@ class FilesSource(seqio.DataSource):
   ):
     self._spec, self._data_dir = spec, data_dir
     self._skip_bad_rows = skip_bad_rows
+    assert spec.files and spec.read_file
+    self._files, self._read_file = spec.files, spec.read_file
     super().__init__(spec.splits)
 
   @property
@@ -199,7 +201,7 @@ class FilesSource(seqio.DataSource):
     return None
 
   def list_shards(self, split: str) -> tuple[str, ...]:
-    return self._spec.files(split, self._data_dir)
+    return self._files(split, self._data_dir)
 
   def get_dataset(
     self,
@@ -219,7 +221,7 @@ class FilesSource(seqio.DataSource):
 
     def elements():
       for path in paths:
-        rows = self._spec.read_file(path, self._skip_bad_rows)
+        rows = self._read_file(path, self._skip_bad_rows)
         examples = (
           readers.Example(self._spec.template.inputs(source), (answer,))
           for source, answer in rows.pairs
@@ -234,9 +236,9 @@ class FilesSource(seqio.DataSource):
     return dataset.repeat(num_epochs)
 
 
-def _has_files(spec: registry.TaskSpec, data_dir: str | None) -> bool:
+def _has_files(spec: registry.TaskSpec, data_dir: str) -> bool:
   """Whether some split of the task lies in several files."""
-  if not (spec.files and data_dir):
+  if not spec.files:
     return False
   for split in spec.splits:
     try:
@@ -247,7 +249,9 @@ def _has_files(spec: registry.TaskSpec, data_dir: str | None) -> bool:
   return False
 
 
-def _postprocess(output, *, example=None, is_target=False, **unused):
+def _postprocess(
+  output: Any, *, example: Any = None, is_target: bool = False, **unused: Any
+) -> Any:
   """A target becomes its references; a prediction loses outer space."""
   del unused
   if is_target:
@@ -295,11 +299,9 @@ def register(
   load = functools.partial(
     spec.load, data_dir=data_dir, skip_bad_rows=skip_bad_rows
   )
-  source = (
-    FilesSource(spec, data_dir, skip_bad_rows)
-    if _has_files(spec, data_dir)
-    else _source(spec, load)
-  )
+  source: Any = _source(spec, load)
+  if data_dir and _has_files(spec, data_dir):
+    source = FilesSource(spec, data_dir, skip_bad_rows)
   seqio_vocabulary = SeqioVocabulary(vocabulary)
   if spec.name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(spec.name)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows that TensorFlow Datasets holds or downloads; imports TensorFlow."""
 
+from typing import Any
+
 import tensorflow_datasets as tfds
 
 from specstream_jax.data import readers
@@ -22,7 +24,8 @@ def read_e2e_cleaned(split: str, data_dir: str | None) -> readers.Rows:
   builder = tfds.builder(E2E_CLEANED, data_dir=data_dir)
   try:
     builder.download_and_prepare()
-    dataset = builder.as_dataset(split=_SPLITS[split])
+    as_dataset: Any = builder.as_dataset  # a decorator hides its arguments
+    dataset = as_dataset(split=_SPLITS[split])
   except Exception as error:  # TFDS raises its own kinds for each transport.
     raise ValueError(
       f'TFDS cannot bring {E2E_CLEANED} ({type(error).__name__}: '

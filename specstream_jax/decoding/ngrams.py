@@ -47,8 +47,8 @@ class NgramTable:
     probs: [H, E] float16 probability of its last token after the others.
   """
 
-  checks: arrays.Array
-  probs: arrays.Array
+  checks: arrays.Array | np.ndarray
+  probs: arrays.Array | np.ndarray
 
 
 def hashes(grandparent: Any, parent: Any, token: Any) -> tuple[Any, Any]:

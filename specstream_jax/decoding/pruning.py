@@ -47,7 +47,7 @@ def _survivors(
     axis=2,
   )[..., 0]
   tree = tree_lib.DraftTree(tokens, parents, depths)
-  streams = model.stream_cfg
-  assert streams is not None, 'only a model with streams exits early'
-  scores = tree_lib.path_scores(tree, own, max_depth=streams.num_streams)
+  scores = tree_lib.path_scores(
+    tree, own, max_depth=model.stream_settings.num_streams
+  )
   return tree_lib.prune(tree, scores, keep_nodes)[1]

@@ -11,6 +11,8 @@ D model width.
 """
 
 from collections.abc import Sequence
+import functools
+import operator
 from typing import NamedTuple
 
 from flax import nnx
@@ -110,17 +112,17 @@ def attend(
     logits.append(_own_logits(query, streams, softcap))
   weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
   weights = weights.astype(query.dtype)
-  out, first = 0, 0
+  outs, first = [], 0
   for part in seen:
     last = first + part.main.keys.shape[2]
-    out += _mix(weights[..., first:last], part.main.values)
+    outs.append(_mix(weights[..., first:last], part.main.values))
     first = last
   if streams is not None:
     own = weights[..., first:]
     own = own.reshape(*own.shape[:3], *streams.keys.shape[1:3], own.shape[-1])
     extra = jnp.einsum('BKGAJL,BALKH->BAJKGH', own, streams.values)
-    out += extra.reshape(query.shape)
-  return out
+    outs.append(extra.reshape(query.shape))
+  return functools.reduce(operator.add, outs)
 
 
 def _logits(query, part, softcap):
@@ -216,7 +218,9 @@ class Attention(nnx.Module):
     query, key, value = self._project(x, rows)
     num_main, softcap = rows.num_main, self.cfg.attention.softcap
     new = New(key[:, :num_main], value[:, :num_main])
-    parts = [(cached, rows.cache_mask)] if cached is not None else []
+    parts = []
+    if cached is not None and rows.cache_mask is not None:
+      parts.append((cached, rows.cache_mask))
     if num_main:
       parts.append((new.by_head(), rows.mask))
     outs = []

@@ -84,7 +84,7 @@ def run(
   rows: Sequence[attention.Rows],
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
-) -> tuple[arrays.Array, list[attention.New] | None]:
+) -> tuple[arrays.Array, list[attention.New]]:
   """x [B, T, D] through layers one after the other, and their new K/V.
 
   Args:
@@ -95,7 +95,7 @@ def run(
     remat: a name of `REMAT`.
 
   Returns:
-    x, and new K/V per layer or None, see `attention.Rows.start`.
+    x, and new K/V per layer or none, see `attention.Rows.start`.
   """
   written = []
   for i, layer in enumerate(layers_):
@@ -106,7 +106,7 @@ def run(
       graphdef, state = nnx.split(layer)
       x, own = _call(graphdef, rows[i], remat)(state, x, own, {})
     written.append(own)
-  return x, None if rows[0].start is None else written
+  return x, [] if rows[0].start is None else written
 
 
 def scan(
@@ -115,7 +115,7 @@ def scan(
   rows: Sequence[attention.Rows],
   cached: list[attention.KeyValues] | None = None,
   remat: str = 'none',
-) -> tuple[arrays.Array, list[attention.New] | None]:
+) -> tuple[arrays.Array, list[attention.New]]:
   """As `run`, with a layer whose weights are stacks [N, ...]; N may be 0.
 
   Layers that see or turn differently share one body: tables and masks of each
@@ -141,7 +141,7 @@ def scan(
   )
   x, written = jax.lax.scan(body, x, (state, stacked, which))
   if written is None:
-    return x, None
+    return x, []
   return x, [
     jax.tree.map(lambda leaf, i=i: leaf[i], written)
     for i in range(len(written.keys))

@@ -70,7 +70,8 @@ def build(
     graphdef, *kinds = nnx.split(
       abstract, params.BaseParam, params.AdapterParam
     )
-    return graphdef, *map(nnx.to_pure_dict, kinds)
+    base, adapter = map(nnx.to_pure_dict, kinds)
+    return graphdef, base, adapter
 
   graphdef, base, adapter = split(is_stacked)
   num_streams = streams.num_streams if streams else 0

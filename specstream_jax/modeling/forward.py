@@ -6,7 +6,7 @@ J streams, D model width.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -224,7 +224,9 @@ def _cached(model, cache, is_msa):
   return list(map(attention.KeyValues, cache.keys[span], cache.values[span]))
 
 
-def _layers(model, x, rows, cached, is_msa, remat='none'):
+def _layers(
+  model, x, rows, cached, is_msa, remat='none'
+) -> tuple[arrays.Array, list[Any]]:
   """x through these layers, and their new K/V if rows are kept."""
   span = _span(model, is_msa)
   if span.start == span.stop:

@@ -4,6 +4,8 @@
 Axis letters: B rows, T positions, D features.
 """
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -45,7 +47,7 @@ class Linear(nnx.Module):
     if has_bias:
       self.bias = params.BaseParam(jnp.zeros((out_features,), dtype))
     self.lora_scale = lora.scale if lora else 0.0
-    if self.lora_scale:
+    if lora and self.lora_scale:
       self.lora_a = params.AdapterParam(jnp.zeros((in_features, lora.rank)))
       self.lora_b = params.AdapterParam(jnp.zeros((lora.rank, out_features)))
 
@@ -65,7 +67,7 @@ class Linear(nnx.Module):
 
 
 def project(
-  x: arrays.Array, kernel: arrays.Array, dtype: jnp.dtype | None = None
+  x: arrays.Array, kernel: arrays.Array, dtype: Any = None
 ) -> arrays.Array:
   """x [..., in] times a kernel [out, in], which is the left operand.
 

@@ -42,7 +42,7 @@ class Mlp(nnx.Module):
     if cfg.mlp.is_gated:
       self.gate = linear('gate', wide)
     self.up = linear('up', wide)
-    self.down = linear('down', wide[::-1])
+    self.down = linear('down', (cfg.intermediate_size, cfg.hidden_size))
 
   def __call__(self, x: arrays.Array, lora_start: int = 0) -> arrays.Array:
     act = _ACTIVATIONS[self.cfg.activation]

@@ -69,7 +69,7 @@ def to_nodes(
   slots = near_slots = near = None
   if num_slots:
     slots = masks.slot_mask(earlier, length, num_slots)
-  if window and num_slots:
+  if window and slots is not None:
     places = masks.slot_positions(tree_mask, positions, length, num_slots)
     near_slots = masks.within(slots, positions, places, window)
   if window:
@@ -136,6 +136,7 @@ def of_tokens(
 
   def of_kind(kind):
     seen = visible.near if kind == 'window' else visible
+    assert seen is not None  # a model with such layers looks near, too
     cos = sin = None
     if not model.cfg.num_learned_positions:
       cos, sin = rope.tables(positions, model.cfg, kind)

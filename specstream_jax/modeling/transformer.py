@@ -45,8 +45,9 @@ class Transformer(nnx.Module):
     self.is_stacked = is_stacked
     first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
     self.first_msa = first_msa
-    rotates = streams is not None and streams.embedding == 'value_rotation'
-    step = streams.rotation_step if rotates else 0.0
+    step = 0.0
+    if streams is not None and streams.embedding == 'value_rotation':
+      step = streams.rotation_step
     adapts_lower = streams is None or streams.mode == 'fine_tuned'
     self.embed = Table(cfg.vocab_size, cfg)
     if cfg.num_learned_positions:
@@ -82,6 +83,12 @@ class Transformer(nnx.Module):
         self.coupling = streams_lib.Coupling(
           cfg.hidden_size, streams.coupling_rank, streams.coupling
         )
+
+  @property
+  def stream_settings(self) -> config.StreamConfig:
+    """Settings of the streams, which the model must have."""
+    assert self.stream_cfg is not None
+    return self.stream_cfg
 
   @property
   def is_lossless(self) -> bool:

@@ -110,9 +110,9 @@ def accumulate(
     sums = optax.tree.zeros_like(params, dtype=jnp.float32)
     return _State(zero(), zero(), jnp.zeros(()), sums, optimizer.init(params))
 
-  def update(gradient, state, params=None, *, weight=1.0, **_):
+  def update(updates, state, params=None, *, weight: Any = 1.0, **_):
     """Adds a gradient; at the end of a group, the update of their mean."""
-    sums = jax.tree.map(lambda a, g: a + weight * g, state.gradient, gradient)
+    sums = jax.tree.map(lambda a, g: a + weight * g, state.gradient, updates)
     total, count = state.weight + weight, state.num_steps + 1
 
     def emit():

@@ -94,7 +94,7 @@ class Checkpoints:
     if number is None:
       return None
     abstract = lambda tree: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-    restored = self._manager.restore(
+    restored: Any = self._manager.restore(
       number,
       args=ocp.args.Composite(
         adapter=ocp.args.StandardRestore(abstract(like.adapter)),

@@ -184,7 +184,10 @@ def hidden_states(
 
 
 def steps(
-  setup: Any, optimizer: optax.GradientTransformation, *, draft: build.Built
+  setup: Any,
+  optimizer: optax.GradientTransformationExtraArgs,
+  *,
+  draft: build.Built,
 ) -> tuple[Callable, Callable, Callable]:
   """What `loop.TrainSetup.steps` asks for.
 
@@ -225,7 +228,7 @@ def train_step(
   *,
   target: build.Built,
   draft: build.Built,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   cfg: config.ObjectiveConfig,
   seed: int,
   remat: str = 'none',

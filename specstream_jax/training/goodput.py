@@ -18,7 +18,7 @@ class Goodput:
 
   def __init__(self):
     self._start = time.perf_counter()
-    self._seconds = dict.fromkeys(PARTS, 0.0)
+    self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
   @contextlib.contextmanager
   def part(self, name: str) -> Iterator[None]:
@@ -60,7 +60,7 @@ class Profile:
 
   def after_step(self, number: int) -> None:
     """Ends the trace after its last step, which must have finished."""
-    if self._on and number >= self._steps[1]:
+    if self._on and self._steps and number >= self._steps[1]:
       self.stop()
 
   def stop(self) -> None:

@@ -182,7 +182,7 @@ def _first_state(setup, optimizer, batches, checkpoints):
 
 
 def stream_steps(
-  setup: TrainSetup, optimizer: optax.GradientTransformation
+  setup: TrainSetup, optimizer: optax.GradientTransformationExtraArgs
 ) -> tuple[Callable, Callable, Callable]:
   """Steps of streams and LoRA, not compiled yet.
 

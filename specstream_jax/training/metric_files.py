@@ -13,6 +13,8 @@ from tensorboardX.proto import event_pb2
 
 from specstream_jax.outputs import writing
 
+_EVENTS: Any = event_pb2  # its classes are made when it is imported
+
 
 class Means:
   """Adds (sum, weight) pairs over steps; reads the device only in `result`."""
@@ -47,7 +49,8 @@ class Writer:
   """
 
   def __init__(self, folder: str, *, enabled: bool = True):
-    self._enabled, self._board = enabled, None
+    self._enabled = enabled
+    self._board: event_file_writer.EventsWriter | None = None
     self._board_folder = os.path.join(folder, 'tensorboard')
     self.path = os.path.join(folder, 'metrics.jsonl')
     self.profile = os.path.join(folder, 'profile')
@@ -67,13 +70,13 @@ class Writer:
       self._board = event_file_writer.EventsWriter(
         os.path.join(self._board_folder, 'events'), f'.{os.getpid()}'
       )
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._event(first_step, session_log=start)
+      log = _EVENTS.SessionLog
+      self._event(first_step, session_log=log(status=log.START))
 
   def _event(self, step, **content):
-    self._board.write_event(
-      event_pb2.Event(step=step, wall_time=time.time(), **content)
-    )
+    event = _EVENTS.Event(step=step, wall_time=time.time(), **content)
+    assert self._board is not None
+    self._board.write_event(event)
 
   def write(self, step: int, metrics: dict[str, float], split: str) -> None:
     """One line {step, split, metrics…}; names get a prefix on TensorBoard."""
@@ -81,6 +84,7 @@ class Writer:
       return
     if self._board is None:
       self._open()
+    board: Any = self._board
     line = {'step': step, 'split': split}
     line |= {k: round(v, 6) for k, v in metrics.items() if math.isfinite(v)}
     with writing.readable(self.path), open(self.path, 'a') as file:
@@ -89,7 +93,7 @@ class Writer:
       for name, value in metrics.items():
         scalar = summary.scalar(f'{split}/{name}', value)
         self._event(step, summary=scalar)
-      self._board.flush()
+      board.flush()
 
   def close(self) -> None:
     if self._board is not None:

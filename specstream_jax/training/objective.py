@@ -172,8 +172,9 @@ def loss(
     stream_1 …, pruning, coupled_1 …. Where no stream has a weight, no streams
     run, and the step is that of plain LoRA.
   """
-  has_streams = any(cfg.stream_weights(model.stream_cfg.num_streams))
-  num_streams = model.stream_cfg.num_streams if has_streams else 0
+  num_streams = model.stream_settings.num_streams
+  has_streams = any(cfg.stream_weights(num_streams))
+  num_streams = num_streams if has_streams else 0
   anchors, scale = choose_anchors(
     key, batch['decoder_loss_weights'], cfg.anchors_per_sequence
   )
@@ -193,10 +194,9 @@ def loss(
   )
   metrics = _metrics(result, weights)
   coefficients = (cfg.main_weight, *cfg.stream_weights(num_streams))
-  total = sum(
-    a * mean(metrics[f'loss/{name}'], name, norms)
-    for a, name in zip(coefficients, stream_names(num_streams))
-  )
+  total = jnp.zeros(())
+  for a, name in zip(coefficients, stream_names(num_streams)):
+    total += a * mean(metrics[f'loss/{name}'], name, norms)
   extra, metrics = _extras(
     model, hidden, anchors, targets, weights, metrics, coefficients, cfg, norms
   )

@@ -36,7 +36,7 @@ class TrainState:
   """
 
   step: arrays.Array
-  adapter: dict[str, Any]
+  adapter: arrays.Params
   opt_state: Any
 
 
@@ -194,7 +194,7 @@ def gradient_step(
     state.adapter,
     weight=accumulation.targets(batch),
   )
-  adapter = optax.apply_updates(state.adapter, updates)
+  adapter: Any = optax.apply_updates(state.adapter, updates)
   one = jnp.ones(())
   metrics['loss/total'] = (total, one)
   metrics['gradient_norm'] = (optax.tree.norm(gradient), one)
@@ -224,7 +224,7 @@ def eval_step(
   anchors, scale = objective.choose_anchors(
     key, batch['decoder_loss_weights'], tree_anchors
   )
-  num_streams = model.stream_cfg.num_streams
+  num_streams = model.stream_settings.num_streams
   targets, weights = objective.stream_targets(batch, anchors, num_streams)
   hidden = forward.forward_train(
     model,
@@ -233,10 +233,11 @@ def eval_step(
     batch['decoder_segment_ids'],
     anchors,
   )
+  assert hidden.streams is not None  # there are anchors
   by_anchor = jax.lax.map(model.logits, hidden.streams.swapaxes(0, 1))
   logits = by_anchor.swapaxes(0, 1)  # [B, A, J, V]
   edges = None
-  if model.stream_cfg.coupling_rank and tree.kind == 'best_first':
+  if model.stream_settings.coupling_rank and tree.kind == 'best_first':
     states = hidden.streams.reshape(-1, *hidden.streams.shape[2:])
     edges = tree_lib.coupled_edges(model.coupling_logits, states)
   metrics['tokens_per_call'] = tokens_per_call(
@@ -307,8 +308,9 @@ def state_shardings(
     names = [str(getattr(key, 'key', '')) for key in keys]
     paths = ('/'.join(names[i:]) for i in range(len(names)))
     path = next((p for p in paths if p in shardings), None)
-    is_weight = path is not None and leaf.ndim
-    return shardings[path] if is_weight else partitioner.replicated
+    if path is None or not leaf.ndim:
+      return partitioner.replicated
+    return shardings[path]
 
   return jax.tree_util.tree_map_with_path(find, state)
 

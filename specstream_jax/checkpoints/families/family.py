@@ -139,7 +139,8 @@ class Family:
       'use a checkpoint without these, or one that needs none of them',
     )
     try:
-      values = {'family': self.name, 'dtype': dtype} | self.read_fields(raw)
+      values: dict[str, Any] = {'family': self.name, 'dtype': dtype}
+      values |= self.read_fields(raw)
       return config.ModelConfig(**values)
     except ValueError as error:  # each number is one, but they do not fit
       raise ValueError(f'{source}: {checks.message(error)}') from error
