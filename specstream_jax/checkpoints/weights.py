@@ -5,7 +5,6 @@ Axis letters: N heads, K KV heads, H head dim, D model, F MLP, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-import dataclasses
 import functools
 import hashlib
 import json
@@ -49,7 +48,7 @@ _LAYER = {
 @functools.lru_cache(maxsize=64)
 def _one_layer(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
   """`shapes` of a model whose layers are the first alone."""
-  one = dataclasses.replace(cfg, num_layers=1, layer_kinds=(), window=0)
+  one = config_model.lowest_layers(cfg, 1)
   flat = params.flatten(build.build(one).base)
   return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
