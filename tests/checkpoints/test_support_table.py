@@ -42,7 +42,7 @@ COLUMNS = {
 def runs_for(test):
   """Names of the checkpoints that a test is run with."""
   (mark,) = [m for m in test.pytestmark if m.name == 'parametrize']
-  return set(mark.args[1])
+  return {getattr(one, 'values', (one,))[0] for one in mark.args[1]}
 
 
 def table():
