@@ -230,6 +230,24 @@ def test_what_would_change_the_maths_is_refused(name):
       huggingface_config.parse(raw | change, 'config.json')
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_every_field_that_must_be_neutral_is_held_to_it(name):
+  raw = family_models.raw_config(name, 'config_4.json')
+  family = families.by_name(family_models.load(name).cfg.family)
+  for field in family.neutral:
+    with pytest.raises(
+      ValueError, match=rf"(?m)^  - {field} is 'odd'; accepted: "
+    ):
+      huggingface_config.parse(raw | {field: 'odd'}, 'config.json')
+  for field, kind in family.kinds.items():
+    if kind.fits({}) or field not in raw:
+      continue
+    with pytest.raises(ValueError, match=rf'{field} is {{}}; accepted: '):
+      huggingface_config.parse(raw | {field: {}}, 'config.json')
+  with pytest.raises(ValueError, match='gate_of_experts = 3 is not understood'):
+    huggingface_config.parse(raw | {'gate_of_experts': 3}, 'config.json')
+
+
 @pytest.mark.parametrize(
   ('raw', 'message'),
   [
