@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import xla_flags
 
 HERE = pathlib.Path(__file__).parent
 # What it takes to be split: biases, norms per head, fused checkpoints, tables of
@@ -118,8 +119,7 @@ def main(name):
 def test_eight_devices_do_what_one_does(name):
   path = os.pathsep.join([str(HERE), str(HERE.parent)])
   env = os.environ | {
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-    '--xla_backend_optimization_level=0',
+    'XLA_FLAGS': xla_flags.fast('--xla_force_host_platform_device_count=8'),
     'PYTHONPATH': path + os.pathsep + os.environ.get('PYTHONPATH', ''),
   }
   done = subprocess.run(
