@@ -163,6 +163,7 @@ class Model:
       verifier=verifiers.make(drafter),
       partitioner=self.partitioner,
       params=made.params,
+      most_positions=self.config.most_positions,
     )
 
   def wishes(self) -> generation_config.Wishes:
@@ -210,12 +211,7 @@ class Model:
       ValueError: the model has no such positions at all.
     """
     longest = max(map(len, prompts), default=0) + max_new_tokens
-    if 0 < self.config.most_positions < longest:
-      raise ValueError(
-        f'prompt and new tokens come to {longest} positions, but the model has '
-        f'only {self.config.most_positions}; use a shorter prompt or fewer '
-        'new tokens'
-      )
+    decoder_lib.check_positions(longest, self.config.most_positions)
     most = self.config.max_position_embeddings
     if longest > most:
       logging.warning(

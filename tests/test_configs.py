@@ -9,7 +9,7 @@ import gin
 import pytest
 
 from specstream_jax import config
-from specstream_jax.checkpoints import shipped
+from specstream_jax.checkpoints import huggingface_config, shipped, weights
 from specstream_jax.cli import main
 from specstream_jax.workflows import train
 
@@ -48,6 +48,25 @@ def test_every_task_goes_with_every_model(model, task):
   assert both.train.num_steps % 5 == 0
   for name in ('stream', 'lora', 'objective', 'data', 'tree'):
     assert getattr(both, name) == getattr(alone, name)
+
+
+@pytest.mark.parametrize(
+  ('name', 'billions'),
+  [
+    ('llama2_7b', 6.74),
+    ('llama3_8b', 8.03),
+    ('qwen3_8b', 8.19),
+    ('gemma3_12b', 11.77),
+    ('opt_1_3b', 1.316),
+  ],
+)
+def test_models_of_recipes_are_those_of_checkpoints(name, billions):
+  recipe(f'{name}.gin')
+  cfg = config.ModelConfig()
+  assert weights.count(cfg) / 1e9 == pytest.approx(billions, rel=2e-3)
+  raw = huggingface_config.dump(cfg, dtype='bfloat16', eos_ids=(1,))
+  assert huggingface_config.parse(raw, 'config.json') == cfg
+  config.StreamConfig().check_fits(cfg)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,12 @@ MAY_USE_TENSORFLOW = {
   'data.prepare',
   'data.tfds_source',
 }
+# What `runtime` loads of libraries for checkpoints, and what it does not.
+EAGER = {'gguf', 'safetensors', 'tokenizers'}
+LAZY = TENSORFLOW | {
+  *('transformers', 'torch', 'peft', 'orbax', 'grain', 'array_record'),
+  *('jinja2', 'tqdm', 'matplotlib', 'apache_beam'),
+}
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
@@ -181,6 +187,32 @@ def test_importing_loads_no_tensorflow(name):
     command, capture_output=True, text=True, check=True, cwd=ROOT
   )
   assert result.stdout.strip() == '[]'
+
+
+def loaded_by(name):
+  """Packages that importing a module loads."""
+  code = f'import sys, {name}; print(*sys.modules)'
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=ROOT,
+  )
+  return {module.partition('.')[0] for module in done.stdout.split()}
+
+
+def test_importing_the_package_loads_no_library():
+  found = loaded_by(PACKAGE) - set(sys.stdlib_module_names)
+  others = {m for m in found if not m.startswith('_') and m != PACKAGE}
+  # Some environments load hooks of their own with every interpreter.
+  assert not others & {'jax', 'numpy', 'flax', 'absl', 'gin', *LAZY, *EAGER}
+
+
+def test_decoding_loads_what_only_training_and_data_need_when_they_need_it():
+  found = loaded_by(f'{PACKAGE}.runtime')
+  assert found >= EAGER
+  assert not found & LAZY
 
 
 def test_files_are_short():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does not fit is said before it runs, with what there is and what helps."""
 
+import dataclasses
 import types
 
 import byte_model
@@ -10,7 +11,7 @@ import pytest
 import tiny_runtime
 
 import specstream_jax as ss
-from specstream_jax import memory
+from specstream_jax import config, memory
 from specstream_jax.checkpoints import loading
 from specstream_jax.cli import exits
 from specstream_jax.workflows import dry_run, train as train_workflow
@@ -113,6 +114,20 @@ def test_a_large_training_step_is_warned_of(tmp_path, free, caplog):
     dry_run.warn_if_large(str(tmp_path), recipe, **arguments)
   assert 'by an estimate weights, adapter and activations' in caplog.text
   assert '--batch_size, --remat=full' in caplog.text
+
+
+def test_an_mlp_without_a_gate_keeps_two_activations():
+  recipe = train_workflow.Recipe()
+  gated = byte_model.model_config()
+  plain = dataclasses.replace(gated, mlp=config.MlpConfig(is_gated=False))
+  count = lambda cfg, remat: dry_run.activation_bytes(cfg, recipe, remat=remat)
+  rows, length = recipe.train.batch_size, recipe.data.sequence_length
+  anchors = min(recipe.objective.anchors_per_sequence, length)
+  streams = recipe.stream.num_msa_layers * recipe.stream.num_streams * anchors
+  tokens = rows * (gated.num_layers * length + streams)
+  saved = count(gated, 'none') - count(plain, 'none')
+  assert saved == 4 * tokens * gated.intermediate_size
+  assert count(gated, 'full') == count(plain, 'full')
 
 
 # What libraries say

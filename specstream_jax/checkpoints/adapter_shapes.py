@@ -9,6 +9,7 @@ import dataclasses
 
 from specstream_jax import config
 from specstream_jax.checkpoints import weights
+from specstream_jax.config import model as config_model
 from specstream_jax.modeling import build, params
 
 
@@ -16,7 +17,7 @@ def of_streams(
   model: config.ModelConfig, stream: config.StreamConfig
 ) -> dict[str, tuple[int, ...]]:
   """Shapes by path of what streams add beside LoRA, whatever the layers."""
-  one = dataclasses.replace(model, num_layers=1)
+  one = config_model.lowest_layers(model, 1)
   stream = dataclasses.replace(stream, num_msa_layers=1)
   flat = params.flatten(build.build(one, stream).adapter)
   return {path: tuple(leaf.shape) for path, leaf in flat.items()}

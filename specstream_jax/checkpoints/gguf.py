@@ -31,7 +31,6 @@ _REQUIRED = (
   'embedding_length',
   'feed_forward_length',
   'attention.head_count',
-  'attention.layer_norm_rms_epsilon',
 )
 _UNDERSTOOD = {
   'block_count': fields.SIZE,
@@ -42,7 +41,6 @@ _UNDERSTOOD = {
   'attention.head_count_kv': fields.SIZE,
   'attention.key_length': fields.SIZE,
   'attention.value_length': fields.SIZE,
-  'attention.layer_norm_rms_epsilon': fields.POSITIVE,
   'rope.dimension_count': fields.SIZE,
   'rope.freq_base': fields.POSITIVE,
   'rope.scaling.type': fields.TEXT,
@@ -62,10 +60,19 @@ _OTHER_PREFIXES = ('general.', 'tokenizer.', 'quantize.')
 _EOS = ('tokenizer.ggml.eos_token_id', 'tokenizer.ggml.eot_token_id')
 _ARCHITECTURE = 'general.architecture'
 _FREQUENCIES = 'rope_freqs.weight'
+_FACTORS = tuple(
+  f'{name}.weight'
+  for name in (
+    gguf_architectures.SHORT_FACTORS,
+    gguf_architectures.LONG_FACTORS,
+  )
+)
 # `rope_freqs.weight` of Llama 3.x comes without the numbers that made it.
 _LLAMA3 = tuple(
   config.RopeScaling('llama3', factor, 1.0, 4.0, 8192) for factor in (8.0, 32.0)
 )
+_ORIGINAL = 'rope.scaling.original_context_length'
+_FACTOR_KEY = 'rope.scaling.attn_factor'
 _FIX = 'use the Hugging Face checkpoint of the same model, or one without these'
 
 
@@ -84,6 +91,11 @@ class Header:
   metadata: dict[str, Any]
   tensors: dict[str, gguf_file.Tensor]
   config: config.ModelConfig
+
+  @property
+  def architecture(self) -> gguf_architectures.Architecture:
+    """What its metadata and tensors mean."""
+    return _architecture(self.metadata)
 
 
 def is_gguf(path: str | os.PathLike) -> bool:
@@ -114,11 +126,13 @@ def open_file(path: str | os.PathLike, *, dtype: str = 'float32') -> Header:
     problem = checks.message(error)
     raise ValueError(f'GGUF file {path!r}: {problem}') from error
   weights.check_layers(f'GGUF file {path!r}', cfg, len(tensors), _FIX)
-  found = {name: tensor.shape for name, tensor in tensors.items()}
-  found.pop(_FREQUENCIES, None)
-  names, expected = weights.gguf_names(cfg), weights.shapes(cfg)
-  stored = {names[p]: weights.stored_shape(p, expected[p]) for p in expected}
-  weights.refuse(f'GGUF file {path!r}', weights.problems(stored, found), _FIX)
+  tables = (_FREQUENCIES, *(_FACTORS if _has_factors(metadata) else ()))
+  found = {
+    name: tensor.shape for name, tensor in tensors.items() if name not in tables
+  }
+  stored = _architecture(metadata).tensors(cfg, tensors)
+  expected = {name: one.shape for name, one in stored.items()}
+  weights.refuse(f'GGUF file {path!r}', weights.problems(expected, found), _FIX)
   return Header(path, metadata, tensors, cfg)
 
 
@@ -141,17 +155,31 @@ def _metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
   if not isinstance(found, str) or found not in known:
     accepted = ', '.join(map(repr, known))
     return [f'{_ARCHITECTURE} is {shown(found)}; accepted: {accepted}']
-  keys = [_key(metadata, name) for name in _REQUIRED]
+  made = known[found]
+  keys = [_key(metadata, name) for name in (*_REQUIRED, made.epsilon)]
   lines = [f'missing {key}' for key in keys if key not in metadata]
   for key, value in metadata.items():
     name = key.removeprefix(f'{found}.')
-    if key.startswith(_OTHER_PREFIXES) or name in (*_UNDERSTOOD, *_IGNORED):
+    if key.startswith(_OTHER_PREFIXES):
+      continue
+    if name in (*_UNDERSTOOD, *_IGNORED, *made.understood, made.epsilon):
       continue
     if name not in _NEUTRAL:
       lines.append(f'{key} = {shown(value)} is not understood')
     elif value != _NEUTRAL[name]:
       lines.append(f'{key} is {shown(value)}; accepted: {_NEUTRAL[name]}')
   return lines + (_type_problems(metadata) or _dimension_problems(metadata))
+
+
+def _architecture(
+  metadata: Mapping[str, Any],
+) -> gguf_architectures.Architecture:
+  return gguf_architectures.ARCHITECTURES[metadata[_ARCHITECTURE]]
+
+
+def _has_factors(metadata: Mapping[str, Any]) -> bool:
+  """Whether tables of RoPE divisors belong to it."""
+  return _FACTOR_KEY in _architecture(metadata).understood
 
 
 def _key(metadata: Mapping[str, Any], name: str) -> str:
@@ -161,8 +189,9 @@ def _key(metadata: Mapping[str, Any], name: str) -> str:
 
 def _type_problems(metadata: Mapping[str, Any]) -> list[str]:
   """Sizes and numbers that are none, or differ between layers."""
-  lines = []
-  for name, kind in _UNDERSTOOD.items():
+  made, lines = _architecture(metadata), []
+  known = {**_UNDERSTOOD, **made.understood, made.epsilon: fields.POSITIVE}
+  for name, kind in known.items():
     key = _key(metadata, name)
     if isinstance(metadata.get(key), list):
       lines.append(f'{key} differs between layers')
@@ -178,7 +207,10 @@ def _dimension_problems(metadata: Mapping[str, Any]) -> list[str]:
   if get('embedding_length') is None or get('attention.head_count') is None:
     return lines
   head_dim = _head_dim(metadata)
-  for name in ('rope.dimension_count', 'attention.value_length'):
+  whole = ['attention.value_length']
+  if not _architecture(metadata).has_partial_rope:
+    whole.insert(0, 'rope.dimension_count')
+  for name in whole:
     if get(name) not in (None, head_dim):
       key = _key(metadata, name)
       lines.append(f'{key} is {get(name)}; accepted: {head_dim}')
@@ -205,7 +237,7 @@ def _float(value: float) -> float:
 
 def _config(metadata, tensors, dtype) -> config.ModelConfig:
   get = lambda name, default=None: metadata.get(_key(metadata, name), default)
-  made = gguf_architectures.ARCHITECTURES[metadata[_ARCHITECTURE]]
+  made = _architecture(metadata)
   if 'token_embd.weight' not in tensors:
     raise ValueError('it has no tensor token_embd.weight')
   cfg = config.ModelConfig(
@@ -219,12 +251,12 @@ def _config(metadata, tensors, dtype) -> config.ModelConfig:
     ),
     head_dim=_head_dim(metadata),
     rope_theta=_float(get('rope.freq_base', 10000.0)),
-    rms_norm_eps=_float(get('attention.layer_norm_rms_epsilon')),
+    rms_norm_eps=_float(get(made.epsilon)),
     max_position_embeddings=int(get('context_length')),
     tie_word_embeddings='output.weight' not in tensors,
     dtype=dtype,
     family=made.family,
-    **made.implied(int(get('embedding_length'))),
+    **made.read(get, _head_dim(metadata)),
   )
   return dataclasses.replace(
     cfg, rope_scaling=_rope_scaling(metadata, tensors, cfg)
@@ -238,6 +270,8 @@ def _rope_scaling(metadata, tensors, cfg) -> config.RopeScaling:
   kind = metadata.get(_key(metadata, 'rope.scaling.type'), 'linear')
   is_linear = kind == 'linear'
   scaling = config.RopeScaling()
+  if any(name in tensors for name in _FACTORS) and _has_factors(metadata):
+    return _longrope(metadata, tensors, cfg)
   if is_linear and factor != 1.0:
     scaling = config.RopeScaling('linear', factor=_float(factor))
   if _FREQUENCIES not in tensors:
@@ -251,6 +285,29 @@ def _rope_scaling(metadata, tensors, cfg) -> config.RopeScaling:
   raise ValueError(
     f'it has {_FREQUENCIES} that is neither all ones nor that of Llama 3.1 or '
     '3.2; use the Hugging Face checkpoint of the same model'
+  )
+
+
+def _longrope(metadata, tensors, cfg) -> config.RopeScaling:
+  """Phi-3's two tables of divisors."""
+  for name in _FACTORS:
+    if name not in tensors:
+      raise ValueError(f'it has no tensor {name}')
+    if tensors[name].shape != (cfg.num_rotated // 2,):
+      raise ValueError(
+        f'{name} has shape {tensors[name].shape}, not ({cfg.num_rotated // 2},)'
+      )
+  get = lambda name, default: metadata.get(_key(metadata, name), default)
+  original = int(get(_ORIGINAL, cfg.max_position_embeddings))
+  short, long = (
+    tuple(map(_float, tensors[name].data.tolist())) for name in _FACTORS
+  )
+  return config.RopeScaling(
+    'longrope',
+    original_max_position_embeddings=original,
+    attention_factor=_float(get(_FACTOR_KEY, 1.0)),
+    divisors=short,
+    long_divisors=long,
   )
 
 
@@ -274,19 +331,24 @@ def open_params(header: Header) -> weights.LazyParams:
   Returns:
     Mapping from flat path to array; kernels are [in, out].
   """
-  cfg, names = header.config, weights.gguf_names(header.config)
-  made = gguf_architectures.ARCHITECTURES[header.metadata[_ARCHITECTURE]]
+  cfg, made = header.config, header.architecture
+  places = {
+    path: one
+    for one in made.tensors(cfg, header.tensors).values()
+    for path in one.paths
+  }
 
   def read(path: str) -> np.ndarray:
     """One weight."""
-    leaf = _dequantise(header.path, header.tensors[names[path]])
+    stored = places[path]
+    whole = _dequantise(header.path, header.tensors[stored.name])
+    leaf = stored.split(whole)[path]
     if made.is_permuted and path.endswith('query/kernel'):
-      leaf = _unpermute(leaf, cfg.num_heads)
+      leaf = _unpermute(leaf.T, cfg.num_heads).T
     elif made.is_permuted and path.endswith('key/kernel'):
-      leaf = _unpermute(leaf, cfg.num_kv_heads)
+      leaf = _unpermute(leaf.T, cfg.num_kv_heads).T
     elif made.is_shifted and path.endswith('/scale'):
       leaf = leaf - 1.0
-    leaf = leaf.T if path.endswith('kernel') else leaf
     return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
 
   return weights.LazyParams(cfg, read)

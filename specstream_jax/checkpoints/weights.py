@@ -5,7 +5,6 @@ Axis letters: N heads, K KV heads, H head dim, D model, F MLP, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-import dataclasses
 import functools
 import hashlib
 import json
@@ -22,34 +21,11 @@ from specstream_jax.modeling import build, params
 
 _SAMPLES = 4096
 
-# Our path -> GGUF tensor, without the suffix '.weight' or '.bias'.
-_TOP = {
-  'embed/embedding': 'token_embd',
-  'final_norm/scale': 'output_norm',
-  'lm_head/kernel': 'output',
-}
-_LAYER = {
-  'attention/query/kernel': 'attn_q',
-  'attention/key/kernel': 'attn_k',
-  'attention/value/kernel': 'attn_v',
-  'attention/out/kernel': 'attn_output',
-  'attention_norm/scale': 'attn_norm',
-  'mlp/gate/kernel': 'ffn_gate',
-  'mlp/up/kernel': 'ffn_up',
-  'mlp/down/kernel': 'ffn_down',
-  'mlp_norm/scale': 'ffn_norm',
-  'attention/query/bias': 'attn_q',
-  'attention/key/bias': 'attn_k',
-  'attention/value/bias': 'attn_v',
-  'attention/query_norm/scale': 'attn_q_norm',
-  'attention/key_norm/scale': 'attn_k_norm',
-}
-
 
 @functools.lru_cache(maxsize=64)
 def _one_layer(cfg: config.ModelConfig) -> dict[str, tuple[int, ...]]:
   """`shapes` of a model whose layers are the first alone."""
-  one = dataclasses.replace(cfg, num_layers=1, layer_kinds=(), window=0)
+  one = config_model.lowest_layers(cfg, 1)
   flat = params.flatten(build.build(one).base)
   return {path: tuple(leaf.shape) for path, leaf in flat.items()}
 
@@ -71,24 +47,6 @@ def count(cfg: config.ModelConfig) -> int:
   sizes = {p: math.prod(shape) for p, shape in _one_layer(cfg).items()}
   layer = sum(n for path, n in sizes.items() if path.startswith('layers/'))
   return sum(sizes.values()) + (cfg.num_layers - 1) * layer
-
-
-def gguf_names(cfg: config.ModelConfig) -> dict[str, str]:
-  """Our path -> tensor name in a GGUF file."""
-  return {path: _gguf_name(path) for path in shapes(cfg)}
-
-
-def _gguf_name(path: str) -> str:
-  if path in _TOP:
-    return f'{_TOP[path]}.weight'
-  _, index, rest = path.split('/', 2)
-  suffix = 'bias' if rest.endswith('bias') else 'weight'
-  return f'blk.{index}.{_LAYER[rest]}.{suffix}'
-
-
-def stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape in a GGUF file, where kernels are [out, in]."""
-  return shape[::-1] if path.endswith('kernel') else shape
 
 
 def problems(

@@ -246,11 +246,13 @@ def _counted(kinds: Sequence[str]) -> str:
 
 
 def _positions(cfg: config.ModelConfig) -> str:
+  most = cfg.most_positions or cfg.max_position_embeddings
   if cfg.num_learned_positions:
-    return f'a table, up to {cfg.max_position_embeddings:,}'
+    return f'a table, up to {most:,}'
+  refused = ', longer texts are refused' if cfg.most_positions else ''
   return (
     f'RoPE, {cfg.rope_scaling.kind}, on {cfg.num_rotated} of {cfg.head_dim} '
-    f'dims of a head, up to {cfg.max_position_embeddings:,}'
+    f'dims of a head, up to {most:,}{refused}'
   )
 
 

@@ -105,6 +105,7 @@ def main(argv: Sequence[str]) -> None:
     max_length=FLAGS.max_length,
     too_long=FLAGS.too_long,
     overwrite=FLAGS.overwrite,
+    most_positions=_most_positions(path),
     **(
       {'num_workers': FLAGS.num_workers, 'options': FLAGS.beam_option}
       if use_beam
@@ -139,6 +140,17 @@ def _module(name: str):
       f'`specstream prepare` needs {error.name}; install the extra: '
       f"pip install 'specstream-jax[{extra}]'"
     ) from error
+
+
+def _most_positions(path: str) -> int:
+  """`ModelConfig.most_positions` of the model whose tokenizer it is.
+
+  0 where the tokenizer lies alone, or with a model that is not read.
+  """
+  try:
+    return loading.load_config(path).most_positions
+  except ValueError:
+    return 0
 
 
 def _tokenizer_path() -> str:

@@ -323,6 +323,24 @@ class ModelConfig:
     return self.layer_kinds or ('full',) * self.num_layers
 
 
+def lowest_layers(cfg: ModelConfig, num_layers: int) -> ModelConfig:
+  """A model of the first layers alone, each of the kind it has.
+
+  Args:
+    cfg: the whole model.
+    num_layers: of the new one; at most those of `cfg`.
+  """
+  kinds = cfg.layer_kinds[:num_layers]
+  has_window = 'window' in kinds
+  return dataclasses.replace(
+    cfg,
+    num_layers=num_layers,
+    layer_kinds=kinds if set(kinds) != {'full'} else (),
+    window=cfg.window if has_window else 0,
+    local_rope_theta=cfg.local_rope_theta if has_window else 0.0,
+  )
+
+
 def beyond_defaults(cfg: ModelConfig) -> dict[str, object]:
   """The config as a dict; fields that came later only where they say more.
 

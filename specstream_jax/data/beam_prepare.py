@@ -47,6 +47,7 @@ def prepare(
   max_length: int = 0,
   too_long: str = 'drop',
   overwrite: bool = False,
+  most_positions: int = 0,
   num_workers: int = 1,
   options: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def prepare(
     max_length: most tokens of an example.
     too_long: what becomes of longer examples.
     overwrite: replace an existing folder of records.
+    most_positions: see `records.write`.
     num_workers: processes of Beam's DirectRunner.
     options: flags of Beam instead, such as --runner=DataflowRunner.
 
@@ -73,7 +75,8 @@ def prepare(
     The manifest.
 
   Raises:
-    ValueError: a bad argument, an existing folder, or no examples.
+    ValueError: a bad argument, an existing folder, no examples, or one that
+      is longer than the model.
   """
   records.check_arguments(
     output_dir, num_shards, max_length, too_long, overwrite
@@ -88,7 +91,7 @@ def prepare(
     lengths = records.Lengths(max_length, too_long)
     metadata = tasks.metadata(spec, split, vocabulary, num_skipped=None)
     metadata['beam_version'] = beam.__version__
-    manifest = _finish(scratch, metadata, num_shards, lengths)
+    manifest = _finish(scratch, metadata, num_shards, lengths, most_positions)
   records.warn_of_inside(manifest)
   return manifest
 
@@ -178,7 +181,7 @@ def _fit(max_length, too_long, num_kept, example) -> Iterator[Any]:
       yield beam.pvalue.TaggedOutput(_COUNTS, name)
 
 
-def _finish(folder, metadata, num_shards, lengths):
+def _finish(folder, metadata, num_shards, lengths, most_positions):
   """The manifest, from the records and the workers' counts."""
   files = [records.shard_name(i, num_shards) for i in range(num_shards)]
   empty = []
@@ -209,4 +212,6 @@ def _finish(folder, metadata, num_shards, lengths):
       f'{empty[0]}; use fewer'
     )
   logging.info('%d records in %d files', len(lengths.inputs), num_shards)
-  return records.write_manifest(folder, metadata, files, lengths.summary())
+  summary = lengths.summary()
+  records.check_lengths(summary, most_positions)
+  return records.write_manifest(folder, metadata, files, summary)

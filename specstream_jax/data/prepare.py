@@ -51,6 +51,7 @@ def prepare(
   max_length: int = 0,
   too_long: str = 'drop',
   overwrite: bool = False,
+  most_positions: int = 0,
 ) -> dict[str, Any]:
   """Writes the records of one split to `output_dir`.
 
@@ -65,12 +66,14 @@ def prepare(
     max_length: most tokens of an example; 0 is no limit.
     too_long: what becomes of longer examples, see `records.write`.
     overwrite: replace an existing folder of records.
+    most_positions: see `records.write`.
 
   Returns:
     The manifest (see `records.py`).
 
   Raises:
-    ValueError: a malformed row, an existing folder, or a bad argument.
+    ValueError: a malformed row, an example that is longer than the model, an
+      existing folder, or a bad argument.
   """
   records.check_arguments(
     output_dir, num_shards, max_length, too_long, overwrite
@@ -90,6 +93,7 @@ def prepare(
     max_length=max_length,
     too_long=too_long,
     overwrite=overwrite,
+    most_positions=most_positions,
   )
   records.warn_of_inside(manifest)
   return manifest

@@ -215,6 +215,7 @@ def write(
   max_length: int = 0,
   too_long: str = 'drop',
   overwrite: bool = False,
+  most_positions: int = 0,
 ) -> dict[str, Any]:
   """Writes records and manifest; the folder appears only when complete.
 
@@ -227,19 +228,23 @@ def write(
     too_long: `drop` such examples, `truncate` their answer, or cut the
       beginning of their prompt (`truncate_prompt`; BOS stays).
     overwrite: replace an existing folder of records.
+    most_positions: of the model that they are for; 0 is any number.
 
   Returns:
     The manifest.
 
   Raises:
-    ValueError: the folder exists, no examples, or a bad argument.
+    ValueError: the folder exists, no examples, one that is longer than the
+      model, or a bad argument.
   """
   check_arguments(output_dir, num_shards, max_length, too_long, overwrite)
   with new_folder(output_dir) as place:
     has_bos = metadata.get('bos_id') is not None
     lengths = Lengths(max_length, too_long, num_kept=int(has_bos))
     files = _write_shards(pairs, place, num_shards, lengths)
-    return write_manifest(place, metadata, files, lengths.summary())
+    summary = lengths.summary()
+    check_lengths(summary, most_positions)
+    return write_manifest(place, metadata, files, summary)
 
 
 @contextlib.contextmanager
@@ -359,6 +364,26 @@ def check_ids(path: str, vocab_size: int, tokenizer: Any = None) -> None:
       for part, ids in (('prompt', inputs), ('answer', targets)):
         what = f'{file}, record {number}, {part}'
         token_ids.check(ids, vocab_size, what, tokenizer)
+
+
+def check_lengths(
+  manifest: dict[str, Any], most_positions: int, path: str = ''
+) -> None:
+  """Raises ValueError if the longest example leaves the model's positions.
+
+  Args:
+    manifest: of the records, or its summary of lengths.
+    most_positions: `ModelConfig.most_positions`; 0 is any number.
+    path: of the folder, if there is one.
+  """
+  longest = manifest['lengths']['total']['max'] - 1  # the last is not read
+  if 0 < most_positions < longest:
+    place = f'{path!r}: ' if path else ''
+    raise ValueError(
+      f'{place}the longest example needs {longest} positions, but the model '
+      f'has only {most_positions}; prepare the records with '
+      f'--max_length={most_positions + 1}'
+    )
 
 
 def check_tokenizer(

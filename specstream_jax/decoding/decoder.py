@@ -83,13 +83,16 @@ class Decoder:
     verifier: interface.Verifier = verify.walk,
     partitioner: partitioning.Partitioner | None = None,
     params: Any = None,
+    most_positions: int = 0,
   ):
     """Takes what is compiled, and `sampling_cfg` for calls that name none.
 
     `params` are the weights it was made for; others of their shapes, such as
-    those of another adapter, need no other compilation.
+    those of another adapter, need no other compilation. `most_positions` is of
+    the model's config.
     """
     self.params = params
+    self._most_positions = most_positions
     self._partitioner = partitioner or partitioning.local()
     self._sampling = sampling_cfg
     self.setup = interface.DecodeSetup(
@@ -126,6 +129,10 @@ class Decoder:
     """Runs the prompt pass; arguments as in `generate`."""
     lengths = [len(prompt) for prompt in prompts]
     limits = self._limits(max_new, len(prompts))
+    check_positions(
+      max(map(sum, zip(lengths, limits.tolist(), strict=True)), default=0),
+      self._most_positions,
+    )
     cfgs = self._sampling_of_rows(sampling, limits)
     padded_length, num_slots = self._sizes(lengths)
     padded = np.zeros((len(prompts), padded_length), np.int32)
@@ -322,6 +329,23 @@ class Decoder:
         num_devices=self._partitioner.mesh.size,
       )
       self._fitting.add((num_rows, num_slots))
+
+
+def check_positions(longest: int, most: int) -> None:
+  """Refuses a text that would leave the model's positions.
+
+  Args:
+    longest: tokens of a prompt and of what follows it.
+    most: `ModelConfig.most_positions`.
+
+  Raises:
+    ValueError: there are fewer positions than tokens.
+  """
+  if 0 < most < longest:
+    raise ValueError(
+      f'prompt and new tokens come to {longest} positions, but the model has '
+      f'only {most}; use a shorter prompt or fewer new tokens'
+    )
 
 
 def _eos_ids(cfg, cfgs):

@@ -267,8 +267,13 @@ def _per_chip(leaf):
 def _ideal(job, part, params, state, size) -> int:
   """Weights and cache read once, logits written and read once, per chip."""
   weights = sum(map(_per_chip, jax.tree.leaves(params)))
-  if not job.model.tie_word_embeddings:  # a few rows of it are read
-    weights -= _per_chip(params.base['embed']['embedding'])
+  # A few rows of these are read.
+  looked_up = ['positions'] if job.model.num_learned_positions else []
+  if not job.model.tie_word_embeddings:
+    looked_up.append('embed')
+  weights -= sum(
+    _per_chip(params.base[name]['embedding']) for name in looked_up
+  )
   cache = sum(map(_per_chip, (*state.cache.keys, *state.cache.values)))
   rows = part.rows_sharding(job.decode_rows).shard_shape((job.decode_rows,))[0]
   logits = 2 * 4 * rows * size * job.model.vocab_size // part.size('vocab')

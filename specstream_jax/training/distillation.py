@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from specstream_jax import arrays, config
+from specstream_jax.config import model as config_model
 from specstream_jax.modeling import build, forward, transformer
 from specstream_jax.training import objective, step as step_lib
 
@@ -41,8 +42,18 @@ class Divergence(NamedTuple):
 
 
 def sizes(cfg: config.ModelConfig, num_layers: int) -> config.ModelConfig:
-  """Those of a draft model of a target; its weights train in float32."""
-  return dataclasses.replace(cfg, num_layers=num_layers, dtype='float32')
+  """Those of a draft model of a target; its weights train in float32.
+
+  Raises:
+    ValueError: the target has no more than so many layers.
+  """
+  if not 1 <= num_layers < cfg.num_layers:
+    raise ValueError(
+      f'draft_model_layers is {num_layers} but the target has {cfg.num_layers} '
+      f'layers; accepted: 1 to {cfg.num_layers - 1}'
+    )
+  lowest = config_model.lowest_layers(cfg, num_layers)
+  return dataclasses.replace(lowest, dtype='float32')
 
 
 def truncate(
@@ -58,11 +69,7 @@ def truncate(
   Raises:
     ValueError: the target has no more than so many layers.
   """
-  if not 1 <= num_layers < cfg.num_layers:
-    raise ValueError(
-      f'draft_model_layers is {num_layers} but the target has {cfg.num_layers} '
-      f'layers; accepted: 1 to {cfg.num_layers - 1}'
-    )
+  draft_cfg = sizes(cfg, num_layers)
   is_kept = lambda path: (
     not path.startswith('layers/') or int(path.split('/')[1]) < num_layers
   )
@@ -71,7 +78,7 @@ def truncate(
     for path, leaf in flat.items()
     if is_kept(path)
   }
-  return sizes(cfg, num_layers), kept
+  return draft_cfg, kept
 
 
 def divergence(

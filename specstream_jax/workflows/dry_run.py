@@ -87,8 +87,9 @@ def activation_bytes(
   """Estimate of what the backward pass keeps, in bytes.
 
   Counts per layer and token: the block input twice, q, k, v and the attention
-  output, and three MLP activations, in the model's dtype; attention weights in
-  float32 and in the model's dtype; one chunk of logits and its gradient.
+  output, and the MLP's activations, three with a gate and two without, in the
+  model's dtype; attention weights in float32 and in the model's dtype; one chunk
+  of logits and its gradient.
   """
   rows, length = recipe.train.batch_size, recipe.data.sequence_length
   streams = recipe.stream.num_streams * min(
@@ -96,9 +97,8 @@ def activation_bytes(
   )
   size = 2 if cfg.dtype == 'bfloat16' else 4
   width = cfg.num_heads * cfg.head_dim + cfg.num_kv_heads * cfg.head_dim
-  per_token = size * (
-    2 * cfg.hidden_size + 2 * width + 3 * cfg.intermediate_size
-  )
+  wide = (3 if cfg.mlp.is_gated else 2) * cfg.intermediate_size
+  per_token = size * (2 * cfg.hidden_size + 2 * width + wide)
   keeps_all = remat == 'none'
   if remat == 'full':
     per_token = size * cfg.hidden_size

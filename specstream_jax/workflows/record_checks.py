@@ -23,8 +23,9 @@ def check(
     eval_data_dir: records as well, or None.
 
   Raises:
-    ValueError: records of another tokenizer, or with a token that the model
-      has no embedding for; names folder, file and record.
+    ValueError: records of another tokenizer, longer than the model has
+      positions, or with a token that it has no embedding for; names folder,
+      file and record.
   """
   folders = [part.path for part in mixtures.parse(data_dir)]
   if eval_data_dir is not None:
@@ -33,6 +34,7 @@ def check(
   for folder in folders:
     manifest = records.read_manifest(folder)
     records.check_tokenizer(manifest, expected, folder)
+    records.check_lengths(manifest, loaded.config.most_positions, folder)
     records.check_ids(folder, loaded.config.vocab_size, loaded.tokenizer)
   for line in eos_lines(loaded, mixtures.manifests(data_dir)):
     logging.warning('%s', line)

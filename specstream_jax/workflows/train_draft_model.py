@@ -117,7 +117,7 @@ def _export(job, done) -> None:
 def describe(base: str, recipe: DraftRecipe, *, dtype: str = 'float32') -> str:
   """A few lines on what a run would be; nothing is loaded but sizes."""
   cfg = loading.load_config(base, dtype=dtype)
-  draft_cfg = dataclasses.replace(cfg, num_layers=recipe.num_layers)
+  draft_cfg = distillation.sizes(cfg, recipe.num_layers)
   counts = weights_lib.count(cfg), weights_lib.count(draft_cfg)
   tokens = recipe.train.batch_size * recipe.data.sequence_length
   size = 2 if dtype == 'bfloat16' else 4

@@ -18,6 +18,7 @@ from specstream_jax.checkpoints import (
   huggingface,
   loading,
   shipped,
+  weights,
 )
 from specstream_jax.cli import info
 from specstream_jax.workflows import export as export_workflow
@@ -74,6 +75,35 @@ def test_round_trip(tmp_path, cfg):
   for path, leaf in flat.items():
     np.testing.assert_array_equal(read[path], leaf)
     assert read[path].dtype == np.float32
+
+
+SMOLLM2 = config.ModelConfig(
+  vocab_size=49152,
+  hidden_size=576,
+  intermediate_size=1536,
+  num_layers=30,
+  num_heads=9,
+  num_kv_heads=3,
+  head_dim=64,
+  rope_theta=1e5,
+  rms_norm_eps=1e-5,
+  max_position_embeddings=8192,
+  tie_word_embeddings=True,
+)
+ROOT = pathlib.Path(__file__).parents[2]
+SAVED = sorted(
+  path.parent
+  for top in ('docs/adapters', 'specstream_jax/adapters')
+  for path in (ROOT / top).rglob('adapter_config.json')
+)
+
+
+@pytest.mark.parametrize('folder', SAVED, ids=lambda path: path.name)
+def test_adapters_that_were_saved_long_ago_still_load(folder):
+  flat, cfg = adapters.load_adapter(folder)
+  # The hash of a base does not change when the language of models grows.
+  assert cfg.base_config_hash == weights.config_hash(SMOLLM2)
+  adapters.check_weights(folder, flat, cfg, SMOLLM2)
 
 
 def export(root, name):

@@ -95,6 +95,14 @@ def copy(folder, name='list', drop=(), tensors=None, **fields):
   return folder
 
 
+@pytest.mark.parametrize('field', sorted(peft_config._METHODS))
+def test_every_other_way_of_adapting_is_named(tmp_path, field):
+  folder = copy(tmp_path / 'a', **{field: {'x': 1}})
+  what = peft_config._METHODS[field]
+  with pytest.raises(ValueError, match=f'{field} = .*: {what} is not underst'):
+    peft_config.read(folder)
+
+
 @pytest.mark.parametrize(
   'fields, text',
   [

@@ -8,6 +8,8 @@ import pathlib
 
 import family_models
 import test_families
+import test_family_drafters
+import test_family_training
 import test_gguf_families
 import test_leaving_families
 
@@ -17,10 +19,16 @@ COLUMNS = {
     test_families.test_both_spellings_and_our_own_give_the_same_config,
     test_families.test_logits_and_greedy_tokens_are_those_of_transformers,
   ],
-  'train': [test_families.test_a_training_step_reaches_every_lora],
+  'train': [
+    test_family_training.test_a_step_moves_every_weight_and_saves_them,
+    test_family_training.test_scan_and_remat_train_alike,
+  ],
   'decode': [
     test_families.test_drafts_leave_greedy_tokens_as_they_are,
     test_families.test_streams_are_the_same_in_every_pass,
+    test_family_drafters.test_a_trained_adapter_decodes_as_plain_decoding,
+    test_family_drafters.test_medusa_heads_leave_tokens_as_they_are,
+    test_family_drafters.test_a_draft_model_of_the_family,
   ],
   'PEFT LoRA': [test_leaving_families.test_peft_lora_of_every_module],
   'export': [
@@ -34,7 +42,7 @@ COLUMNS = {
 def runs_for(test):
   """Names of the checkpoints that a test is run with."""
   (mark,) = [m for m in test.pytestmark if m.name == 'parametrize']
-  return set(mark.args[1])
+  return {getattr(one, 'values', (one,))[0] for one in mark.args[1]}
 
 
 def table():

@@ -184,6 +184,51 @@ def test_damaged_sentencepiece_models(tmp_path):
       assert 'is no SentencePiece model' in str(error)
 
 
+def field(number, value):
+  """A field of a protocol buffer: a number below 128, or bytes."""
+  if isinstance(value, int):
+    return bytes([number << 3, value])
+  return bytes([number << 3 | 2, len(value)]) + value
+
+
+def piece(text, kind=spm_file.NORMAL):
+  return field(1, field(1, text) + field(3, kind))
+
+
+UNKNOWN = piece(b'<unk>', spm_file.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+  ('content', 'text'),
+  [
+    (field(2, field(3, 2)), 'it has no pieces'),
+    (piece(b'a'), 'it has 0 unknown pieces, not one'),
+    (UNKNOWN + piece(b'a') * 2, 'pieces stand there twice, or are empty'),
+    (UNKNOWN + field(3, field(5, 0)), 'its spaces are not marked'),
+    (field(1, 3), 'a field is int, not bytes'),
+    (field(1, field(1, 3)), 'a field is int, not bytes'),
+    (bytes([1 << 3 | 3]), 'a field of type 3 at byte 1'),
+    (bytes([1 << 3 | 2, 9, 0]), 'a field at byte 2 takes 9 bytes'),
+    (bytes([1 << 3]) + b'\xff' * 11, 'a number at byte 11 does not end'),
+  ],
+)
+def test_what_is_wrong_with_a_sentencepiece_model(tmp_path, content, text):
+  path = tmp_path / 'tokenizer.model'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=rf'or damaged \({text}\); download it'):
+    spm_file.read(path)
+
+
+def test_added_tokens_that_would_get_another_id(tmp_path):
+  write_merges(tmp_path, pre_tokenizers.ByteLevel(add_prefix_space=False))
+  (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')
+  (tmp_path / 'added_tokens.json').write_text('{"<x>": 777}')
+  with pytest.raises(
+    ValueError, match=r"added token '<x>' has the id 777, but would get 500"
+  ):
+    tokenizer_files.read(tmp_path)
+
+
 def test_words_and_characters_are_refused(tmp_path):
   spm_model(tmp_path, model_type='char', vocab_size=60, byte_fallback=False)
   with pytest.raises(ValueError, match='it splits texts into words or char'):

@@ -123,6 +123,35 @@ def test_bad_arguments(tmp_path, options, message):
   assert os.listdir(tmp_path) == []
 
 
+def test_examples_longer_than_the_model_are_refused(tmp_path):
+  _, manifest = data_testing.write_records(tmp_path / 'r', 31)
+  longest = manifest['lengths']['total']['max'] - 1
+  records.check_lengths(manifest, longest)
+  records.check_lengths(manifest, 0)
+  most = longest - 1
+  message = (
+    f'the longest example needs {longest} positions, but the model has only '
+    f'{most}; prepare the records with --max_length={longest}$'
+  )
+  with pytest.raises(ValueError, match=f"^'here': {message}"):
+    records.check_lengths(manifest, most, 'here')
+  pairs = data_testing.make_examples(31)
+  with pytest.raises(ValueError, match=f'^{message}'):
+    records.write(
+      pairs, str(tmp_path / 'new'), metadata={}, most_positions=most
+    )
+  assert os.listdir(tmp_path) == ['r']
+  pairs = data_testing.make_examples(31)
+  kept = records.write(
+    pairs,
+    str(tmp_path / 'new'),
+    metadata={},
+    most_positions=most,
+    max_length=longest,
+  )
+  assert kept['num_dropped_too_long']
+
+
 def test_damaged_folder_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r'has no manifest\.json'):
     records.read_manifest(str(tmp_path))

@@ -2,6 +2,8 @@
 """Tokenizer files: EOS, BOS only if asked, round trip."""
 
 import json
+import pathlib
+import shutil
 import types
 
 import data_testing
@@ -78,27 +80,47 @@ def test_hash_follows_the_ids_only():
   assert token_ids.tokenizer_hash(other) != expected
 
 
-def test_preparing_says_where_the_model_ends_otherwise(
-  tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+  """Runs the command with --tokenizer, up to the records; says how."""
   tokenizer = data_testing.make_tokenizer()
   tokenizer.save(str(tmp_path / 'tokenizer.json'))
   fields = json.dumps({'eos_token': data_testing.EOS})
   (tmp_path / 'tokenizer_config.json').write_text(fields)
-  made = types.SimpleNamespace(prepare=lambda *args, **kwargs: {})
+  asked = {}
+  made = types.SimpleNamespace(prepare=lambda *_, **kw: asked.update(kw) or {})
   monkeypatch.setattr(prepare, '_module', lambda name: made)
   names = ('num_workers', 'beam_option', 'eos_token', 'split', 'data_dir')
   names += ('skip_bad_rows', 'num_shards', 'max_length', 'too_long')
   names += ('overwrite', 'ngram_table', 'draft_vocabulary')
   flags = dict.fromkeys(names, '') | {'task': 'jsonl', 'output_dir': 'x'}
-  end = tokenizer.token_to_id(data_testing.EOS)
+
+  def run(path):
+    args = types.SimpleNamespace(**flags, tokenizer=str(path))
+    monkeypatch.setattr(prepare, 'FLAGS', args)
+    prepare.main([])
+    return asked
+
+  return run
+
+
+def test_preparing_knows_the_positions_of_the_model(prepared, tmp_path):
+  families = pathlib.Path(__file__).parents[1] / 'golden' / 'families'
+  for name, most in (('opt', 40), ('qwen3', 0)):
+    shutil.copy(families / name / 'config.json', tmp_path)
+    assert prepared(tmp_path)['most_positions'] == most
+  assert prepared(tmp_path / 'tokenizer.json')['most_positions'] == 0
+
+
+def test_preparing_says_where_the_model_ends_otherwise(
+  prepared, tmp_path, capsys
+):
+  end = data_testing.make_tokenizer().token_to_id(data_testing.EOS)
   for ids, differs in ((end, False), ([3, end], False), (3, True)):
     config = json.dumps({'eos_token_id': ids})
     (tmp_path / 'config.json').write_text(config)
     for path in (tmp_path, tmp_path / 'tokenizer.json'):
-      args = types.SimpleNamespace(**flags, tokenizer=str(path))
-      monkeypatch.setattr(prepare, 'FLAGS', args)
-      prepare.main([])
+      prepared(path)
       said = capsys.readouterr().err
       assert ('note: EOS differs: the records ' in said) == differs
       assert ('config.json 3' in said) == differs

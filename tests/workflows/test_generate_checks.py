@@ -44,6 +44,12 @@ def test_positions_the_model_does_not_have(model):
     ValueError, match='10 positions, but the model has only 9'
   ):
     short.warn_if_long([[1] * 6], 4)
+  # Also where nothing has asked before: distillation, benchmark, check.
+  made = short.decoder('none', config.DecodeConfig(max_new_tokens=8))
+  with pytest.raises(
+    ValueError, match='10 positions, but the model has only 9; use a shorter'
+  ):
+    made.generate(made.params, [[1] * 6, [1] * 4], [4, 5])
 
 
 @pytest.mark.slow

@@ -139,6 +139,30 @@ def test_records_of_another_tokenizer(model_dir, tmp_path, run):
       run(model_dir, data, str(tmp_path / 'out'), eval_data_dir=evaluation)
 
 
+@pytest.mark.parametrize('run', ALL)
+def test_records_longer_than_the_model(tmp_path, run):
+  cfg = byte_model.model_config(
+    num_kv_heads=2,
+    num_learned_positions=9,
+    family='gpt2',
+    norm=config.NormConfig('layer'),
+    attention=config.AttentionConfig(has_bias=True, has_out_bias=True),
+    mlp=config.MlpConfig('gelu_tanh', is_gated=False, has_bias=True),
+    tie_word_embeddings=True,
+  )
+  base = str(tmp_path / 'model')
+  byte_model.write_model(base, cfg, tokenizer())
+  good = write(tmp_path / 'good', GOOD)
+  long = write(tmp_path / 'long', [([1] * 8, [2, 0]), ([1] * 9, [2, 0])])
+  for data, evaluation in ((long, None), (good, long)):
+    with pytest.raises(
+      ValueError,
+      match=r"long': the longest example needs 10 positions, but the model has "
+      r'only 9; prepare the records with --max_length=10$',
+    ):
+      run(base, data, str(tmp_path / 'out'), eval_data_dir=evaluation)
+
+
 def test_a_dry_run_refuses_what_the_run_would(model_dir, tmp_path):
   long = write(tmp_path / 'long', [([1] * 40, [2, 0])] * 2)
   for path, message in (
