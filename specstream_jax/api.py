@@ -114,7 +114,8 @@ def generate(
       finds.
     generation_config: 'auto' takes the checkpoint's generation_config.json
       where `sampling` is None, and says so; 'none' does not.
-    stop: texts that end a completion as soon as it holds one of them.
+    stop: texts that end a completion as soon as it holds one of them; that of
+      a special token, such as '<|im_end|>', ends it like EOS.
     seed: of the noise when temperature > 0.
     chat: a text is what a user says, and goes through the chat template.
 

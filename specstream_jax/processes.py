@@ -7,6 +7,7 @@ With one process everything here returns at once.
 from collections.abc import Sequence
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -17,6 +18,8 @@ from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+from specstream_jax.config import checks
 
 
 def _in_cluster() -> bool:
@@ -150,7 +153,8 @@ def shard(
   """
   if text != 'auto':
     number, slash, count = text.partition('/')
-    if not (slash and number.isdecimal() and count.isdecimal()):
+    is_number = re.compile(r'\d{1,18}', re.ASCII).fullmatch
+    if not (slash and is_number(number) and is_number(count)):
       raise ValueError(
         f'shard is {text!r}; write 1/4 for the second of four, or auto'
       )
@@ -159,10 +163,7 @@ def shard(
     place = process_id, num_processes
   else:
     place = _place()
-  if not 0 <= place[0] < place[1]:
-    raise ValueError(
-      f'shard is {place[0]} of {place[1]}; accepted: 0 to {place[1] - 1}'
-    )
+  checks.shard(*place)
   return place
 
 

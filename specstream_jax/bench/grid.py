@@ -43,6 +43,7 @@ class Plan:
     repeats: timed passes.
     seed: of the noise.
     max_prompt_tokens: longer prompts lose their beginning.
+    ignore_eos: EOS does not end an answer.
   """
 
   questions: dict[str, list[questions_lib.Question]]
@@ -50,6 +51,7 @@ class Plan:
   repeats: int = 1
   seed: int = 0
   max_prompt_tokens: int = 1024
+  ignore_eos: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +191,9 @@ class Bench:
     for number, batch in enumerate(self.batches(cell, turn)):
       line = self._journal[_key(cell, BASELINE, turn, 0, number)]
       for row, tokens in zip(batch, line['tokens'], strict=True):
-        found[row.index] = self._model.decode_text(tokens, row.prompt)
+        found[row.index] = self._model.decode_text(
+          tokens, row.prompt, ignore_eos=self._plan.ignore_eos
+        )
     return found
 
   def collect(

@@ -61,7 +61,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'stop',
     [],
-    'Text that ends a completion as soon as it is there; it is printed as well.',
+    'Text that ends a completion as soon as it is there; it is printed as well, '
+    'unless it is that of a special token, such as <|im_end|>.',
   )
   flags.DEFINE_bool('stream', False, 'Print tokens as they are accepted.')
 

@@ -23,6 +23,7 @@ from array_record.python import array_record_module
 import numpy as np
 
 from specstream_jax.checkpoints import fields, files as files_lib, token_ids
+from specstream_jax.config import bounds, checks
 from specstream_jax.data import manifest_fields, shards
 from specstream_jax.outputs import scratch, writing
 
@@ -183,8 +184,7 @@ def check_arguments(
   overwrite: bool,
 ) -> None:
   """Raises ValueError if `write` would refuse these arguments."""
-  if num_shards < 1:
-    raise ValueError(f'num_shards is {num_shards}; it must be >= 1')
+  checks.count('num_shards', num_shards, 1, bounds.SHARDS)
   if max_length < 0:
     raise ValueError(f'max_length is {max_length}; it must be >= 0 (0: off)')
   if too_long not in TOO_LONG:

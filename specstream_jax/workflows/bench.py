@@ -21,7 +21,11 @@ from specstream_jax.bench import (
   runners as runners_lib,
   sides as sides_lib,
 )
-from specstream_jax.config import checks, drafting as config_drafting
+from specstream_jax.config import (
+  bounds,
+  checks,
+  drafting as config_drafting,
+)
 from specstream_jax.data import questions as questions_lib, registry
 from specstream_jax.metrics import scores
 from specstream_jax.outputs import locks, writing
@@ -74,18 +78,18 @@ class Options:
   def __post_init__(self):
     """Raises ValueError if a value is out of range or of another type."""
     checks.option_types(self)
-    for name, bound in (
-      ('num_prompts', 0),
-      ('max_new_tokens', 2),  # the first is of the prompt pass
-      ('max_prompt_tokens', 2),
-      ('repeats', 1),
+    checks.at_least('num_prompts', self.num_prompts, 0)
+    for name, least, most in (
+      ('max_new_tokens', 2, bounds.TOKENS),  # the first is of the prompt pass
+      ('max_prompt_tokens', 2, bounds.TOKENS),
+      ('repeats', 1, bounds.PASSES),
     ):
-      checks.at_least(name, getattr(self, name), bound)
+      checks.count(name, getattr(self, name), least, most)
     for name in ('tasks', 'temperatures', 'batch_sizes'):
       checks.not_empty(name, getattr(self, name))
     checks.seed('seed', self.seed)
     for batch in self.batch_sizes:
-      checks.at_least('an entry of batch_sizes', batch, 1)
+      checks.count('an entry of batch_sizes', batch, 1, bounds.ROWS)
     for temperature in self.temperatures:
       checks.at_least('an entry of temperatures', temperature, 0.0)
     for name in self.external:
@@ -174,7 +178,12 @@ def make_plan(options: Options) -> grid.Plan:
     for batch in options.batch_sizes
   )
   return grid.Plan(
-    questions, cells, options.repeats, options.seed, options.max_prompt_tokens
+    questions,
+    cells,
+    options.repeats,
+    options.seed,
+    options.max_prompt_tokens,
+    options.sampling.ignore_eos,
   )
 
 
@@ -257,10 +266,9 @@ def summarize(
 
 
 def _summary(model, cell, runner, rows, plain, fast, options):
-  prompts = [row.prompt for row in rows]
+  ignore_eos = options.sampling.ignore_eos
   texts = lambda side: [
-    model.decode_text(tokens, prompt).strip()
-    for tokens, prompt in zip(side.tokens, prompts, strict=True)
+    text.strip() for text in _texts(model, rows, side, ignore_eos=ignore_eos)
   ]
   references = [list(row.question.references) for row in rows]
   if not all(references):
@@ -302,7 +310,7 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     },
     num_truncated=sum(row.is_truncated for row in rows),
     quality={'autoregressive': score(plain), 'speculative': score(fast)},
-    samples=_samples(model, rows, fast),
+    samples=_samples(model, rows, fast, ignore_eos=ignore_eos),
   )
 
 
@@ -322,12 +330,23 @@ def _length_group(length: int) -> int:
   return -(-length // 128) * 128
 
 
-def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:
+def _texts(model, rows, side, *, ignore_eos: bool) -> list[str]:
+  """What each row was answered."""
+  return [
+    model.decode_text(tokens, row.prompt, ignore_eos=ignore_eos)
+    for row, tokens in zip(rows, side.tokens, strict=True)
+  ]
+
+
+def _samples(
+  model, rows, side, *, ignore_eos: bool, count: int = 2
+) -> list[dict[str, Any]]:
   """The first texts, token by token, for the report."""
+  texts = _texts(model, rows, side, ignore_eos=ignore_eos)
   return [
     {
       'prompt': row.question.turns[row.turn],
-      'text': model.decode_text(side.tokens[i], row.prompt).strip(),
+      'text': texts[i].strip(),
       'references': list(row.question.references),
       'accept_lengths': side.accept_lengths[i],
       'tokens': model.token_texts(side.tokens[i], row.prompt),
@@ -357,7 +376,10 @@ def _write(folder, runs, made, plan, runners, model, command):
         name = f'{cell.task}-T{cell.temperature:g}-b{cell.batch}-{runner.label}'
         results.write_spec_bench(
           os.path.join(folder, 'answers', _file_name(name)),
-          [row | _mark(runner) for row in _answers(model, *found)],
+          [
+            row | _mark(runner)
+            for row in _answers(model, *found, ignore_eos=plan.ignore_eos)
+          ],
         )
 
 
@@ -375,8 +397,11 @@ def _file_name(name: str) -> str:
   return f'{safe}.jsonl'
 
 
-def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
+def _answers(
+  model, rows: Sequence[Any], side, *, ignore_eos: bool
+) -> list[dict[str, Any]]:
   """Spec-Bench records: all turns of a question together, in order."""
+  texts = _texts(model, rows, side, ignore_eos=ignore_eos)
   turns: dict[int, list[int]] = {}
   for i, row in enumerate(rows):
     turns.setdefault(row.index, []).append(i)
@@ -387,7 +412,7 @@ def _answers(model, rows: Sequence[Any], side) -> list[dict[str, Any]]:
     results.spec_bench_record(
       rows[places[0]].question.question_id,
       rows[places[0]].question.category,
-      [model.decode_text(side.tokens[i], rows[i].prompt) for i in places],
+      [texts[i] for i in places],
       [len(side.tokens[i]) for i in places],
       [share[i] for i in places],
       [n for i in places for n in side.accept_lengths[i]],

@@ -17,7 +17,11 @@ from specstream_jax.bench import (
   runners,
   sides as sides_lib,
 )
-from specstream_jax.config import checks, drafting as config_drafting
+from specstream_jax.config import (
+  bounds,
+  checks,
+  drafting as config_drafting,
+)
 from specstream_jax.data import registry
 from specstream_jax.metrics import scores
 from specstream_jax.outputs import locks
@@ -68,13 +72,14 @@ class Options:
     if isinstance(self.drafter, str):
       config_drafting.parse(self.drafter)
     checks.seed('seed', self.seed)
-    for name, bound in (
-      ('num_prompts', 0),
-      ('max_new_tokens', 1),
-      ('batch', 1),
-      ('repeats', 1),
+    checks.at_least('num_prompts', self.num_prompts, 0)
+    for name, most in (
+      ('max_new_tokens', bounds.TOKENS),
+      ('batch', bounds.ROWS),
+      ('repeats', bounds.PASSES),
     ):
-      checks.at_least(name, getattr(self, name), bound)
+      checks.count(name, getattr(self, name), 1, most)
+    checks.shard(self.shard, self.num_shards)
 
 
 def evaluate(
@@ -134,11 +139,19 @@ def _summary(model, options, settings, asked, names, found):
   """Both sides as a row of results, with the scores of their texts."""
   plain, fast = found
   drafter = settings.drafter
-  quality = {
-    'autoregressive': _score(model, names, asked, plain.tokens),
-    'speculative': _score(model, names, asked, fast.tokens),
+  ignore_eos = options.sampling.ignore_eos
+  texts = {
+    'autoregressive': _texts(model, asked, plain, ignore_eos=ignore_eos),
+    'speculative': _texts(model, asked, fast, ignore_eos=ignore_eos),
   }
-  samples = _samples(model, asked[: settings.num_samples], fast)
+  references = [list(example.references) for _, example in asked]
+  quality = {
+    side: scores.compute(names, references, found)
+    for side, found in texts.items()
+  }
+  samples = _samples(
+    model, asked[: settings.num_samples], fast, texts['speculative']
+  )
   tree = drafter.tree or settings.tree
   return sides_lib.summarize(
     plain,
@@ -265,21 +278,20 @@ def _name(drafter, tree) -> str:
   return ' + '.join([f'{drafter.name} {tree.kind} {tree.size}', *used])
 
 
-def _score(model, names, asked, tokens):
-  texts = [
-    model.decode_text(row, prompt).strip()
-    for row, (prompt, _) in zip(tokens, asked, strict=True)
+def _texts(model, asked, side, *, ignore_eos: bool) -> list[str]:
+  """What each (prompt ids, example) was answered."""
+  return [
+    model.decode_text(row, prompt, ignore_eos=ignore_eos).strip()
+    for row, (prompt, _) in zip(side.tokens, asked, strict=True)
   ]
-  references = [list(example.references) for _, example in asked]
-  return scores.compute(names, references, texts)
 
 
-def _samples(model, asked, side):
+def _samples(model, asked, side, texts):
   """Texts of some (prompt ids, example), token by token, for the report."""
   return [
     {
       'prompt': example.inputs,
-      'text': model.decode_text(side.tokens[i], prompt).strip(),
+      'text': texts[i],
       'references': list(example.references),
       'accept_lengths': side.accept_lengths[i],
       'tokens': model.token_texts(side.tokens[i], prompt),

@@ -111,6 +111,7 @@ def test_failure_leaves_nothing_and_keeps_the_old(tmp_path):
   ('options', 'message'),
   [
     ({'num_shards': 0}, 'num_shards is 0'),
+    ({'num_shards': 10**9}, 'num_shards is 1000000000; it must be <= 65536'),
     ({'num_shards': 4}, '3 examples cannot fill num_shards=4'),
     ({'max_length': -1}, 'max_length is -1'),
     ({'max_length': 1}, '0 examples cannot fill .*3 examples were too long'),

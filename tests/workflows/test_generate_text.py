@@ -82,12 +82,30 @@ def test_a_stop_ends_the_text_wherever_tokens_begin(base, kind):
       assert stop not in model.decode_text(row.tokens[:-1], prompt)
 
 
+@pytest.mark.parametrize('kind', ['byte_level', 'sentencepiece'])
+def test_the_text_of_a_special_token_stops_like_eos(base, kind):
+  model = of_kind(base, kind)
+  hot = config.SamplingConfig(temperature=1.0, logit_bias=((2, 5.0),))
+  asked = options('streams', sampling=hot)
+  want = generate.generate(model, PROMPTS, asked)
+  assert [row.finish_reason for row in want] == ['eos'] * 3
+  deaf = dataclasses.replace(hot, ignore_eos=True)
+  for sampling in (deaf, hot):
+    asked = options('streams', sampling=sampling, stop=('zzz', '</s>'))
+    rows = generate.generate(model, PROMPTS, asked)
+    reason = 'stop' if sampling is deaf else 'eos'
+    assert rows == [
+      dataclasses.replace(row, finish_reason=reason) for row in want
+    ]
+    assert streamed(model, PROMPTS, asked) == [row.text for row in rows]
+
+
 def test_other_stops_compile_nothing(base):
   model = of_kind(base, 'byte_level')
   generate.generate(model, PROMPTS, options('streams', stop=('a',)))
   counts = lambda: [d.num_compilations for d in model._decoders.values()]
   before = counts()
-  for stop in (('b',), ('the', 'User:\n'), ('是' * 9,)):
+  for stop in (('b',), ('the', 'User:\n'), ('是' * 9,), ('<s>', 'b')):
     generate.generate(model, PROMPTS, options('streams', stop=stop))
   assert counts() == before
 
@@ -101,6 +119,8 @@ def test_bad_stops(base):
   model = of_kind(base, 'byte_level')
   with pytest.raises(ValueError, match='an entry of stop is empty'):
     generate.stream(model, PROMPTS, options('none', stop=('',)))
+  with pytest.raises(ValueError, match="use '</s>' alone as a stop"):
+    generate.generate(model, PROMPTS, options('none', stop=('</s>\n',)))
 
 
 @pytest.mark.parametrize('kind', ['sentencepiece', 'unigram'])
@@ -129,12 +149,14 @@ def test_answers_of_benchmarks_keep_that_space_as_well(base):
     compile_seconds=0.0,
     batch_of=(0,),
   )
-  (answer,) = bench._answers(model, [row], side)
+  (answer,) = bench._answers(model, [row], side, ignore_eos=False)
   assert answer['choices'][0]['turns'] == [' the ab']
-  (sample,) = bench._samples(model, [row], side)
+  (sample,) = bench._samples(model, [row], side, ignore_eos=False)
   assert sample['tokens'] == [' the', ' ab', '</s>']
   example = readers.Example('It', ('the ab',))
-  (sample,) = evaluate._samples(model, [(ids[:1], example)], side)
+  asked = [(ids[:1], example)]
+  texts = evaluate._texts(model, asked, side, ignore_eos=False)
+  (sample,) = evaluate._samples(model, asked, side, texts)
   assert sample['tokens'] == [' the', ' ab', '</s>']
 
 
