@@ -103,8 +103,8 @@ def generate(
     model: from `load`.
     prompts: each a text, a list of token ids, or a chat: a list of messages
       {role, content}.
-    max_new_tokens: most new tokens per prompt; compiled for the next of 64,
-      128, 256, …
+    max_new_tokens: most new tokens per prompt. Decoding is compiled for the next
+      of 64, 128, 256, …; another number up to it compiles nothing.
     drafter: a name, a name with settings such as 'streams:depth=2', or all
       settings; 'none' is plain decoding, None takes streams if there is an
       adapter.

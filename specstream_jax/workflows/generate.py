@@ -50,8 +50,10 @@ class Options:
   """How to generate; the same for every prompt of a call.
 
   Attributes:
-    max_new_tokens: most new tokens per prompt; compiled for the next of 64,
-      128, 256, …
+    max_new_tokens: most new tokens per prompt. Decoding is compiled for the next
+      of 64, 128, 256, … (and for the longest prompt up to a multiple of 64
+      tokens), as the cache is as long: another number up to it compiles
+      nothing, a larger one once for its step.
     drafter: a name, text as `config.drafting.parse` reads it, or all settings;
       'none' is plain decoding, None takes streams if there is an adapter.
     tree: draft tree; None takes the adapter's.

@@ -108,6 +108,16 @@ def test_other_stops_compile_nothing(base):
   for stop in (('b',), ('the', 'User:\n'), ('是' * 9,), ('<s>', 'b')):
     generate.generate(model, PROMPTS, options('streams', stop=stop))
   assert counts() == before
+  # Nor do other settings, nor limits up to what was compiled for.
+  for limit in (1, 17, 64):
+    sampling = config.SamplingConfig(0.1 * limit, top_k=limit, top_p=0.9)
+    asked = options(
+      'streams', max_new_tokens=limit, seed=limit, sampling=sampling, stop='a'
+    )
+    generate.generate(model, PROMPTS, asked)
+  assert counts() == before
+  steps = [generate._buffer(limit) for limit in (1, 64, 65, 128, 129)]
+  assert steps == [64, 64, 128, 128, 256]
 
 
 def test_bad_stops(base):
