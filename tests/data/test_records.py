@@ -124,6 +124,18 @@ def test_bad_arguments(tmp_path, options, message):
   assert os.listdir(tmp_path) == []
 
 
+def test_more_shards_than_files_can_be_open(tmp_path, monkeypatch):
+  limit = 103
+  monkeypatch.setattr(records.resource, 'getrlimit', lambda _: (limit, limit))
+  data_testing.write_records(tmp_path / 'r', 4, num_shards=3)
+  with pytest.raises(
+    ValueError, match='4, but no more than 3 can be open .* ulimit -n 104'
+  ):
+    data_testing.write_records(tmp_path / 's', 4, num_shards=4)
+  limit = records.resource.RLIM_INFINITY
+  data_testing.write_records(tmp_path / 't', 4, num_shards=4)
+
+
 def test_damaged_folder_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r'has no manifest\.json'):
     records.read_manifest(str(tmp_path))
