@@ -129,7 +129,7 @@ def test_more_shards_than_files_can_be_open(tmp_path, monkeypatch):
   monkeypatch.setattr(records.resource, 'getrlimit', lambda _: (limit, limit))
   data_testing.write_records(tmp_path / 'r', 4, num_shards=3)
   with pytest.raises(
-    ValueError, match='4, but no more than 3 can be open .* ulimit -n 104'
+    ValueError, match=r'4, but no more than 3 can be open .* ulimit -n 104'
   ):
     data_testing.write_records(tmp_path / 's', 4, num_shards=4)
   limit = records.resource.RLIM_INFINITY
