@@ -19,7 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from specstream_jax.config import checks
+from specstream_jax.config import bounds, checks
 
 
 def _in_cluster() -> bool:
@@ -57,6 +57,7 @@ def initialize(
     ConnectionError: the coordinator, or another process, did not answer.
   """
   env = os.environ.get
+  checks.count('join_timeout', timeout_seconds, 1, bounds.COUNT)
   coordinator = coordinator or env('JAX_COORDINATOR_ADDRESS', '')
   num_processes = num_processes or int(env('JAX_NUM_PROCESSES', 0))
   if process_id < 0:
@@ -94,7 +95,7 @@ def _check_description(coordinator, num_processes, process_id):
     name
     for name, is_missing in (
       ('coordinator address', ':' not in coordinator),
-      ('number of processes', num_processes < 1),
+      ('number of processes', not 1 <= num_processes <= bounds.SHARDS),
       ('process id', not 0 <= process_id < max(num_processes, 1)),
     )
     if is_missing

@@ -10,10 +10,14 @@ import pytest
 import tiny_runtime
 
 import specstream_jax as ss
-from specstream_jax import memory
+from specstream_jax import config, memory, partitioning
 from specstream_jax.checkpoints import loading
 from specstream_jax.cli import exits
-from specstream_jax.workflows import dry_run, train as train_workflow
+from specstream_jax.workflows import (
+  dry_run,
+  train as train_workflow,
+  train_run,
+)
 
 
 @pytest.fixture
@@ -113,6 +117,25 @@ def test_a_large_training_step_is_warned_of(tmp_path, free, caplog):
     dry_run.warn_if_large(str(tmp_path), recipe, **arguments)
   assert 'by an estimate weights, adapter and activations' in caplog.text
   assert '--batch_size, --remat=full' in caplog.text
+
+
+def test_batches_that_do_not_fit_are_not_filled(tmp_path, free):
+  byte_model.write_records(tmp_path / 'data', [('a', 'b')])
+  recipe = train_workflow.Recipe(
+    train=config.TrainConfig(batch_size=3),
+    data=config.DataConfig(sequence_length=100, eval_batch_size=3),
+  )
+  rest = str(tmp_path / 'data'), recipe, partitioning.local()
+  free(5999)
+  with pytest.raises(
+    memory.OutOfMemoryError, match=r'a batch of 3 rows of 100 take 6\.0 kB'
+  ):
+    train_run.open_training(*rest)
+  free(6000)
+  train_run.open_training(*rest)
+  free(1919)  # examples are padded to 32 tokens
+  with pytest.raises(memory.OutOfMemoryError, match='of 3 rows of 32 take'):
+    train_run.eval_opener(*rest)
 
 
 # What libraries say

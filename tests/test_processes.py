@@ -71,3 +71,11 @@ def test_place_in_a_job(monkeypatch, environment, place):
 def test_impossible_shards(text, message):
   with pytest.raises(ValueError, match=message):
     processes.shard(text)
+
+
+def test_jobs_larger_than_any_are_refused():
+  with pytest.raises(ValueError, match='wrong: number of processes$'):
+    processes.initialize('host:9', 10**11, 0)
+  for seconds in (0, 2**63):
+    with pytest.raises(ValueError, match=f'join_timeout is {seconds}; it must'):
+      processes.initialize('host:9', 2, 0, seconds)

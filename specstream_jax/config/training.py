@@ -134,9 +134,9 @@ class TrainConfig:
     checks.seed('TrainConfig.seed', self.seed)
     for field in dataclasses.fields(self):
       name, value = f'TrainConfig.{field.name}', getattr(self, field.name)
+      most = bounds.ROWS if field.name == 'batch_size' else bounds.COUNT
       if field.name != 'seed':
-        checks.count(name, value, 1, bounds.COUNT)
-    checks.at_most('TrainConfig.batch_size', self.batch_size, bounds.ROWS)
+        checks.count(name, value, 1, most)
 
 
 @gin.configurable
