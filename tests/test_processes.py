@@ -74,7 +74,7 @@ def test_impossible_shards(text, message):
 
 
 def test_jobs_larger_than_any_are_refused():
-  with pytest.raises(ValueError, match='wrong: number of processes$'):
+  with pytest.raises(ValueError, match=r'wrong: number of processes$'):
     processes.initialize('host:9', 10**11, 0)
   for seconds in (0, 2**63):
     with pytest.raises(ValueError, match=f'join_timeout is {seconds}; it must'):
