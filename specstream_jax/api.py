@@ -103,8 +103,8 @@ def generate(
     model: from `load`.
     prompts: each a text, a list of token ids, or a chat: a list of messages
       {role, content}.
-    max_new_tokens: most new tokens per prompt; compiled for the next of 64,
-      128, 256, …
+    max_new_tokens: most new tokens per prompt. Decoding is compiled for the next
+      of 64, 128, 256, …; another number up to it compiles nothing.
     drafter: a name, a name with settings such as 'streams:depth=2', or all
       settings; 'none' is plain decoding, None takes streams if there is an
       adapter.
@@ -114,7 +114,8 @@ def generate(
       finds.
     generation_config: 'auto' takes the checkpoint's generation_config.json
       where `sampling` is None, and says so; 'none' does not.
-    stop: texts that end a completion as soon as it holds one of them.
+    stop: texts that end a completion as soon as it holds one of them; that of
+      a special token, such as '<|im_end|>', ends it like EOS.
     seed: of the noise when temperature > 0.
     chat: a text is what a user says, and goes through the chat template.
 

@@ -7,6 +7,7 @@ With one process everything here returns at once.
 from collections.abc import Sequence
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -17,6 +18,8 @@ from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+from specstream_jax.config import bounds, checks
 
 
 def _in_cluster() -> bool:
@@ -54,6 +57,7 @@ def initialize(
     ConnectionError: the coordinator, or another process, did not answer.
   """
   env = os.environ.get
+  checks.count('join_timeout', timeout_seconds, 1, bounds.COUNT)
   coordinator = coordinator or env('JAX_COORDINATOR_ADDRESS', '')
   num_processes = num_processes or int(env('JAX_NUM_PROCESSES', 0))
   if process_id < 0:
@@ -91,7 +95,7 @@ def _check_description(coordinator, num_processes, process_id):
     name
     for name, is_missing in (
       ('coordinator address', ':' not in coordinator),
-      ('number of processes', num_processes < 1),
+      ('number of processes', not 1 <= num_processes <= bounds.SHARDS),
       ('process id', not 0 <= process_id < max(num_processes, 1)),
     )
     if is_missing
@@ -150,7 +154,8 @@ def shard(
   """
   if text != 'auto':
     number, slash, count = text.partition('/')
-    if not (slash and number.isdecimal() and count.isdecimal()):
+    is_number = re.compile(r'\d{1,18}', re.ASCII).fullmatch
+    if not (slash and is_number(number) and is_number(count)):
       raise ValueError(
         f'shard is {text!r}; write 1/4 for the second of four, or auto'
       )
@@ -159,10 +164,7 @@ def shard(
     place = process_id, num_processes
   else:
     place = _place()
-  if not 0 <= place[0] < place[1]:
-    raise ValueError(
-      f'shard is {place[0]} of {place[1]}; accepted: 0 to {place[1] - 1}'
-    )
+  checks.shard(*place)
   return place
 
 

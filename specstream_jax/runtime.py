@@ -173,9 +173,7 @@ class Model:
       ValueError: its generation_config.json has a value out of range, or names
         tokens that it does not have.
     """
-    found = generation_config.parse(self.generation)
-    found.sampling.check_fits(self.config.vocab_size)
-    return found
+    return generation_config.parse(self.generation, self.config.vocab_size)
 
   def encode(self, text: str) -> list[int]:
     """Token ids of `text`, no special tokens added.
@@ -240,8 +238,9 @@ class Model:
   ) -> completion_lib.Completion:
     """The text of tokens that come after a prompt, up to EOS or a stop."""
     eos_ids = () if ignore_eos else self.eos_ids
+    special = stops_lib.special_ids(self.pieces, stops)
     return completion_lib.Completion(
-      self.pieces, prompt, eos_ids=eos_ids, stops=stops
+      self.pieces, prompt, eos_ids=(*eos_ids, *special), stops=stops
     )
 
   def decode_text(
@@ -262,7 +261,8 @@ class Model:
       ignore_eos: EOS is a token like others.
 
     Returns:
-      The text up to the first EOS, which is left out, or the end of a stop.
+      The text up to the first EOS, which is left out, or the end of a stop; a
+      stop that is a special token is left out, too.
     """
     text = self.completion(prompt, stops, ignore_eos=ignore_eos)
     return text.add(tokens) + text.finish()
@@ -277,7 +277,8 @@ class Model:
     """What a decoder takes to stop at texts; None for none.
 
     Raises:
-      ValueError: a text is empty or too long, or there is no tokenizer.
+      ValueError: a text is empty or too long, or has a special token and more,
+        or there is no tokenizer.
     """
     return self._stop_table(tuple(texts)) if texts else None
 

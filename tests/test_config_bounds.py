@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes beyond any model or draft are refused before anything is built."""
 
+import dataclasses
+
 import byte_model
 import fuzzing
 import pytest
 
 from specstream_jax import config
 from specstream_jax.checkpoints import medusa, weights
+from specstream_jax.config import drafting
+from specstream_jax.tpu import programs
+from specstream_jax.workflows import (
+  bench,
+  check,
+  distill,
+  evaluate,
+  train_draft_model,
+  train_medusa,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +50,7 @@ from specstream_jax.checkpoints import medusa, weights
     ),
     (
       lambda: config.TreeConfig(num_nodes=4097),
-      'number of nodes of TreeConfig is 4097; it must be <= 4096',
+      'TreeConfig.num_nodes is 4097; it must be <= 4096',
     ),
     (
       lambda: config.TreeConfig('full', depth=128, branching=1024),
@@ -76,3 +88,39 @@ def test_the_largest_are_taken():
     shape[0] * (shape[1] if len(shape) > 1 else 1)
     for shape in weights.shapes(cfg).values()
   )
+
+
+COUNTED = (
+  *(config.LoraConfig, config.StreamConfig, config.TreeConfig),
+  *(config.DecodeConfig, config.SamplingConfig, config.TrainConfig),
+  *(config.DataConfig, config.ObjectiveConfig, config.OptimizerConfig),
+  *(drafting.DrafterConfig, train_medusa.HeadsRecipe),
+  *(train_draft_model.DraftRecipe, bench.Options, check.Options),
+  *(evaluate.Options, distill.Options),
+)
+# The first so many, of what there is; layers are held against the model's.
+HARMLESS = ('num_prompts', 'num_msa_layers')
+
+
+@pytest.mark.parametrize('cls', COUNTED)
+def test_counts_beyond_use_are_refused_at_once(cls):
+  is_count = lambda field: (
+    type(field.default) is int or (field.type == 'int | None')
+  )
+  names = [field.name for field in dataclasses.fields(cls) if is_count(field)]
+  assert names
+  for name in names:
+    for value in () if name in HARMLESS else (10**11, 2**63):
+      with pytest.raises(
+        ValueError, match=rf'{name}( of TreeConfig)? is {value};|shard is'
+      ):
+        cls(**{name: value})
+    if name != 'seed':
+      with pytest.raises(ValueError, match=rf'{name} is -1|shard is|of TreeC'):
+        cls(**{name: -1})
+
+
+def test_what_is_compiled_has_bounds():
+  for name in ('decode_rows', 'prompt_length', 'max_new_tokens'):
+    with pytest.raises(ValueError, match='is 100000000000; it must be <='):
+      programs.Job(byte_model.model_config(), None, **{name: 10**11})

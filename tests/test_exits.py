@@ -62,12 +62,15 @@ def test_status_and_line(error, status, line, capsys):
 
 TEMPORARY = """
 import sys, time
-from specstream_jax.cli import exits
-from specstream_jax.outputs import scratch
-exits.on_sigterm()
-with scratch.folder(sys.argv[1], 'records'):
-  print('ready', flush=True)
-  time.sleep(60)
+from specstream_jax.cli import bench, main
+from specstream_jax.outputs import locks, scratch
+folder = sys.argv[1]
+def work(argv):
+  with locks.hold(folder, 'results'), scratch.folder(folder, 'records'):
+    print('ready', flush=True)
+    time.sleep(60)
+bench.main = work
+main.run(['bench'])
 """
 
 
@@ -78,7 +81,7 @@ def test_sigterm_takes_what_is_temporary_along(tmp_path):
     text=True,
   )
   assert process.stdout.readline() == 'ready\n'
-  assert len(os.listdir(tmp_path)) == 1
+  assert len(os.listdir(tmp_path)) == 2
   process.terminate()
   assert process.wait() == 143
   assert os.listdir(tmp_path) == []

@@ -11,10 +11,14 @@ import pytest
 import tiny_runtime
 
 import specstream_jax as ss
-from specstream_jax import config, memory
+from specstream_jax import config, memory, partitioning
 from specstream_jax.checkpoints import loading
 from specstream_jax.cli import exits
-from specstream_jax.workflows import dry_run, train as train_workflow
+from specstream_jax.workflows import (
+  dry_run,
+  train as train_workflow,
+  train_run,
+)
 
 
 @pytest.fixture
@@ -128,6 +132,25 @@ def test_an_mlp_without_a_gate_keeps_two_activations():
   saved = count(gated, 'none') - count(plain, 'none')
   assert saved == 4 * tokens * gated.intermediate_size
   assert count(gated, 'full') == count(plain, 'full')
+
+
+def test_batches_that_do_not_fit_are_not_filled(tmp_path, free):
+  byte_model.write_records(tmp_path / 'data', [('a', 'b')])
+  recipe = train_workflow.Recipe(
+    train=config.TrainConfig(batch_size=3),
+    data=config.DataConfig(sequence_length=100, eval_batch_size=3),
+  )
+  rest = str(tmp_path / 'data'), recipe, partitioning.local()
+  free(5999)
+  with pytest.raises(
+    memory.OutOfMemoryError, match=r'a batch of 3 rows of 100 take 6\.0 kB'
+  ):
+    train_run.open_training(*rest)
+  free(6000)
+  train_run.open_training(*rest)
+  free(1919)  # examples are padded to 32 tokens
+  with pytest.raises(memory.OutOfMemoryError, match='of 3 rows of 32 take'):
+    train_run.eval_opener(*rest)
 
 
 # What libraries say

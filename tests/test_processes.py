@@ -63,9 +63,19 @@ def test_place_in_a_job(monkeypatch, environment, place):
     ('4/4', 'shard is 4 of 4; accepted: 0 to 3'),
     ('1', "shard is '1'; write 1/4"),
     ('-1/4', "shard is '-1/4'"),
-    ('0/0', 'shard is 0 of 0'),
+    ('0/0', 'shard is 0 of 0; accepted: 1 to 65536 shards'),
+    ('0/100000000000', 'shard is 0 of 100000000000; accepted: 1 to 65536'),
+    ('0/' + '9' * 5000, "shard is '0/9"),
   ],
 )
 def test_impossible_shards(text, message):
   with pytest.raises(ValueError, match=message):
     processes.shard(text)
+
+
+def test_jobs_larger_than_any_are_refused():
+  with pytest.raises(ValueError, match=r'wrong: number of processes$'):
+    processes.initialize('host:9', 10**11, 0)
+  for seconds in (0, 2**63):
+    with pytest.raises(ValueError, match=f'join_timeout is {seconds}; it must'):
+      processes.initialize('host:9', 2, 0, seconds)

@@ -302,7 +302,7 @@ def check_weights(
   cfg: AdapterConfig,
   model: config.ModelConfig,
 ) -> None:
-  """Raises ValueError if the weights of an adapter do not fit a base's sizes.
+  """Raises ValueError if an adapter does not fit a base's sizes.
 
   Args:
     folder: of the adapter, for the message.
@@ -312,6 +312,7 @@ def check_weights(
   """
   with pair.naming(os.fspath(folder), KIND):
     cfg.stream.check_fits(model)
+    _ = eos.check('provenance.eos_ids', cfg.eos_ids, model.vocab_size)
   is_lossless = cfg.stream.mode == 'lossless'
   num_layers = cfg.stream.num_msa_layers if is_lossless else model.num_layers
   folded = adapter_shapes.of_lora(model, cfg.folded_lora, model.num_layers)

@@ -83,11 +83,12 @@ def read(folder: str | os.PathLike) -> dict[str, Any]:
   return files.read_json(path) if os.path.isfile(path) else {}
 
 
-def parse(raw: Mapping[str, Any]) -> Wishes:
+def parse(raw: Mapping[str, Any], vocab_size: int) -> Wishes:
   """What the fields come to.
 
   Raises:
-    ValueError: a value is out of range.
+    ValueError: a value is out of range, or names a token that is none of
+      `vocab_size`.
   """
   fields = {k: v for k, v in raw.items() if _is_on(k, v)}
   is_sampled = raw.get('do_sample') is True
@@ -110,6 +111,7 @@ def parse(raw: Mapping[str, Any]) -> Wishes:
     left[name] = f'{_shown(name, fields[name])} ({why})'
   try:
     sampling = config.from_json(config.SamplingConfig, values)
+    sampling.check_fits(vocab_size)
   except ValueError as error:
     problem = str(error).partition('\n')[0]  # gin adds where it was called
     raise ValueError(

@@ -54,8 +54,7 @@ class MedusaConfig:
 
   def __post_init__(self):
     checks.option_types(self)
-    checks.at_least('num_heads', self.num_heads, 1)
-    checks.at_most('num_heads', self.num_heads, config.MAX_STREAMS)
+    checks.count('num_heads', self.num_heads, 1, config.MAX_STREAMS)
     _ = self.tree  # refuses choices that make none
 
   @property

@@ -67,7 +67,10 @@ def _smaller() -> str:
 
 
 def on_sigterm() -> None:
-  """Makes SIGTERM end the process as Ctrl-C does: what is temporary goes."""
+  """Makes SIGTERM end the process as Ctrl-C does.
+
+  What is temporary goes, locks too, and what there is so far is written.
+  """
 
   def end(number, _):
     raise SystemExit(128 + number)

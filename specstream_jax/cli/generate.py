@@ -7,7 +7,8 @@
 Where the model has a chat template, and its adapter, if any, was trained on
 chats, a prompt is what a user says (--nochat continues it as it is). Texts are
 taken as they are typed; --escapes reads \\n and the like in them. A stopped run
-with --output goes on with the same command.
+with --output goes on with the same command. Decoding is compiled for the next
+of 64, 128, 256, … new tokens: other limits up to it share what was compiled.
 """
 
 from collections.abc import Sequence
@@ -61,7 +62,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     'stop',
     [],
-    'Text that ends a completion as soon as it is there; it is printed as well.',
+    'Text that ends a completion as soon as it is there; it is printed as well, '
+    'unless it is that of a special token, such as <|im_end|>.',
   )
   flags.DEFINE_bool('stream', False, 'Print tokens as they are accepted.')
 

@@ -37,8 +37,6 @@ COMMANDS = {
 
 # Commands that several processes run as one job.
 _DISTRIBUTED = ('train',)
-# Commands that keep large temporary files until they end.
-_TEMPORARY = ('fetch', 'prepare', 'quickstart')
 _HELP = {'--help', '-help', '-h', '--helpfull', '-?', '--helpshort'}
 # What Python says of a value of the wrong kind, and what it should be.
 _KINDS = {
@@ -277,7 +275,7 @@ def _guarded(name, main, remaining, bindings, takes_names):
       processes.initialize(
         args.coordinator, args.num_processes, args.process_id, args.join_timeout
       )
-    if name in _TEMPORARY:
+    else:  # those save on SIGTERM by themselves, and all processes agree on it
       exits.on_sigterm()
     status = main(remaining) or 0
     sys.stdout.flush()

@@ -85,6 +85,10 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Writes the records and prints the manifest."""
   del argv
+  records.check_arguments(  # before TensorFlow is loaded, which takes seconds
+    *(FLAGS.output_dir, FLAGS.num_shards, FLAGS.max_length, FLAGS.too_long),
+    FLAGS.overwrite,
+  )
   use_beam = bool(FLAGS.num_workers or FLAGS.beam_option)
   prepare = _module('beam_prepare' if use_beam else 'prepare')
   path = _tokenizer_path()

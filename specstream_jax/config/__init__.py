@@ -14,7 +14,7 @@ from typing import Any
 
 import gin
 
-from specstream_jax.config import checks
+from specstream_jax.config import bounds, checks
 from specstream_jax.config.model import (
   DTYPES as DTYPES,
   AttentionConfig as AttentionConfig,
@@ -36,8 +36,6 @@ LORA_MODULES = ('query', 'key', 'value', 'out', 'gate', 'up', 'down')
 MAX_STREAMS = 128
 MAX_NODES = 4096
 MAX_BRANCHING = 1024
-# More positions than any model has; beyond, sizes overflow.
-_MOST_NEW_TOKENS = 2**24
 
 
 @gin.configurable
@@ -51,7 +49,7 @@ class LoraConfig:
 
   def __post_init__(self):
     checks.config_types(self)
-    checks.at_least('LoraConfig.rank', self.rank, 0)
+    checks.count('LoraConfig.rank', self.rank, 0, bounds.RANK)
     checks.at_least('LoraConfig.alpha', self.alpha, 0.0)
     for module in self.modules:
       checks.one_of('LoraConfig.modules entry', module, LORA_MODULES)
@@ -107,9 +105,13 @@ class StreamConfig:
     checks.at_least('StreamConfig.num_streams', self.num_streams, 1)
     checks.at_most('StreamConfig.num_streams', self.num_streams, MAX_STREAMS)
     checks.at_least('StreamConfig.num_msa_layers', self.num_msa_layers, 1)
-    checks.at_least('StreamConfig.insertion_rank', self.insertion_rank, 1)
-    checks.at_least('StreamConfig.pruning_rank', self.pruning_rank, 0)
-    checks.at_least('StreamConfig.coupling_rank', self.coupling_rank, 0)
+    for name, least in (
+      ('insertion_rank', 1),
+      ('pruning_rank', 0),
+      ('coupling_rank', 0),
+    ):
+      value = getattr(self, name)
+      checks.count(f'StreamConfig.{name}', value, least, bounds.RANK)
     for name in ('embedding_init_scale', 'rotation_step'):
       checks.at_least(f'StreamConfig.{name}', getattr(self, name), 0.0)
     checks.one_of('StreamConfig.mode', self.mode, ('fine_tuned', 'lossless'))
@@ -163,8 +165,8 @@ class TreeConfig:
     )
     checks.at_least('TreeConfig.depth', self.depth, 1)
     checks.at_least('TreeConfig.branching', self.branching, 1)
-    checks.at_least('TreeConfig.num_nodes', self.num_nodes, 2)
-    checks.at_least('TreeConfig.keep_nodes', self.keep_nodes, 0)
+    checks.count('TreeConfig.num_nodes', self.num_nodes, 2, MAX_NODES)
+    checks.count('TreeConfig.keep_nodes', self.keep_nodes, 0, MAX_NODES)
     if self.kind == 'fixed':
       self._check_choices()
     checks.at_most('TreeConfig.branching', self.branching, MAX_BRANCHING)
@@ -246,14 +248,15 @@ class DecodeConfig:
     checks.config_types(self)
     checks.at_least('DecodeConfig.max_new_tokens', self.max_new_tokens, 1)
     checks.check(
-      self.max_new_tokens <= _MOST_NEW_TOKENS,
+      self.max_new_tokens <= bounds.TOKENS,
       f'DecodeConfig.max_new_tokens is {self.max_new_tokens}; it must be at '
-      f'most {_MOST_NEW_TOKENS}, and every one takes room in the cache',
+      f'most {bounds.TOKENS}, and every one takes room in the cache',
     )
     for token in self.eos_ids:
       checks.at_least('an entry of DecodeConfig.eos_ids', token, 0)
-    checks.at_least('DecodeConfig.cache_length', self.cache_length, 0)
-    checks.at_least('DecodeConfig.prompt_bucket', self.prompt_bucket, 1)
+    for name, least in (('cache_length', 0), ('prompt_bucket', 1)):
+      value = getattr(self, name)
+      checks.count(f'DecodeConfig.{name}', value, least, bounds.TOKENS)
     checks.one_of(
       'DecodeConfig.schedule', self.schedule, ('parallel', 'deferred')
     )

@@ -16,6 +16,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from specstream_jax.config import bounds
+
 # A function, or a class, that comes back with its own signature.
 Target = TypeVar('Target', bound=Callable[..., Any])
 _LARGEST = 3e38  # that float32 holds
@@ -85,6 +87,19 @@ def at_least(name: str, value: Any, bound: float) -> None:
 
 def _is_number(value: Any, kind: type) -> bool:
   return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def count(name: str, value: Any, least: int, most: int) -> None:
+  """Raises ValueError unless `value` is an integer from `least` to `most`."""
+  at_least(name, value, least)
+  at_most(name, value, most)
+
+
+def shard(number: int, num_shards: int) -> None:
+  """Raises ValueError unless a shard is one of so many."""
+  text = f'shard is {number} of {num_shards}; accepted:'
+  check(1 <= num_shards <= bounds.SHARDS, f'{text} 1 to {bounds.SHARDS} shards')
+  check(0 <= number < num_shards, f'{text} 0 to {num_shards - 1}')
 
 
 def at_most(name: str, value: float, bound: float) -> None:

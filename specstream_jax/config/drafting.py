@@ -9,7 +9,7 @@ from typing import Any
 import gin
 
 from specstream_jax import config
-from specstream_jax.config import checks
+from specstream_jax.config import bounds, checks
 
 DRAFTERS = (
   'none',
@@ -123,13 +123,13 @@ class DrafterConfig:
     )
     for name in ('window', 'pool_size', 'num_guesses'):
       if (value := getattr(self, name)) is not None:
-        checks.at_least(f'DrafterConfig.{name}', value, 1)
-        checks.at_most(f'DrafterConfig.{name}', value, _MOST[name])
-    checks.at_least('DrafterConfig.ngram', self.ngram, 2)
-    checks.at_most('DrafterConfig.ngram', self.ngram, _MOST['ngram'])
+        checks.count(f'DrafterConfig.{name}', value, 1, _MOST[name])
+    checks.count('DrafterConfig.ngram', self.ngram, 2, _MOST['ngram'])
     if self.noise_weight is not None:
       checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
-    checks.at_least('DrafterConfig.vocabulary_size', self.vocabulary_size, 0)
+    checks.count(
+      'DrafterConfig.vocabulary_size', self.vocabulary_size, 0, bounds.COUNT
+    )
     for name in ('ngram_weight', 'typical_epsilon', 'typical_delta'):
       checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 0.0)
     checks.check(

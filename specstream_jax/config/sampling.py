@@ -13,7 +13,7 @@ from typing import Any
 
 import gin
 
-from specstream_jax.config import checks
+from specstream_jax.config import bounds, checks
 
 _LARGEST = 3e38  # that float32 holds; its inverse is no zero there, either
 
@@ -63,7 +63,8 @@ class SamplingConfig:
         f'SamplingConfig.{name} is {value}; it must be a finite number',
       )
     for name in ('top_k', 'min_new_tokens'):
-      checks.at_least(f'SamplingConfig.{name}', getattr(self, name), 0)
+      value = getattr(self, name)
+      checks.count(f'SamplingConfig.{name}', value, 0, bounds.COUNT)
     checks.check(
       0.0 < self.top_p <= 1.0,
       f'SamplingConfig.top_p is {self.top_p}; accepted: 0 < top_p <= 1',

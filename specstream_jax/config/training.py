@@ -5,7 +5,7 @@ import dataclasses
 
 import gin
 
-from specstream_jax.config import checks
+from specstream_jax.config import bounds, checks
 
 
 @gin.configurable
@@ -43,10 +43,11 @@ class ObjectiveConfig:
   def __post_init__(self):
     checks.config_types(self)
     for field in dataclasses.fields(self):
-      bound = 0 if isinstance(field.default, int) else 0.0
-      checks.at_least(
-        f'ObjectiveConfig.{field.name}', getattr(self, field.name), bound
-      )
+      name, value = f'ObjectiveConfig.{field.name}', getattr(self, field.name)
+      if isinstance(field.default, int):
+        checks.count(name, value, 0, bounds.COUNT)
+      else:
+        checks.at_least(name, value, 0.0)
     checks.at_least('ObjectiveConfig.chunk_size', self.chunk_size, 1)
     checks.check(
       self.teacher_weight <= 1,
@@ -92,10 +93,9 @@ class OptimizerConfig:
     checks.config_types(self)
     for name in ('learning_rate', 'embedding_learning_rate', 'weight_decay'):
       checks.at_least(f'OptimizerConfig.{name}', getattr(self, name), 0.0)
-    checks.at_least('OptimizerConfig.warmup_steps', self.warmup_steps, 0)
-    checks.at_least(
-      'OptimizerConfig.accumulation_steps', self.accumulation_steps, 1
-    )
+    for name, least in (('warmup_steps', 0), ('accumulation_steps', 1)):
+      value = getattr(self, name)
+      checks.count(f'OptimizerConfig.{name}', value, least, bounds.COUNT)
     checks.pattern('OptimizerConfig.trainable', self.trainable)
     checks.check(
       self.clip_norm > 0,
@@ -130,13 +130,13 @@ class TrainConfig:
 
   def __post_init__(self):
     checks.config_types(self)
-    for field in dataclasses.fields(self):
-      bound = 0 if field.name == 'seed' else 1
-      checks.at_least(
-        f'TrainConfig.{field.name}', getattr(self, field.name), bound
-      )
-    checks.at_most('TrainConfig.num_steps', self.num_steps, 2**31 - 1)
+    checks.at_least('TrainConfig.seed', self.seed, 0)
     checks.seed('TrainConfig.seed', self.seed)
+    for field in dataclasses.fields(self):
+      name, value = f'TrainConfig.{field.name}', getattr(self, field.name)
+      most = bounds.ROWS if field.name == 'batch_size' else bounds.COUNT
+      if field.name != 'seed':
+        checks.count(name, value, 1, most)
 
 
 @gin.configurable
@@ -156,5 +156,9 @@ class DataConfig:
 
   def __post_init__(self):
     checks.config_types(self)
-    checks.at_least('DataConfig.sequence_length', self.sequence_length, 2)
-    checks.at_least('DataConfig.eval_batch_size', self.eval_batch_size, 1)
+    checks.count(
+      'DataConfig.sequence_length', self.sequence_length, 2, bounds.TOKENS
+    )
+    checks.count(
+      'DataConfig.eval_batch_size', self.eval_batch_size, 1, bounds.ROWS
+    )

@@ -25,6 +25,7 @@ from seqio import beam_utils
 import tokenizers
 import tqdm
 
+from specstream_jax.config import bounds, checks
 from specstream_jax.data import (
   records,
   registry,
@@ -81,6 +82,7 @@ def prepare(
   records.check_arguments(
     output_dir, num_shards, max_length, too_long, overwrite
   )
+  checks.count('num_workers', num_workers, 0, bounds.PROCESSES)
   read = _read(spec, vocabulary, split, data_dir, skip_bad_rows)
   fit = functools.partial(
     _fit, max_length, too_long, int(vocabulary.bos_id is not None)

@@ -15,6 +15,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import resource
 import shutil
 from typing import Any
 
@@ -25,6 +26,7 @@ from array_record.python import (
 import numpy as np
 
 from specstream_jax.checkpoints import fields, files as files_lib, token_ids
+from specstream_jax.config import bounds, checks
 from specstream_jax.data import manifest_fields, shards
 from specstream_jax.outputs import scratch, writing
 
@@ -33,6 +35,7 @@ FORMAT_VERSION = 1
 # Of the manifest: answers that start inside a token of the joined text, and so
 # many of them by name.
 _NUM_INSIDE = 'num_answers_inside_a_token'
+_OTHER_FILES = 100  # that a process has open beside its shards
 _INSIDE = 'answers_inside_a_token'
 _NUM_SHOWN = 5
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
@@ -148,6 +151,7 @@ def shard_name(shard: int, num_shards: int) -> str:
 
 def _write_shards(pairs, folder: str, num_shards: int, lengths: Lengths):
   """Deals the records out to the shards, one after the other."""
+  _check_open_files(num_shards)
   names = [shard_name(i, num_shards) for i in range(num_shards)]
   paths = [os.path.join(folder, name) for name in names]
   writers = []
@@ -177,6 +181,18 @@ def _write_shards(pairs, folder: str, num_shards: int, lengths: Lengths):
   return names
 
 
+def _check_open_files(num_shards):
+  """Raises ValueError if so many files cannot be open at once."""
+  limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+  most = limit - _OTHER_FILES
+  if limit != resource.RLIM_INFINITY and num_shards > most:
+    raise ValueError(
+      f'num_shards is {num_shards}, but no more than {most} can be open at once '
+      f'here; use num_shards <= {most}, or allow more: ulimit -n '
+      f'{num_shards + _OTHER_FILES}'
+    )
+
+
 def check_arguments(
   output_dir: str,
   num_shards: int,
@@ -185,8 +201,7 @@ def check_arguments(
   overwrite: bool,
 ) -> None:
   """Raises ValueError if `write` would refuse these arguments."""
-  if num_shards < 1:
-    raise ValueError(f'num_shards is {num_shards}; it must be >= 1')
+  checks.count('num_shards', num_shards, 1, bounds.SHARDS)
   if max_length < 0:
     raise ValueError(f'max_length is {max_length}; it must be >= 0 (0: off)')
   if too_long not in TOO_LONG:

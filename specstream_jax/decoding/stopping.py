@@ -31,11 +31,13 @@ class StopTexts(NamedTuple):
       padded, so that other texts need no other compilation.
     classes: int32 [V] class of each token.
     num_classes: int32 scalar.
+    is_skipped: bool [V] whether a text has nothing of a token.
   """
 
   table: arrays.Array
   classes: arrays.Array
   num_classes: arrays.Array
+  is_skipped: arrays.Array
 
   def follow(self, states: arrays.Array, tokens: arrays.Array) -> arrays.Array:
     """States int32 [B, P] after each of `tokens` [B, P], from `states` [B]."""
@@ -53,9 +55,8 @@ class StopTexts(NamedTuple):
     A tokenizer may leave the space in front of a whole text out, so what has
     come of the text before matters.
     """
-    table, classes = np.asarray(self.table), np.asarray(self.classes)
-    is_skipped = table[: self.num_classes] == START
-    has_text = [not is_skipped[classes[list(row)]].all() for row in prompts]
+    is_skipped = np.asarray(self.is_skipped)
+    has_text = [not is_skipped[list(row)].all() for row in prompts]
     return np.where(has_text, ANYWHERE, START).astype(np.int32)
 
 

@@ -21,6 +21,7 @@ import re
 import shlex
 import socket
 import sys
+import time
 from typing import Any, NoReturn
 
 from specstream_jax.outputs import writing
@@ -165,7 +166,10 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _refuse(folder: str, path: str) -> NoReturn:
-  holder = _read(path)
+  for _ in range(10):  # one that has just begun is still to write who it is
+    if holder := _read(path):
+      break
+    time.sleep(0.1)
   who = 'another process'
   if holder:
     who = (

@@ -28,13 +28,15 @@ class Pieces:
     is_exact: whether the tokenizer decodes token by token; if not, `spell`
       means nothing.
     is_byte_fallback: whether it takes bytes that are no UTF-8 one by one.
+    special: id of every special token, by its text.
   """
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     self.tokenizer = tokenizer
     self._added = tokenizer.get_added_tokens_decoder()
     special = {t.content for t in self._added.values() if t.special}
-    self._special = {tokenizer.token_to_id(text) for text in special}
+    self.special = {text: tokenizer.token_to_id(text) for text in special}
+    self._special = set(self.special.values())
     steps = _steps(tokenizer.decoder)
     kinds = [step['type'] for step in steps]
     self.is_exact = _is_tokenwise(steps)

@@ -4,7 +4,8 @@
 Aho and Corasick's automaton over the bytes of the stop texts, its steps
 composed to whole tokens: where the table stands after a token says how much of
 a stop the text ends with. Tokens that take every state to the same place share
-a class, so the table stays small.
+a class, so the table stays small. No text has special tokens in it: one whose
+text is a stop is found by itself.
 """
 
 from collections.abc import Sequence
@@ -35,36 +36,53 @@ def table(
     texts: at least one.
 
   Raises:
-    ValueError: a text is empty, all are too long, or the tokenizer does not
-      decode token by token.
+    ValueError: a text is empty, or has a special token and more, all are too
+      long, or the tokenizer does not decode token by token.
   """
+  _check(pieces, texts)
   stops = [text.encode() for text in texts]
-  _check(pieces, stops)
   step = _automaton(stops)
-  names, classes = _classes(pieces, vocab_size, stops)
-  skipped, first, later = zip(*names)
+  ids = special_ids(pieces, texts)
+  names, classes = _classes(pieces, vocab_size, stops, ids)
+  skipped, is_stop, first, later = zip(*names)
   ends = _follow(step, later)
   begin = _follow(step, first)[stopping.ANYWHERE]
   ends[stopping.START] = np.where(skipped, stopping.START, begin)
+  ends[:, np.array(is_stop)] = stopping.FOUND
   size = max(_MIN_SIZE, 1 << (ends.size - 1).bit_length())
   on_host: Any = (
     np.pad(ends.reshape(-1), (0, size - ends.size)),
     np.array(classes, np.int32),
     np.int32(len(names)),
+    np.array(skipped)[classes],
   )
   return stopping.StopTexts(*on_host)
 
 
-def _check(pieces, stops):
+def special_ids(
+  pieces: pieces_lib.Pieces, texts: Sequence[str]
+) -> tuple[int, ...]:
+  """Ids of the special tokens whose text is a stop."""
+  return tuple(pieces.special[text] for text in texts if text in pieces.special)
+
+
+def _check(pieces, texts):
   if not pieces.is_exact:
     raise ValueError(
       "stop texts need a tokenizer that decodes token by token, and this one's "
       'decoder does not; leave stop out and cut the texts afterwards'
     )
-  for i, stop in enumerate(stops):
-    if not stop:
+  for i, text in enumerate(texts):
+    if not text:
       raise ValueError(f'stop text {i} is empty; leave it out')
-  total = sum(map(len, stops))
+    for special in pieces.special:
+      if special in text and text not in pieces.special:
+        raise ValueError(
+          f'stop text {i} is {text!r:.80}, which has the special token '
+          f'{special!r} in it, and no completion has that in its text; use '
+          f'{special!r} alone as a stop'
+        )
+  total = sum(len(text.encode()) for text in texts)
   if total > MAX_BYTES:
     raise ValueError(
       f'stop texts come to {total} bytes; accepted: at most {MAX_BYTES} '
@@ -102,17 +120,18 @@ def _automaton(stops: Sequence[bytes]) -> np.ndarray:
   return step
 
 
-def _classes(pieces, vocab_size, stops):
-  """What sets tokens apart, in (skipped, first, later); class of each token."""
+def _classes(pieces, vocab_size, stops, ids):
+  """What sets tokens apart (skipped, in ids, first, later); each one's class."""
   used = set(b''.join(stops))
   fold = bytes(byte if byte in used else _OTHER for byte in range(256))
   others = re.compile(bytes([_OTHER]) + b'+')
   short = lambda text: others.sub(bytes([_OTHER]), text.translate(fold))
-  names: dict[tuple[bool, bytes, bytes], int] = {}
+  names: dict[tuple[bool, bool, bytes, bytes], int] = {}
   classes = []
   for token in range(vocab_size):
     name = (
       pieces.is_skipped(token),
+      token in ids,
       short(pieces.spell(token, is_first=True)),
       short(pieces.spell(token)),
     )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import config, runtime
+from specstream_jax.config import bounds, checks
 from specstream_jax.decoding import loop
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.tpu import flops, hlo, traffic
@@ -89,6 +90,12 @@ class Job:
   schedule: str = 'parallel'
   remat: str = 'full'
   scan_layers: bool = True
+
+  def __post_init__(self):
+    """Raises ValueError if a size is out of range."""
+    checks.count('rows', self.decode_rows, 1, bounds.ROWS)
+    for name in ('prompt_length', 'max_new_tokens'):
+      checks.count(name, getattr(self, name), 1, bounds.TOKENS)
 
 
 def _train_step(job, part, hbm) -> Compiled:

@@ -19,6 +19,8 @@ _ORBAX = re.compile(
   r'|Save Finalize thread'
   # Most checkpoints lie between two evaluations.
   r'|did not provide metrics'
+  # A save that takes longer than the steps up to the next one.
+  r'|Waiting for previous save'
 )
 
 

@@ -20,7 +20,7 @@ from specstream_jax.bench import (
   runners as runners_lib,
   summary,
 )
-from specstream_jax.config import checks, drafting as config_drafting
+from specstream_jax.config import bounds, checks, drafting as config_drafting
 from specstream_jax.data import questions as questions_lib
 from specstream_jax.outputs import locks, writing
 from specstream_jax.report import bench_table, page
@@ -72,18 +72,18 @@ class Options:
   def __post_init__(self):
     """Raises ValueError if a value is out of range or of another type."""
     checks.option_types(self)
-    for name, bound in (
-      ('num_prompts', 0),
-      ('max_new_tokens', 2),  # the first is of the prompt pass
-      ('max_prompt_tokens', 2),
-      ('repeats', 1),
+    checks.at_least('num_prompts', self.num_prompts, 0)
+    for name, least, most in (
+      ('max_new_tokens', 2, bounds.TOKENS),  # the first is of the prompt pass
+      ('max_prompt_tokens', 2, bounds.TOKENS),
+      ('repeats', 1, bounds.PASSES),
     ):
-      checks.at_least(name, getattr(self, name), bound)
+      checks.count(name, getattr(self, name), least, most)
     for name in ('tasks', 'temperatures', 'batch_sizes'):
       checks.not_empty(name, getattr(self, name))
     checks.seed('seed', self.seed)
     for batch in self.batch_sizes:
-      checks.at_least('an entry of batch_sizes', batch, 1)
+      checks.count('an entry of batch_sizes', batch, 1, bounds.ROWS)
     for temperature in self.temperatures:
       checks.at_least('an entry of temperatures', temperature, 0.0)
     for name in self.external:
@@ -179,7 +179,7 @@ def make_plan(options: Options) -> grid.Plan:
     options.repeats,
     options.seed,
     options.max_prompt_tokens,
-    ignore_eos=bool(options.sampling.ignore_eos),
+    ignore_eos=options.sampling.ignore_eos,
   )
 
 

@@ -14,7 +14,11 @@ import numpy as np
 
 from specstream_jax import config, runtime
 from specstream_jax.bench import results
-from specstream_jax.config import checks, drafting as config_drafting
+from specstream_jax.config import (
+  bounds,
+  checks,
+  drafting as config_drafting,
+)
 from specstream_jax.data import chat, questions as questions_lib
 from specstream_jax.decoding import enumerate_law, transformer_fns
 from specstream_jax.modeling import build, params as params_lib
@@ -79,8 +83,8 @@ class Options:
     if not self.laws:
       checks.not_empty('temperatures', self.temperatures)
     checks.at_least('num_prompts', self.num_prompts, 0)
-    checks.at_least('max_new_tokens', self.max_new_tokens, 2)
-    checks.at_least('batch', self.batch, 1)
+    checks.count('max_new_tokens', self.max_new_tokens, 2, bounds.TOKENS)
+    checks.count('batch', self.batch, 1, bounds.ROWS)
     checks.seed('seed', self.seed)
 
 

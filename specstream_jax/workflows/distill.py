@@ -18,7 +18,7 @@ import tqdm
 from specstream_jax import config, runtime
 from specstream_jax.bench import journal as journal_lib, journal_lines, results
 from specstream_jax.checkpoints import chat_format, token_ids
-from specstream_jax.config import checks
+from specstream_jax.config import bounds, checks
 from specstream_jax.data import chat, readers, registry
 from specstream_jax.outputs import locks, names, writing
 
@@ -59,22 +59,15 @@ class Options:
 
   def __post_init__(self):
     checks.option_types(self)
-    for name in (
-      'max_new_tokens',
-      'max_prompt_tokens',
-      'batch_size',
-      'prompt_bucket',
+    for name, most in (
+      ('max_new_tokens', bounds.TOKENS),
+      ('max_prompt_tokens', bounds.TOKENS),
+      ('batch_size', bounds.ROWS),
+      ('prompt_bucket', bounds.TOKENS),
     ):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} is {getattr(self, name)}; at least 1')
-    if not 0 <= self.shard < self.num_shards:
-      raise ValueError(
-        f'shard is {self.shard} of {self.num_shards}; accepted: 0 to '
-        f'{self.num_shards - 1}'
-      )
+      checks.count(name, getattr(self, name), 1, most)
+    checks.shard(self.shard, self.num_shards)
     checks.seed('seed', self.seed)
-    # Told before anything is written.
-    _ = config.DecodeConfig(self.max_new_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

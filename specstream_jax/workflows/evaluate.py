@@ -17,7 +17,7 @@ from specstream_jax.bench import (
   runners as runners_lib,
   summary,
 )
-from specstream_jax.config import checks, drafting as config_drafting
+from specstream_jax.config import bounds, checks, drafting as config_drafting
 from specstream_jax.data import questions as questions_lib, registry
 from specstream_jax.outputs import locks
 from specstream_jax.report import page
@@ -70,13 +70,14 @@ class Options:
     if isinstance(self.drafter, str):
       config_drafting.parse(self.drafter)
     checks.seed('seed', self.seed)
-    for name, bound in (
-      ('num_prompts', 0),
-      ('max_new_tokens', 1),
-      ('batch', 1),
-      ('repeats', 1),
+    checks.at_least('num_prompts', self.num_prompts, 0)
+    for name, most in (
+      ('max_new_tokens', bounds.TOKENS),
+      ('batch', bounds.ROWS),
+      ('repeats', bounds.PASSES),
     ):
-      checks.at_least(name, getattr(self, name), bound)
+      checks.count(name, getattr(self, name), 1, most)
+    checks.shard(self.shard, self.num_shards)
 
 
 def evaluate(
@@ -141,7 +142,7 @@ def _plan(model, options) -> grid.Plan:
     options.seed,
     max_prompt_tokens=None,
     bucket=-(-max(map(len, prompts)) // _BUCKET_STEP) * _BUCKET_STEP,
-    ignore_eos=bool(options.sampling.ignore_eos),
+    ignore_eos=options.sampling.ignore_eos,
   )
 
 

@@ -22,7 +22,7 @@ class Generation:
   Attributes:
     text: what the tokens add to the prompt, with the space in front of a first
       word; up to EOS, which is left out, or to the end of the stop that ended
-      it, which is not. None without a tokenizer.
+      it, which is not unless it is a special token. None without a tokenizer.
     tokens: new token ids, EOS included, and all of the token in which a stop
       became whole.
     calls: model calls after the prompt pass.
@@ -50,8 +50,10 @@ class Options:
   """How to generate; the same for every prompt of a call.
 
   Attributes:
-    max_new_tokens: most new tokens per prompt; compiled for the next of 64,
-      128, 256, …
+    max_new_tokens: most new tokens per prompt. Decoding is compiled for the next
+      of 64, 128, 256, … (and for the longest prompt up to a multiple of 64
+      tokens), as the cache is as long: another number up to it compiles
+      nothing, a larger one once for its step.
     drafter: a name, text as `config.drafting.parse` reads it, or all settings;
       'none' is plain decoding, None takes streams if there is an adapter.
     tree: draft tree; None takes the adapter's.
@@ -62,7 +64,9 @@ class Options:
     generation_config: 'auto' takes the checkpoint's generation_config.json
       where `sampling` is None, and says so; 'none' does not.
     stop: texts that end a completion as soon as it holds one of them, or one
-      such text, however the model spells it; that text is its end.
+      such text, however the model spells it; that text is its end. The text
+      of a special token, such as '<|im_end|>', ends a completion like EOS: it
+      is not in the text.
     seed: of the noise when temperature > 0.
     chat: a text is what a user says, and goes through the chat template; else
       it is continued as it is.

@@ -23,7 +23,7 @@ from specstream_jax.checkpoints import (
   loading,
   weights as weights_lib,
 )
-from specstream_jax.config import checks
+from specstream_jax.config import checks, model as config_model
 from specstream_jax.modeling import build, lora, params as params_lib
 from specstream_jax.training import distillation, loop, screen
 from specstream_jax.workflows import train_run
@@ -40,7 +40,7 @@ class DraftRecipe(train_run.BaseRecipe):
 
   def __post_init__(self):
     super().__post_init__()
-    checks.at_least('num_layers', self.num_layers, 1)
+    checks.count('num_layers', self.num_layers, 1, config_model.MAX_LAYERS)
 
 
 def train(

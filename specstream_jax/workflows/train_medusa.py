@@ -18,7 +18,7 @@ from specstream_jax.checkpoints import (
   medusa as checkpoint,
   weights as weights_lib,
 )
-from specstream_jax.config import checks
+from specstream_jax.config import bounds, checks
 from specstream_jax.drafters import medusa as drafter
 from specstream_jax.modeling import (
   build,
@@ -57,9 +57,11 @@ class HeadsRecipe(train_run.BaseRecipe):
 
   def __post_init__(self):
     super().__post_init__()
-    checks.at_least('num_heads', self.num_heads, 1)
+    checks.count('num_heads', self.num_heads, 1, config.MAX_STREAMS)
     checks.at_least('head_decay', self.head_decay, 0.0)
-    checks.at_least('calibration_batches', self.calibration_batches, 1)
+    checks.count(
+      'calibration_batches', self.calibration_batches, 1, bounds.COUNT
+    )
     drafter.check_tree(self.tree, self.num_heads)
 
   @property

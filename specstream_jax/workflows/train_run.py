@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from specstream_jax import config, partitioning, processes
+from specstream_jax import config, memory, partitioning, processes
 from specstream_jax.checkpoints import loading
 from specstream_jax.config import checks
 from specstream_jax.data import batches as batches_lib, mixtures, records
@@ -26,6 +26,8 @@ from specstream_jax.training import (
   step as step_lib,
 )
 from specstream_jax.workflows import record_checks, resume
+
+_BYTES_PER_TOKEN = 5 * 4  # five arrays, see `data.batches`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +243,12 @@ class CountedBatches:
 def open_training(
   data_dir: str, recipe: Any, part: partitioning.Partitioner
 ) -> loop.Batches:
-  """This process's rows of the batches of `recipe.train` and `.data`."""
+  """This process's rows of the batches of `recipe.train` and `.data`.
+
+  Raises:
+    ValueError: a batch does not fit into memory, or see `batches.open_global`.
+  """
+  _check_batch(recipe.train.batch_size, recipe.data.sequence_length, part)
   feed = part.feed()
   return batches_lib.open_global(
     data_dir,
@@ -252,6 +259,16 @@ def open_training(
     sequence_length=recipe.data.sequence_length,
     packed=recipe.data.packed,
     seed=recipe.train.seed,
+  )
+
+
+def _check_batch(rows, length, part):
+  """Raises ValueError if nothing but the tokens of a batch is too much."""
+  memory.check(
+    f'the tokens of a batch of {rows:,} rows of {length:,}',
+    rows * length * _BYTES_PER_TOKEN,
+    'a smaller batch size or DataConfig.sequence_length takes less',
+    num_devices=part.mesh.size,
   )
 
 
@@ -266,6 +283,7 @@ def eval_opener(
     return None
   longest = records.read_manifest(data_dir)['lengths']['total']['max']
   padded, feed = -(-longest // 32) * 32, part.feed()
+  _check_batch(recipe.data.eval_batch_size, padded, part)
   return lambda: batches_lib.open_global(
     data_dir,
     batch_size=recipe.data.eval_batch_size,

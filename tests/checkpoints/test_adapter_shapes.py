@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shapes of an adapter's weights: those of the module that takes them."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -63,3 +64,14 @@ def test_adapters_that_ship_have_them():
     other = flat | {path: flat[path][..., :1]}
     with pytest.raises(ValueError, match=f'(?s){name}.*{path} has shape'):
       adapters.check_weights(folder, other, cfg, smollm)
+
+
+def test_eos_that_the_base_does_not_have():
+  folder = shipped.adapter_folder('instruct_lossless')
+  flat, cfg = adapters.load_adapter(folder)
+  cfg = dataclasses.replace(cfg, provenance={'eos_ids': [2, 61]})
+  small = dataclasses.replace(tiny.CONFIG, vocab_size=61, num_layers=30)
+  with pytest.raises(
+    ValueError, match=r'(?s)adapter_config\.json.*eos_ids is .2, 61.'
+  ):
+    adapters.check_weights(folder, flat, cfg, small)

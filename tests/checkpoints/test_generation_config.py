@@ -97,7 +97,7 @@ CASES = {
 @pytest.mark.parametrize('name', CASES)
 def test_what_is_taken(name):
   raw, values, line = CASES[name]
-  found = generation_config.parse(raw)
+  found = generation_config.parse(raw, 257)
   assert found.sampling == config.SamplingConfig(**values)
   assert found.line() == line
 
@@ -117,6 +117,8 @@ def test_what_is_taken(name):
     ({'repetition_penalty': 0}, 'repetition_penalty is 0.0; it must be > 0'),
     ({'do_sample': True, 'top_p': 0.0}, 'top_p is 0.0; accepted: 0 < top_p'),
     ({'suppress_tokens': 'x'}, "suppress_tokens is 'x'; accepted: a list"),
+    ({'suppress_tokens': [257]}, 'names token id 257; accepted: 0 to 256'),
+    ({'sequence_bias': [[[300], 1]]}, 'logit_bias names token id 300; acc'),
     ({'sequence_bias': 3}, 'sequence_bias is 3; it must be a list of'),
     ({'sequence_bias': [[['a'], 1]]}, "logit_bias is 'a'; it must be"),
   ],
@@ -126,10 +128,10 @@ def test_values_out_of_range(raw, message):
   with pytest.raises(
     ValueError, match=f'generation_config.json: .*{message}.*{fix}'
   ):
-    generation_config.parse(raw)
+    generation_config.parse(raw, 257)
   # What is not used need not be right.
   if 'do_sample' in raw:
-    generation_config.parse(raw | {'do_sample': False})
+    generation_config.parse(raw | {'do_sample': False}, 257)
 
 
 def test_a_folder_may_have_no_file(tmp_path):

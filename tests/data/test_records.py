@@ -111,6 +111,7 @@ def test_failure_leaves_nothing_and_keeps_the_old(tmp_path):
   ('options', 'message'),
   [
     ({'num_shards': 0}, 'num_shards is 0'),
+    ({'num_shards': 10**9}, 'num_shards is 1000000000; it must be <= 65536'),
     ({'num_shards': 4}, '3 examples cannot fill num_shards=4'),
     ({'max_length': -1}, 'max_length is -1'),
     ({'max_length': 1}, '0 examples cannot fill .*3 examples were too long'),
@@ -150,6 +151,18 @@ def test_examples_longer_than_the_model_are_refused(tmp_path):
     max_length=longest,
   )
   assert kept['num_dropped_too_long']
+
+
+def test_more_shards_than_files_can_be_open(tmp_path, monkeypatch):
+  limit = 103
+  monkeypatch.setattr(records.resource, 'getrlimit', lambda _: (limit, limit))
+  data_testing.write_records(tmp_path / 'r', 4, num_shards=3)
+  with pytest.raises(
+    ValueError, match=r'4, but no more than 3 can be open .* ulimit -n 104'
+  ):
+    data_testing.write_records(tmp_path / 's', 4, num_shards=4)
+  limit = records.resource.RLIM_INFINITY
+  data_testing.write_records(tmp_path / 't', 4, num_shards=4)
 
 
 def test_damaged_folder_is_refused(tmp_path):

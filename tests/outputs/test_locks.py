@@ -137,6 +137,19 @@ def test_without_locks_of_the_file_system_the_named_process_decides(
       pass
 
 
+def test_one_that_has_just_begun_is_named_as_well(tmp_path, monkeypatch):
+  path = tmp_path / '.train-0-of-1.lock'
+  said = json.dumps(locks._identity() | {'pid': 123})
+  with open(path, 'ab') as first:
+    locks.fcntl.flock(first, locks.fcntl.LOCK_EX)
+    monkeypatch.setattr(locks.time, 'sleep', lambda _: path.write_text(said))
+    with (
+      pytest.raises(ValueError, match='in use by process 123 on'),
+      locks.hold(tmp_path, 'train'),
+    ):
+      pass
+
+
 def test_a_task_whose_name_begins_with_anothers_is_another(tmp_path):
   with (
     locks.hold(tmp_path, 'distill-train-extra'),

@@ -181,6 +181,29 @@ def test_without_stops_nothing_is_carried():
   assert state.text_states is None
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_special_token_is_found_by_its_id(kind):
+  # Token 1 is skipped as token 2 is, but no stop.
+  ids = tokenizer_kinds.make(kind).encode('ab', add_special_tokens=False).ids
+  table = stops.table(pieces(kind), 320, ['zzz', '</s>'])
+  for prompt in ([1], [2], [2, *ids]):
+    for tokens in ([2], [1, 2], [*ids, 2], [1, *ids, 2, *ids]):
+      states = follow(table, table.begin([prompt]), np.array([tokens]))[0]
+      assert np.flatnonzero(states == stopping.FOUND)[0] == tokens.index(2)
+  text = completion.Completion(pieces(kind), [2], stops=['</s>'])
+  spelled = b''.join(spell(kind, [2], ids)).decode()
+  assert text.add(ids) + text.finish() == spelled
+
+
+def test_a_stop_of_a_chat_leaves_the_space_in_front_as_it_was():
+  # A prompt of special tokens alone has no text, whether they are stops or not.
+  for texts in (['</s>'], ['the', '</s>']):
+    table = stops.table(pieces('sentencepiece'), 320, texts)
+    prompts = [[1], [2, 1], [2, 2], [2, 40], [40]]
+    want = [stopping.START] * 3 + [stopping.ANYWHERE] * 2
+    assert table.begin(prompts).tolist() == want
+
+
 def test_what_is_refused():
   table = functools.partial(stops.table, pieces('byte_level'), 320)
   with pytest.raises(ValueError, match='stop text 1 is empty; leave it out'):
@@ -189,6 +212,8 @@ def test_what_is_refused():
     table(['é' * 501])
   with pytest.raises(ValueError, match='decodes token by token, and this one'):
     stops.table(pieces('suffixed'), 320, ['a'])
+  with pytest.raises(ValueError, match="has the special token '</s>' in it"):
+    table(['a', 'User</s>\n'])
 
 
 def test_long_stops_are_found():

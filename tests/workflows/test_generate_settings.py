@@ -174,7 +174,10 @@ def test_token_ids_that_the_model_does_not_have(model):
   with pytest.raises(ValueError, match=message):
     evaluate.evaluate(model, evaluate.Options(sampling=outside, num_prompts=1))
   wishing = dataclasses.replace(model, generation={'suppress_tokens': [300]})
-  with pytest.raises(ValueError, match='suppress_tokens names token id 300'):
+  with pytest.raises(
+    ValueError,
+    match=r'^generation_config\.json: .*suppress_tokens names token id 300',
+  ):
     _tokens(wishing)
 
 

@@ -82,14 +82,42 @@ def test_a_stop_ends_the_text_wherever_tokens_begin(base, kind):
       assert stop not in model.decode_text(row.tokens[:-1], prompt)
 
 
+@pytest.mark.parametrize('kind', ['byte_level', 'sentencepiece'])
+def test_the_text_of_a_special_token_stops_like_eos(base, kind):
+  model = of_kind(base, kind)
+  hot = config.SamplingConfig(temperature=1.0, logit_bias=((2, 5.0),))
+  asked = options('streams', sampling=hot)
+  want = generate.generate(model, PROMPTS, asked)
+  assert [row.finish_reason for row in want] == ['eos'] * 3
+  deaf = dataclasses.replace(hot, ignore_eos=True)
+  for sampling in (deaf, hot):
+    asked = options('streams', sampling=sampling, stop=('zzz', '</s>'))
+    rows = generate.generate(model, PROMPTS, asked)
+    reason = 'stop' if sampling is deaf else 'eos'
+    assert rows == [
+      dataclasses.replace(row, finish_reason=reason) for row in want
+    ]
+    assert streamed(model, PROMPTS, asked) == [row.text for row in rows]
+
+
 def test_other_stops_compile_nothing(base):
   model = of_kind(base, 'byte_level')
   generate.generate(model, PROMPTS, options('streams', stop=('a',)))
   counts = lambda: [d.num_compilations for d, _ in model._decoders.values()]
   before = counts()
-  for stop in (('b',), ('the', 'User:\n'), ('是' * 9,)):
+  for stop in (('b',), ('the', 'User:\n'), ('是' * 9,), ('<s>', 'b')):
     generate.generate(model, PROMPTS, options('streams', stop=stop))
   assert counts() == before
+  # Nor do other settings, nor limits up to what was compiled for.
+  for limit in (1, 17, 64):
+    sampling = config.SamplingConfig(0.1 * limit, top_k=limit, top_p=0.9)
+    asked = options(
+      'streams', max_new_tokens=limit, seed=limit, sampling=sampling, stop='a'
+    )
+    generate.generate(model, PROMPTS, asked)
+  assert counts() == before
+  steps = [generate._buffer(limit) for limit in (1, 64, 65, 128, 129)]
+  assert steps == [64, 64, 128, 128, 256]
 
 
 def test_bad_stops(base):
@@ -101,6 +129,8 @@ def test_bad_stops(base):
   model = of_kind(base, 'byte_level')
   with pytest.raises(ValueError, match='an entry of stop is empty'):
     generate.stream(model, PROMPTS, options('none', stop=('',)))
+  with pytest.raises(ValueError, match="use '</s>' alone as a stop"):
+    generate.generate(model, PROMPTS, options('none', stop=('</s>\n',)))
 
 
 @pytest.mark.parametrize('kind', ['sentencepiece', 'unigram'])
