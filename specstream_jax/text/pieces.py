@@ -34,8 +34,7 @@ class Pieces:
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     self.tokenizer = tokenizer
     self._added = tokenizer.get_added_tokens_decoder()
-    special = {t.content for t in self._added.values() if t.special}
-    self.special = {text: tokenizer.token_to_id(text) for text in special}
+    self.special = {t.content: i for i, t in self._added.items() if t.special}
     self._special = set(self.special.values())
     steps = _steps(tokenizer.decoder)
     kinds = [step['type'] for step in steps]
