@@ -11,12 +11,12 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from specstream_jax import config, runtime
 from specstream_jax.bench import journal as journal_lib, sides as sides_lib
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import decoder as decoder_lib
+from specstream_jax.outputs import progress as progress_lib
 
 _SIDES = {'none': 'plain', 'streams': 'with streams'}
 
@@ -107,8 +107,8 @@ def measure(
     return 0
   decoders = _decoders(model, prompts, settings)
   total, done = len(_SIDES) + len(keys), len(keys) - len(todo)
-  with tqdm.tqdm(
-    total=total, initial=done, unit='batch', disable=not progress
+  with progress_lib.bar(
+    total=total, initial=done, unit='batch', show=progress
   ) as bar:
 
     def run(name: str, number: int, label: str) -> decoder_lib.DecodeResult:
@@ -130,6 +130,7 @@ def measure(
         seconds = cold.prefill_seconds + cold.decode_seconds
         where = {'batch': todo[0][2], 'seconds': seconds}
         journal.add((name, 'cold', *shard), where)
+    progress_lib.forget_so_far(bar)
     for key in todo:
       journal.add(key, sides_lib.line(run(key[0], key[2], 'timing')))
   return len(todo)

@@ -21,6 +21,8 @@ from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import prompt_rows
 from specstream_jax.workflows import generate as workflow, generate_file
 
+RESULTS = 'output'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

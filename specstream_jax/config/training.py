@@ -117,6 +117,8 @@ class TrainConfig:
     eval_batches: batches of an evaluation.
     save_every: steps between two checkpoints.
     keep_checkpoints: how many of them stay, beside the best.
+    patience: evaluations in a row that better neither drafts nor answers, after
+      which the run ends; 0 goes to the last step.
   """
 
   num_steps: int = 1000
@@ -127,11 +129,12 @@ class TrainConfig:
   eval_batches: int = 8
   save_every: int = 100
   keep_checkpoints: int = 2
+  patience: int = 0
 
   def __post_init__(self):
     checks.config_types(self)
     for field in dataclasses.fields(self):
-      bound = 0 if field.name == 'seed' else 1
+      bound = 0 if field.name in ('seed', 'patience') else 1
       checks.at_least(
         f'TrainConfig.{field.name}', getattr(self, field.name), bound
       )

@@ -29,7 +29,7 @@ from specstream_jax.report import bench_table, page
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
 # Options that do not change what is measured.
-_OF_THE_RUN = ('resume', 'overwrite')
+_OF_THE_RUN = ('resume', 'overwrite', 'num_samples')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Options:
     synthetic_acceptance: chance that a draft is accepted; 0 verifies.
     resume: go on with the journal that is there.
     overwrite: start anew where there is one.
+    num_samples: texts of each rival that the report shows.
   """
 
   drafters: tuple[str, ...] = ('streams',)
@@ -70,12 +71,14 @@ class Options:
   synthetic_acceptance: float = 0.0
   resume: bool = False
   overwrite: bool = False
+  num_samples: int = 2
 
   def __post_init__(self):
     """Raises ValueError if a value is out of range or of another type."""
     checks.option_types(self)
     for name, bound in (
       ('num_prompts', 0),
+      ('num_samples', 0),
       ('max_new_tokens', 2),  # the first is of the prompt pass
       ('max_prompt_tokens', 2),
       ('repeats', 1),
@@ -302,7 +305,7 @@ def _summary(model, cell, runner, rows, plain, fast, options):
     },
     num_truncated=sum(row.is_truncated for row in rows),
     quality={'autoregressive': score(plain), 'speculative': score(fast)},
-    samples=_samples(model, rows, fast),
+    samples=_samples(model, rows[: options.num_samples], fast),
   )
 
 
@@ -322,7 +325,7 @@ def _length_group(length: int) -> int:
   return -(-length // 128) * 128
 
 
-def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:
+def _samples(model, rows, side) -> list[dict[str, Any]]:
   """The first texts, token by token, for the report."""
   return [
     {
@@ -332,7 +335,7 @@ def _samples(model, rows, side, count: int = 2) -> list[dict[str, Any]]:
       'accept_lengths': side.accept_lengths[i],
       'tokens': model.token_texts(side.tokens[i], row.prompt),
     }
-    for i, row in enumerate(rows[:count])
+    for i, row in enumerate(rows)
     if side.accept_lengths[i]
   ]
 

@@ -135,7 +135,7 @@ def test_a_data_set_that_cannot_be_read_is_told(monkeypatch):
 
 @pytest.mark.parametrize('name', ['nothing.jsonl', 'a/b.jsonl', 'a b'])
 def test_what_is_not_there_is_told(name):
-  with pytest.raises(ValueError, match='not found; accepted: a file .jsonl'):
+  with pytest.raises(ValueError, match=r'not found; accepted: a file \.jsonl'):
     columns(name)
 
 
