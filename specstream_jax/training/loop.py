@@ -143,8 +143,7 @@ def train(
       total=cfg.num_steps, initial=start, unit='step', show=progress
     ) as bar,
   ):
-    screen.say(bar, setup.legend)
-    screen.say(bar, _COMPILING)
+    screen.say(bar, f'{setup.legend}\n{_COMPILING}')
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         with clock.part('data'):
@@ -154,10 +153,7 @@ def train(
           state, metrics = advance(state, setup.base, share.batch, share.group)
           _check_finite(number, metrics)
         run.after_step(number, state, metrics, bar, share.is_last)
-        if number == start + 1:
-          progress_lib.forget_so_far(bar)
         if run.has_stalled:
-          screen.say(bar, f'no better for {cfg.patience} evaluations: the end')
           break
         if processes.should_stop(number):
           stop.append(signal.SIGTERM)
@@ -257,7 +253,7 @@ class _Run:
     self._batches, self._checkpoints = batches, checkpoints
     self._writer, self._evaluate = writer, evaluate
     self._means, self._clock = metrics_lib.Means(), time.perf_counter()
-    self._since_log, self._updated = 0, start
+    self._since_log, self._updated, self._first = 0, start, start + 1
     self._evaluations = stalling.read(writer.path, start)
 
   def after_step(self, number, state, metrics, bar, has_updated):
@@ -267,6 +263,8 @@ class _Run:
     self._means.add(metrics)
     self._since_log += 1
     bar.update()
+    if number == self._first:
+      progress_lib.forget_so_far(bar)
     if number % cfg.log_every == 0 or last:
       self._log(number, bar)
     if not has_updated:
@@ -281,6 +279,8 @@ class _Run:
       self._writer.write(number, results, 'eval')
       self._evaluations.append(results)
       screen.say(bar, f'evaluation at step {number}: {screen.line(results)}')
+      if self.has_stalled:
+        screen.say(bar, f'no better for {cfg.patience} evaluations: the end')
       self._clock += time.perf_counter() - started
     if results or due(cfg.save_every):
       self.save(state, results)

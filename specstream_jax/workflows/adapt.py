@@ -76,8 +76,8 @@ def adapt(
     ValueError: bad rows, with file and line of each; a folder of other
       settings; whatever the stages raise.
   """
+  run = adapt_run.start(rows, base, folder, options, command, say, progress)
   with locks.hold(folder, 'adapt'):
-    run = adapt_run.start(rows, base, folder, options, command, say, progress)
     is_old = adapt_settings.check(folder, run.settings(rows))
     if is_old:
       say(f'{folder} is there: what is done stays')
@@ -94,7 +94,7 @@ def describe(rows: str, base: str, options: Options = Options()) -> str:
   lengths = adapt_plan.of_turns(
     run.found.splits.turns['train'],
     run.vocabulary,
-    longest=adapt_plan.longest_example(run.config),
+    longest=adapt_plan.longest_example(run.sizes),
     own_tokens=options.max_new_tokens or adapt_run.OWN_TOKENS,
   )
   made = run.recipe(lengths, 1)

@@ -124,52 +124,66 @@ def recipe(
   length = min(
     max(_round(lengths.longest), 256), max(longest_example(cfg), _ROUND)
   )
-  num_streams = 8 if fast else 4
   stream = _made(
     config.StreamConfig,
     mode=mode,
-    num_streams=num_streams,
+    num_streams=8 if fast else 4,
     num_msa_layers=max(cfg.num_layers // 2, 1),
     coupling_rank=256 if own else 64,
     coupling='mlp' if own else 'bilinear',
   )
+  data = _made(
+    config.DataConfig,
+    sequence_length=length,
+    eval_batch_size=32 if fast else 8,
+  )
+  tree = _made(
+    config.TreeConfig,
+    depth=stream.num_streams,
+    branching=min(32, cfg.vocab_size),
+    num_nodes=8,
+  )
   return train_workflow.Recipe(
     stream=stream,
     lora=_made(config.LoraConfig, rank=16, alpha=256.0 if own else 32.0),
-    objective=_made(
+    data=data,
+    tree=tree,
+    train=_train(num_steps, batch_size or default_batch(length)),
+    **_learning(mode, num_steps),
+  )
+
+
+def _learning(mode, num_steps):
+  """Objective and optimiser of a mode."""
+  own = mode == 'lossless'
+  return {
+    'objective': _made(
       config.ObjectiveConfig,
       stream_weight=0.25 if own else 0.1,
       stream_decay=0.9 if own else 1.0,
       anchors_per_sequence=96,
-      chunk_size=8192 if fast else 1024,
+      chunk_size=8192 if is_accelerated() else 1024,
     ),
-    optimizer=_made(
+    'optimizer': _made(
       config.OptimizerConfig,
       learning_rate=2e-3 if own else 1e-3,
       warmup_steps=min(20, max(num_steps // 10, 1)),
     ),
-    train=_made(
-      config.TrainConfig,
-      num_steps=num_steps,
-      batch_size=batch_size or default_batch(length),
-      log_every=max(min(num_steps // 20, 10), 1),
-      eval_every=max(num_steps // 8, 1),
-      eval_batches=3,
-      save_every=max(num_steps // 8, 1),
-      keep_checkpoints=1,
-      patience=3,
-    ),
-    data=_made(
-      config.DataConfig,
-      sequence_length=length,
-      eval_batch_size=32 if fast else 8,
-    ),
-    tree=_made(
-      config.TreeConfig,
-      depth=stream.num_streams,
-      branching=min(32, cfg.vocab_size),
-      num_nodes=8,
-    ),
+  }
+
+
+def _train(num_steps, batch_size):
+  """Length and cadence: eight evaluations, three without gain end it."""
+  return _made(
+    config.TrainConfig,
+    num_steps=num_steps,
+    batch_size=batch_size,
+    log_every=max(min(num_steps // 20, 10), 1),
+    eval_every=max(num_steps // 8, 1),
+    eval_batches=3,
+    save_every=max(num_steps // 8, 1),
+    keep_checkpoints=1,
+    patience=3,
   )
 
 
@@ -220,8 +234,8 @@ def measure(
   fold_adapter: str | None,
   dtype: str,
   execution: train_workflow.Execution,
-) -> float | None:
-  """Seconds of a training step, by a few of them; None if a signal came.
+) -> float:
+  """Seconds of a training step, by a few of them.
 
   Args:
     base: model.
@@ -231,6 +245,9 @@ def measure(
     fold_adapter: see `train.train`.
     dtype: of weights and activations.
     execution: how to compute.
+
+  Raises:
+    KeyboardInterrupt: a signal came.
   """
   train = dataclasses.replace(
     made.train,
@@ -252,7 +269,7 @@ def measure(
       progress=False,
     )
     if done.interrupted:
-      return None
+      raise KeyboardInterrupt
     lines = plots.read_metrics(os.path.join(place, 'metrics.jsonl'))
   # The first one compiles.
   speeds = [line['steps_per_second'] for line in lines[1:]]

@@ -6,13 +6,14 @@ import dataclasses
 import os
 from typing import Any
 
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 from specstream_jax.checkpoints import loading, shipped
 from specstream_jax.config import checks
 from specstream_jax.data import row_shapes, vocabulary as vocabulary_lib
 from specstream_jax.workflows import (
   adapt_plan,
   adapt_rows,
+  train as train_workflow,
 )
 
 MODES = ('auto', 'fine_tuned', 'lossless')
@@ -82,20 +83,26 @@ class Run:
   models: dict[str, runtime.Model] = dataclasses.field(default_factory=dict)
 
   @property
-  def config(self):
+  def sizes(self) -> config.ModelConfig:
+    """Of the base model."""
     return self.outline.config
 
   @property
   def fold_adapter(self) -> str | None:
+    """Folder of the adapter whose answers are kept, or None."""
     name = self.options.on_adapter
     return shipped.adapter_folder(name) if name else None
 
   def path(self, *names: str) -> str:
+    """A place in the folder."""
     return os.path.join(self.folder, *names)
 
-  def recipe(self, lengths, num_steps, batch_size=0):
+  def recipe(
+    self, lengths: adapt_plan.Lengths, num_steps: int, batch_size: int = 0
+  ) -> train_workflow.Recipe:
+    """Settings of training, see `adapt_plan.recipe`."""
     return adapt_plan.recipe(
-      self.config,
+      self.sizes,
       self.mode,
       lengths,
       num_steps=num_steps,
@@ -103,6 +110,7 @@ class Run:
     )
 
   def seconds(self, share: float) -> float:
+    """A part of the time limit."""
     return 60 * self.options.time_limit * share
 
   def settings(self, rows: str) -> dict[str, Any]:
@@ -126,8 +134,16 @@ class Run:
     return self.models['adapted']
 
 
-def start(rows, base, folder, options, command, say, progress) -> Run:
-  """Reads what there is, and says what it comes to."""
+def start(
+  rows: str,
+  base: str,
+  folder: str,
+  options: Options,
+  command: str,
+  say: Callable[[str], None],
+  progress: bool,
+) -> Run:
+  """Reads what there is and says what it comes to; arguments as of `adapt`."""
   outline = loading.load_outline(base, dtype=options.dtype)
   vocab = vocabulary_lib.load(str(loading.resolve(base)))
   tokenizer = vocab.tokenizer
@@ -144,7 +160,7 @@ def start(rows, base, folder, options, command, say, progress) -> Run:
   )
   for line in found.lines():
     say(line)
-  mode, why = _mode(options, found)
+  mode, why = choose(options, found)
   say(f'mode: {mode}, {why}')
   if found.end:
     end = tokenizer.token_to_id(found.end)
@@ -163,7 +179,7 @@ def start(rows, base, folder, options, command, say, progress) -> Run:
   )
 
 
-def _mode(options, found) -> tuple[str, str]:
+def choose(options: Options, found: adapt_rows.Found) -> tuple[str, str]:
   """The mode, and why it is that."""
   if options.mode == 'fine_tuned' and not found.has_answers:
     raise ValueError(

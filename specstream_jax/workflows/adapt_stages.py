@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from specstream_jax import runtime
-from specstream_jax.checkpoints import files
+from specstream_jax.checkpoints import adapters, files
 from specstream_jax.data import prepare_pairs, records, registry
 from specstream_jax.outputs import writing
 from specstream_jax.workflows import (
@@ -65,7 +65,7 @@ def prepare(run: adapt_run.Run) -> int:
       place,
       split=split,
       data_dir=source,
-      max_length=adapt_plan.longest_example(run.config),
+      max_length=adapt_plan.longest_example(run.sizes),
       too_long='truncate_prompt',
     )
   return 0
@@ -77,9 +77,8 @@ def _lengths(run: adapt_run.Run) -> adapt_plan.Lengths:
   )
 
 
-def _plan(run: adapt_run.Run) -> dict[str, Any] | None:
-  """plan.json: steps, rows of a step, what is computed again; None if a signal
-  came while steps were timed."""
+def _plan(run: adapt_run.Run) -> dict[str, Any]:
+  """plan.json: steps, rows of a step, what is computed again."""
   path, lengths = run.path('plan.json'), _lengths(run)
   if os.path.isfile(path):
     return files.read_json(path)
@@ -101,8 +100,6 @@ def _plan(run: adapt_run.Run) -> dict[str, Any] | None:
     dtype=run.options.dtype,
     execution=train_workflow.Execution(remat=remat),
   )
-  if seconds is None:
-    return None
   wanted = adapt_plan.wanted_steps(made, lengths)
   steps = adapt_plan.steps_in(run.seconds(_TRAIN_SHARE), seconds, wanted)
   plan = {
@@ -116,30 +113,30 @@ def _plan(run: adapt_run.Run) -> dict[str, Any] | None:
   return plan
 
 
+def _estimate(plan, made, lengths) -> str:
+  """Steps and minutes, and what would be better if the time were there."""
+  steps, wanted = plan['num_steps'], plan['wanted_steps']
+  tokens = made.train.batch_size * made.data.sequence_length
+  epochs = steps * tokens / lengths.num_tokens
+  text = (
+    f'estimate: {steps:,} steps of {plan["seconds_per_step"]:.2g} s, '
+    f'{steps * plan["seconds_per_step"] / 60:.1f} minutes, about {epochs:.1f} '
+    'times through the rows'
+  )
+  if steps < wanted:
+    text += f'; that is what the time allows, {wanted:,} would be better'
+  return text
+
+
 def train(run: adapt_run.Run) -> int:
   """run/: training, and its best checkpoint as an adapter."""
-  if os.path.isdir(run.path('run', 'adapter')):
+  if adapters.is_adapter(run.path('run', 'adapter')):
     return 0
   run.say('2/4 training')
   plan = _plan(run)
-  if plan is None:
-    return 130
   lengths = _lengths(run)
   made = run.recipe(lengths, plan['num_steps'], plan['batch_size'])
-  tokens = made.train.batch_size * made.data.sequence_length
-  epochs = plan['num_steps'] * tokens / lengths.num_tokens
-  cut = (
-    ''
-    if plan['num_steps'] == plan['wanted_steps']
-    else (
-      f', which is what the time allows; {plan["wanted_steps"]:,} would be better'
-    )
-  )
-  run.say(
-    f'estimate: {plan["num_steps"]:,} steps of {plan["seconds_per_step"]:.2g} s, '
-    f'{plan["num_steps"] * plan["seconds_per_step"] / 60:.1f} minutes, about '
-    f'{epochs:.1f} times through the rows{cut}'
-  )
+  run.say(_estimate(plan, made, lengths))
   done = train_workflow.train(
     run.base,
     run.path('records', 'train'),
