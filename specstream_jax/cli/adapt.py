@@ -59,8 +59,9 @@ def define_flags() -> None:
     'chat',
     'auto',
     list(row_shapes.CHAT),
-    "Whether prompts go through the model's chat template: auto does so with "
-    'questions and instructions, and leaves prompts as they are.',
+    "Whether prompts go through the model's chat template, if it has one: auto "
+    'does so with questions, instructions and named columns, and takes prompt '
+    'and completion as they are.',
   )
   flags.DEFINE_string('split', 'train', 'Of a data set that has several.')
   flags.DEFINE_bool(

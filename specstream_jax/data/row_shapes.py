@@ -33,8 +33,8 @@ class Shape:
       goes by the known names.
     answer_column: the same of the answer.
     chat: whether prompts go through the chat template as what a user says:
-      `auto` does so for questions and instructions if the model has one,
-      `always` for all, `never` for none. Messages always do.
+      `auto` does so for questions, instructions and named columns if the model
+      has one, `always` for all, `never` for none. Messages always do.
     template: of the model, or None.
     ends: texts of the tokens at which the model ends an answer.
   """
@@ -73,7 +73,8 @@ class Shape:
     if isinstance(prompt, list):
       said = [{'role': 'assistant', 'content': answer}] if answer else []
       return self._chat([*prompt, *said], get('tools'))
-    return self._pair(prompt, answer, get, is_question=False)
+    is_question = self.template is not None and self.chat != 'never'
+    return self._pair(prompt, answer, get, is_question=is_question)
 
   def used(self, row: Mapping[str, Any]) -> set[str]:
     """Names of the columns that are read of a row."""

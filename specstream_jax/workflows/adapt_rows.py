@@ -57,6 +57,21 @@ class Found:
     ends = [turn.end for turns in self._turns for turn in turns]
     return max(sorted(set(ends)), key=ends.count)
 
+  def _glued(self) -> str:
+    """Where prompt and answer meet as one word, if most of them do."""
+    pairs = [
+      (turn.prompt[-1:], turn.answer[:1], turn)
+      for turns in self._turns
+      for turn in turns
+      if turn.answer and not isinstance(turn.prompt, chat_format.Text)
+    ]
+    glued = [
+      turn for end, start, turn in pairs if (end + start).strip() == end + start
+    ]
+    if 2 * len(glued) <= len(pairs) or not glued:
+      return ''
+    return f'{glued[0].prompt[-12:]}{glued[0].answer[:12]}'
+
   @property
   def _turns(self) -> Sequence[Sequence[chat_rows.Turn]]:
     return list(self.splits.turns.values())
@@ -75,6 +90,11 @@ class Found:
       'split by what a prompt says, none on two sides: '
       + ', '.join(f'{count:,} {name}' for name, count in counts.items()),
     ]
+    if glued := self._glued():
+      found.append(
+        f'note: answers follow their prompts without a space, as in {glued!r}; '
+        'end prompts in a line break, or let answers begin with a space'
+      )
     if self.unused:
       found.append(f'columns that are not used: {", ".join(self.unused)}')
     return found

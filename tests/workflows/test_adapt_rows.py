@@ -8,7 +8,7 @@ import pytest
 from specstream_jax.data import registry, row_shapes
 from specstream_jax.workflows import adapt_rows, adapt_run, adapt_settings
 
-ROWS = [{'prompt': f'p{i}', 'completion': f'c{i}', 'id': i} for i in range(20)]
+ROWS = [{'prompt': f'p{i}', 'completion': f' c{i}', 'id': i} for i in range(20)]
 
 
 def write(path, rows):
@@ -36,6 +36,14 @@ def test_rows_become_files_of_the_task_jsonl(tmp_path):
   assert together == {(row['prompt'], row['completion']) for row in ROWS}
   done = json.loads((tmp_path / 'rows' / adapt_rows.DONE).read_text())
   assert done['num_examples'] == {'train': 16, 'dev': 2, 'test': 2}
+
+
+def test_answers_that_stick_to_their_prompts_are_told(tmp_path):
+  rows = [{'prompt': f'p{i}', 'completion': 'c'} for i in range(9)]
+  note = read(write(tmp_path / 'a.jsonl', rows)).lines()[2]
+  assert 'without a space, as in' in note and "c'; end prompts" in note
+  spaced = [row | {'completion': ' c'} for row in rows]
+  assert len(read(write(tmp_path / 'b.jsonl', spaced)).lines()) == 2
 
 
 def test_bad_rows_are_all_named(tmp_path):
