@@ -93,6 +93,7 @@ class Bench:
       for cell in self._plan.cells
     )
     with progress_lib.bar(total=total, unit='batch', show=progress) as bar:
+      progress_lib.say(bar, f'each drafter {progress_lib.COMPILING}')
       for cell in self._plan.cells:
         for turn in range(self._num_turns(cell)):
           self._run_turn(cell, turn, bar)

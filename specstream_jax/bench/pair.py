@@ -124,6 +124,7 @@ def measure(
       bar.update()
       return result
 
+    progress_lib.say(bar, f'each side {progress_lib.COMPILING}')
     for name in _SIDES:
       cold = run(name, todo[0][2], 'compiling')
       if (name, 'cold', *shard) not in journal:

@@ -121,6 +121,11 @@ def main(argv: Sequence[str]) -> int:
     print('stopped; run the same command to go on')
     return 128 + done.signal
   print(page.format_table([done.run]))
+  if done.run.speedup < 1:
+    print(
+      'drafts save calls here, but a call costs more than they save: they pay '
+      'on another device, or after longer training (--time_limit)'
+    )
   print(f'adapter: {done.adapter}\nreport: {done.report}\nnext:')
   print(f'  {workflow.next_command(args.model, done)}')
   return 0

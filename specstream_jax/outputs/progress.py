@@ -1,10 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress bars whose time left leaves out what happens once."""
 
+import sys
 import time
 from typing import Any
 
 import tqdm
+
+# Said where something is about to compile.
+COMPILING = (
+  'compiles first: seconds for a small model, on a CPU up to a minute or two; '
+  'the same command takes it from the compilation cache the next time'
+)
+
+
+def say(made: Any, text: str) -> None:
+  """A line above a bar, if that is shown."""
+  if not made.disable:
+    made.write(text, file=sys.stderr)
 
 
 def bar(

@@ -31,11 +31,6 @@ from specstream_jax.training import (
   step as step_lib,
 )
 
-_COMPILING = (
-  'the first step compiles: seconds for a small model, a minute or two for '
-  'more on a CPU, less from the cache when it is run again'
-)
-
 
 class Batches(Protocol):
   """What training reads: numpy batches whose place can be saved."""
@@ -143,7 +138,9 @@ def train(
       total=cfg.num_steps, initial=start, unit='step', show=progress
     ) as bar,
   ):
-    screen.say(bar, f'{setup.legend}\n{_COMPILING}')
+    progress_lib.say(
+      bar, f'{setup.legend}\nthe first step {progress_lib.COMPILING}'
+    )
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         with clock.part('data'):
@@ -278,9 +275,13 @@ class _Run:
         results = self._evaluate(state.adapter)
       self._writer.write(number, results, 'eval')
       self._evaluations.append(results)
-      screen.say(bar, f'evaluation at step {number}: {screen.line(results)}')
+      progress_lib.say(
+        bar, f'evaluation at step {number}: {screen.line(results)}'
+      )
       if self.has_stalled:
-        screen.say(bar, f'no better for {cfg.patience} evaluations: the end')
+        progress_lib.say(
+          bar, f'no better for {cfg.patience} evaluations: the end'
+        )
       self._clock += time.perf_counter() - started
     if results or due(cfg.save_every):
       self.save(state, results)

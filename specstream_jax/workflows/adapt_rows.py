@@ -43,15 +43,6 @@ class Found:
     return all(t.answer is not None for turns in self._turns for t in turns)
 
   @property
-  def is_chat(self) -> bool:
-    """Whether a chat template wrote every prompt."""
-    return all(
-      isinstance(turn.prompt, chat_format.Text)
-      for turns in self._turns
-      for turn in turns
-    )
-
-  @property
   def end(self) -> str:
     """The token that ends most answers, '' where the tokenizer decides."""
     ends = [turn.end for turns in self._turns for turn in turns]

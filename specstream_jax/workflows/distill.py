@@ -250,6 +250,7 @@ def _answer(model, rows, options, journal, progress, total):
     total=total, initial=total - len(rows), unit='row', show=progress
   )
   with bar:
+    progress_lib.say(bar, f'each length {progress_lib.COMPILING}')
     for bucket, waiting in sorted(buckets.items()):
       decode = config.DecodeConfig(
         max_new_tokens=options.max_new_tokens,

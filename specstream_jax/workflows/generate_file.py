@@ -117,6 +117,7 @@ def _complete(model, rows, prompts, path, options, batch_size, progress):
   with progress_lib.bar(
     total=len(rows), initial=num_done, unit='row', show=progress
   ) as bar:
+    progress_lib.say(bar, f'the decoder {progress_lib.COMPILING}')
     for part, made in in_batches(model, prompts, options, batch_size, todo):
       for i, row in zip(part, made, strict=True):
         journal.add((i,), _answer(row))

@@ -27,7 +27,7 @@ def test_rows_become_files_of_the_task_jsonl(tmp_path):
     'split by what a prompt says, none on two sides: 16 train, 2 dev, 2 test',
     'columns that are not used: id',
   ]
-  assert found.has_answers and not found.is_chat and not found.end
+  assert found.has_answers and not found.end
   adapt_rows.write(str(tmp_path / 'rows'), found)
   task, together = registry.get('jsonl'), set()
   for split in ('train', 'dev', 'test'):
