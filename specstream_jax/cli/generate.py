@@ -58,7 +58,7 @@ def define_flags() -> None:
     'drafter',
     None,
     "NAME or NAME:setting=value,…; 'none' is plain decoding, default 'streams' "
-    'if there is an adapter.',
+    'if there is an adapter. `specstream bench --help` lists all.',
   )
   flags.DEFINE_multi_string(
     'stop',

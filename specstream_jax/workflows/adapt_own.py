@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's own answers to the rows' prompts, as many as there is time for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -34,7 +34,7 @@ def is_done(folder: str) -> bool:
 
 def answer(
   model: runtime.Model,
-  turns: dict[str, Sequence[chat_rows.Turn]],
+  turns: Mapping[str, Sequence[chat_rows.Turn]],
   folder: str,
   *,
   seconds: float,

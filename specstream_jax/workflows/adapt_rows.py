@@ -19,6 +19,7 @@ from specstream_jax.outputs import writing
 
 DONE = 'splits.json'
 _SHOWN = 10
+_AROUND = 12  # characters of a text that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +52,14 @@ class Found:
   def _glued(self) -> str:
     """Where prompt and answer meet as one word, if most of them do."""
     pairs = [
-      (turn.prompt[-1:], turn.answer[:1], turn)
+      (turn.prompt[-_AROUND:], turn.answer[:_AROUND])
       for turns in self._turns
       for turn in turns
       if turn.answer and not isinstance(turn.prompt, chat_format.Text)
     ]
-    glued = [
-      turn for end, start, turn in pairs if (end + start).strip() == end + start
-    ]
-    if 2 * len(glued) <= len(pairs) or not glued:
-      return ''
-    return f'{glued[0].prompt[-12:]}{glued[0].answer[:12]}'
+    has_space = lambda end, start: end[-1:].isspace() or start[0].isspace()
+    glued = [pair for pair in pairs if not has_space(*pair)]
+    return ''.join(glued[0]) if 2 * len(glued) > len(pairs) else ''
 
   @property
   def _turns(self) -> Sequence[Sequence[chat_rows.Turn]]:
@@ -79,7 +77,8 @@ class Found:
       f'rows: {self.num_rows:,} read, {self.num_bad:,} bad ones left out, '
       f'{self.splits.num_duplicates:,} duplicates left out',
       'split by what a prompt says, none on two sides: '
-      + ', '.join(f'{count:,} {name}' for name, count in counts.items()),
+      + ', '.join(f'{count:,} {name}' for name, count in counts.items())
+      + ' examples',
     ]
     if glued := self._glued():
       found.append(

@@ -137,7 +137,8 @@ def base_quality(
   for numbers, made in generate_file.in_batches(
     model, prompts, options, _BATCH, order
   ):
-    texts |= {i: row.text.strip() for i, row in zip(numbers, made, strict=True)}
+    found = ((row.text or '').strip() for row in made)
+    texts |= dict(zip(numbers, found, strict=True))
   references = [list(example.references) for example in examples]
   answers = [texts[i] for i in range(len(prompts))]
   return scores.compute(spec.metrics, references, answers)

@@ -24,7 +24,8 @@ def test_rows_become_files_of_the_task_jsonl(tmp_path):
   found = read(write(tmp_path / 'a.jsonl', [*ROWS, ROWS[3]]))
   assert found.lines() == [
     'rows: 21 read, 0 bad ones left out, 1 duplicates left out',
-    'split by what a prompt says, none on two sides: 16 train, 2 dev, 2 test',
+    'split by what a prompt says, none on two sides: 16 train, 2 dev, 2 test '
+    'examples',
     'columns that are not used: id',
   ]
   assert found.has_answers and not found.end
