@@ -7,6 +7,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import byte_model
@@ -82,9 +83,10 @@ class Fakes:
     return {'rouge1': 12.5}
 
   def test(self, model, setting, folder, drafter, *, num_prompts, **options):
-    self._count('test')
     assert num_prompts == 2 and drafter == 'streams:num_nodes=4'
+    # A benchmark that is stopped writes what it has.
     results.write(folder, evaluation_samples.document())
+    self._count('test')
 
 
 @pytest.fixture(name='fakes')
@@ -175,6 +177,16 @@ def test_bad_rows_leave_no_folder(root, tmp_path, fakes):
   with pytest.raises(ValueError, match=r'rows\.jsonl:25: the prompt is int'):
     adapt.adapt(path, str(root / 'model'), str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_model_whose_tokenizer_names_no_end(root, tmp_path):
+  shutil.copytree(root / 'model', tmp_path / 'model')
+  path = tmp_path / 'model' / 'tokenizer_config.json'
+  fields = json.loads(path.read_text())
+  del fields['eos_token']
+  path.write_text(json.dumps(fields))
+  text = adapt.describe(str(root / 'rows.jsonl'), str(tmp_path / 'model'))
+  assert '20 train' in text
 
 
 def test_a_dry_run_says_what_would_be(root):

@@ -21,7 +21,11 @@ ROWS = [
 @pytest.fixture(scope='module', name='model')
 def _model(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model')
-  byte_model.write_model(folder, byte_model.model_config())
+  # Of random bytes, no answer would be a text.
+  letters = [chr(byte) for byte in range(0x21, 0x7F)] + ['Ġ']
+  tokenizer = byte_model.byte_tokenizer(alphabet=letters)
+  cfg = byte_model.model_config(vocab_size=tokenizer.get_vocab_size())
+  byte_model.write_model(folder, cfg, tokenizer)
   return str(folder)
 
 
