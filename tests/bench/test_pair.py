@@ -12,6 +12,7 @@ import types
 
 import numpy as np
 import pytest
+import tqdm
 
 from specstream_jax import config
 from specstream_jax.bench import pair, sides as sides_lib
@@ -317,12 +318,12 @@ def test_shards_deal_out_the_batches():
 def test_the_bar_of_a_run_that_goes_on_ends_full(monkeypatch):
   bars = []
 
-  class Bar(pair.tqdm.tqdm):
+  class Bar(tqdm.tqdm):
     def __init__(self, **named):
       super().__init__(**named | {'file': io.StringIO()})
       bars.append(self)
 
-  monkeypatch.setattr(pair.tqdm, 'tqdm', Bar)
+  monkeypatch.setattr(pair.progress_lib.tqdm, 'tqdm', Bar)
   journal = pair._Memory()
   pair.measure(_Model(), PROMPTS, SETTINGS, journal)
   del journal['streams', 1, 2]
