@@ -148,7 +148,7 @@ def recipe(
     lora=_made(config.LoraConfig, rank=16, alpha=256.0 if own else 32.0),
     data=data,
     tree=tree,
-    train=_train(num_steps, batch_size or default_batch(length)),
+    train=_train(num_steps, batch_size or default_batch()),
     **_learning(mode, num_steps),
   )
 
@@ -187,9 +187,9 @@ def _train(num_steps, batch_size):
   )
 
 
-def default_batch(length: int) -> int:
-  """Rows of a step on this kind of device."""
-  return 16 if is_accelerated() else (2 if length <= 256 else 1)
+def default_batch() -> int:
+  """Rows of a step: a CPU's time goes to more steps instead."""
+  return 16 if is_accelerated() else 1
 
 
 def _made(cls: type, **settings: Any) -> Any:

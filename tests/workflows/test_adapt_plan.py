@@ -36,10 +36,10 @@ def test_streams_take_half_of_the_layers():
 
 def test_rows_hold_the_longest_example_and_the_model_bounds_them():
   assert recipe().data.sequence_length == 256
-  assert recipe().train.batch_size == 2
+  assert recipe().train.batch_size == 1
   long = dataclasses.replace(LENGTHS, longest=300)
   made = adapt_plan.recipe(SIZES, 'lossless', long, num_steps=9)
-  assert made.data.sequence_length == 320 and made.train.batch_size == 1
+  assert made.data.sequence_length == 320
   assert adapt_plan.longest_example(SIZES) == 512
   short = dataclasses.replace(SIZES, max_position_embeddings=100)
   assert adapt_plan.longest_example(short) == 100
@@ -54,12 +54,12 @@ def test_what_gin_sets_comes_first():
 
 
 def test_steps_go_through_the_rows_as_the_time_allows():
-  # Six times 15,000 tokens, 512 a step.
-  assert adapt_plan.wanted_steps(recipe(), LENGTHS) == 175
-  assert adapt_plan.wanted_steps(recipe('lossless'), LENGTHS) == 439
-  assert adapt_plan.steps_in(60, 0.5, 175) == 120
-  assert adapt_plan.steps_in(600, 0.5, 175) == 175
-  assert adapt_plan.steps_in(1, 0.5, 175) == 20
+  # Six times 15,000 tokens, 256 a step.
+  assert adapt_plan.wanted_steps(recipe(), LENGTHS) == 351
+  assert adapt_plan.wanted_steps(recipe('lossless'), LENGTHS) == 878
+  assert adapt_plan.steps_in(60, 0.5, 351) == 120
+  assert adapt_plan.steps_in(600, 0.5, 351) == 351
+  assert adapt_plan.steps_in(1, 0.5, 351) == 20
 
 
 def test_lengths_of_rows_are_those_of_their_records(tmp_path):
