@@ -109,14 +109,18 @@ def main(argv: Sequence[str]) -> int:
       '--output_dir is missing; give a new folder, such as '
       '--output_dir=my_adapter'
     )
-  done = workflow.adapt(
-    argv[1],
-    args.model,
-    args.output_dir,
-    options,
-    command=shlex.join(sys.argv),
-    say=lambda line: print(line, flush=True),
-  )
+  try:
+    done = workflow.adapt(
+      argv[1],
+      args.model,
+      args.output_dir,
+      options,
+      command=shlex.join(sys.argv),
+      say=lambda line: print(line, flush=True),
+    )
+  except KeyboardInterrupt:
+    print('what is done stays; run the same command to go on')
+    raise
   if done.run is None:
     print('stopped; run the same command to go on')
     return 128 + done.signal

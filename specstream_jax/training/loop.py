@@ -132,15 +132,7 @@ def train(
   advance, evaluate, weigh = _compiled(setup, optimizer, open_eval, state)
   run = _Run(setup, batches, checkpoints, writer, evaluate, clock, start)
   shares = _shares(setup, batches, weigh, start)
-  with (
-    _signals() as stop,
-    progress_lib.bar(
-      total=cfg.num_steps, initial=start, unit='step', show=progress
-    ) as bar,
-  ):
-    progress_lib.say(
-      bar, f'{setup.legend}\nthe first step {progress_lib.COMPILING}'
-    )
+  with _signals() as stop, _bar(setup, start, progress) as bar:
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         with clock.part('data'):
@@ -164,6 +156,17 @@ def train(
     processes.barrier('saved')
   is_early = stop and not run.has_stalled and int(state.step) < cfg.num_steps
   return Outcome(state, clock.shares(), stop[0] if is_early else 0)
+
+
+def _bar(setup, start, is_shown):
+  """The bar of a run from step `start` on, under what its numbers mean."""
+  bar = progress_lib.bar(
+    total=setup.train.num_steps, initial=start, unit='step', show=is_shown
+  )
+  progress_lib.say(
+    bar, f'{setup.legend}\nthe first step {progress_lib.COMPILING}'
+  )
+  return bar
 
 
 def _shares(setup, batches, weigh, start):

@@ -218,6 +218,9 @@ def test_the_command_says_what_is_missing(root, tmp_path):
 def test_the_command_ends_with_the_next_one(root, tmp_path, fakes):
   rows, folder = str(root / 'rows.jsonl'), tmp_path / 'run'
   args = (rows, f'--model={root / "model"}', f'--output_dir={folder}')
+  fakes.stop = 'tune'
+  done = commands.run('adapt', *args)
+  assert done.status == 130 and 'the same command to go on' in done.out
   done = commands.run('adapt', *args)
   assert done.status == 0, done.err
   assert f'results will be in {folder}' in done.err
