@@ -127,7 +127,9 @@ def _csv(path: str, kind: str) -> Iterator[Row]:
       if values == []:
         continue
       problem = readers.fields_problem(values, header)
-      columns = {} if problem else dict(zip(header, values, strict=True))
+      columns = {}
+      if not (problem or isinstance(values, csv.Error)):
+        columns = dict(zip(header, values, strict=True))
       yield Row(f'{path}:{line}', columns, problem)
 
 

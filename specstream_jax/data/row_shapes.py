@@ -60,7 +60,10 @@ class Shape:
       ValueError: what is wrong with the row.
     """
     names = {name.lower(): name for name in reversed(list(row))}
-    get = lambda name: row.get(names.get(name.lower(), name))
+
+    def get(name: str | None) -> Any:
+      return row.get(names.get(name.lower(), name)) if name else None
+
     if not self.prompt_column:
       return self._by_name(get, set(names))
     for name in filter(None, (self.prompt_column, self.answer_column)):
@@ -148,13 +151,14 @@ class Shape:
       answer = answer and prompts.spaced(answer.strip())
     return [chat_rows.Turn(prompt, answer, is_cut=is_cut)]
 
-  def _chat(self, messages, tools) -> list[chat_rows.Turn]:
-    found = _messages(messages)
+  def _chat(self, messages: Any, tools: Any) -> list[chat_rows.Turn]:
+    found, listed = _messages(messages), tools
     if isinstance(tools, str) and tools.strip():
-      tools = _parsed('tools', tools)
-    if tools and not _are_objects(tools):
-      raise ValueError(f'tools is {str(tools)[:60]!r}, not a list of objects')
-    return chat_rows.turns(self.template, found, self.ends, tools=tools or None)
+      listed = _parsed('tools', tools)
+    if listed and not _are_objects(listed):
+      raise ValueError(f'tools is {str(listed)[:60]!r}, not a list of objects')
+    listed = listed or None
+    return chat_rows.turns(self.template, found, self.ends, tools=listed)
 
 
 def _joined(name: str, first: Any, second: Any) -> Any:
