@@ -89,7 +89,9 @@ def lifted(raw: Mapping[str, Any]) -> dict[str, Any]:
   raw = dict(raw)
   for name in TABLES:
     table = raw.get(name)
-    fraction = table.get(_FRACTION) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+      continue
+    fraction = table.get(_FRACTION)
     # One that contradicts the top stays, and is refused.
     if fraction is not None and raw.get(_FRACTION) in (None, fraction):
       raw[_FRACTION] = fraction
