@@ -94,7 +94,8 @@ def prepared(tmp_path, monkeypatch):
   names += ('skip_bad_rows', 'num_shards', 'max_length', 'too_long')
   names += ('overwrite', 'ngram_table', 'draft_vocabulary')
   flags = dict.fromkeys(names, '') | {'task': 'jsonl', 'output_dir': 'x'}
-  flags |= {'num_shards': 1, 'num_workers': 0}
+  flags |= {'num_shards': 1, 'num_workers': 0, 'max_length': 0}
+  flags |= {'too_long': 'drop', 'overwrite': False}
 
   def run(path):
     args = types.SimpleNamespace(**flags, tokenizer=str(path))
