@@ -55,6 +55,7 @@ def refusal(command: str, *args: str, match: str) -> None:
 
 def assert_message(command: str, text: str) -> None:
   """Stderr of a command that refused: what it says, and nothing else."""
+  text = re.sub(r'\Aresults will be in .*\n', '', text)
   start = f'specstream {command}: '
   assert text.startswith(start) and text.count(start) == 1, text
   assert 'Traceback' not in text, text

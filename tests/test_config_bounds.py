@@ -99,7 +99,7 @@ COUNTED = (
   *(evaluate.Options, distill.Options),
 )
 # The first so many, of what there is; layers are held against the model's.
-HARMLESS = ('num_prompts', 'num_msa_layers')
+HARMLESS = ('num_prompts', 'num_samples', 'num_msa_layers')
 
 
 @pytest.mark.parametrize('cls', COUNTED)

@@ -66,6 +66,7 @@ def test_a_part_that_is_done_is_not_done_again(tmp_path):
   assert found['bytes_per_second'] > 0 < found['bfloat16_flops_per_second']
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_says_so_and_is_tried_again(tmp_path):
   words = (
     *(sys.executable, LAUNCH / 'measure_accelerator.py', '--tiny'),

@@ -8,7 +8,7 @@ import gin
 import pytest
 
 from specstream_jax import config
-from specstream_jax.cli import main, recipes
+from specstream_jax.cli import help_texts, main, recipes
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -57,4 +57,4 @@ def test_unknown_recipes_name_the_nearest():
 
 
 def test_help_lists_them():
-  assert all(name in main.usage() for name in recipes.names())
+  assert all(name in help_texts.usage() for name in recipes.names())

@@ -11,7 +11,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from specstream_jax import runtime
 from specstream_jax.bench import (
@@ -20,6 +19,7 @@ from specstream_jax.bench import (
   sides as sides_lib,
 )
 from specstream_jax.data import chat, questions as questions_lib
+from specstream_jax.outputs import progress as progress_lib
 
 BASELINE = 'none'
 
@@ -105,7 +105,8 @@ class Bench:
       len(list(self._visits(cell, self._batches_of_sizes(cell), shard)))
       for cell in self.plan.cells
     )
-    with tqdm.tqdm(total=total, unit='batch', disable=not progress) as bar:
+    with progress_lib.bar(total=total, unit='batch', show=progress) as bar:
+      progress_lib.say(bar, f'each drafter {progress_lib.COMPILING}')
       for cell in self.plan.cells:
         for turn in range(self._num_turns(cell)):
           self._run_turn(cell, turn, shard, bar)
@@ -115,9 +116,14 @@ class Bench:
     for repeat, number, runner in self._visits(cell, len(batches), shard):
       key = _key(cell, runner.label, turn, repeat, number)
       bar.set_description(f'{cell.task} {runner.label}'[:32])
-      if key not in self._journal:
-        self._journal.add(key, self._measure(cell, runner, batches[number]))
+      if key in self._journal:
+        bar.update()
+        continue
+      line = self._measure(cell, runner, batches[number])
+      self._journal.add(key, line)
       bar.update()
+      if line['compile_seconds']:
+        progress_lib.forget_so_far(bar)
 
   def _visits(
     self, cell, num_batches, shard=(0, 1)

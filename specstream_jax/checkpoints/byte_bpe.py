@@ -13,30 +13,27 @@ _SPLIT = (
 )
 
 
-def _bytes(use_regex: bool = True) -> pre_tokenizers.ByteLevel:
-  return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+def _split(pattern: str) -> pre_tokenizers.Split:
+  return pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated')
 
 
-def _split(digits: str) -> pre_tokenizers.Sequence:
-  pattern = tokenizers.Regex(_SPLIT % digits)
-  return pre_tokenizers.Sequence(
-    [pre_tokenizers.Split(pattern, 'isolated'), _bytes(use_regex=False)]
-  )
-
-
-_PRE_TOKENIZERS = {
-  'gpt-2': _bytes,
-  'smollm': lambda: pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True), _bytes()]
-  ),
-  'llama-bpe': lambda: _split(r'\p{N}{1,3}'),
-  'qwen2': lambda: _split(r'\p{N}'),
+# What splits a text first; where it takes no words apart, the bytes' own does.
+_FIRST = {
+  'gpt-2': list,
+  'smollm': lambda: [pre_tokenizers.Digits(individual_digits=True)],
+  'llama-bpe': lambda: [_split(_SPLIT % r'\p{N}{1,3}')],
+  'qwen2': lambda: [_split(_SPLIT % r'\p{N}')],
 }
-KINDS = tuple(_PRE_TOKENIZERS)
+_SPLITS_WORDS = ('llama-bpe', 'qwen2')
+KINDS = tuple(_FIRST)
 
 
 def build(
-  kind: str, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]
+  kind: str,
+  vocab: Mapping[str, int],
+  merges: Sequence[tuple[str, str]],
+  *,
+  has_prefix: bool = False,
 ) -> tokenizers.Tokenizer:
   """A tokenizer without added tokens.
 
@@ -44,12 +41,16 @@ def build(
     kind: one of `KINDS`.
     vocab: ids by token.
     merges: of tokens into tokens, best first.
+    has_prefix: whether a text gets a space in front, unless one is there.
   """
   # Llama 3 takes a whole word that is a token, however it would merge.
   bpe = models.BPE(dict(vocab), list(merges), ignore_merges=kind == 'llama-bpe')
   tokenizer = tokenizers.Tokenizer(bpe)
   if kind == 'qwen2':
     tokenizer.normalizer = normalizers.NFC()
-  tokenizer.pre_tokenizer = _PRE_TOKENIZERS[kind]()
+  spelled = pre_tokenizers.ByteLevel(
+    add_prefix_space=has_prefix, use_regex=kind not in _SPLITS_WORDS
+  )
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*_FIRST[kind](), spelled])
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer

@@ -151,11 +151,13 @@ class Extras:
     tokenizer: written as tokenizer.json, if any.
     chat_template: chat format, if any.
     eos_ids: token ids that end a text.
+    special_ids: other fields of config.json that hold the id of a token.
   """
 
   tokenizer: tokenizers.Tokenizer | None = None
   chat_template: chat_format.Template | None = None
   eos_ids: tuple[int, ...] = ()
+  special_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def export(
@@ -275,6 +277,7 @@ def _extra_writers(cfg, extras: Extras, dtype: str):
   raw = huggingface_config.dump(cfg, dtype=dtype, eos_ids=extras.eos_ids)
   if not extras.eos_ids:
     raw['eos_token_id'] = None  # left out, transformers would take a default
+  raw |= extras.special_ids
   writers['config.json'] = lambda path: files.write_json(path, raw)
   return writers
 

@@ -89,10 +89,13 @@ def lifted(raw: Mapping[str, Any]) -> dict[str, Any]:
   raw = dict(raw)
   for name in TABLES:
     table = raw.get(name)
-    if isinstance(table, dict) and table.get(_FRACTION) is not None:
+    if not isinstance(table, dict):
+      continue
+    fraction = table.get(_FRACTION)
+    # One that contradicts the top stays, and is refused.
+    if fraction is not None and raw.get(_FRACTION) in (None, fraction):
+      raw[_FRACTION] = fraction
       raw[name] = {k: v for k, v in table.items() if k != _FRACTION}
-      if raw.get(_FRACTION) is None:
-        raw[_FRACTION] = table[_FRACTION]
   return raw
 
 

@@ -143,11 +143,13 @@ def _problems(cfg, tensors, modules, model, base) -> Iterator[str]:
       fan_out = sum(shape[1] for shape in stored.shapes)
       expected[f'{name}.lora_A.weight'] = (rank, fan_in)
       expected[f'{name}.lora_B.weight'] = (fan_out, rank)
+  ends = sorted(set(map(_end, modules)))
   if not expected:
     yield (
       f'target_modules {cfg.targets!r} names no module of the model; there are '
-      f'{", ".join(sorted({m.rpartition(".")[2] for m in modules}))}'
+      f'{", ".join(ends)} (tensors of others: {len(tensors):,})'
     )
+    return
   family = families.by_name(model.family)
   held = family.tensors(model)
   if model.tie_word_embeddings:
@@ -165,7 +167,25 @@ def _problems(cfg, tensors, modules, model, base) -> Iterator[str]:
     for name, leaf in tensors.items()
     if name not in copies
   }
-  yield from weights.problems(expected, found)
+  others = {m for m in map(_module, found) if m and _end(m) not in ends}
+  for name in sorted(set(map(_end, others))):
+    yield f'LoRA on {name} is not read; on these it is: {", ".join(ends)}'
+  rest = {
+    name: shape
+    for name, shape in found.items()
+    if not any(name.startswith(f'{module}.') for module in others)
+  }
+  yield from weights.problems(expected, rest)
+
+
+def _module(tensor: str) -> str:
+  """The module that a LoRA tensor belongs to; '' of another tensor."""
+  module, mark, _ = tensor.partition('.lora_')
+  return module if mark else ''
+
+
+def _end(module: str) -> str:
+  return module.rpartition('.')[2]
 
 
 def _is_copy(leaf: np.ndarray, base: Mapping[str, Any], stored) -> bool:

@@ -70,7 +70,7 @@ _METHODS = {
 _IGNORED = frozenset(
   """auto_mapping revision inference_mode lora_dropout megatron_core peft_version
   loftq_config eva_config corda_config lora_ga_config qalora_group_size
-  runtime_config parent_library ensure_weight_tying fan_in_fan_out""".split()  # noqa: SIM905 (a line per name)
+  runtime_config parent_library unsloth_version unsloth_fixed ensure_weight_tying fan_in_fan_out""".split()  # noqa: SIM905 (a line per name)
 )
 # Of the ways to begin, those that leave the base as it is.
 _BEGINNINGS = (True, False, None, 'gaussian', 'eva', 'orthogonal')

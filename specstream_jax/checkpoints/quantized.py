@@ -30,8 +30,9 @@ def refuse(raw: Mapping[str, Any], folder: str | os.PathLike) -> None:
   """
   said = raw.get(_FIELD)
   if said:
-    method = said.get('quant_method') if isinstance(said, Mapping) else said
-    name = _METHODS.get(str(method), fields.shown(method))
+    method = _method(said) if isinstance(said, Mapping) else said
+    shown = fields.shown(method) if method else 'a method that is not named'
+    name = _METHODS.get(str(method), shown)
   else:
     held = (f for f in _FILES if os.path.isfile(os.path.join(folder, f)))
     name = _METHODS.get(_FILES.get(next(held, ''), ''), '')
@@ -41,3 +42,9 @@ def refuse(raw: Mapping[str, Any], folder: str | os.PathLike) -> None:
       'the checkpoint in bfloat16 or float32 that it was made from, or a GGUF '
       'file of it'
     )
+
+
+def _method(said: Mapping[str, Any]) -> Any:
+  """The method; bitsandbytes did not write its name at first."""
+  is_bits = said.get('load_in_8bit') or said.get('load_in_4bit')
+  return said.get('quant_method') or ('bitsandbytes' if is_bits else None)

@@ -6,6 +6,7 @@ vocab.json and merges.txt, and say the rest in tokenizer_config.json.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import os
 from typing import Any
 
@@ -111,6 +112,8 @@ def _said(folder: str) -> dict[str, Any]:
 def _of_spm(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """SentencePiece, BPE or Unigram."""
   spm = spm_file.read(os.path.join(folder, SPM))
+  has_prefix = _asks(said, 'add_prefix_space', spm.has_prefix)
+  spm = dataclasses.replace(spm, has_prefix=has_prefix)
   tokenizer = _spm_model(spm)
   steps = [tokenizer.normalizer]
   if spm.has_prefix and said.get('legacy') is False:
@@ -177,7 +180,9 @@ def _of_merges(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
         f'{MERGES} has {line!r}, which is no merge of tokens of {VOCAB}'
       )
     pairs.append((left, right))
-  tokenizer = byte_bpe.build(kind, vocab, pairs)
+  tokenizer = byte_bpe.build(
+    kind, vocab, pairs, has_prefix=_asks(said, 'add_prefix_space', False)
+  )
   _add_named(tokenizer, folder, said)
   _add_ends(tokenizer, said, bos=None, adds_bos=False)
   return tokenizer
@@ -242,6 +247,11 @@ def _add_named(tokenizer, folder: str, said: Mapping[str, Any]) -> None:
       tokenizer.add_special_tokens([_token(text, True)])
 
 
+def _asks(said: Mapping[str, Any], name: str, default: bool) -> bool:
+  """What a field switches; the default where it is not said."""
+  return said[name] if isinstance(said.get(name), bool) else default
+
+
 def _text(token: Any) -> str | None:
   """The text of a special token, however it is written down."""
   text = token.get('content') if isinstance(token, Mapping) else token
@@ -253,11 +263,8 @@ def _add_ends(
 ) -> None:
   """BOS in front of a text and EOS behind it, where the folder asks for them."""
   bos, eos = _text(said.get('bos_token')) or bos, _text(said.get('eos_token'))
-  asks = lambda name, default: (
-    said[name] if isinstance(said.get(name), bool) else default
-  )
-  front = [bos] if bos and asks('add_bos_token', adds_bos) else []
-  back = [eos] if eos and asks('add_eos_token', False) else []
+  front = [bos] if bos and _asks(said, 'add_bos_token', adds_bos) else []
+  back = [eos] if eos and _asks(said, 'add_eos_token', False) else []
   if front or back:
     ids = [(text, tokenizer.token_to_id(text)) for text in (*front, *back)]
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -17,9 +17,11 @@ from absl import flags
 
 from specstream_jax import runtime
 from specstream_jax.bench import external
-from specstream_jax.cli import decoding_flags
+from specstream_jax.cli import decoding_flags, drafter_help
 from specstream_jax.report import table
 from specstream_jax.workflows import bench as workflow
+
+RESULTS = 'results_dir'
 
 
 def define_flags() -> None:
@@ -72,6 +74,11 @@ def define_flags() -> None:
     'results/bench',
     'Gets journal.jsonl, results.json, table.md, report.html, answers/.',
   )
+
+
+def more_help() -> str:
+  """What `--help` says of drafters."""
+  return drafter_help.text()
 
 
 def main(argv: Sequence[str]) -> int:

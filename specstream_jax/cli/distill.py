@@ -19,6 +19,8 @@ from specstream_jax.cli import decoding_flags
 from specstream_jax.outputs import names
 from specstream_jax.workflows import distill as workflow
 
+RESULTS = 'output_dir'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

@@ -17,6 +17,8 @@ from specstream_jax.config import drafting as config_drafting
 from specstream_jax.report import page
 from specstream_jax.workflows import evaluate as workflow
 
+RESULTS = 'results_dir'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

@@ -27,6 +27,8 @@ _UNITS = {
 }
 _SIZE = re.compile(r'(\d{1,9})\s*([KMG]I?B)?', re.IGNORECASE)
 
+RESULTS = 'output_dir'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

@@ -22,6 +22,8 @@ from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import prompt_rows
 from specstream_jax.workflows import generate as workflow, generate_file
 
+RESULTS = 'output'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""
@@ -57,7 +59,7 @@ def define_flags() -> None:
     'drafter',
     None,
     "NAME or NAME:setting=value,…; 'none' is plain decoding, default 'streams' "
-    'if there is an adapter.',
+    'if there is an adapter. `specstream bench --help` lists all.',
   )
   flags.DEFINE_multi_string(
     'stop',

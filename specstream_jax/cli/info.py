@@ -115,7 +115,12 @@ def _peft_rows(path: str) -> Iterator[tuple[str, object]]:
   shapes = peft.shapes(path)
   yield 'PEFT LoRA', path
   yield 'base', cfg.base or 'not said'
-  yield 'LoRA', f'rank {cfg.rank}, alpha {cfg.alpha:g}'
+  scale = ', scale α/√r' if cfg.is_rank_stabilised else ''
+  yield 'LoRA', f'rank {cfg.rank}, alpha {cfg.alpha:g}{scale}'
+  for kind, values in (('rank', cfg.ranks), ('alpha', cfg.alphas)):
+    if values:
+      pairs = (f'{pattern} {value:g}' for pattern, value in values.items())
+      yield f'{kind} by module', ', '.join(pairs)
   yield (
     'modules',
     ', '.join(
@@ -220,10 +225,13 @@ def _model_rows(path: str) -> Iterator[tuple[str, object]]:
     f'{cfg.family} ({families.by_name(cfg.family).architecture})',
   )
   yield 'parameters', f'{weights.count(cfg):,}'
+  left_out = {'dtype', 'family', 'rope_scaling', 'layer_kinds'}
+  if cfg.num_learned_positions:
+    left_out.add('rope_theta')
   for name, value in config_model.beyond_defaults(cfg).items():
     if isinstance(value, dict) and name != 'rope_scaling':
       yield name, ', '.join(f'{key} {_plain(v)}' for key, v in value.items())
-    elif name not in ('dtype', 'family', 'rope_scaling', 'layer_kinds'):
+    elif name not in left_out:
       yield name, value
   yield 'layers', _counted(cfg.kinds)
   yield 'positions', _positions(cfg)

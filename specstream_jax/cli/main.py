@@ -8,7 +8,6 @@ import importlib
 import os
 import re
 import sys
-import textwrap
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -16,25 +15,9 @@ import gin
 import jax
 
 from specstream_jax import processes
-from specstream_jax.cli import exits, gin_files, recipes
+from specstream_jax.cli import exits, gin_files, help_texts, recipes
 
-COMMANDS = {
-  'quickstart': 'fetch a model and show it decoding faster, with equal tokens',
-  'fetch': 'bring a known model to the cache folder',
-  'info': 'print what a model, an adapter or a folder of records holds',
-  'prepare': 'run a task once and write token records for training',
-  'train': 'train speculative streams and LoRA on token records',
-  'train_medusa': 'train Medusa heads on token records, to compare with',
-  'distill': "write the model's own answers as training data",
-  'generate': 'complete prompts',
-  'evaluate': 'compare speculative with plain decoding on a task',
-  'bench': 'compare drafters on tasks: one table, one report',
-  'export': 'write model and adapter as folders that other engines load',
-  'results': "write benchmarks as the paper's table",
-  'compile': 'try a TPU slice that is not there: memory, traffic, does it fit?',
-  'check': 'prove that drafts change nothing: tokens, laws, logits, weights',
-}
-
+COMMANDS = help_texts.COMMANDS
 # Commands that several processes run as one job.
 _DISTRIBUTED = ('train',)
 _HELP = {'--help', '-help', '-h', '--helpfull', '-?', '--helpshort'}
@@ -46,27 +29,6 @@ _KINDS = {
   r"\('Non-boolean argument": 'true or false',
 }
 _DEFAULT_CACHE = os.path.join('~', '.cache', 'specstream', 'xla')
-
-
-def usage() -> str:
-  """The text of `specstream --help`."""
-  width = max(map(len, COMMANDS))
-  rows = '\n'.join(
-    f'  {name:{width}}  {what}' for name, what in COMMANDS.items()
-  )
-  return (
-    'usage: specstream COMMAND [flags]\n\n'
-    f'{rows}\n\n'
-    'specstream COMMAND --help lists the flags of a command.\n'
-    '--gin_file=FILE and --gin.Class.field=value set any config field,\n'
-    '--recipe=NAME those of a recipe that comes with the package:\n'
-    + textwrap.fill(
-      ', '.join(recipes.names()),
-      initial_indent='  ',
-      subsequent_indent='  ',
-      break_on_hyphens=False,
-    )
-  )
 
 
 def split_gin(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -163,10 +125,13 @@ def run(argv: Sequence[str] | None = None) -> None:
   args = list(sys.argv[1:] if argv is None else argv)
   given = ['specstream', *args]
   if not args or args[0] in ('-h', '--help', 'help'):
-    _show_help(usage())
+    _show_help(help_texts.usage())
   name = args.pop(0)
   if name not in COMMANDS:
-    print(f'specstream: unknown command {name!r}\n\n{usage()}', file=sys.stderr)
+    print(
+      f'specstream: unknown command {name!r}\n\n{help_texts.usage()}',
+      file=sys.stderr,
+    )
     raise SystemExit(2)
   try:
     args, bindings = split_gin(args)
@@ -178,12 +143,18 @@ def run(argv: Sequence[str] | None = None) -> None:
   command = importlib.import_module(f'specstream_jax.cli.{name}')
   own = _defined_by(command.define_flags)
   common = _defined_by(define_common_flags)
-  if _HELP & set(args):
-    _show_help(command_usage(name, command.__doc__ or '', own, common))
+  if wanted := _HELP & set(args):
+    sections = {'flags': own, 'flags of every command': common}
+    if '--helpfull' in wanted:
+      known = {*own, *common}
+      rest = sorted(set(flags.FLAGS) - known)
+      sections['flags of the libraries'] = rest
+    more = getattr(command, 'more_help', str)()
+    about = command.__doc__ or ''
+    _show_help(help_texts.command_usage(name, about, sections, more))
 
   def main(remaining: Sequence[str]) -> int:
-    takes_names = getattr(command, 'TAKES_NAMES', False)
-    return _guarded(name, command.main, remaining, bindings, takes_names)
+    return _guarded(name, command, remaining, bindings)
 
   # What results say they were made with.
   sys.argv[:] = given
@@ -225,44 +196,11 @@ def _defined_by(define: Callable[[], None]) -> list[str]:
   return sorted(set(flags.FLAGS) - before)
 
 
-def command_usage(
-  name: str, about: str, own: Sequence[str], common: Sequence[str]
-) -> str:
-  """The text of `specstream COMMAND --help`.
-
-  Args:
-    name: of the command.
-    about: docstring of its module.
-    own: names of its flags.
-    common: names of the flags that every command has.
-  """
-  lines = [f'usage: specstream {name} [flags]', '', about.strip(), '']
-  for title, names in (('flags:', own), ('flags of every command:', common)):
-    lines += [title, *(_flag_help(flags.FLAGS[flag]) for flag in names), '']
-  lines += [
-    'A switch --x is turned off with --nox. --gin.Class.field=value sets any',
-    'config field that the command uses; config/ describes them. Gin files',
-    'may do no more than that unless --trust_gin is given.',
-  ]
-  return '\n'.join(lines)
-
-
-def _flag_help(flag: flags.Flag) -> str:
-  text = ' '.join(flag.help.split()).replace('.; repeat', '; repeat')
-  if flag.default not in (None, '', [], False):
-    text += f' (default {flag.default_as_str})'
-  is_switch = flag.flag_type() == 'bool'
-  head = f'  --{flag.name}' + ('' if is_switch else f'=<{flag.flag_type()}>')
-  return '\n'.join(
-    [head, *(f'      {line}' for line in textwrap.wrap(text, 72))]
-  )
-
-
-def _guarded(name, main, remaining, bindings, takes_names):
+def _guarded(name, command, remaining, bindings):
   """Runs the command; a user's mistake becomes one line and exit status 1."""
   logging.set_verbosity(logging.WARNING)
   try:
-    if remaining[1:] and not takes_names:
+    if remaining[1:] and not getattr(command, 'TAKES_NAMES', False):
       raise ValueError(
         f'does not take {" ".join(map(repr, remaining[1:]))}; flags begin '
         'with --'
@@ -277,7 +215,8 @@ def _guarded(name, main, remaining, bindings, takes_names):
       )
     else:  # those save on SIGTERM by themselves, and all processes agree on it
       exits.on_sigterm()
-    status = main(remaining) or 0
+    _say_where(getattr(command, 'RESULTS', ''))
+    status = command.main(remaining) or 0
     sys.stdout.flush()
     _warn_of_unused(bindings)
     return status
@@ -285,6 +224,14 @@ def _guarded(name, main, remaining, bindings, takes_names):
     if flags.FLAGS.debug:
       raise
     return exits.report(name, error)
+
+
+def _say_where(flag: str) -> None:
+  """Names the folder or file that a command is going to fill."""
+  value = getattr(flags.FLAGS, flag) if flag else None
+  is_dry = 'dry_run' in flags.FLAGS and flags.FLAGS.dry_run
+  if value and not is_dry and processes.is_main():
+    print(f'results will be in {value}', file=sys.stderr, flush=True)
 
 
 def _warn_of_unused(bindings: Sequence[str]) -> None:

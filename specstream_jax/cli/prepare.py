@@ -19,6 +19,8 @@ from specstream_jax.data import quiet, records, registry, vocabulary
 
 FLAGS = flags.FLAGS
 
+RESULTS = 'output_dir'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

@@ -21,6 +21,8 @@ ADAPTER = 'e2e_nlg'
 # The adapter's tree; drafts come from the task's own tokens, see docs/bench.
 DRAFTER = config_drafting.DrafterConfig(vocabulary='adapter')
 
+RESULTS = 'results_dir'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

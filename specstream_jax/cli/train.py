@@ -24,6 +24,8 @@ from specstream_jax.workflows import (
   train_draft_model,
 )
 
+RESULTS = 'output_dir'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

@@ -12,6 +12,8 @@ from specstream_jax.checkpoints import medusa
 from specstream_jax.cli import train_flags
 from specstream_jax.workflows import train_medusa as workflow
 
+RESULTS = 'output_dir'
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""

@@ -200,6 +200,13 @@ def _known(name: str) -> tuple[str, ...]:
   return (*DRAFTERS, *_REGISTERED)
 
 
+def known() -> dict[str, type[DrafterConfig]]:
+  """Every drafter by name, also of installed packages, with its settings."""
+  for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+    entry.load()
+  return dict.fromkeys(DRAFTERS, DrafterConfig) | _REGISTERED
+
+
 def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
   """A drafter from text such as `streams:num_nodes=8,depth=3`.
 

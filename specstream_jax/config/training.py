@@ -117,6 +117,8 @@ class TrainConfig:
     eval_batches: batches of an evaluation.
     save_every: steps between two checkpoints.
     keep_checkpoints: how many of them stay, beside the best.
+    patience: evaluations in a row that better neither drafts nor answers, after
+      which the run ends; 0 goes to the last step.
   """
 
   num_steps: int = 1000
@@ -127,6 +129,7 @@ class TrainConfig:
   eval_batches: int = 8
   save_every: int = 100
   keep_checkpoints: int = 2
+  patience: int = 0
 
   def __post_init__(self):
     checks.config_types(self)
@@ -136,7 +139,7 @@ class TrainConfig:
       name, value = f'TrainConfig.{field.name}', getattr(self, field.name)
       most = bounds.ROWS if field.name == 'batch_size' else bounds.COUNT
       if field.name != 'seed':
-        checks.count(name, value, 1, most)
+        checks.count(name, value, 0 if field.name == 'patience' else 1, most)
 
 
 @gin.configurable

@@ -35,8 +35,9 @@ def render(
   *,
   tools: Sequence[Mapping[str, Any]] | None = None,
   documents: Sequence[Mapping[str, Any]] | None = None,
+  add_generation_prompt: bool = True,
 ) -> chat_format.Text:
-  """The messages as text that ends where the assistant is to answer.
+  """The messages as text, which ends where the assistant is to answer.
 
   The text is whole: where the model wants BOS, the template writes it, and
   `Model.encode_prompt` adds none.
@@ -47,6 +48,8 @@ def render(
     messages: {role, content, …}, JSON types; a None among them is left out.
     tools: JSON schemas of functions that the model may call.
     documents: {title, text} to answer from.
+    add_generation_prompt: ask for an answer; without, the text ends as the
+      template ends the last message.
 
   Raises:
     ValueError: the model has no template, or it refuses these messages, fails,
@@ -67,7 +70,7 @@ def render(
     ],
     'tools': tools,
     'documents': documents,
-    'add_generation_prompt': True,
+    'add_generation_prompt': add_generation_prompt,
   }
   try:
     text = render_process.RENDERER.render(source or str(template), names)

@@ -126,7 +126,7 @@ def open_text(path: str) -> Iterator[IO[str]]:
       raise
 
 
-def _csv_rows(reader) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def csv_rows(reader: Any) -> Iterator[tuple[int, list[str] | csv.Error]]:
   """Yields (line, fields), or (line, error) where the csv syntax breaks."""
   while True:
     line = reader.line_num + 1
@@ -138,7 +138,7 @@ def _csv_rows(reader) -> Iterator[tuple[int, list[str] | csv.Error]]:
       yield line, error
 
 
-def _fields_problem(fields: list[str] | csv.Error, header: list[str]) -> str:
+def fields_problem(fields: list[str] | csv.Error, header: list[str]) -> str:
   """What is wrong with a CSV row; empty if nothing is."""
   if isinstance(fields, csv.Error):
     return f'not CSV: {fields}'
@@ -203,10 +203,10 @@ def read_csv(
           f'{source_column!r} and {answer_column!r}'
         )
     source, answer = header.index(source_column), header.index(answer_column)
-    for line, fields in _csv_rows(reader):
+    for line, fields in csv_rows(reader):
       if fields == []:
         continue
-      problem = _fields_problem(fields, header)
+      problem = fields_problem(fields, header)
       if problem or isinstance(fields, csv.Error):
         collector.bad(line, problem)
         continue

@@ -42,13 +42,21 @@ def write(
   *,
   metrics_path: str | None = None,
   forward_cost: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+  base_quality: Mapping[str, float] | None = None,
+  notes: Mapping[str, str] | None = None,
 ) -> None:
   """Writes the page; arguments as in `render`.
 
   Raises:
     ValueError: the folder cannot be written.
   """
-  page = render(doc, metrics_path=metrics_path, forward_cost=forward_cost)
+  page = render(
+    doc,
+    metrics_path=metrics_path,
+    forward_cost=forward_cost,
+    base_quality=base_quality,
+    notes=notes,
+  )
   writing.write_text(path, page)
 
 
@@ -57,6 +65,8 @@ def render(
   *,
   metrics_path: str | None = None,
   forward_cost: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+  base_quality: Mapping[str, float] | None = None,
+  notes: Mapping[str, str] | None = None,
 ) -> str:
   """The page.
 
@@ -64,6 +74,8 @@ def render(
     doc: what was measured, at least one run.
     metrics_path: metrics.jsonl of the adapter's training, to plot as well.
     forward_cost: see `plots.forward_cost`.
+    base_quality: scores of the base model, to stand beside those of the runs.
+    notes: what a reader should know of how it came about, by name.
 
   Raises:
     ValueError: there are no runs, or the metrics cannot be read.
@@ -78,8 +90,9 @@ def render(
     _header(doc),
     '</header>',
     '<main>',
+    _section('How it was made', _facts(notes) if notes else ''),
     _section('Runs', _runs_table(doc.runs)),
-    _section('Quality', _quality_table(doc.runs)),
+    _section('Quality', _quality_table(doc.runs, base_quality)),
     _section('Plots', _plots(doc.runs, metrics_path, forward_cost)),
     _section('Sample outputs', _samples(doc.runs)),
     _section('Environment', _environment(doc)),
@@ -177,15 +190,21 @@ def _runs_table(runs: Sequence[results.RunResult]) -> str:
   )
 
 
-def _quality_table(runs: Sequence[results.RunResult]) -> str:
-  """Scores of both sides; nothing if no task was scored."""
+def _quality_table(
+  runs: Sequence[results.RunResult], base: Mapping[str, float] | None
+) -> str:
+  """Scores of both sides, and of the base; nothing if no task was scored."""
   rows = []
   for run in runs:
     plain, fast = run.quality['autoregressive'], run.quality['speculative']
     for name in [*plain, *(name for name in fast if name not in plain)]:
       scores = [f'{s[name]:.2f}' if name in s else '–' for s in (plain, fast)]
+      if base is not None:
+        scores.insert(0, f'{base[name]:.2f}' if name in base else '–')
       rows.append([run.task, run.label, name, *scores])
   names = ['task', 'drafter', 'metric', 'autoregressive', 'speculative']
+  if base is not None:
+    names.insert(3, 'base model')
   return _table('Quality', names, rows) if rows else ''
 
 
@@ -345,6 +364,11 @@ def _environment(doc: results.Document) -> str:
       f'{name} {seconds:.1f} s' for name, seconds in run.compile_seconds.items()
     ),
   }
+  return _facts(facts)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+  """Names and what they stand for."""
   items = ''.join(
     f'<dt>{_text(name)}</dt><dd>{_text(value)}</dd>'
     for name, value in facts.items()

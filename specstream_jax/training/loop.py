@@ -17,16 +17,17 @@ from typing import Any, Protocol
 
 import jax
 import optax
-import tqdm
 
 from specstream_jax import arrays, config, partitioning, processes
 from specstream_jax.modeling import blocks, build
+from specstream_jax.outputs import progress as progress_lib
 from specstream_jax.training import (
   accumulation,
   checkpoints as checkpoints_lib,
   goodput,
   metric_files as metrics_lib,
   screen,
+  stalling,
   step as step_lib,
 )
 
@@ -110,7 +111,9 @@ def train(
   *,
   progress: bool = True,
 ) -> Outcome:
-  """Runs to `num_steps`, resuming from the last checkpoint if there is one.
+  """Runs to `num_steps`, or until evaluations get no better (`patience`).
+
+  Resumes from the last checkpoint if there is one.
 
   SIGTERM and SIGINT save and return cleanly after the current step; in a job
   of several processes, after a step that all agree on. A checkpoint that cannot
@@ -129,13 +132,7 @@ def train(
   advance, evaluate, weigh = _compiled(setup, optimizer, open_eval, state)
   run = _Run(setup, batches, checkpoints, writer, evaluate, clock, start)
   shares = _shares(setup, batches, weigh, start)
-  with (
-    _signals() as stop,
-    tqdm.tqdm(
-      total=cfg.num_steps, initial=start, unit='step', disable=not progress
-    ) as bar,
-  ):
-    screen.say(bar, setup.legend)
+  with _signals() as stop, _bar(setup, start, progress) as bar:
     try:
       for number in range(start + 1, cfg.num_steps + 1):
         with clock.part('data'):
@@ -145,6 +142,8 @@ def train(
           state, metrics = advance(state, setup.base, share.batch, share.group)
           _check_finite(number, metrics)
         run.after_step(number, state, metrics, bar, share.is_last)
+        if run.has_stalled:
+          break
         if processes.should_stop(number):
           stop.append(signal.SIGTERM)
         # The place in the data is that after the whole group.
@@ -155,8 +154,19 @@ def train(
       run.finish()
   if stop:  # The first to exit, by 143, may take the others along.
     processes.barrier('saved')
-  is_early = stop and int(state.step) < cfg.num_steps
+  is_early = stop and not run.has_stalled and int(state.step) < cfg.num_steps
   return Outcome(state, clock.shares(), stop[0] if is_early else 0)
+
+
+def _bar(setup, start, is_shown):
+  """The bar of a run from step `start` on, under what its numbers mean."""
+  bar = progress_lib.bar(
+    total=setup.train.num_steps, initial=start, unit='step', show=is_shown
+  )
+  progress_lib.say(
+    bar, f'{setup.legend}\nthe first step {progress_lib.COMPILING}'
+  )
+  return bar
 
 
 def _shares(setup, batches, weigh, start):
@@ -243,7 +253,8 @@ class _Run:
     self._batches, self._checkpoints = batches, checkpoints
     self._writer, self._evaluate = writer, evaluate
     self._means, self._clock = metrics_lib.Means(), time.perf_counter()
-    self._since_log, self._updated = 0, start
+    self._since_log, self._updated, self._first = 0, start, start + 1
+    self._evaluations = stalling.read(writer.path, start)
 
   def after_step(self, number, state, metrics, bar, has_updated):
     """Logs, evaluates and saves as often as the settings say."""
@@ -252,6 +263,8 @@ class _Run:
     self._means.add(metrics)
     self._since_log += 1
     bar.update()
+    if number == self._first:
+      progress_lib.forget_so_far(bar)
     if number % cfg.log_every == 0 or last:
       self._log(number, bar)
     if not has_updated:
@@ -264,11 +277,23 @@ class _Run:
       with self._goodput.part('evaluation'):
         results = self._evaluate(state.adapter)
       self._writer.write(number, results, 'eval')
-      screen.say(bar, f'evaluation at step {number}: {screen.line(results)}')
+      self._evaluations.append(results)
+      progress_lib.say(
+        bar, f'evaluation at step {number}: {screen.line(results)}'
+      )
+      if self.has_stalled:
+        progress_lib.say(
+          bar, f'no better for {cfg.patience} evaluations: the end'
+        )
       self._clock += time.perf_counter() - started
     if results or due(cfg.save_every):
       self.save(state, results)
     self._updated = number
+
+  @property
+  def has_stalled(self):
+    """Whether evaluations have stopped getting better."""
+    return stalling.has_stalled(self._evaluations, self._cfg.patience)
 
   def save(self, state, results=None):
     with self._goodput.part('checkpoint'):
@@ -281,8 +306,10 @@ class _Run:
 
   def _log(self, number, bar):
     means, now = self._means.result(), time.perf_counter()
-    tokens, self._since_log = means.pop('tokens') * self._since_log, 0
+    num_steps, self._since_log = self._since_log, 0
+    tokens = means.pop('tokens') * num_steps
     means['tokens_per_second'] = tokens / (now - self._clock)
+    means['steps_per_second'] = num_steps / (now - self._clock)
     self._clock = now
     shares = self._goodput.shares()
     means |= {f'time/{name}': share for name, share in shares.items()}

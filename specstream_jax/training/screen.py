@@ -2,9 +2,6 @@
 """What a run shows of itself: a progress line, its legend, evaluations."""
 
 from collections.abc import Mapping
-import sys
-
-import tqdm
 
 _SCORES = 'top-1 is how often the likeliest token is the right one'
 STREAMS = f'{_SCORES}: the next | one to γ further on, by streams 1 to γ'
@@ -39,9 +36,3 @@ def line(means: Mapping[str, float]) -> str:
   if 'tokens_per_second' in means:
     parts.append(f'{means["tokens_per_second"]:.0f} tokens/s')
   return ', '.join(parts)
-
-
-def say(bar: tqdm.tqdm, text: str) -> None:
-  """A line above the progress bar, if that is shown."""
-  if not bar.disable:
-    bar.write(text, file=sys.stderr)

@@ -27,7 +27,7 @@ from specstream_jax.report import bench_table, page
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
 # Options that do not change what is measured.
-_OF_THE_RUN = ('resume', 'overwrite')
+_OF_THE_RUN = ('resume', 'overwrite', 'num_samples')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Options:
     synthetic_acceptance: chance that a draft is accepted; 0 verifies.
     resume: go on with the journal that is there.
     overwrite: start anew where there is one.
+    num_samples: texts of each rival that the report shows.
   """
 
   drafters: tuple[str, ...] = ('streams',)
@@ -68,11 +69,13 @@ class Options:
   synthetic_acceptance: float = 0.0
   resume: bool = False
   overwrite: bool = False
+  num_samples: int = 2
 
   def __post_init__(self):
     """Raises ValueError if a value is out of range or of another type."""
     checks.option_types(self)
     checks.at_least('num_prompts', self.num_prompts, 0)
+    checks.at_least('num_samples', self.num_samples, 0)
     for name, least, most in (
       ('max_new_tokens', 2, bounds.TOKENS),  # the first is of the prompt pass
       ('max_prompt_tokens', 2, bounds.TOKENS),
@@ -127,7 +130,11 @@ def bench(
       made.run(progress=progress)
     finally:
       runs = summary.summarize(
-        model, made, schedule=options.schedule, sampling=options.sampling
+        model,
+        made,
+        schedule=options.schedule,
+        sampling=options.sampling,
+        num_samples=options.num_samples,
       )
       if runs:
         _write(folder, runs, made, runners, model, command)

@@ -13,14 +13,17 @@ import json
 import os
 from typing import Any
 
-import tqdm
-
 from specstream_jax import config, runtime
 from specstream_jax.bench import journal as journal_lib, journal_lines, results
 from specstream_jax.checkpoints import chat_format, token_ids
 from specstream_jax.config import bounds, checks
 from specstream_jax.data import chat, readers, registry
-from specstream_jax.outputs import locks, names, writing
+from specstream_jax.outputs import (
+  locks,
+  names,
+  progress as progress_lib,
+  writing,
+)
 
 _NO_CHARACTER = '\N{REPLACEMENT CHARACTER}'
 
@@ -236,10 +239,11 @@ def _answer(model, rows, options, journal, progress, total):
     size = options.prompt_bucket
     bucket = -(-len(row.tokens) // size) * size
     buckets.setdefault(bucket, []).append(row)
-  bar = tqdm.tqdm(
-    total=total, initial=total - len(rows), unit='row', disable=not progress
+  bar = progress_lib.bar(
+    total=total, initial=total - len(rows), unit='row', show=progress
   )
   with bar:
+    progress_lib.say(bar, f'each length {progress_lib.COMPILING}')
     for bucket, waiting in sorted(buckets.items()):
       decode = config.DecodeConfig(
         max_new_tokens=options.max_new_tokens,
@@ -270,10 +274,17 @@ def _answer(model, rows, options, journal, progress, total):
               ),
               'num_tokens': len(tokens),
               'finished': reason == 'eos',
-              **({'chat': True} if options.is_chat else {}),
+              **_chat_mark(row.prompt),
             },
           )
         bar.update(len(part))
+        if not start:  # that batch compiled
+          progress_lib.forget_so_far(bar)
+
+
+def _chat_mark(prompt):
+  """What a row says of a prompt that a chat template wrote."""
+  return {'chat': True} if isinstance(prompt, chat_format.Text) else {}
 
 
 def _provenance(model, prompts, options) -> dict[str, Any]:

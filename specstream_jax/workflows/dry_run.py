@@ -61,14 +61,21 @@ def warn_if_large(
   base: str, recipe: train.Recipe, *, dtype: str, remat: str
 ) -> None:
   """Warns of a run that will hardly fit; arguments as for `describe`."""
-  cfg = loading.load_config(base, dtype=dtype)
-  built = build.build(cfg, recipe.stream, recipe.lora)
   memory.warn(
     'weights, adapter and activations of a step',
-    sum(_parts(built, recipe, remat).values()),
+    memory_bytes(base, recipe, dtype=dtype, remat=remat),
     'a smaller --batch_size, --remat=full or --dtype=bfloat16 need less',
     num_devices=partitioning.default().mesh.size,
   )
+
+
+def memory_bytes(
+  base: str, recipe: train.Recipe, *, dtype: str, remat: str
+) -> int:
+  """Estimate of what a run takes, over all devices."""
+  cfg = loading.load_config(base, dtype=dtype)
+  built = build.build(cfg, recipe.stream, recipe.lora)
+  return sum(_parts(built, recipe, remat).values())
 
 
 def _parts(built, recipe, remat):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import os
+import pathlib
 import shutil
 from typing import Any
 
@@ -20,6 +21,8 @@ from specstream_jax.checkpoints import (
   chat_format,
   draft_vocabulary,
   eos,
+  fetch,
+  fields as fields_lib,
   files,
   fitted,
   generation_config,
@@ -192,7 +195,7 @@ def _writers(base, output_dir, loaded, found, kind, options) -> _Writers:
       found.folded,
       found.folded_lora,
       loaded.config,
-      base=str(loaded.source),
+      base=_findable(base, loaded),
       dtype=options.dtype,
     )
   if found.rest:
@@ -205,28 +208,52 @@ def _model_writers(base, loaded, folded, found, options) -> _Writers:
   ends = eos.union(loaded.eos_ids, found.eos_ids)
   template = loaded.chat_template or found.chat_template
   tokenizer = loading.known_tokenizer(loaded.tokenizer)
+  path = loading.resolve(base)
+  ids = _special_ids(path, loaded)
   made = huggingface.writers(
     loaded.config,
     folded,
-    huggingface.Extras(tokenizer, template, ends),
+    huggingface.Extras(tokenizer, template, ends, ids),
     dtype=options.dtype,
     max_shard_bytes=options.max_shard_bytes,
   )
-  path = loading.resolve(base)
   copied = [name for name in _TOKENIZER_FILES if (path / name).is_file()]
   if loaded.chat_template is not None or template is None:
     made |= {
       name: functools.partial(_copy, os.fspath(path / name)) for name in copied
     }
-  fields: dict[str, Any] = {**loaded.generation}
+  fields: dict[str, Any] = {**ids, **loaded.generation}
   if ends:
     fields['eos_token_id'] = list(ends) if ends[1:] else ends[0]
-  if loaded.bos_id is not None:
-    fields.setdefault('bos_token_id', loaded.bos_id)
   made[generation_config.FILE] = lambda path: files.write_json(path, fields)
   # Last, as a folder with it is taken for whole.
   made['config.json'] = made.pop('config.json')
   return made
+
+
+def _findable(base: str, loaded: loading.LoadedModel) -> str:
+  """What another program finds the base by: a hub id, or a whole path."""
+  path = os.path.expanduser(base)
+  if os.path.exists(path):
+    return os.path.abspath(path)
+  known = fetch.KNOWN.get(loaded.source)
+  return known.hub if known else str(loaded.source)
+
+
+def _special_ids(
+  path: pathlib.Path, loaded: loading.LoadedModel
+) -> dict[str, int]:
+  """Ids of BOS and padding as the base's files name them, config.json first."""
+  config_file = path / 'config.json'
+  raw = files.read_json(config_file) if config_file.is_file() else {}
+  own = {'bos_token_id': loaded.bos_id}
+  ids = {}
+  for name in ('bos_token_id', 'pad_token_id'):
+    said = (held.get(name) for held in (raw, loaded.generation, own))
+    found = [value for value in said if fields_lib.COUNT.fits(value)]
+    if found:
+      ids[name] = found[0]
+  return ids
 
 
 def _copy(source: str, path: str) -> None:

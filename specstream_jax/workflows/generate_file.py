@@ -13,13 +13,11 @@ import os
 import pathlib
 from typing import Any
 
-import tqdm
-
 from specstream_jax import runtime
 from specstream_jax.bench import journal as journal_lib
 from specstream_jax.checkpoints import chat_format
 from specstream_jax.config import checks
-from specstream_jax.outputs import locks, writing
+from specstream_jax.outputs import locks, progress as progress_lib, writing
 from specstream_jax.workflows import generate, prompts as prompts_lib
 
 _ANSWERS = ('completion', 'targets')
@@ -115,17 +113,17 @@ def _complete(model, rows, prompts, path, options, batch_size, progress):
   )
   todo = [i for i in range(len(rows)) if (i,) not in journal]
   todo.sort(key=lambda i: len(prompts[i]))  # little padding, few compilations
-  bar = tqdm.tqdm(
-    total=len(rows),
-    initial=len(rows) - len(todo),
-    unit='row',
-    disable=not progress,
-  )
-  with bar:
+  num_done = len(rows) - len(todo)
+  with progress_lib.bar(
+    total=len(rows), initial=num_done, unit='row', show=progress
+  ) as bar:
+    progress_lib.say(bar, f'the decoder {progress_lib.COMPILING}')
     for part, made in in_batches(model, prompts, options, batch_size, todo):
       for i, row in zip(part, made, strict=True):
         journal.add((i,), _answer(row))
       bar.update(len(part))
+      if bar.n <= num_done + len(part):  # that batch compiled
+        progress_lib.forget_so_far(bar)
   lines = [_line(row, journal[(i,)]) for i, row in enumerate(rows)]
   writing.write_text(path, ''.join(lines))
   pathlib.Path(f'{path}.journal').unlink(missing_ok=True)

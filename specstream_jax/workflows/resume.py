@@ -23,6 +23,7 @@ _FREE = (
   'train.eval_batches',
   'train.save_every',
   'train.keep_checkpoints',
+  'train.patience',
   'data.eval_batch_size',
   'tree.',
 )

@@ -11,6 +11,7 @@ import io
 
 import numpy as np
 import pytest
+import tqdm
 
 from specstream_jax.bench import (
   grid,
@@ -388,12 +389,12 @@ def test_shards_deal_out_the_batches():
 def test_the_bar_of_a_run_that_goes_on_ends_full(monkeypatch):
   bars = []
 
-  class Bar(grid.tqdm.tqdm):
+  class Bar(tqdm.tqdm):
     def __init__(self, **named):
       super().__init__(**named | {'file': io.StringIO()})
       bars.append(self)
 
-  monkeypatch.setattr(grid.tqdm, 'tqdm', Bar)
+  monkeypatch.setattr(grid.progress_lib.tqdm, 'tqdm', Bar)
   journal = journal_lib.Memory()
   _bench(journal)[0].run()
   del journal[_key('streams', 1, 2)]

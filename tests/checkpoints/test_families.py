@@ -185,6 +185,10 @@ REFUSED = {
   ],
   'gemma3': [
     (
+      {'attn_logit_softcapping': 50.0},
+      r'attn_logit_softcapping is 50\.0; accepted: None',
+    ),
+    (
       {'rope_parameters': {'sliding_attention': {'rope_type': 'yarn'}}},
       'rope_parameters.sliding_attention = .* is not understood',
     ),
@@ -202,7 +206,10 @@ REFUSED = {
       'scale_attn_by_inverse_layer_idx is True; accepted: False',
     ),
   ],
-  'phi': [({'qk_layernorm': True}, 'qk_layernorm is True; accepted: False')],
+  'phi': [
+    ({'qk_layernorm': True}, 'qk_layernorm is True; accepted: False'),
+    ({'tie_word_embeddings': True}, 'tie_word_embeddings is True; accepted: F'),
+  ],
   'phi3': [
     ({'full_attn_mod': 2}, 'full_attn_mod is 2; accepted: 1'),
     (
@@ -228,6 +235,29 @@ def test_what_would_change_the_maths_is_refused(name):
   for change, message in REFUSED[name]:
     with pytest.raises(ValueError, match=message):
       huggingface_config.parse(raw | change, 'config.json')
+
+
+@pytest.mark.parametrize('name', ['phi', 'phi3', 'gpt_neox'])
+def test_a_partial_rotary_is_read_where_either_version_keeps_it(name):
+  raw = family_models.raw_config(name, 'config_4.json')
+  names = ('partial_rotary_factor', 'rotary_pct', 'rope_scaling')
+  bare = {k: v for k, v in raw.items() if k not in (*names, 'rope_parameters')}
+  bare |= {'hidden_size': 40 * raw['num_attention_heads']}
+  table = {'rope_type': 'default'}
+  top = {'partial_rotary_factor': 0.4}
+  found = [
+    huggingface_config.parse(bare | fields, 'config.json').num_rotated
+    for fields in (
+      {'rope_parameters': table | top},
+      {'rope_parameters': table | top, **top},
+      {'rope_parameters': table} | top,
+    )
+  ]
+  assert found == [16] * 3
+  with pytest.raises(ValueError, match=r'partial_rotary_factor = 0\.4 is'):
+    huggingface_config.parse(
+      bare | {'rope_parameters': table | top, 'partial_rotary_factor': 0.5}, 'x'
+    )
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -147,6 +147,20 @@ def test_quantised_checkpoints_are_refused_in_one_line(tmp_path, method, name):
   assert '\n' not in str(found.value)
 
 
+@pytest.mark.parametrize(
+  ('said', 'name'),
+  [
+    ({'load_in_8bit': True}, 'bitsandbytes'),
+    ({'load_in_4bit': True, 'quant_method': None}, 'bitsandbytes'),
+    ({'bits': 4}, 'a method that is not named'),
+  ],
+)
+def test_quantised_by_a_method_without_a_name(tmp_path, said, name):
+  raw = model_files.HF_CONFIG | {'quantization_config': said}
+  with pytest.raises(ValueError, match=f'is quantised with {name}, which'):
+    quantized.refuse(raw, tmp_path)
+
+
 def test_quantised_before_config_json_said_so(tmp_path):
   folder = model_files.write_hf(tmp_path / 'a')
   quantized.refuse(model_files.HF_CONFIG, folder)

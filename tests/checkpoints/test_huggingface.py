@@ -69,7 +69,9 @@ def test_ignores_what_does_not_change_the_maths():
       use_cache=False,
       transformers_version='4.42.3',
       initializer_range=0.04,
-      pretraining_tp=1,
+      pretraining_tp=2,  # how a product is split, not what it is
+      unsloth_version='2025.1',
+      output_past=True,
       rope_interleaved=False,
       rope_scaling=None,
       attention_bias=False,
@@ -92,14 +94,12 @@ def test_lists_every_field_that_changes_the_maths():
   with pytest.raises(ValueError, match='refused') as error:
     parse(
       hidden_act='gelu',
-      pretraining_tp=2,
       logit_scale=0.5,
       quantization_config={'bits': 4},
       rope_scaling={'rope_type': 'odd', 'factor': 2.0},
     )
   for text in (
     "hidden_act is 'gelu'; accepted: 'silu'",
-    'pretraining_tp is 2; accepted: 1',
     'logit_scale = 0.5 is not understood',
     "quantization_config = {'bits': 4} is not understood",
     "rope_type is 'odd'; accepted: 'default', 'linear', 'dynamic'",

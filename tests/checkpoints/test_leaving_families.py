@@ -72,6 +72,7 @@ def test_info_names_the_family_and_its_modules(name):
   assert 'LoRA modules:' in text and 'down' in text
   assert 'missing:           a tokenizer: ' in text
   assert 'Config(' not in text
+  assert ('rope_theta:' in text) == (cfg.num_learned_positions == 0)
   most = f'{cfg.most_positions or cfg.max_position_embeddings:,}'
   (line,) = (x for x in text.splitlines() if x.startswith('positions:'))
   refused = ', longer texts are refused' if name == 'phi3' else ''

@@ -136,6 +136,29 @@ def test_what_is_not_understood_is_named(tmp_path, fields, text):
     fitted.read(folder, base())
 
 
+def test_lora_on_the_head_is_told_in_one_line(tmp_path):
+  def on_head(tensors):
+    names = 'base_layer.weight', 'lora_A.weight', 'lora_B.weight'
+    extra = {f'{PREFIX}lm_head.{n}': np.ones((2, 2), np.float32) for n in names}
+    return tensors | extra
+
+  targets = ['q_proj', 'v_proj', 'lm_head']
+  folder = copy(tmp_path / 'a', tensors=on_head, target_modules=targets)
+  text = 'LoRA on lm_head is not read; on these it is: down_proj, gate_proj, '
+  with pytest.raises(ValueError, match=text) as found:
+    fitted.read(folder, base())
+  assert str(found.value).count('\n  - ') == 1
+
+
+def test_lora_of_another_family_is_told_in_one_line(tmp_path):
+  folder = copy(tmp_path / 'a', target_modules=['c_attn'])
+  count = len(safetensors_numpy.load_file(folder / peft.WEIGHTS))
+  text = rf'names no module .*tensors of others: {count}\)'
+  with pytest.raises(ValueError, match=text) as found:
+    fitted.read(folder, base())
+  assert 'unexpected' not in str(found.value)
+
+
 def test_defaults_are_those_of_peft(tmp_path):
   folder = copy(
     tmp_path / 'a', 'linear', exclude_modules=None, drop=['bias', 'use_dora']
@@ -222,3 +245,15 @@ def test_info_describes_it():
   raw = safetensors_numpy.load_file(GOLDEN / 'patterns' / peft.WEIGHTS)
   assert f'{sum(leaf.size for leaf in raw.values()):,}' in text
   assert '--fold_adapter=' in text
+  fields = json.loads((GOLDEN / 'patterns' / peft_config.CONFIG).read_text())
+  for kind in ('rank', 'alpha'):
+    for pattern, value in fields[f'{kind}_pattern'].items():
+      row = next(r for r in text.splitlines() if r.startswith(f'{kind} by'))
+      assert f'{pattern} {value}' in row
+
+
+def test_info_names_the_scale(tmp_path):
+  assert 'α/√r' in info.describe(str(copy(tmp_path / 'a', use_rslora=True)))
+  assert 'α/√r' not in info.describe(
+    str(copy(tmp_path / 'b', use_rslora=False))
+  )

@@ -63,9 +63,10 @@ def test_ids_of_sentencepiece_models(tmp_path, settings):
     assert ours.encode(text).ids == [theirs.bos_id(), *wanted]
 
 
-def test_ids_of_transformers_with_a_sentencepiece_model(tmp_path):
+@pytest.mark.parametrize('prefix', [None, False, True])
+def test_ids_of_transformers_with_a_sentencepiece_model(tmp_path, prefix):
   transformers = pytest.importorskip('transformers')
-  spm_model(tmp_path)
+  spm_model(tmp_path, add_dummy_prefix=not prefix)
   added = {'content': '<extra>', 'special': True, 'normalized': False}
   (tmp_path / 'tokenizer_config.json').write_text(
     json.dumps(
@@ -75,6 +76,7 @@ def test_ids_of_transformers_with_a_sentencepiece_model(tmp_path):
         'eos_token': '</s>',
         'add_bos_token': True,
         'legacy': False,
+        'add_prefix_space': prefix,
         'added_tokens_decoder': {'420': added},
       }
     )
@@ -86,6 +88,26 @@ def test_ids_of_transformers_with_a_sentencepiece_model(tmp_path):
     assert ours.encode(text).ids == theirs(text)['input_ids'], text
     ids = ours.encode(text, add_special_tokens=False).ids
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def write_config(folder, **fields):
+  path = folder / 'tokenizer_config.json'
+  path.write_text(json.dumps({'tokenizer_class': 'LlamaTokenizer', **fields}))
+
+
+def test_what_a_llama_folder_leaves_unsaid_is_as_in_training(tmp_path):
+  theirs = spm_model(tmp_path)
+  write_config(tmp_path, bos_token='<s>')
+  ours = tokenizer_files.read(tmp_path)
+  for text in ('sky', ' sky', '  sky is'):
+    assert ours.encode(text).ids == [theirs.bos_id(), *theirs.encode(text)]
+  write_config(tmp_path, bos_token='<s>', add_bos_token=False)
+  assert tokenizer_files.read(tmp_path).encode('sky').ids == theirs.encode(
+    'sky'
+  )
+  write_config(tmp_path, add_prefix_space=False)
+  bare = tokenizer_files.read(tmp_path).encode('sky', add_special_tokens=False)
+  assert not bare.tokens[0].startswith('▁') and ''.join(bare.tokens) == 'sky'
 
 
 def write_merges(folder, pre, normalizer=None):
@@ -111,6 +133,9 @@ def write_merges(folder, pre, normalizer=None):
   [
     ('GPT2Tokenizer', {}),
     ('GPT2Tokenizer', {'add_bos_token': True}),
+    ('GPT2Tokenizer', {'add_prefix_space': True}),
+    ('CodeGenTokenizer', {'add_prefix_space': True}),
+    ('Qwen2Tokenizer', {'add_prefix_space': True}),
     ('Qwen2Tokenizer', {}),
   ],
 )
@@ -135,8 +160,9 @@ def test_ids_of_transformers_with_merges(tmp_path, name, fields):
   for text in texts:
     wanted = theirs(text, add_special_tokens=False)['input_ids']
     assert ours.encode(text, add_special_tokens=False).ids == wanted, text
-  first = ours.encode('a').ids[0]
-  assert (first == 0) == bool(fields)
+  first = ours.encode('a').tokens[0]
+  assert (first == '<|endoftext|>') == ('add_bos_token' in fields)
+  assert first.startswith('Ġ') == ('add_prefix_space' in fields)
 
 
 def test_a_folder_that_names_no_class(tmp_path):

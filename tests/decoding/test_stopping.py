@@ -47,3 +47,45 @@ def test_truncate(data):
   )
   assert len(before) + int(kept[0]) == len(want)
   assert stopping.REASONS[int(reason[0])] == why
+
+
+def _ends(eos_ids, text_states=None, emitted=(0, 2, 4, 0)):
+  """(kept, reason) of a row that nothing else ends."""
+  kept, reason = stopping.truncate(
+    config.DecodeConfig(max_new_tokens=11),
+    jnp.zeros((1, 11), jnp.int32),
+    jnp.array([0]),
+    jnp.array([11]),
+    jnp.array([eos_ids]),
+    jnp.array([emitted], jnp.int32),
+    jnp.array([len(emitted)]),
+    None if text_states is None else jnp.array([text_states]),
+  )
+  return int(kept[0]), stopping.REASONS[int(reason[0])]
+
+
+def test_any_of_several_eos_ids_ends_a_row():
+  assert _ends([4, 2]) == (2, 'eos')
+  assert _ends([4, 7]) == (3, 'eos')
+  assert _ends([7, -1]) == (4, stopping.REASONS[stopping.RUNNING])
+
+
+def test_a_stop_text_ends_a_row_where_it_is_whole():
+  found, no = stopping.FOUND, stopping.ANYWHERE
+  assert _ends([-1, -1], [no, no, found, found]) == (3, 'stop')
+  assert _ends([-1, -1], [no] * 4)[0] == 4
+  # EOS goes first at the same token, and a stop before it ends the row.
+  assert _ends([4, 7], [no, no, found, no]) == (3, 'eos')
+  assert _ends([4, 7], [no, found, no, no]) == (2, 'stop')
+
+
+class _Skips:
+  """What `begin` looks at: the token 9 adds no text."""
+
+  is_skipped = np.arange(10) == 9
+
+
+def test_text_begins_after_the_first_token_that_adds_some():
+  states = stopping.StopTexts.begin(_Skips(), [[9], [9, 9], [9, 3], [3], []])
+  first, later = stopping.START, stopping.ANYWHERE
+  assert states.tolist() == [first, first, later, later, first]

@@ -232,7 +232,10 @@ def test_training_a_part_moves_that_part():
   assert losses[-1] < losses[0]
 
 
-@pytest.fixture(scope='module', params=KINDS)
+@pytest.fixture(
+  scope='module',
+  params=[pytest.param('bilinear', marks=pytest.mark.slow), 'mlp'],
+)
 def model(request):
   """A tiny runtime model whose streams have a strong random coupling."""
   plain = tiny_runtime.model()

@@ -6,6 +6,7 @@ import io
 import pytest
 import tqdm
 
+from specstream_jax.outputs import progress
 from specstream_jax.training import screen
 
 
@@ -39,5 +40,5 @@ def test_line_has_what_there_is(means, line):
 @pytest.mark.parametrize('shown', [True, False])
 def test_lines_appear_where_the_bar_does(shown, capsys):
   with tqdm.tqdm(disable=not shown, file=io.StringIO()) as bar:
-    screen.say(bar, 'evaluation at step 3')
+    progress.say(bar, 'evaluation at step 3')
   assert capsys.readouterr().err == 'evaluation at step 3\n' * shown

@@ -48,13 +48,13 @@ def test_every_command_can_describe_its_flags():
   code = (
     'import importlib, sys\n'
     'from absl import flags\n'
-    'from specstream_jax.cli import main\n'
+    'from specstream_jax.cli import help_texts, main\n'
     'for name in main.COMMANDS:\n'
     "  command = importlib.import_module(f'specstream_jax.cli.{name}')\n"
     '  flags.FLAGS.__dict__.clear()\n'
     '  flags.FLAGS.__init__()\n'
     '  own = main._defined_by(command.define_flags)\n'
-    '  text = main.command_usage(name, command.__doc__, own, [])\n'
+    '  text = help_texts.command_usage(name, command.__doc__, {"x": own})\n'
     "  assert all(f'  --{flag}' in text for flag in own), name\n"
     '  print(name, len(own))\n'
   )

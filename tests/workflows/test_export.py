@@ -166,6 +166,7 @@ def test_peft_folder_comes_back_as_it_was(root, tmp_path):
   assert done.format == 'peft' and done.has_streams
   raw = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
   assert raw['target_modules'] == ['q_proj', 'up_proj']
+  assert raw['base_model_name_or_path'] == str(root / 'base')
   assert (raw['r'], raw['lora_alpha'], raw['rank_pattern']) == (2, 3, {})
   loaded = loading.load_model(root / 'base')
   before = fitted.read(str(root / 'folded'), loaded)
@@ -214,6 +215,28 @@ def test_lossless_streams_name_the_untouched_base(root, tmp_path):
   for path, leaf in params.flatten(own.adapter).items():
     np.testing.assert_array_equal(leaf, params.flatten(same.adapter)[path])
   assert same.lora == own.lora
+
+
+def test_ids_of_special_tokens_stay(root, tmp_path):
+  shutil.copytree(root / 'base', tmp_path / 'base')
+  path = tmp_path / 'base' / 'config.json'
+  said = {'bos_token_id': 7, 'pad_token_id': None}
+  path.write_text(json.dumps(json.loads(path.read_text()) | said))
+  generation = tmp_path / 'base' / 'generation_config.json'
+  generation.write_text('{"bos_token_id": 8, "pad_token_id": 9}')
+  workflow.export(str(tmp_path / 'base'), None, str(tmp_path / 'out'))
+  for file, bos in (('config.json', 7), ('generation_config.json', 8)):
+    made = json.loads((tmp_path / 'out' / file).read_text())
+    assert (made['bos_token_id'], made['pad_token_id']) == (bos, 9)
+  generation.unlink()
+  workflow.export(
+    str(tmp_path / 'base'),
+    None,
+    str(tmp_path / 'out'),
+    workflow.Options(overwrite=True),
+  )
+  made = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
+  assert made['bos_token_id'] == 7
 
 
 def test_the_description_of_streams_is_complete(root, tmp_path):

@@ -67,6 +67,7 @@ _IGNORED = frozenset(
   forced_bos_token_id forced_eos_token_id remove_invalid_values
   exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
   _attn_implementation_autoset architectures model_type auto_map
+  _num_labels output_past pretraining_tp unsloth_fixed unsloth_version
   """.split()  # noqa: SIM905 (a line per name)
 )
 
@@ -129,7 +130,7 @@ class Family:
       ValueError: lists every field that is missing or would change the maths.
     """
     # A null in the file overrides a default, then counts as absent.
-    merged = self.respell(huggingface_rope.lifted({**self.defaults, **raw}))
+    merged = self.respell({**self.defaults, **huggingface_rope.lifted(raw)})
     raw = {name: value for name, value in merged.items() if value is not None}
     fix = 'write the file again, or get the checkpoint anew'
     weights.refuse(source, self._type_problems(raw), fix)

@@ -200,8 +200,9 @@ GEMMA3 = family.Family(
   top=llama.TOP,
   layer=(*_LAYER_2, *llama.QK_NORMS),
   prefix='model.layers',
+  # transformers keeps a cap of attention in the config and applies none.
   kinds={
-    **_KINDS_2,
+    **{k: v for k, v in _KINDS_2.items() if k != 'attn_logit_softcapping'},
     'rope_local_base_freq': fields.POSITIVE,
     'sliding_window_pattern': family.SIZE,
   },
@@ -214,7 +215,7 @@ GEMMA3 = family.Family(
     'sliding_window_pattern': 6,
     'rope_local_base_freq': _LOCAL_THETA,
   },
-  neutral=_NEUTRAL_2,
+  neutral=_NEUTRAL_2 | {'attn_logit_softcapping': ()},
   optional=_OPTIONAL_2,
   ignored=frozenset(['cache_implementation', '_sliding_window_pattern']),
   respell=_respell_3,

@@ -49,7 +49,6 @@ DEFAULTS = {
 }
 NEUTRAL = {
   'hidden_act': ('silu', 'swish'),
-  'pretraining_tp': (1,),
   'rope_interleaved': (False,),
   'partial_rotary_factor': (1.0,),
 }

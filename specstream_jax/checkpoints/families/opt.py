@@ -181,7 +181,8 @@ GPT2 = family.Family(
   ignored=frozenset(
     """attn_pdrop embd_pdrop resid_pdrop n_ctx reorder_and_upcast_attn
     summary_activation summary_first_dropout summary_proj_to_labels
-    summary_type summary_use_proj gradient_checkpointing""".split()  # noqa: SIM905
+    summary_type summary_use_proj gradient_checkpointing n_special
+    predict_special_tokens""".split()  # noqa: SIM905
   ),
   read_fields=_read_gpt2,
   write_fields=_write_gpt2,

@@ -13,6 +13,11 @@ _QKV = ('attention/query', 'attention/key', 'attention/value')
 
 
 def _read_phi(raw: Mapping[str, Any]) -> dict[str, Any]:
+  if raw['tie_word_embeddings']:
+    raise ValueError(
+      'tie_word_embeddings is True; accepted: False, as the LM head of a Phi '
+      'has a bias and weights of its own'
+    )
   raw = {**raw, 'rms_norm_eps': raw['layer_norm_eps']}
   return llama.sizes(raw) | {
     'rotary_dim': family.rotary_dim(raw),

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of an adaptation, each done once its output is whole.
+
+A stage returns the signal that stopped it, or 0.
+"""
+
+import json
+import os
+from typing import Any
+
+from specstream_jax import runtime
+from specstream_jax.checkpoints import adapters, files
+from specstream_jax.data import prepare_pairs, records, registry
+from specstream_jax.outputs import writing
+from specstream_jax.workflows import (
+  adapt_own,
+  adapt_plan,
+  adapt_rows,
+  adapt_run,
+  adapt_tune,
+  dry_run,
+  train as train_workflow,
+)
+
+# Of the time limit; the rest goes to compilers and to the choice of a tree.
+_OWN_SHARE, _TRAIN_SHARE, _TEST_SHARE = 0.2, 0.4, 0.15
+_OWN_TOKENS = adapt_run.OWN_TOKENS
+
+
+def split(run: adapt_run.Run) -> int:
+  """rows/: the rows by split."""
+  if not os.path.isfile(run.path('rows', adapt_rows.DONE)):
+    adapt_rows.write(run.path('rows'), run.found)
+  return 0
+
+
+def own(run: adapt_run.Run) -> int:
+  """own/: the model's own answers, where they are what drafts learn."""
+  if run.mode != 'lossless' or adapt_own.is_done(run.path('own')):
+    return 0
+  run.say("1/4 the model's own answers, which drafts are to foretell")
+  model = runtime.load(run.base, run.fold_adapter, dtype=run.options.dtype)
+  done = adapt_own.answer(
+    model,
+    run.found.splits.turns,
+    run.path('own'),
+    seconds=run.seconds(_OWN_SHARE),
+    max_new_tokens=run.options.max_new_tokens or _OWN_TOKENS,
+    progress=run.progress,
+  )
+  run.say(f'answered: {done.num_rows:,} of {done.num_prompts:,} prompts')
+  return 0
+
+
+def prepare(run: adapt_run.Run) -> int:
+  """records/: tokens of train and dev."""
+  source = run.path('own' if run.mode == 'lossless' else 'rows')
+  for split in ('dev', 'train'):
+    place = run.path('records', split)
+    if os.path.isfile(os.path.join(place, records.MANIFEST)):
+      continue
+    prepare_pairs.prepare(
+      registry.get('jsonl'),
+      run.vocabulary,
+      place,
+      split=split,
+      data_dir=source,
+      max_length=adapt_plan.longest_example(run.sizes),
+      too_long='truncate_prompt',
+    )
+  return 0
+
+
+def _lengths(run: adapt_run.Run) -> adapt_plan.Lengths:
+  return adapt_plan.of_manifest(
+    records.read_manifest(run.path('records', 'train'))
+  )
+
+
+def _plan(run: adapt_run.Run) -> dict[str, Any]:
+  """plan.json: steps, rows of a step, what is computed again."""
+  path, lengths = run.path('plan.json'), _lengths(run)
+  if os.path.isfile(path):
+    return files.read_json(path)
+  made = run.recipe(lengths, 1)
+  remat = adapt_plan.remat(run.base, made, run.options.dtype)
+  needed = dry_run.memory_bytes(
+    run.base, made, dtype=run.options.dtype, remat=remat
+  )
+  run.say(
+    f'memory: about {needed / 1e9:.1f} GB; timing a few steps (the first one '
+    'compiles: a minute or two for a small model on a CPU)'
+  )
+  seconds = adapt_plan.measure(
+    run.base,
+    run.path('records', 'train'),
+    run.folder,
+    made,
+    fold_adapter=run.fold_adapter,
+    dtype=run.options.dtype,
+    execution=train_workflow.Execution(remat=remat),
+  )
+  wanted = adapt_plan.wanted_steps(made, lengths)
+  steps = adapt_plan.steps_in(run.seconds(_TRAIN_SHARE), seconds, wanted)
+  plan = {
+    'num_steps': steps,
+    'wanted_steps': wanted,
+    'seconds_per_step': seconds,
+    'batch_size': made.train.batch_size,
+    'remat': remat,
+  }
+  writing.write_text(path, json.dumps(plan, indent=2) + '\n')
+  return plan
+
+
+def _estimate(plan, made, lengths) -> str:
+  """Steps and minutes, and what would be better if the time were there."""
+  steps, wanted = plan['num_steps'], plan['wanted_steps']
+  tokens = made.train.batch_size * made.data.sequence_length
+  epochs = steps * tokens / lengths.num_tokens
+  text = (
+    f'estimate: {steps:,} steps of {plan["seconds_per_step"]:.2g} s, '
+    f'{steps * plan["seconds_per_step"] / 60:.1f} minutes, about {epochs:.1f} '
+    'times through the rows'
+  )
+  if steps < wanted:
+    text += f'; that is what the time allows, {wanted:,} would be better'
+  return text
+
+
+def train(run: adapt_run.Run) -> int:
+  """run/: training, and its best checkpoint as an adapter."""
+  if adapters.is_adapter(run.path('run', 'adapter')):
+    return 0
+  run.say('2/4 training')
+  plan = _plan(run)
+  lengths = _lengths(run)
+  made = run.recipe(lengths, plan['num_steps'], plan['batch_size'])
+  run.say(_estimate(plan, made, lengths))
+  done = train_workflow.train(
+    run.base,
+    run.path('records', 'train'),
+    run.path('run'),
+    eval_data_dir=run.path('records', 'dev'),
+    fold_adapter=run.fold_adapter,
+    recipe=made,
+    dtype=run.options.dtype,
+    execution=train_workflow.Execution(remat=plan['remat']),
+    progress=run.progress,
+  )
+  return done.signal
+
+
+def keep(run: adapt_run.Run) -> int:
+  """adapter/: what was trained, with the vocabulary of its answers."""
+  if not os.path.isdir(run.path('adapter')):
+    with records.new_folder(run.path('adapter')) as place:
+      adapt_tune.copy_adapter(run.path('run', 'adapter'), place)
+      adapt_tune.write_vocabulary(place, run.path('records', 'train'))
+  return 0
+
+
+def _setting(run: adapt_run.Run, repeats: int = 1) -> adapt_tune.Setting:
+  asked, answer = run.options.max_new_tokens, _lengths(run).answer
+  count = asked or min(max(-(-answer // 16) * 16, 16), _OWN_TOKENS)
+  return adapt_tune.Setting(run.path('rows'), count, repeats)
+
+
+def tune(run: adapt_run.Run) -> int:
+  """tuned.json: the drafter that is fastest here; its tree goes to adapter/."""
+  path = run.path('tuned.json')
+  if os.path.isfile(path):
+    return 0
+  run.say('3/4 choosing the draft tree, by the clock; each one compiles first')
+  model = run.model()
+  best = adapt_tune.tune(
+    model,
+    _setting(run),
+    run.path('tuning'),
+    adapt_tune.candidates(model),
+    num_prompts=6,
+    command=run.command,
+    progress=run.progress,
+  )
+  adapt_tune.keep_tree(run.path('adapter'), best.name)
+  seconds = adapt_tune.seconds_per_prompt(best)
+  tuned = {'drafter': best.name, 'seconds_per_prompt': seconds}
+  writing.write_text(path, json.dumps(tuned, indent=2) + '\n')
+  run.say(f'fastest on dev: {best.name}, {best.speedup:.2f} times')
+  return 0
+
+
+def test(run: adapt_run.Run) -> int:
+  """results/: plain against speculative decoding of the held-out rows."""
+  # An interrupted benchmark leaves results, too.
+  path = run.path('tested.json')
+  if os.path.isfile(path):
+    return 0
+  run.say('4/4 measuring on rows that were held out')
+  tuned = files.read_json(run.path('tuned.json'))
+  setting = _setting(run, repeats=2)
+  has_base = run.mode == 'fine_tuned'
+  cost = tuned['seconds_per_prompt'] * (setting.repeats + has_base)
+  fits = int(run.seconds(_TEST_SHARE) / max(cost, 1e-9))
+  count = min(max(fits, 8), len(run.found.splits.turns['test']))
+  base = run.path('base_quality.json')
+  if has_base and not os.path.isfile(base):
+    scores = adapt_tune.base_quality(
+      run.base, setting, dtype=run.options.dtype, num_prompts=count
+    )
+    writing.write_text(base, json.dumps(scores, indent=2) + '\n')
+  adapt_tune.test(
+    run.model(),
+    setting,
+    run.path('results'),
+    tuned['drafter'],
+    num_prompts=count,
+    command=run.command,
+    progress=run.progress,
+  )
+  writing.write_text(path, json.dumps({'num_prompts': count}) + '\n')
+  return 0
+
+
+ALL = (split, own, prepare, train, keep, tune, test)
