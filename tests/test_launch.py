@@ -101,6 +101,7 @@ def test_tpu_vm_of_an_unknown_type_needs_a_runtime():
   assert 'no image is known for --type=v99-8; give --runtime' in done.stderr
 
 
+@pytest.mark.slow
 def test_tpu_vm_asks_again_after_a_preemption(tmp_path):
   """A fake gcloud: the first slice goes, training ends on the second."""
   fake = tmp_path / 'gcloud'

@@ -134,6 +134,7 @@ def tree_pass(model, made, cache, first, count, num_earlier, with_streams):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', family_models.covering('gemma2', 'olmo2'))
 def test_streams_are_the_same_in_every_pass(name):
   made = family_models.load(name)

@@ -24,6 +24,8 @@ from specstream_jax.training import (
 )
 from specstream_jax.workflows import train_draft_model
 
+pytestmark = pytest.mark.slow
+
 LENGTH = test_families.LENGTH
 TREE = config.TreeConfig('full', depth=2, branching=2)
 CFG = config.ObjectiveConfig(anchors_per_sequence=LENGTH, chunk_size=64)

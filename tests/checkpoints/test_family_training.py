@@ -93,6 +93,7 @@ def test_a_step_moves_every_weight_and_saves_them(name, tmp_path):
     np.testing.assert_array_equal(again[path], leaf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name',
   [

@@ -281,6 +281,7 @@ def test_a_best_first_tree_holds_the_most_probable_paths():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'drafting',
   [
@@ -336,6 +337,7 @@ def test_drawn_drafts_of_a_greedy_target_give_its_tokens(
   assert result.tokens == plain().tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'drafting'),
   [

@@ -181,6 +181,7 @@ def test_tokens_equal_plain_decoding(drafter):
   assert decoder.num_compilations == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('drafter', 'drafting', 'verifier'),
   [

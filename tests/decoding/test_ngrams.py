@@ -270,6 +270,7 @@ def run(how, weight, seed, drafter):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('how', 'weights'), [('greedy', (0.0, 1.0)), ('sampled', (0.5,))]
 )

@@ -254,6 +254,7 @@ def tiny_decoder(name, how):
   return made, transformer_fns.Params(base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'how', [pytest.param('greedy', marks=pytest.mark.slow), 'sampled']
 )

@@ -134,6 +134,7 @@ def test_pictures_repeat_and_keep_their_ids_apart():
   assert first._repr_svg_() == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('label', ['streams', 'streams:num_nodes=8,' * 4])
 @pytest.mark.parametrize('count', [1, 13])
 @pytest.mark.filterwarnings('error')

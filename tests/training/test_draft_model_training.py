@@ -247,6 +247,7 @@ def test_a_run_learns_and_writes_what_it_promises(whole):
   assert 0.5 * 40 * 128 < provenance['tokens_seen'] <= 40 * 128
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_batches_and_counts(
   root, whole, tmp_path, monkeypatch
 ):

@@ -307,6 +307,7 @@ def medusa_of(root, folder='run/medusa', **settings):
   return config_drafting.DrafterConfig('medusa', path=path, **settings)
 
 
+@pytest.mark.slow
 def test_trained_heads_accept_more_than_untrained_ones(trained):
   tree = config.TreeConfig('chain', depth=3)
   fast = decode(trained, medusa_of(trained, tree=tree))

@@ -97,6 +97,7 @@ def one_device(record_folder, tmp_path_factory):
   return folder, found
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_and_decode_as_one(
   one_device, record_folder, tmp_path
 ):

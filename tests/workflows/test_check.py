@@ -56,6 +56,7 @@ def test_a_verifier_that_accepts_too_much_fails(model, monkeypatch):
   assert found[name].line().startswith('FAIL')
 
 
+@pytest.mark.slow
 def test_changed_weights_fail(model, monkeypatch):
   decode = check._decode
 
@@ -186,6 +187,7 @@ def test_options_out_of_range(name):
     dataclasses.replace(OPTIONS, **{name: 0})
 
 
+@pytest.mark.slow
 def test_laws_are_part_of_the_check(model):
   options = dataclasses.replace(OPTIONS, laws=True, temperatures=())
   found = run(model, options)

@@ -105,6 +105,7 @@ def test_shards_meet_in_one_file(model, whole, tmp_path):
   assert rows(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_sampled_answers_do_not_depend_on_batch_or_drafter(model, tmp_path):
   hot = dataclasses.replace(
     OPTIONS, sampling=config.SamplingConfig(temperature=0.9), seed=3

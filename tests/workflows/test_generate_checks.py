@@ -69,6 +69,7 @@ def test_evaluate_is_for_streams(model):
     evaluate.evaluate(model, options)
 
 
+@pytest.mark.slow
 def test_evaluate_decodes_with_the_drafter_it_is_given(model):
   tree = config.TreeConfig(num_nodes=4, depth=2, branching=2)
   options = evaluate.Options(
