@@ -65,6 +65,7 @@ def _says_where(function: _Function) -> _Function:
 
   @functools.wraps(function)
   def checked(model, *args, **options):
+    """Says so where it is not called with a model, or not with its options."""
     checks.check(
       isinstance(model, Model),
       f'the model is {model!r:.80}; load one first: ss.load(…)',
@@ -127,8 +128,15 @@ def generate(
     model,
     prompts,
     _generate.Options(
-      *(max_new_tokens, drafter, tree, schedule, sampling, generation_config),
-      *(stop, seed, chat),
+      max_new_tokens=max_new_tokens,
+      drafter=drafter,
+      tree=tree,
+      schedule=schedule,
+      sampling=sampling,
+      generation_config=generation_config,
+      stop=stop,
+      seed=seed,
+      chat=chat,
     ),
   )
 
@@ -153,8 +161,15 @@ def stream(
     model,
     prompts,
     _generate.Options(
-      *(max_new_tokens, drafter, tree, schedule, sampling, generation_config),
-      *(stop, seed, chat),
+      max_new_tokens=max_new_tokens,
+      drafter=drafter,
+      tree=tree,
+      schedule=schedule,
+      sampling=sampling,
+      generation_config=generation_config,
+      stop=stop,
+      seed=seed,
+      chat=chat,
     ),
   )
 
@@ -182,8 +197,15 @@ def stream_text(
     model,
     prompts,
     _generate.Options(
-      *(max_new_tokens, drafter, tree, schedule, sampling, generation_config),
-      *(stop, seed, chat),
+      max_new_tokens=max_new_tokens,
+      drafter=drafter,
+      tree=tree,
+      schedule=schedule,
+      sampling=sampling,
+      generation_config=generation_config,
+      stop=stop,
+      seed=seed,
+      chat=chat,
     ),
   )
 
@@ -215,8 +237,7 @@ def evaluate(
     model: from `load`, with an adapter.
     task: name of a task.
     split: its split.
-    data_dir: folder of the task's files; None takes what ships (e2e_sample)
-      or downloads.
+    data_dir: folder of its files; None takes what ships, or downloads.
     num_prompts: the first so many; 0 takes all.
     max_new_tokens: per prompt.
     tree: draft tree; None takes the adapter's.
@@ -235,7 +256,19 @@ def evaluate(
     The result, or None while other shards owe batches.
   """
   options = _evaluate.Options(
-    *(task, split, data_dir, num_prompts, max_new_tokens, tree, schedule),
-    *(sampling, batch, repeats, seed, drafter, shard, num_shards),
+    task=task,
+    split=split,
+    data_dir=data_dir,
+    num_prompts=num_prompts,
+    max_new_tokens=max_new_tokens,
+    tree=tree,
+    schedule=schedule,
+    sampling=sampling,
+    batch=batch,
+    repeats=repeats,
+    seed=seed,
+    drafter=drafter,
+    shard=shard,
+    num_shards=num_shards,
   )
   return _evaluate.evaluate(model, options, folder=folder, progress=progress)

@@ -23,7 +23,6 @@ DRAFTING = ('top_k', 'gumbel_top_k', 'beam', 'independent')
 VERIFIERS = ('walk', 'recursive_rejection', 'multi_step', 'typical')
 # Rules whose output does not follow the target's law.
 LOSSY_VERIFIERS = ('typical',)
-# The law that each way of drafting needs its verifier to know.
 # Beyond any draft; building and compiling take time for each.
 _MOST = {
   'window': config.MAX_STREAMS,
@@ -31,6 +30,7 @@ _MOST = {
   'num_guesses': config.MAX_NODES,
   'pool_size': config.MAX_NODES,
 }
+# The law that each way of drafting needs its verifier to know.
 _PAIRS = {
   'gumbel_top_k': ('walk', 'recursive_rejection', 'typical'),
   'beam': ('walk', 'recursive_rejection', 'typical'),

@@ -17,8 +17,6 @@ from specstream_jax.data import (
   vocabulary as vocabulary_lib,
 )
 
-_SHOWN = 20
-
 
 def prepare(
   spec: registry.TaskSpec,
@@ -50,16 +48,13 @@ def prepare(
     ValueError: a malformed row, an existing folder, or a bad argument.
   """
   loaded = spec.load(split, data_dir)
-  metadata = {
-    'task': spec.name,
-    'split': split,
-    'tokenizer_sha256': vocabulary.sha256,
-    'eos_id': vocabulary.eos_id,
-    'bos_id': vocabulary.bos_id,
-    'is_chat': _is_chat(loaded.examples),
-    'num_skipped_rows': loaded.num_skipped,
-    **records.none_inside(),
-  }
+  metadata = records.of_task(
+    spec.name,
+    split,
+    vocabulary,
+    is_chat=_is_chat(loaded.examples),
+    num_skipped=loaded.num_skipped,
+  )
   manifest = records.write(
     _pairs(spec, loaded.examples, vocabulary, metadata),
     output_dir,
@@ -88,11 +83,7 @@ def _pairs(
       is_cut = isinstance(reference, readers.CutAnswer)
       pair = vocabulary.encode_pair(example.inputs, answer, is_cut=is_cut)
       if pair.is_inside:
-        where = {
-          'example': number,
-          'prompt_end': example.inputs[-_SHOWN:],
-          'answer_start': answer[:_SHOWN],
-        }
-        records.note_inside(metadata, where)
+        where = records.boundary(example.inputs, answer)
+        records.note_inside(metadata, {'example': number} | where)
       number += 1
       yield pair.inputs, pair.targets

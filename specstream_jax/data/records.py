@@ -38,6 +38,7 @@ _NUM_INSIDE = 'num_answers_inside_a_token'
 _OTHER_FILES = 100  # that a process has open beside its shards
 _INSIDE = 'answers_inside_a_token'
 _NUM_SHOWN = 5
+_AROUND = 20  # characters of a text that are shown
 TOO_LONG = ('drop', 'truncate', 'truncate_prompt')
 encode, decode = shards.encode, shards.decode
 _PACKAGES = ('array_record', 'grain', 'numpy', 'tokenizers')
@@ -330,6 +331,40 @@ def read_manifest(path: str) -> dict[str, Any]:
     if not os.path.isfile(os.path.join(path, name)):
       raise ValueError(f'{path!r} lacks {name}; prepare the records again')
   return manifest
+
+
+def of_task(
+  task: str,
+  split: str,
+  vocabulary: Any,
+  *,
+  is_chat: bool,
+  num_skipped: int | None,
+) -> dict[str, Any]:
+  """Metadata of a task's records: where they come from.
+
+  Args:
+    task: name of it.
+    split: of the task.
+    vocabulary: a `vocabulary.Vocabulary`.
+    is_chat: a chat template wrote the prompts.
+    num_skipped: bad rows that were left out; None if nobody counted.
+  """
+  return {
+    'task': task,
+    'split': split,
+    'tokenizer_sha256': vocabulary.sha256,
+    'eos_id': vocabulary.eos_id,
+    'bos_id': vocabulary.bos_id,
+    'is_chat': is_chat,
+    'num_skipped_rows': num_skipped,
+    **none_inside(),
+  }
+
+
+def boundary(prompt: str, answer: str) -> dict[str, str]:
+  """Both sides of the place where a prompt ends, for `note_inside`."""
+  return {'prompt_end': prompt[-_AROUND:], 'answer_start': answer[:_AROUND]}
 
 
 def none_inside() -> dict[str, Any]:

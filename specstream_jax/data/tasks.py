@@ -127,26 +127,23 @@ def metadata(
   num_skipped: int | None,
 ) -> dict[str, Any]:
   """What the manifest of a task's records says of where they come from."""
-  return {
-    'task': spec.name,
-    'split': split,
-    'tokenizer_sha256': vocabulary.sha256,
-    'eos_id': vocabulary.eos_id,
-    'bos_id': vocabulary.bos_id,
-    'is_chat': is_chat(spec, split),
-    'num_skipped_rows': num_skipped,
-    **records.none_inside(),
-    'seqio_version': importlib.metadata.version('seqio'),
-  }
+  found = records.of_task(
+    spec.name,
+    split,
+    vocabulary,
+    is_chat=is_chat(spec, split),
+    num_skipped=num_skipped,
+  )
+  return found | {'seqio_version': importlib.metadata.version('seqio')}
 
 
-def boundary(element: Mapping[str, Any], width: int = 20) -> dict[str, str]:
+def boundary(element: Mapping[str, Any]) -> dict[str, str]:
   """Both sides of the place where the prompt of an element ends."""
   prompt, answer = (
     element[f'{name}_pretokenized'].decode('utf-8')
     for name in ('inputs', 'targets')
   )
-  return {'prompt_end': prompt[-width:], 'answer_start': answer[:width]}
+  return records.boundary(prompt, answer)
 
 
 def _elements(spec: registry.TaskSpec, load, split: str):

@@ -43,6 +43,20 @@ HF_CONFIG = {
   'rope_theta': 1e5,
   'eos_token_id': 2,
 }
+# Sizes of SmolLM2-135M.
+SMOLLM2 = config.ModelConfig(
+  vocab_size=49152,
+  hidden_size=576,
+  intermediate_size=1536,
+  num_layers=30,
+  num_heads=9,
+  num_kv_heads=3,
+  head_dim=64,
+  rope_theta=1e5,
+  rms_norm_eps=1e-5,
+  max_position_embeddings=8192,
+  tie_word_embeddings=True,
+)
 
 
 def shared(*parts: str) -> pathlib.Path:

@@ -4,6 +4,7 @@
 import dataclasses
 import itertools
 
+import model_files
 import pytest
 import tiny
 
@@ -47,23 +48,14 @@ def test_they_are_those_of_the_module(lora):
 
 
 def test_adapters_that_ship_have_them():
-  smollm = config.ModelConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-  )
   for name in shipped.shipped_adapters():
     folder = shipped.adapter_folder(name)
     flat, cfg = adapters.load_adapter(folder)
-    adapters.check_weights(folder, flat, cfg, smollm)
+    adapters.check_weights(folder, flat, cfg, model_files.SMOLLM2)
     path = next(iter(flat))
     other = flat | {path: flat[path][..., :1]}
     with pytest.raises(ValueError, match=f'(?s){name}.*{path} has shape'):
-      adapters.check_weights(folder, other, cfg, smollm)
+      adapters.check_weights(folder, other, cfg, model_files.SMOLLM2)
 
 
 def test_eos_that_the_base_does_not_have():

@@ -77,19 +77,6 @@ def test_round_trip(tmp_path, cfg):
     assert read[path].dtype == np.float32
 
 
-SMOLLM2 = config.ModelConfig(
-  vocab_size=49152,
-  hidden_size=576,
-  intermediate_size=1536,
-  num_layers=30,
-  num_heads=9,
-  num_kv_heads=3,
-  head_dim=64,
-  rope_theta=1e5,
-  rms_norm_eps=1e-5,
-  max_position_embeddings=8192,
-  tie_word_embeddings=True,
-)
 ROOT = pathlib.Path(__file__).parents[2]
 SAVED = sorted(
   path.parent
@@ -102,8 +89,8 @@ SAVED = sorted(
 def test_adapters_that_were_saved_long_ago_still_load(folder):
   flat, cfg = adapters.load_adapter(folder)
   # The hash of a base does not change when the language of models grows.
-  assert cfg.base_config_hash == weights.config_hash(SMOLLM2)
-  adapters.check_weights(folder, flat, cfg, SMOLLM2)
+  assert cfg.base_config_hash == weights.config_hash(model_files.SMOLLM2)
+  adapters.check_weights(folder, flat, cfg, model_files.SMOLLM2)
 
 
 def export(root, name):

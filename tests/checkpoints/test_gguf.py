@@ -265,20 +265,7 @@ def test_smollm2():
   if path is None:
     pytest.skip('needs `specstream fetch smollm2-135m-instruct`')
   header = gguf.open_file(path)
-  wanted = config.ModelConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    rope_theta=1e5,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=8192,
-    tie_word_embeddings=True,
-  )
-  assert header.config == wanted
+  assert header.config == model_files.SMOLLM2
   assert gguf.eos_ids(header) == (2,)
   template = chat_format.from_gguf(header.metadata, header.path)
   assert '<|im_start|>' in template and template.tokens['eos_token']
