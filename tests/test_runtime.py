@@ -110,3 +110,16 @@ def test_a_model_hands_its_chat_format_on(folders):
   model = dataclasses.replace(model, bos_id=7)
   assert model.encode_prompt('a') == [7, *model.encode('a')]
   assert model.encode_prompt(chat_format.Text('a')) == model.encode('a')
+
+
+def test_a_copy_shares_what_is_compiled_but_no_weights(folders):
+  model = runtime.load(str(folders / 'one'))
+  asked = 'none', config.DecodeConfig()
+  first = model.decoder(*asked)
+  assert dataclasses.replace(model, bos_id=7).decoder(*asked) is first
+  doubled = jax.tree.map(lambda leaf: 2 * leaf, model.base)
+  other = dataclasses.replace(model, base=doubled).decoder(*asked)
+  assert other is not first
+  pairs = zip(*map(jax.tree.leaves, (other.params.base, first.params.base)))
+  assert all((a == 2 * b).all() for a, b in pairs)
+  assert model.decoder(*asked) is first
