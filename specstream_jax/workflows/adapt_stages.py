@@ -23,7 +23,7 @@ from specstream_jax.workflows import (
 )
 
 # Of the time limit; the rest goes to compilers and to the choice of a tree.
-_OWN_SHARE, _TRAIN_SHARE, _TEST_SHARE = 0.2, 0.4, 0.15
+_OWN_SHARE, _TRAIN_SHARE, _TEST_SHARE = 0.2, 0.35, 0.15
 _OWN_TOKENS = adapt_run.OWN_TOKENS
 
 
