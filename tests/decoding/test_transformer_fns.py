@@ -83,6 +83,7 @@ def test_lossless_tokens_equal_the_untouched_base():
   assert made.generate(weights, PROMPTS, seed=3).tokens == untouched.tokens
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch():
   made, weights = make(TREES['best_first'], sampling=SAMPLED)
   together = made.generate(weights, PROMPTS, seed=3).tokens

@@ -107,14 +107,8 @@ def gradient(kind, batches):
   return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(change)])
 
 
-@pytest.mark.parametrize(
-  'kind',
-  [streams]
-  + [
-    pytest.param(kind, marks=pytest.mark.slow)
-    for kind in (medusa_heads, draft_model)
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', [streams, medusa_heads, draft_model])
 def test_gradient_of_a_group_is_that_of_the_whole_batch(kind):
   found = rows()
   whole = gradient(kind, [tb.pack(found)])
