@@ -34,6 +34,7 @@ def build(
   merges: Sequence[tuple[str, str]],
   *,
   has_prefix: bool = False,
+  composes: bool = False,
 ) -> tokenizers.Tokenizer:
   """A tokenizer without added tokens.
 
@@ -42,11 +43,13 @@ def build(
     vocab: ids by token.
     merges: of tokens into tokens, best first.
     has_prefix: whether a text gets a space in front, unless one is there.
+    composes: whether letters and their marks are put together first (NFC), as
+      Qwen 2 always does.
   """
   # Llama 3 takes a whole word that is a token, however it would merge.
   bpe = models.BPE(dict(vocab), list(merges), ignore_merges=kind == 'llama-bpe')
   tokenizer = tokenizers.Tokenizer(bpe)
-  if kind == 'qwen2':
+  if composes or kind == 'qwen2':
     tokenizer.normalizer = normalizers.NFC()
   spelled = pre_tokenizers.ByteLevel(
     add_prefix_space=has_prefix, use_regex=kind not in _SPLITS_WORDS

@@ -147,7 +147,7 @@ def test_lora_on_the_head_is_told_in_one_line(tmp_path):
   text = 'LoRA on lm_head is not read; on these it is: down_proj, gate_proj, '
   with pytest.raises(ValueError, match=text) as found:
     fitted.read(folder, base())
-  assert str(found.value).count('\n  - ') == 1
+  assert '(2)' not in str(found.value)
 
 
 def test_lora_of_another_family_is_told_in_one_line(tmp_path):
