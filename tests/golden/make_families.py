@@ -3,7 +3,9 @@
 
 Needs torch and transformers 5, which the tests do not:
 
-  python tests/golden/make_families.py
+  python tests/golden/make_families.py [--check] [FAMILY …]
+
+--check compares with what is stored, and writes nothing.
 
 Every family gets a folder: config.json in version 5's spelling and
 config_4.json in version 4's, float16 weights, and what transformers makes of
@@ -11,11 +13,11 @@ them in float32: logits of two prompts and their greedy continuations.
 """
 
 import copy
+import functools
 import json
 import pathlib
-import shutil
-import sys
 
+import golden_files
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 import torch
@@ -258,7 +260,7 @@ def version_4(raw):
   return raw
 
 
-def write(name):
+def write(name, folder):
   """One family's folder."""
   cls, settings = MODELS[name]
   cfg = cls(**copy.deepcopy(settings))
@@ -274,8 +276,6 @@ def write(name):
       break
   else:
     raise SystemExit(f'{name}: no seed gives a clear greedy text')
-  folder = FOLDER / name
-  shutil.rmtree(folder, ignore_errors=True)
   model.half().save_pretrained(folder)
   (folder / 'generation_config.json').unlink(missing_ok=True)
   raw = json.loads((folder / 'config.json').read_text())
@@ -301,5 +301,6 @@ def write(name):
 
 
 if __name__ == '__main__':
-  for each in sys.argv[1:] or MODELS:
-    write(each)
+  golden_files.main(
+    FOLDER, {name: functools.partial(write, name) for name in MODELS}
+  )
