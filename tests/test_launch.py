@@ -209,7 +209,7 @@ def test_ablations_that_are_done_become_table_and_plot(tmp_path):
     (tmp_path / name / 'metrics.jsonl').write_text(text)
   flags = ['--data_dir=x', f'--output_dir={tmp_path}']
   run = lambda *more: subprocess.run(
-    [sys.executable, LAUNCH / 'ablate.py', *flags, *more],
+    [sys.executable, LAUNCH / 'experiments' / 'ablate.py', *flags, *more],
     capture_output=True,
     text=True,
     timeout=120,
