@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
-SCRIPTS = sorted(path.name for path in LAUNCH.glob('*.sh'))
+SCRIPTS = sorted(str(path.relative_to(LAUNCH)) for path in LAUNCH.rglob('*.sh'))
 TRAIN = ('--', '--data_dir=/data/records', "--gin.TrainConfig.x='a b'")
 DRY_RUNS = {
   'tpu_vm.sh': ('run', '--name=n', '--zone=z', '--type=v5litepod-16'),

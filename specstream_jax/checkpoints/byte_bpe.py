@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Byte-level BPE: how texts are split before bytes merge, by kind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from specstream_jax.checkpoints import fields
 
 # Contractions, words with a sign or space in front, digits, signs, white space.
 _SPLIT = (
@@ -57,3 +59,28 @@ def build(
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*_FIRST[kind](), spelled])
   tokenizer.decoder = decoders.ByteLevel()
   return tokenizer
+
+
+def merge_pairs(
+  merges: Iterable[str], vocab: Mapping[str, int], source: str
+) -> list[tuple[str, str]]:
+  """What each merge joins, which a space parts.
+
+  Args:
+    merges: as files have them.
+    vocab: ids by token.
+    source: of the merges, for messages.
+
+  Raises:
+    ValueError: a part or the whole is no token; the library would panic.
+  """
+  pairs = []
+  for merge in merges:
+    left, _, right = merge.partition(' ')
+    if not {left, right, left + right} <= vocab.keys():
+      raise ValueError(
+        f'{source} holds {fields.shown(merge)}; accepted: two tokens of the '
+        'vocabulary, a space between them, that make a third'
+      )
+    pairs.append((left, right))
+  return pairs

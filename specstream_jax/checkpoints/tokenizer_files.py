@@ -207,14 +207,7 @@ def _of_merges(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
     raise ValueError(f'{VOCAB} has ids that are no integers >= 0')
   lines = files.read_text(os.path.join(folder, MERGES)).split('\n')
   rest = lines[lines[0].startswith('#version') :]
-  pairs = []
-  for line in filter(str.strip, rest):
-    left, _, right = line.partition(' ')
-    if not {left, right, left + right} <= vocab.keys():
-      raise ValueError(
-        f'{MERGES} has {line!r}, which is no merge of tokens of {VOCAB}'
-      )
-    pairs.append((left, right))
+  pairs = byte_bpe.merge_pairs(filter(str.strip, rest), vocab, MERGES)
   tokenizer = byte_bpe.build(
     kind.split,
     vocab,
