@@ -173,7 +173,7 @@ ENDS = ['<|endoftext|>', '<|padding|>']
   [
     ('gpt_neox', {}),
     ('gpt_neox', {'eos_token': '<|padding|>'}),
-    ('gpt2', {'additional_special_tokens': ['  ']}),
+    ('gpt2', {'extra_special_tokens': ['  ']}),
     ('qwen2', {}),
   ],
 )
