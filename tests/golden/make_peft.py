@@ -109,6 +109,11 @@ def write(name, folder):
   randomise(model)
   model.save_pretrained(folder)
   (folder / 'README.md').unlink(missing_ok=True)
+  path = folder / 'adapter_config.json'
+  fields = json.loads(path.read_text())
+  if isinstance(fields['target_modules'], list):
+    fields['target_modules'].sort()  # a set, written in any order
+  path.write_text(json.dumps(fields, indent=2, sort_keys=True))
   write_answers(folder, model)
 
 
