@@ -271,7 +271,8 @@ def _add_named(tokenizer, folder: str, said: Mapping[str, Any]) -> None:
     for text, i in _read_or_empty(folder, ADDED).items():
       found[i] = _token(text, text in named, normalized=text not in named)
   _add(tokenizer, found)
-  for text in sorted(named - {None, *(t.content for t in found.values())}):
+  rest = {text for text in named if text}
+  for text in sorted(rest - {token.content for token in found.values()}):
     # One that the vocabulary lacks has no embedding either.
     if tokenizer.token_to_id(text) is not None:
       tokenizer.add_special_tokens([_token(text, True)])
