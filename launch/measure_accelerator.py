@@ -6,8 +6,8 @@ For a machine with jax on a GPU or TPU and no network. Here, with a network:
   python launch/measure_accelerator.py --pack=PACK --data_dir=DATA
 
 puts the model, wheels and everything under DATA (prompts/, tasks/; both made by
-task_prompts.py and general_prompts.py, and copies of the tasks' files)
-into parts below 60 MB. There, with the parts and a checkout:
+experiments/task_prompts.py and experiments/general_prompts.py, and copies of
+the tasks' files) into parts below 60 MB. There, with the parts and a checkout:
 
   launch/measure_accelerator.sh --unpack=PACK --output_dir=OUT --time_limit=1800
 
@@ -40,15 +40,12 @@ import time
 
 from absl import app, flags
 import accelerator_tasks
-import jax
-import jax.numpy as jnp
 
-from specstream_jax.bench import results
 from specstream_jax.checkpoints import loading
-from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
+_EXPERIMENTS = _ROOT / 'launch' / 'experiments'
 _PYTHON = sys.executable
 _CLI = [_PYTHON, '-m', 'specstream_jax.cli.main']
 # What a machine with jax may lack.
@@ -107,8 +104,7 @@ class Runner:
     log = self.folder / 'logs' / f'{name}.log'
     for path in (done, log):
       path.parent.mkdir(exist_ok=True)
-    paths = [str(_ROOT), str(_ROOT / 'launch')]
-    paths += filter(None, [os.environ.get('PYTHONPATH')])
+    paths = [str(_ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
     environment = os.environ | {'PYTHONPATH': os.pathsep.join(paths)} | env
     with log.open('a') as file:
       file.write(shlex.join(words) + '\n')
@@ -131,41 +127,10 @@ class Runner:
 
 def device(runner: Runner) -> None:
   """The two ceilings."""
-  own = [_PYTHON, __file__, f'--output_dir={runner.folder}', '--parts=ceilings']
-  runner.run('device', own + ['--tiny'] * FLAGS.tiny)
-
-
-def ceilings(runner: Runner) -> None:
-  """Copy bandwidth and bfloat16 matrix products of this device, measured here."""
-  size = 256 if FLAGS.tiny else 8192
-  a, b = (
-    jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16)
-    for i in range(2)
-  )
-  long = jnp.zeros((2**20 if FLAGS.tiny else 2**30,), jnp.int32)
-  product = _seconds(jax.jit(lambda a, b: a @ b), a, b)
-  copy = _seconds(jax.jit(lambda x: x + 1), long)
-  found = {
-    'device': jax.devices()[0].device_kind,
-    'num_devices': jax.device_count(),
-    'bytes_per_second': 2 * long.nbytes / copy,
-    'bfloat16_flops_per_second': 2 * size**3 / product,
-    'versions': results.versions(),
-  }
-  writing.write_text(
-    str(runner.folder / 'device.json'), json.dumps(found, indent=1) + '\n'
-  )
-  print(json.dumps(found))
-
-
-def _seconds(fun: Callable, *args: jax.Array) -> float:
-  """Median of twenty calls after two."""
-  times = []
-  for _ in range(22):
-    start = time.perf_counter()
-    jax.block_until_ready(fun(*args))
-    times.append(time.perf_counter() - start)
-  return sorted(times[2:])[10]
+  small = ['--size=256', f'--count={2**20}'] * FLAGS.tiny
+  script = _EXPERIMENTS / 'ceilings.py'
+  out = f'--output_dir={runner.folder}'
+  runner.run('device', [_PYTHON, script, out, *small])
 
 
 def _cost(runner: Runner, name: str, *more: str, **env: str) -> None:
@@ -173,7 +138,7 @@ def _cost(runner: Runner, name: str, *more: str, **env: str) -> None:
   runner.run(
     name,
     [
-      _PYTHON, _ROOT / 'launch' / 'decode_cost.py', f'--label={name}',
+      _PYTHON, _EXPERIMENTS / 'decode_cost.py', f'--label={name}',
       f'--output_dir={runner.folder / name}', *more, *small * FLAGS.tiny,
     ],
     **env,
@@ -279,7 +244,7 @@ def train_step(runner: Runner) -> None:
   runner.run(
     'train_step',
     [
-      _PYTHON, _ROOT / 'launch' / 'step_cost.py', f'--model={FLAGS.model}',
+      _PYTHON, _EXPERIMENTS / 'step_cost.py', f'--model={FLAGS.model}',
       f'--data_dir={runner.folder}/work/e2e_nlg/records_references', f'--rows={rows}',
       f'--length={length}', f'--layers={layers}', '--anchors=96',
       f'--dtype={FLAGS.dtype}', '--repeats=10',
@@ -304,7 +269,7 @@ def _adapter(runner: Runner, name: str) -> None:
   run = lambda part, *words: runner.run(f'{name}_{part}', words, **_SHARED)
   common = [f'--model={FLAGS.model}', f'--dtype={FLAGS.dtype}']
   records = lambda part, answers: run(
-    f'records_{part}', _PYTHON, _ROOT / 'launch' / 'records_of_answers.py',
+    f'records_{part}', _PYTHON, _EXPERIMENTS / 'records_of_answers.py',
     f'--answers={",".join(map(str, answers))}', f'--tokenizer={FLAGS.model}',
     f'--max_length={task.length}', f'--output_dir={work / f"records_{part}"}',
     f'--draft_vocabulary={work / f"vocabulary_{part}.json"}',
@@ -421,8 +386,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   if FLAGS.pack:
     return pack(pathlib.Path(FLAGS.pack))
-  known = PARTS | {'ceilings': ceilings}
-  for name, accepted in (('parts', known), ('tasks', accelerator_tasks.TASKS)):
+  for name, accepted in (('parts', PARTS), ('tasks', accelerator_tasks.TASKS)):
     wrong = [value for value in getattr(FLAGS, name) if value not in accepted]
     if wrong:
       raise app.UsageError(
@@ -432,7 +396,7 @@ def main(argv: Sequence[str]) -> None:
   FLAGS.data_dir = os.path.abspath(FLAGS.data_dir)
   for part in FLAGS.parts:
     if runner.left() > 0:
-      known[part](runner)
+      PARTS[part](runner)
     else:
       print(f'{part}: no time left')
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""launch/compare_answers.py: two models' answers, scored prompt by prompt."""
+"""launch/experiments/compare_answers.py: two models' answers, scored prompt by prompt."""
 
 import json
 import pathlib
@@ -8,7 +8,11 @@ import sys
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'compare_answers.py'
+SCRIPT = (
+  pathlib.Path(__file__)
+  .parents[1]
+  .joinpath('launch', 'experiments', 'compare_answers.py')
+)
 MEANINGS = ('name[Aromi], area[riverside]', 'name[Zizzi], food[Thai]')
 REFERENCES = ('Aromi is by the river.', 'Zizzi serves Thai food.')
 

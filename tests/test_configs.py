@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every gin file parses and makes a recipe."""
 
-import importlib.util
 import json
 import pathlib
 
+import ablate
 import gin
 import pytest
 
@@ -133,24 +133,15 @@ def test_gin_does_not_reach_what_an_older_file_lacks():
     gin.clear_config()
 
 
-def ablations():
-  path = CONFIGS.parent / 'launch' / 'ablate.py'
-  spec = importlib.util.spec_from_file_location('ablate', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.VARIANTS
-
-
-@pytest.mark.parametrize('name', ablations())
+@pytest.mark.parametrize('name', ablate.VARIANTS)
 def test_variant_of_the_ablations_is_a_recipe_of_its_own(name):
-  variants = ablations()
-  variant, gin_file = variants[name], 'sql_smollm2_ablation.gin'
+  variant, gin_file = ablate.VARIANTS[name], 'sql_smollm2_ablation.gin'
   bindings = [f'--gin.{binding}' for binding in variant.bindings]
   changed = recipe(gin_file, *main.split_gin(bindings)[1])
   gin.clear_config()
   assert (changed != recipe(gin_file)) == bool(bindings)
   # What goes on from another comes after it.
-  names = list(variants)
+  names = list(ablate.VARIANTS)
   assert not variant.after or variant.after in names[: names.index(name)]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""launch/forward_cost.py on a tiny model."""
+"""launch/experiments/forward_cost.py on a tiny model."""
 
 import json
 import pathlib
@@ -9,7 +9,11 @@ import sys
 import byte_model
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'forward_cost.py'
+SCRIPT = (
+  pathlib.Path(__file__)
+  .parents[1]
+  .joinpath('launch', 'experiments', 'forward_cost.py')
+)
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""launch/general_prompts.py: prompts of many kinds that are nobody's benchmark."""
+"""launch/experiments/general_prompts.py: prompts of many kinds that are nobody's benchmark."""
 
 import json
 import pathlib
@@ -8,7 +8,11 @@ import sys
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[1] / 'launch' / 'general_prompts.py'
+SCRIPT = (
+  pathlib.Path(__file__)
+  .parents[1]
+  .joinpath('launch', 'experiments', 'general_prompts.py')
+)
 SENTENCES = [
   'Die Seite wurde noch nicht gespeichert.',
   'Bitte geben Sie eine gültige Adresse ein, sonst geht es nicht.',

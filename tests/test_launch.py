@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
-SCRIPTS = sorted(path.name for path in LAUNCH.glob('*.sh'))
+SCRIPTS = sorted(str(path.relative_to(LAUNCH)) for path in LAUNCH.rglob('*.sh'))
 TRAIN = ('--', '--data_dir=/data/records', "--gin.TrainConfig.x='a b'")
 DRY_RUNS = {
   'tpu_vm.sh': ('run', '--name=n', '--zone=z', '--type=v5litepod-16'),
@@ -209,7 +209,7 @@ def test_ablations_that_are_done_become_table_and_plot(tmp_path):
     (tmp_path / name / 'metrics.jsonl').write_text(text)
   flags = ['--data_dir=x', f'--output_dir={tmp_path}']
   run = lambda *more: subprocess.run(
-    [sys.executable, LAUNCH / 'ablate.py', *flags, *more],
+    [sys.executable, LAUNCH / 'experiments' / 'ablate.py', *flags, *more],
     capture_output=True,
     text=True,
     timeout=120,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""launch/task_prompts.py, split_sql.py and records_of_answers.py."""
+"""launch/experiments/task_prompts.py, split_sql.py and records_of_answers.py."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ import pytest
 from specstream_jax.checkpoints import draft_vocabulary
 from specstream_jax.data import records
 
-LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'launch' / 'experiments'
 MRS = [
   'name[Aromi], area[riverside], food[French]',
   'name[Zizzi], area[city centre]',
@@ -24,7 +24,7 @@ MRS = [
 
 def call(script, *words):
   return subprocess.run(
-    [sys.executable, str(LAUNCH / script), *map(str, words)],
+    [sys.executable, str(EXPERIMENTS / script), *map(str, words)],
     capture_output=True,
     text=True,
     check=False,

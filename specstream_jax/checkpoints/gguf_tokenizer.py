@@ -61,24 +61,8 @@ def _id(metadata, name: str, *default: Any) -> Any:
   return _get(metadata, name, fields.integers(0, last), *default)
 
 
-def _merge_pairs(
-  merges: Sequence[str], vocab: Mapping[str, int]
-) -> list[tuple[str, str]]:
-  """What each merge joins, which a space parts.
-
-  Raises:
-    ValueError: a part or the whole is no token; the library would panic.
-  """
-  pairs = []
-  for merge in merges:
-    left, _, right = merge.partition(' ')
-    if not {left, right, left + right} <= vocab.keys():
-      raise ValueError(
-        f'tokenizer.ggml.merges holds {fields.shown(merge)}; accepted: two of '
-        'its tokens, a space between them, that make a third'
-      )
-    pairs.append((left, right))
-  return pairs
+def _merges(merges: Sequence[str], vocab: Mapping[str, int]):
+  return byte_bpe.merge_pairs(merges, vocab, f'{_PREFIX}merges')
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -91,7 +75,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
       f'{", ".join(map(repr, byte_bpe.KINDS))}'
     )
   vocab = {t: i for i, t in enumerate(metadata[f'{_PREFIX}tokens'])}
-  merges = _merge_pairs(_get(metadata, 'merges', fields.TEXTS), vocab)
+  merges = _merges(_get(metadata, 'merges', fields.TEXTS), vocab)
   return byte_bpe.build(kind, vocab, merges)
 
 
@@ -104,7 +88,7 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     scores = _get(metadata, 'scores', fields.NUMBERS)
     merges = pieces_bpe.merges(tokens, scores, _PREFIX.rstrip('.'))
   else:
-    merges = _merge_pairs(merges, vocab)
+    merges = _merges(merges, vocab)
   return pieces_bpe.build(
     tokens,
     merges,

@@ -8,7 +8,7 @@ vocab.json and merges.txt, and say the rest in tokenizer_config.json.
 from collections.abc import Mapping
 import dataclasses
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
@@ -31,17 +31,46 @@ JSON, SPM, VOCAB, MERGES = (
 ADDED, CONFIG = 'added_tokens.json', 'tokenizer_config.json'
 # Files beside tokenizer.json that a download needs.
 FILES = (JSON, SPM, VOCAB, MERGES, ADDED)
-# How each class of transformers splits texts for byte-level BPE.
+TOKENS = 'special_tokens_map.json'
+
+
+class _Class(NamedTuple):
+  """A class of transformers with byte-level BPE.
+
+  Attributes:
+    split: how it splits texts, one of `byte_bpe.KINDS`.
+    tokens: special tokens of folders that name none.
+    composes: see `byte_bpe.build`.
+  """
+
+  split: str
+  tokens: Mapping[str, str]
+  composes: bool = False
+
+
+_END = '<|endoftext|>'
+_GPT2 = _Class(
+  'gpt-2', dict.fromkeys(('bos_token', 'eos_token', 'unk_token'), _END)
+)
+_QWEN2 = _Class(
+  'qwen2', dict.fromkeys(('eos_token', 'unk_token', 'pad_token'), _END)
+)
+_GPT_NEOX = _Class(
+  'gpt-2', {**_GPT2.tokens, 'pad_token': '<|padding|>'}, composes=True
+)
 _CLASSES = {
-  'GPT2Tokenizer': 'gpt-2',
-  'CodeGenTokenizer': 'gpt-2',
-  'Qwen2Tokenizer': 'qwen2',
+  'GPT2Tokenizer': _GPT2,
+  'CodeGenTokenizer': _GPT2,
+  'Qwen2Tokenizer': _QWEN2,
+  'GPTNeoXTokenizer': _GPT_NEOX,
 }
 # The same by config.json, for folders that name no class.
 _MODEL_TYPES = {
-  **dict.fromkeys(('gpt2', 'opt', 'phi'), 'gpt-2'),
-  **dict.fromkeys(('qwen2', 'qwen3'), 'qwen2'),
+  **dict.fromkeys(('gpt2', 'opt', 'phi'), _GPT2),
+  **dict.fromkeys(('qwen2', 'qwen3'), _QWEN2),
+  'gpt_neox': _GPT_NEOX,
 }
+_SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 _MAX_TOKENS = 2**24  # Beyond any vocabulary; the library counts up to it.
 _FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
@@ -104,8 +133,13 @@ def _checked(tokenizer: tokenizers.Tokenizer, path: str):
 
 
 def _said(folder: str) -> dict[str, Any]:
-  """The fields of tokenizer_config.json; none without it."""
-  path = os.path.join(folder, CONFIG)
+  """The fields of tokenizer_config.json, or special tokens named beside it."""
+  found = _read_or_empty(folder, TOKENS), _read_or_empty(folder, CONFIG)
+  return {**found[0], **found[1]}
+
+
+def _read_or_empty(folder: str, name: str) -> dict[str, Any]:
+  path = os.path.join(folder, name)
   return files.read_json(path) if os.path.isfile(path) else {}
 
 
@@ -166,44 +200,40 @@ def _spm_model(spm: spm_file.Spm) -> tokenizers.Tokenizer:
 
 def _of_merges(folder: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """Byte-level BPE from vocab.json and merges.txt."""
-  kind = _byte_kind(folder, said)
+  kind = _class_of(folder, said)
+  said = {**kind.tokens, **said}
   vocab = files.read_json(os.path.join(folder, VOCAB))
   if not all(map(fields.COUNT.fits, vocab.values())):
     raise ValueError(f'{VOCAB} has ids that are no integers >= 0')
   lines = files.read_text(os.path.join(folder, MERGES)).split('\n')
   rest = lines[lines[0].startswith('#version') :]
-  pairs = []
-  for line in filter(str.strip, rest):
-    left, _, right = line.partition(' ')
-    if not {left, right, left + right} <= vocab.keys():
-      raise ValueError(
-        f'{MERGES} has {line!r}, which is no merge of tokens of {VOCAB}'
-      )
-    pairs.append((left, right))
+  pairs = byte_bpe.merge_pairs(filter(str.strip, rest), vocab, MERGES)
   tokenizer = byte_bpe.build(
-    kind, vocab, pairs, has_prefix=_asks(said, 'add_prefix_space', False)
+    kind.split,
+    vocab,
+    pairs,
+    has_prefix=_asks(said, 'add_prefix_space', False),
+    composes=kind.composes,
   )
   _add_named(tokenizer, folder, said)
   _add_ends(tokenizer, said, bos=None, adds_bos=False)
   return tokenizer
 
 
-def _byte_kind(folder: str, said: Mapping[str, Any]) -> str:
-  """The kind of byte-level BPE that a folder asks for."""
+def _class_of(folder: str, said: Mapping[str, Any]) -> _Class:
+  """The class that a folder asks for."""
   name = said.get('tokenizer_class')
   if name is not None:
-    kind = _CLASSES.get(str(name).removesuffix('Fast'))
+    found = _CLASSES.get(str(name).removesuffix('Fast'))
   else:
-    path = os.path.join(folder, 'config.json')
-    raw = files.read_json(path) if os.path.isfile(path) else {}
-    name = raw.get('model_type')
-    kind = _MODEL_TYPES.get(name) if isinstance(name, str) else None
-  if kind is None:
+    name = _read_or_empty(folder, 'config.json').get('model_type')
+    found = _MODEL_TYPES.get(name) if isinstance(name, str) else None
+  if found is None:
     raise ValueError(
       f'its class is {fields.shown(name)}; accepted without {JSON}: '
       f'{", ".join(_CLASSES)}'
     )
-  return kind
+  return found
 
 
 def _token(text: str, is_special: bool, **flags: bool) -> tokenizers.AddedToken:
@@ -228,23 +258,32 @@ def _add(
 
 
 def _add_named(tokenizer, folder: str, said: Mapping[str, Any]) -> None:
-  """Tokens that tokenizer_config.json and added_tokens.json add, and specials."""
+  """Tokens that tokenizer_config.json or added_tokens.json add, and specials."""
+  named = {_text(said.get(name)) for name in _SPECIAL}
   found: dict[int, tokenizers.AddedToken] = {}
-  path = os.path.join(folder, ADDED)
-  for text, i in (
-    files.read_json(path) if os.path.isfile(path) else {}
-  ).items():
-    found[i] = _token(text, True)
-  for i, entry in (said.get('added_tokens_decoder') or {}).items():
+  listed = said.get('added_tokens_decoder')
+  for i, entry in (listed or {}).items():
     flags = {k: entry[k] for k in _FLAGS if isinstance(entry.get(k), bool)}
     is_special = flags.pop('special', False)
     found[int(i)] = _token(entry['content'], is_special, **flags)
+  if listed is None:
+    named |= {_text(token) for token in _others(said)}
+    for text, i in _read_or_empty(folder, ADDED).items():
+      found[i] = _token(text, text in named, normalized=text not in named)
   _add(tokenizer, found)
-  known = {token.content for token in found.values()}
-  for name in ('bos_token', 'eos_token', 'unk_token', 'pad_token'):
-    text = _text(said.get(name))
-    if text and text not in known and tokenizer.token_to_id(text) is not None:
+  rest = {text for text in named if text}
+  for text in sorted(rest - {token.content for token in found.values()}):
+    # One that the vocabulary lacks has no embedding either.
+    if tokenizer.token_to_id(text) is not None:
       tokenizer.add_special_tokens([_token(text, True)])
+
+
+def _others(said: Mapping[str, Any]) -> list[Any]:
+  """Special tokens without a part of their own, in either version's spelling."""
+  lists = (
+    said.get(f'{kind}_special_tokens') for kind in ('additional', 'extra')
+  )
+  return [token for one in lists if isinstance(one, list) for token in one]
 
 
 def _asks(said: Mapping[str, Any], name: str, default: bool) -> bool:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from specstream_jax.config import model as config_model
 from specstream_jax.modeling import build, params
 
 _SAMPLES = 4096
+# The number of a layer in the name of a tensor.
+_LAYER = re.compile(r'(?<=[./])\d{1,9}(?=[./])')
 
 
 @functools.lru_cache(maxsize=64)
@@ -67,14 +70,49 @@ def problems(
   return lines
 
 
-def refuse(source: str, lines: Iterable[str], fix: str) -> None:
-  """Raises one ValueError with all `lines`, if there are any."""
-  lines = list(lines)
-  if lines:
-    listed = ''.join(f'\n  - {line}' for line in lines)
-    raise ValueError(
-      f'{source} cannot be read exactly, so it is refused:{listed}\n{fix}'
-    )
+def refuse(source: str, problems: Iterable[str], fix: str) -> None:
+  """Raises one ValueError of one line with all `problems`, if there are any.
+
+  Args:
+    source: what is refused.
+    problems: texts; those that differ in the number of a layer alone are said
+      together.
+    fix: what to do about them.
+  """
+  said = _by_layer(problems)
+  if not said:
+    return
+  if len(said) > 1:
+    said = [f'({i}) {text}' for i, text in enumerate(said, start=1)]
+  raise ValueError(
+    f'{source} cannot be read exactly, so it is refused: {"; ".join(said)}; '
+    f'{fix}'
+  )
+
+
+def _by_layer(problems: Iterable[str]) -> list[str]:
+  """Each problem once for all layers that have it: layers.{0-29}.mlp."""
+  layers: dict[tuple[str, str], list[int]] = {}
+  for text in problems:
+    found = _LAYER.search(text)
+    first, last = found.span() if found else (len(text), len(text))
+    numbers = layers.setdefault((text[:first], text[last:]), [])
+    numbers += [int(found.group())] if found else []
+  return [
+    before + _span(numbers) + after
+    for (before, after), numbers in layers.items()
+  ]
+
+
+def _span(numbers: list[int]) -> str:
+  """'' for none, '3', '{0,2}' or '{0-29}'."""
+  if len(numbers) < 2:
+    return ''.join(map(str, numbers))
+  first, last = min(numbers), max(numbers)
+  shown = ','.join(map(str, sorted(numbers)))
+  if len(numbers) > 2 and sorted(numbers) == list(range(first, last + 1)):
+    shown = f'{first}-{last}'
+  return f'{{{shown}}}'
 
 
 def check_layers(

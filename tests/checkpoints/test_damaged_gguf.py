@@ -180,8 +180,8 @@ def test_more_layers_than_tensors(tmp_path):
 @pytest.mark.parametrize(
   ('kind', 'change', 'message'),
   [
-    ('gpt2', {'merges': ['ab']}, "merges holds 'ab'; accepted: two of"),
-    ('gpt2', {'merges': ['a c']}, "merges holds 'a c'; accepted: two of"),
+    ('gpt2', {'merges': ['ab']}, "merges holds 'ab'; accepted: two tok"),
+    ('gpt2', {'merges': ['a c']}, "merges holds 'a c'; accepted: two tok"),
     ('gpt2', {'merges': 5}, 'merges is 5; accepted: a list of texts'),
     ('gpt2', {'tokens': ['x'] * 18}, '18 tokens; accepted: .* the 17'),
     ('gpt2', {'bos_token_id': 6}, 'bos_token_id is 6; accepted: .* 0 to 5'),

@@ -80,6 +80,7 @@ def test_lists_every_metadata_key_that_changes_the_maths(tmp_path):
     "llama.rope.scaling.type is 'yarn'",
   ):
     assert text in str(error.value)
+  assert '\n' not in str(error.value)
 
 
 def test_lists_every_tensor_that_does_not_belong(tmp_path):

@@ -15,6 +15,7 @@ from specstream_jax.checkpoints import (
   huggingface,
   huggingface_config,
   tokenizer_files,
+  weights,
 )
 
 RAW = model_files.HF_CONFIG
@@ -105,6 +106,36 @@ def test_lists_every_field_that_changes_the_maths():
     "rope_type is 'odd'; accepted: 'default', 'linear', 'dynamic'",
   ):
     assert text in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_refusals_are_one_line_that_says_what_to_do():
+  with pytest.raises(ValueError, match='refused') as error:
+    parse(logit_scale=0.5)
+  assert str(error.value) == (
+    'config.json cannot be read exactly, so it is refused: logit_scale = 0.5 '
+    'is not understood; use the unmodified config.json of the checkpoint; a '
+    'model that needs more than is understood cannot be run'
+  )
+  several = (
+    r'\(1\) hidden_act is .*; \(2\) logit_scale = .* is not understood; use the'
+  )
+  with pytest.raises(ValueError, match=several):
+    parse(hidden_act='gelu', logit_scale=0.5)
+
+
+def test_a_problem_of_several_layers_is_said_once():
+  names = [f'layers.{i}.up' for i in range(30)]
+  found = [*names[:2], *names[3:], 'layers.4.down', 'layers.7.down']
+  problems = [f'unexpected {name}' for name in found] + ['missing norm']
+  text = (
+    r'unexpected layers.\{0,1,3,.*,29\}.up; \(2\) unexpected layers.\{4,7\}.'
+    r'down; \(3\) missing norm; mend it$'
+  )
+  with pytest.raises(ValueError, match=text):
+    weights.refuse('it', problems, 'mend it')
+  with pytest.raises(ValueError, match=r'refused: no layers.\{0-29\}.up; mend'):
+    weights.refuse('it', [f'no {name}' for name in names], 'mend it')
 
 
 def test_refuses_rope_fields_it_does_not_know():

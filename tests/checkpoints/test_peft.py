@@ -23,16 +23,11 @@ from specstream_jax.checkpoints import (
 )
 from specstream_jax.cli import info
 
-GOLDEN = pathlib.Path(__file__).parent / 'golden_peft'
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'peft'
 BASE = GOLDEN / 'base'
 NAMES = ('list', 'regex', 'linear', 'patterns')
 DECODE = config.DecodeConfig(max_new_tokens=12, prompt_bucket=8)
 PREFIX = 'base_model.model.'
-
-
-@functools.cache
-def answers():
-  return json.loads((GOLDEN / 'answers.json').read_text())
 
 
 @functools.cache
@@ -44,7 +39,7 @@ def test_tokens_are_those_of_torch():
   plain = ss.load(str(BASE))
   for name in ('base', *NAMES):
     model = ss.load(str(BASE), None if name == 'base' else str(GOLDEN / name))
-    rows = answers()[name]
+    rows = json.loads((GOLDEN / name / 'answers.json').read_text())
     prompts = [row['prompt'] for row in rows]
     for drafter in ('none', 'prompt_lookup'):
       # What one model has compiled serves all.
@@ -147,7 +142,7 @@ def test_lora_on_the_head_is_told_in_one_line(tmp_path):
   text = 'LoRA on lm_head is not read; on these it is: down_proj, gate_proj, '
   with pytest.raises(ValueError, match=text) as found:
     fitted.read(folder, base())
-  assert str(found.value).count('\n  - ') == 1
+  assert '(2)' not in str(found.value)
 
 
 def test_lora_of_another_family_is_told_in_one_line(tmp_path):

@@ -110,16 +110,14 @@ def test_what_a_llama_folder_leaves_unsaid_is_as_in_training(tmp_path):
   assert not bare.tokens[0].startswith('▁') and ''.join(bare.tokens) == 'sky'
 
 
-def write_merges(folder, pre, normalizer=None):
+def write_merges(folder, pre, special=('<|endoftext|>',)):
   """vocab.json and merges.txt, trained on the hard strings."""
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre
-  if normalizer:
-    tokenizer.normalizer = normalizer
   trainer = trainers.BpeTrainer(
     vocab_size=500,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    special_tokens=['<|endoftext|>'],
+    special_tokens=list(special),
     show_progress=False,
   )
   tokenizer.train_from_iterator(WORDS, trainer)
@@ -137,6 +135,8 @@ def write_merges(folder, pre, normalizer=None):
     ('CodeGenTokenizer', {'add_prefix_space': True}),
     ('Qwen2Tokenizer', {'add_prefix_space': True}),
     ('Qwen2Tokenizer', {}),
+    ('GPTNeoXTokenizer', {}),
+    ('GPTNeoXTokenizerFast', {'add_prefix_space': True}),
   ],
 )
 def test_ids_of_transformers_with_merges(tmp_path, name, fields):
@@ -165,6 +165,35 @@ def test_ids_of_transformers_with_merges(tmp_path, name, fields):
   assert first.startswith('Ġ') == ('add_prefix_space' in fields)
 
 
+ENDS = ['<|endoftext|>', '<|padding|>']
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'tokens'),
+  [
+    ('gpt_neox', {}),
+    ('gpt_neox', {'eos_token': '<|padding|>'}),
+    ('gpt2', {'extra_special_tokens': ['  ']}),
+    ('qwen2', {}),
+  ],
+)
+def test_ids_of_transformers_where_little_is_said(tmp_path, model_type, tokens):
+  transformers = pytest.importorskip('transformers')
+  # As the folders of GPT-NeoX: runs of spaces are tokens, but none of BPE.
+  runs = {' ' * n: 502 - n for n in (2, 1)}
+  pre = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  write_merges(tmp_path, pre, special=ENDS)
+  (tmp_path / 'added_tokens.json').write_text(json.dumps(runs))
+  (tmp_path / 'config.json').write_text(json.dumps({'model_type': model_type}))
+  (tmp_path / 'special_tokens_map.json').write_text(json.dumps(tokens))
+  ours = tokenizer_files.read(tmp_path)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  for text in [*TEXTS, 'x<|endoftext|>y', '<|padding|> a', 'e\u0301', 'a   b']:
+    ids = ours.encode(text).ids
+    assert ids == theirs(text)['input_ids'], text
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
 def test_a_folder_that_names_no_class(tmp_path):
   write_merges(tmp_path, pre_tokenizers.ByteLevel(add_prefix_space=False))
   with pytest.raises(ValueError, match='its class is None; accepted without'):
@@ -182,7 +211,9 @@ def test_bad_merges(tmp_path):
   write_merges(tmp_path, pre_tokenizers.ByteLevel(add_prefix_space=False))
   (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')
   (tmp_path / 'merges.txt').write_text('#version: 0.2\na nothing\n')
-  with pytest.raises(ValueError, match=r"merges.txt has 'a nothing', which is"):
+  with pytest.raises(
+    ValueError, match=r"merges.txt holds 'a nothing'; accepted"
+  ):
     tokenizer_files.read(tmp_path)
 
 

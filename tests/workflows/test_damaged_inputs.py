@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged files through the command line: one message, no traceback."""
 
-import importlib.util
 import json
-import pathlib
 import shutil
 
 import byte_model
 import commands
+import compare_answers
 import data_testing
 import evaluation_samples
 import fuzzing
@@ -205,12 +204,8 @@ ROWS = [{'prompt': 'a', 'completion': ' b'}, {'prompt': 'c', 'completion': 'd'}]
 
 
 def compared(path):
-  """The answers as launch/compare_answers.py reads them."""
-  script = pathlib.Path(__file__).parents[2] / 'launch' / 'compare_answers.py'
-  spec = importlib.util.spec_from_file_location('compare_answers', script)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.read(path, {'a': [], 'c': []})
+  """The answers as launch/experiments/compare_answers.py reads them."""
+  return compare_answers.read(path, {'a': [], 'c': []})
 
 
 @pytest.mark.parametrize('read', [compared, distill.read_prompts])

@@ -137,7 +137,8 @@ class Family:
     weights.refuse(
       source,
       self._problems(raw) + huggingface_rope.problems(raw, self.theta),
-      'use a checkpoint without these, or one that needs none of them',
+      'use the unmodified config.json of the checkpoint; a model that needs '
+      'more than is understood cannot be run',
     )
     try:
       values: dict[str, Any] = {'family': self.name, 'dtype': dtype}
@@ -170,7 +171,7 @@ class Family:
       if is_list and all(kind == 'full_attention' for kind in value):
         continue
       if name not in neutral:
-        lines.append(f'{name} = {str(value)[:60]} is not understood')
+        lines.append(f'{name} = {fields.shown(value)} is not understood')
       elif value not in neutral[name]:
         accepted = neutral[name][0] if neutral[name] else None
         lines.append(f'{name} is {fields.shown(value)}; accepted: {accepted!r}')

@@ -7,17 +7,13 @@ rising where they are multiplied.
 
 from collections.abc import Sequence
 import dataclasses
-import json
-import os
-import statistics
-import time
 
 from absl import app, flags
 import jax
 import jax.numpy as jnp
+import measuring
 
 from specstream_jax import runtime
-from specstream_jax.bench import results
 from specstream_jax.decoding import transformer_fns
 from specstream_jax.modeling import build
 from specstream_jax.report import plots
@@ -27,9 +23,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Declares the flags."""
-  flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
+  measuring.define_model()
   flags.DEFINE_list('tokens', '1,2,4,8,16,32,64', 'Tokens of a pass.')
   flags.DEFINE_list('dtypes', 'float32,bfloat16', 'Dtypes to time.')
   flags.DEFINE_integer('context', 128, 'Tokens in the cache.', lower_bound=1)
@@ -53,23 +47,30 @@ def make_pass(fns):
   return jax.jit(forward, donate_argnums=2)
 
 
-def median_ms(model: runtime.Model, length: int) -> float:
-  """Median time in milliseconds of a pass over `length` tokens."""
+def median_ms(
+  model: runtime.Model, length: int, *, context: int, repeats: int
+) -> float:
+  """Median time in milliseconds of a pass.
+
+  Args:
+    model: whose.
+    length: tokens of the pass.
+    context: tokens before them.
+    repeats: timed passes.
+  """
   fns = transformer_fns.model_fns(build.build(model.config, layout='out_in'))
-  slots = FLAGS.context + max(map(int, FLAGS.tokens))
-  cache = fns.init_cache(1, slots)
-  cache = dataclasses.replace(
-    cache, length=jnp.full((1,), FLAGS.context, jnp.int32)
-  )
+  cache = fns.init_cache(1, context + length)
+  cache = dataclasses.replace(cache, length=jnp.full((1,), context, jnp.int32))
   tokens = jnp.arange(length, dtype=jnp.int32)[None] % model.config.vocab_size
   step, params = make_pass(fns), model.params('none')
-  seconds = []
-  for _ in range(2 + FLAGS.repeats):
-    start = time.perf_counter()
-    drawn, cache = jax.block_until_ready(step(params, tokens, cache))
-    seconds.append(time.perf_counter() - start)
+
+  def once():
+    nonlocal tokens, cache
+    drawn, cache = step(params, tokens, cache)
     tokens = drawn.astype(jnp.int32)
-  return 1e3 * statistics.median(seconds[2:])
+    return tokens, cache
+
+  return 1e3 * measuring.median_seconds(once, repeats)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,24 +81,24 @@ def main(argv: Sequence[str]) -> None:
     model = runtime.load(FLAGS.model, dtype=dtype)
     curves[dtype] = []
     for length in map(int, FLAGS.tokens):
-      curves[dtype].append((length, median_ms(model, length)))
-      print(f'{dtype} {length:4} tokens {curves[dtype][-1][1]:9.2f} ms')
+      ms = median_ms(
+        model, length, context=FLAGS.context, repeats=FLAGS.repeats
+      )
+      curves[dtype].append((length, ms))
+      print(f'{dtype} {length:4} tokens {ms:9.2f} ms')
   document = {
     'model': FLAGS.model,
     'context': FLAGS.context,
     'repeats': FLAGS.repeats,
-    'device': jax.devices()[0].device_kind,
-    'cpus': len(os.sched_getaffinity(0)),
-    'versions': results.versions(),
+    **measuring.machine(),
     'median_ms': curves,
   }
-  os.makedirs(FLAGS.output_dir, exist_ok=True)
-  path = os.path.join(FLAGS.output_dir, 'forward_cost')
-  with open(path + '.json', 'w') as file:
-    json.dump(document, file, indent=2)
-  with open(path + '.svg', 'w') as file:
-    file.write(plots.forward_cost(curves))
-  print(f'written: {path}.json, {path}.svg')
+  measuring.write(
+    FLAGS.output_dir,
+    'forward_cost',
+    document,
+    svg=plots.forward_cost(curves),
+  )
 
 
 if __name__ == '__main__':

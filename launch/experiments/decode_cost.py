@@ -23,10 +23,10 @@ from absl import app, flags
 import forward_cost
 import jax
 import jax.numpy as jnp
+import measuring
 import numpy as np
 
 from specstream_jax import config, runtime
-from specstream_jax.bench import results
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.outputs import writing
@@ -120,7 +120,10 @@ def random_model(name: str, dtype: str) -> runtime.Model:
 def forward(model: runtime.Model) -> Iterator[dict[str, object]]:
   """Milliseconds of a pass by its tokens."""
   for length in map(int, FLAGS.tokens):
-    yield {'tokens': length, 'ms': forward_cost.median_ms(model, length)}
+    ms = forward_cost.median_ms(
+      model, length, context=FLAGS.context, repeats=FLAGS.repeats
+    )
+    yield {'tokens': length, 'ms': ms}
 
 
 def decode(model: runtime.Model) -> Iterator[dict[str, object]]:
@@ -205,8 +208,7 @@ def main(argv: Sequence[str]) -> None:
       raise app.UsageError(f'--{name}={wrong[0]}; accepted: {", ".join(known)}')
   path = os.path.join(FLAGS.output_dir, 'decode_cost.json')
   document = {
-    'device': jax.devices()[0].device_kind,
-    'versions': results.versions(),
+    **measuring.machine(),
     'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'label': FLAGS.label,
     'context': FLAGS.context,
@@ -233,6 +235,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  forward_cost.FLAGS = FLAGS
   define_flags()
   app.run(main)

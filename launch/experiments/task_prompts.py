@@ -9,7 +9,7 @@ references: E2E's meanings may lose attributes (--shortened), which gives
 prompts that nobody has described. --exclude names splits whose prompts must not
 come up:
 
-  python launch/task_prompts.py --task=e2e_nlg --data_dir=DIR --shortened=6000 \\
+  python launch/experiments/task_prompts.py --task=e2e_nlg --data_dir=DIR --shortened=6000 \\
     --exclude=dev,test --output=e2e.jsonl
 """
 
@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import json
 import random
 
-from absl import app, flags
+from absl import flags
+import script
 
 from specstream_jax.data import prompts as prompts_lib, registry
 from specstream_jax.outputs import writing
@@ -76,19 +77,15 @@ def shortened(
   return list(found)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Reads the task and writes the file."""
-  del argv
-  try:
-    if FLAGS.references:
-      found = _pairs()
-    else:
-      found = [{'prompt': text} for text in _collect()]
-    writing.write_text(
-      FLAGS.output, ''.join(json.dumps(row) + '\n' for row in found)
-    )
-  except (ValueError, OSError) as error:
-    raise app.UsageError(str(error)) from error
+  if FLAGS.references:
+    found = _pairs()
+  else:
+    found = [{'prompt': text} for text in _collect()]
+  writing.write_text(
+    FLAGS.output, ''.join(json.dumps(row) + '\n' for row in found)
+  )
   print(f'{FLAGS.output}: {len(found)} rows')
 
 
@@ -130,4 +127,4 @@ def _collect():
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

@@ -15,21 +15,21 @@ import tempfile
 import time
 
 from absl import app, flags
+import measuring
 import numpy as np
 
 from specstream_jax import config, runtime
 from specstream_jax.bench import results
 from specstream_jax.checkpoints import huggingface, loading
 from specstream_jax.data import registry
+from specstream_jax.outputs import writing
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
   """Declares the flags."""
-  flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
+  measuring.define_model()
   flags.DEFINE_integer('num_prompts', 8, 'E2E prompts.', lower_bound=1)
   flags.DEFINE_integer('new_tokens', 64, 'Tokens per prompt.', lower_bound=1)
   flags.DEFINE_integer('repeats', 3, 'Passes over the prompts.', lower_bound=1)
@@ -135,8 +135,7 @@ def main(argv: Sequence[str]) -> None:
   }
   print(json.dumps(document, indent=2))
   if FLAGS.output:
-    with open(FLAGS.output, 'w') as file:
-      json.dump(document, file, indent=2)
+    writing.write_text(FLAGS.output, json.dumps(document, indent=2) + '\n')
 
 
 def _their_versions() -> dict[str, str]:

@@ -9,17 +9,15 @@ and temporaries. Writes step_cost.json and step_cost.md.
 from collections.abc import Sequence
 import dataclasses
 import functools
-import json
-import os
 import statistics
 import time
 
 from absl import app, flags
 import jax
 import jax.numpy as jnp
+import measuring
 
 from specstream_jax import config
-from specstream_jax.bench import results
 from specstream_jax.checkpoints import loading
 from specstream_jax.data import batches as batches_lib
 from specstream_jax.modeling import (
@@ -35,9 +33,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Declares the flags."""
-  flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
+  measuring.define_model()
   flags.DEFINE_string('data_dir', None, 'Token records.', required=True)
   flags.DEFINE_integer('length', 512, 'Tokens of a row.', lower_bound=2)
   flags.DEFINE_integer('rows', 4, 'Rows of a batch.', lower_bound=1)
@@ -156,21 +152,14 @@ def main(argv: Sequence[str]) -> None:
     'rows': FLAGS.rows,
     'length': FLAGS.length,
     'positions_with_loss': int((batch['decoder_loss_weights'] > 0).sum()),
-    'device': jax.devices()[0].device_kind,
-    'cpus': len(os.sched_getaffinity(0)),
-    'versions': results.versions(),
+    **measuring.machine(),
     'steps': {
       name: {'megabytes': v.megabytes, 'seconds': v.seconds}
       for name, v in made.items()
     },
   }
-  os.makedirs(FLAGS.output_dir, exist_ok=True)
-  path = os.path.join(FLAGS.output_dir, 'step_cost')
-  with open(path + '.json', 'w') as file:
-    json.dump(document, file, indent=2)
-  with open(path + '.md', 'w') as file:
-    file.write(table(made))
-  print(table(made), f'written: {path}.json, {path}.md')
+  print(table(made))
+  measuring.write(FLAGS.output_dir, 'step_cost', document, md=table(made))
 
 
 if __name__ == '__main__':

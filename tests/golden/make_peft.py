@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes golden_peft/: LoRA that PEFT saved, and what torch decodes with it.
+"""Writes peft/: LoRA that PEFT saved, and what torch decodes with it.
 
 Needs torch, transformers and peft, which the tests themselves do not:
 
-  python tests/checkpoints/write_golden_peft.py
+  python tests/golden/make_peft.py [--check] [NAME …]
+
+--check compares with what is stored, and writes nothing.
 """
 
+import functools
 import json
 import pathlib
 
+import golden_files
 import numpy as np
 import peft
 import torch
 import transformers
 
-FOLDER = pathlib.Path(__file__).parent / 'golden_peft'
+FOLDER = pathlib.Path(__file__).parent / 'peft'
+PROMPT_LENGTHS = 3, 7
 NUM_NEW = 12
 SIZES = {
   'vocab_size': 37,
@@ -68,10 +73,11 @@ def randomise(model):
         leaf.normal_(std=0.4)
 
 
-def answers(model, prompts):
-  """Greedy tokens after each prompt, and the logits of the first of them."""
-  found = []
-  for prompt in prompts:
+def write_answers(folder, model):
+  """Greedy tokens after two prompts, and the logits of the first of them."""
+  rng, found = np.random.default_rng(0), []
+  for length in PROMPT_LENGTHS:
+    prompt = rng.integers(0, SIZES['vocab_size'], size=length).tolist()
     ids = torch.tensor([prompt])
     with torch.no_grad():
       logits = model(ids).logits[0, -1]
@@ -85,26 +91,35 @@ def answers(model, prompts):
         'logits': [round(float(x), 6) for x in logits],
       }
     )
-  return found
+  (folder / 'answers.json').write_text(json.dumps(found) + '\n')
 
 
-def main():
-  """Writes base/, a folder for each LoRA and answers.json."""
-  rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, 37, size=n).tolist() for n in (3, 7)]
+def write_base(folder):
+  """The model without LoRA."""
   base = base_model()
-  base.save_pretrained(FOLDER / 'base')
-  (FOLDER / 'base' / 'generation_config.json').unlink(missing_ok=True)
-  said = {'base': answers(base, prompts)}
-  for name, fields in CASES.items():
-    cfg = peft.LoraConfig(task_type='CAUSAL_LM', **fields)
-    model = peft.get_peft_model(base_model(), cfg).eval()
-    randomise(model)
-    model.save_pretrained(FOLDER / name)
-    (FOLDER / name / 'README.md').unlink(missing_ok=True)
-    said[name] = answers(model, prompts)
-  (FOLDER / 'answers.json').write_text(json.dumps(said) + '\n')
+  base.save_pretrained(folder)
+  (folder / 'generation_config.json').unlink(missing_ok=True)
+  write_answers(folder, base)
+
+
+def write(name, folder):
+  """The LoRA of a case."""
+  cfg = peft.LoraConfig(task_type='CAUSAL_LM', **CASES[name])
+  model = peft.get_peft_model(base_model(), cfg).eval()
+  randomise(model)
+  model.save_pretrained(folder)
+  (folder / 'README.md').unlink(missing_ok=True)
+  path = folder / 'adapter_config.json'
+  fields = json.loads(path.read_text())
+  if isinstance(fields['target_modules'], list):
+    fields['target_modules'].sort()  # a set, written in any order
+  path.write_text(json.dumps(fields, indent=2, sort_keys=True))
+  write_answers(folder, model)
 
 
 if __name__ == '__main__':
-  main()
+  golden_files.main(
+    FOLDER,
+    {'base': write_base}
+    | {name: functools.partial(write, name) for name in CASES},
+  )

@@ -7,22 +7,23 @@ given here and from templates, and --exclude leaves out whatever shares a run of
 words with a benchmark. Summaries and document questions need passages, which
 may be answers that the model itself wrote before:
 
-  python launch/general_prompts.py --instructions=instruction-data.json \
+  python launch/experiments/general_prompts.py --instructions=instruction-data.json \
     --questions=wikisql_train.jsonl.gz --german=sentences.txt \
     --exclude=question.jsonl --output=prompts.jsonl
   specstream distill --chat --prompts=prompts.jsonl --output_dir=distilled
-  python launch/general_prompts.py --passages=distilled/train.jsonl \
+  python launch/experiments/general_prompts.py --passages=distilled/train.jsonl \
     --kinds=summary,documents --exclude=question.jsonl --output=more.jsonl
 
 The same flags write the same file.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import json
 import random
 import re
 
 from absl import app, flags
+import script
 
 from specstream_jax.data import readers
 from specstream_jax.outputs import writing
@@ -339,16 +340,8 @@ def _fill(template, rng):
   return template.format(**values)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Writes the file, a line per kind on the way."""
-  del argv
-  try:
-    _write()
-  except (ValueError, OSError) as error:
-    raise app.UsageError(str(error)) from error
-
-
-def _write():
   unknown = [kind for kind in FLAGS.kinds if kind not in KINDS]
   if unknown:
     raise app.UsageError(f'kinds {unknown}; accepted: {list(KINDS)}')
@@ -373,4 +366,4 @@ def _write():
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

@@ -8,8 +8,9 @@ The records are those of `specstream prepare --task=jsonl`.
 from collections.abc import Iterator, Sequence
 import os
 
-from absl import app, flags
+from absl import flags
 import numpy as np
+import script
 
 from specstream_jax.checkpoints import draft_vocabulary, loading
 from specstream_jax.data import readers, records, vocabulary as vocabulary_lib
@@ -42,9 +43,8 @@ def pairs(
       yield pair.inputs, pair.targets
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Writes the records."""
-  del argv
   vocabulary = vocabulary_lib.load(loading.resolve(FLAGS.tokenizer))
   manifest = records.write(
     pairs(FLAGS.answers, vocabulary),
@@ -70,4 +70,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

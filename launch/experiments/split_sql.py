@@ -13,7 +13,8 @@ import json
 import os
 import re
 
-from absl import app, flags
+from absl import flags
+import script
 
 FLAGS = flags.FLAGS
 _TABLE = re.compile(r'CREATE\s+TABLE\s+(\w+)', re.IGNORECASE)
@@ -77,16 +78,8 @@ def split(contexts: Sequence[str], dev: int, test: int) -> dict[str, list[int]]:
   return {name: sorted(rows) for name, rows in parts.items()}
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Reads the rows and writes the three files."""
-  del argv
-  try:
-    _write()
-  except (ValueError, OSError) as error:
-    raise app.UsageError(str(error)) from error
-
-
-def _write():
   opener = gzip.open if FLAGS.rows.endswith('.gz') else open
   with opener(FLAGS.rows, 'rt', encoding='utf-8') as file:
     lines = [line for line in file if line.strip()]
@@ -101,4 +94,4 @@ def _write():
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

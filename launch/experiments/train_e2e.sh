@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares E2E-NLG, trains an adapter and evaluates it, on one machine.
 #
-# usage: launch/train_e2e.sh [--dry_run] [--gin_file=FILE] [--model=MODEL]
+# usage: launch/experiments/train_e2e.sh [--dry_run] [--gin_file=FILE] [--model=MODEL]
 #          [--data_dir=DIR] [--output_dir=DIR] [--num_prompts=N]
 #
 #   --dry_run      print the commands, run none
@@ -13,7 +13,7 @@
 #
 # Running it again resumes training; records that are there are kept.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 gin_file=configs/e2e_smollm2.gin
 model=smollm2-135m-instruct
@@ -35,7 +35,7 @@ for arg in "$@"; do
       exit 0
       ;;
     *)
-      echo "unknown argument $arg; see launch/train_e2e.sh --help" >&2
+      echo "unknown argument $arg; see launch/experiments/train_e2e.sh --help" >&2
       exit 2
       ;;
   esac

@@ -7,7 +7,7 @@ prompts or the first few (a benchmark's --num_prompts are spread over the set):
   specstream distill --task=e2e_nlg --split=test --data_dir=DIR \
     --max_new_tokens=64 --adapter=runs/lora/adapter --output_dir=answers/lora
   specstream distill …  --adapter=e2e_nlg --output_dir=answers/streams
-  python launch/compare_answers.py --task=e2e_nlg --data_dir=DIR \
+  python launch/experiments/compare_answers.py --task=e2e_nlg --data_dir=DIR \
     --answers=answers/lora/test.jsonl,answers/streams/test.jsonl
 
 Prints a Markdown table; the interval is a paired bootstrap over prompts, which
@@ -19,6 +19,7 @@ counts as an empty answer.
 from collections.abc import Mapping, Sequence
 
 from absl import app, flags, logging
+import script
 
 from specstream_jax.data import readers, registry
 from specstream_jax.metrics import scores, statistics
@@ -101,9 +102,8 @@ def _each(name, targets, first, second):
   }
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Prints the table."""
-  del argv
   logging.set_verbosity(
     logging.WARNING
   )  # rouge-score says its tokenizer per text
@@ -114,10 +114,7 @@ def main(argv: Sequence[str]) -> None:
   references: dict[str, list[str]] = {}
   for example in examples:
     references.setdefault(example.inputs, []).extend(example.references)
-  try:
-    first, second = (read(path, references) for path in FLAGS.answers)
-  except (ValueError, OSError) as error:
-    raise app.UsageError(str(error)) from error
+  first, second = (read(path, references) for path in FLAGS.answers)
   asked = list(dict.fromkeys([*first, *second]))
   print(f'{len(asked)} of {len(references)} prompts of the task')
   for path, side in zip(FLAGS.answers, (first, second), strict=True):
@@ -136,4 +133,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)
