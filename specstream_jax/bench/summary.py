@@ -119,12 +119,16 @@ def _score(made, cell, rows, side) -> dict[str, float]:
   references = [list(row.question.references) for row in rows]
   if not all(references):
     return {}
-  names = registry.get(cell.task.partition('@')[0].partition('/')[0]).metrics
+  name, _, split = cell.task.partition('@')[0].partition('/')
+  spec = registry.get(name)
   texts = [
-    made.text(tokens, row).strip()
+    made.text(tokens, row)
     for tokens, row in zip(side.tokens, rows, strict=True)
   ]
-  return scores.compute(names, references, texts)
+  if spec.score is not None:
+    numbers = [row.question.question_id for row in rows]
+    return spec.score(split, numbers, texts)
+  return scores.compute(spec.metrics, references, list(map(str.strip, texts)))
 
 
 def samples(
