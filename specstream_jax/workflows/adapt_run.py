@@ -13,6 +13,7 @@ from specstream_jax.data import row_shapes, vocabulary as vocabulary_lib
 from specstream_jax.workflows import (
   adapt_plan,
   adapt_rows,
+  task_records,
   train as train_workflow,
 )
 
@@ -145,7 +146,7 @@ def start(
 ) -> Run:
   """Reads what there is and says what it comes to; arguments as of `adapt`."""
   outline = loading.load_outline(base, dtype=options.dtype)
-  vocab = _vocabulary(base, outline)
+  vocab = task_records.model_vocabulary(base, outline)
   tokenizer = vocab.tokenizer
   ends = {vocab.eos_id, *outline.eos_ids}
   shape = row_shapes.Shape(
@@ -177,19 +178,6 @@ def start(
     say,
     progress,
   )
-
-
-def _vocabulary(base, outline) -> vocabulary_lib.Vocabulary:
-  """The model's; where only other files name the end of a text, with that."""
-  try:
-    return vocabulary_lib.load(str(loading.resolve(base)))
-  except ValueError:
-    tokenizer = loading.known_tokenizer(outline.tokenizer)
-    if tokenizer is None or not outline.eos_ids:
-      raise
-    return vocabulary_lib.Vocabulary(
-      tokenizer, outline.eos_ids[0], outline.bos_id
-    )
 
 
 def choose(options: Options, found: adapt_rows.Found) -> tuple[str, str]:
