@@ -13,6 +13,7 @@ from specstream_jax.data import row_shapes, vocabulary as vocabulary_lib
 from specstream_jax.workflows import (
   adapt_plan,
   adapt_rows,
+  adapt_task,
   task_records,
   train as train_workflow,
 )
@@ -38,6 +39,9 @@ class Options:
     skip_bad_rows: leave bad rows out, with a warning each.
     dtype: of weights and activations.
     max_new_tokens: of an answer; 0 goes by the rows.
+    task: in place of rows, see `registry.get`.
+    data_dir: folder of the task's files.
+    compare_lora: train a LoRA alone as well, to compare answers with.
   """
 
   mode: str = 'auto'
@@ -50,6 +54,9 @@ class Options:
   skip_bad_rows: bool = False
   dtype: str = 'float32'
   max_new_tokens: int = 0
+  task: str = ''
+  data_dir: str = ''
+  compare_lora: bool = False
 
   def __post_init__(self):
     checks.option_types(self)
@@ -117,11 +124,15 @@ class Run:
   def settings(self, rows: str) -> dict[str, Any]:
     """What a run that goes on must have in common with its beginning."""
     options = dataclasses.asdict(self.options) | {'mode': self.mode}
-    del options['skip_bad_rows']
+    # A LoRA may be asked for later.
+    del options['skip_bad_rows'], options['compare_lora']
+    for name in ('task', 'data_dir'):  # folders of older versions lack them
+      if not options[name]:
+        del options[name]
     return {
       'model': str(self.outline.source),
       'model sha256': self.outline.config_hash,
-      'rows': os.path.basename(os.path.normpath(rows)),
+      'rows': os.path.basename(os.path.normpath(rows or self.options.task)),
       'content of the rows': self.found.sha256(),
       **options,
     }
@@ -149,20 +160,21 @@ def start(
   vocab = task_records.model_vocabulary(base, outline)
   tokenizer = vocab.tokenizer
   ends = {vocab.eos_id, *outline.eos_ids}
-  shape = row_shapes.Shape(
-    prompt_column=options.prompt_column,
-    answer_column=options.answer_column,
-    chat=options.chat,
-    template=outline.chat_template,
-    ends=tuple(filter(None, map(tokenizer.id_to_token, sorted(ends)))),
-  )
-  found = adapt_rows.read(
-    rows, shape, split=options.split, skip_bad_rows=options.skip_bad_rows
+  found = _found(
+    rows,
+    options,
+    outline.chat_template,
+    tuple(filter(None, map(tokenizer.id_to_token, sorted(ends)))),
   )
   for line in found.lines():
     say(line)
   mode, why = choose(options, found)
   say(f'mode: {mode}, {why}')
+  checks.check(
+    not (options.compare_lora and mode == 'lossless'),
+    "--compare_lora trains a LoRA on the rows' answers, which --mode=lossless "
+    'does not learn; leave it out, or use --mode=fine_tuned',
+  )
   if found.end:
     end = tokenizer.token_to_id(found.end)
     vocab = dataclasses.replace(vocab, eos_id=end)
@@ -177,6 +189,26 @@ def start(
     command,
     say,
     progress,
+  )
+
+
+def _found(rows, options, template, ends) -> adapt_rows.Found:
+  """Rows of a source, or of a task."""
+  if options.task:
+    return adapt_task.read(
+      options.task,
+      options.data_dir or None,
+      skip_bad_rows=options.skip_bad_rows,
+    )
+  shape = row_shapes.Shape(
+    prompt_column=options.prompt_column,
+    answer_column=options.answer_column,
+    chat=options.chat,
+    template=template,
+    ends=ends,
+  )
+  return adapt_rows.read(
+    rows, shape, split=options.split, skip_bad_rows=options.skip_bad_rows
   )
 
 

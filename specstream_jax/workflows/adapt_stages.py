@@ -13,6 +13,7 @@ from specstream_jax.checkpoints import adapters, files
 from specstream_jax.data import prepare_pairs, records, registry
 from specstream_jax.outputs import writing
 from specstream_jax.workflows import (
+  adapt_cost,
   adapt_own,
   adapt_plan,
   adapt_rows,
@@ -24,6 +25,8 @@ from specstream_jax.workflows import (
 
 # Of the time limit; the rest goes to compilers and to the choice of a tree.
 _OWN_SHARE, _TRAIN_SHARE, _TEST_SHARE = 0.2, 0.4, 0.15
+# Of the time of training, where a LoRA is trained alone as well.
+_BESIDE_LORA = 0.6
 _OWN_TOKENS = adapt_run.OWN_TOKENS
 
 
@@ -88,8 +91,8 @@ def _plan(run: adapt_run.Run) -> dict[str, Any]:
     run.base, made, dtype=run.options.dtype, remat=remat
   )
   run.say(
-    f'memory: about {needed / 1e9:.1f} GB; timing a few steps (the first one '
-    'compiles: a minute or two for a small model on a CPU)'
+    f'memory: about {needed / 1e9:.1f} GB; timing a few steps, and a call with '
+    'drafts (both compile first: a minute or two for a small model on a CPU)'
   )
   seconds = adapt_plan.measure(
     run.base,
@@ -101,11 +104,18 @@ def _plan(run: adapt_run.Run) -> dict[str, Any]:
     execution=train_workflow.Execution(remat=remat),
   )
   wanted = adapt_plan.wanted_steps(made, lengths)
-  steps = adapt_plan.steps_in(run.seconds(_TRAIN_SHARE), seconds, wanted)
+  share = _TRAIN_SHARE * (_BESIDE_LORA if run.options.compare_lora else 1)
+  steps = adapt_plan.steps_in(run.seconds(share), seconds, wanted)
   plan = {
     'num_steps': steps,
     'wanted_steps': wanted,
     'seconds_per_step': seconds,
+    'step_cost': adapt_cost.step_cost(
+      run.base,
+      made,
+      dtype=run.options.dtype,
+      schedule=adapt_plan.schedule(),
+    ),
     'batch_size': made.train.batch_size,
     'remat': remat,
   }
@@ -137,15 +147,27 @@ def train(run: adapt_run.Run) -> int:
   lengths = _lengths(run)
   made = run.recipe(lengths, plan['num_steps'], plan['batch_size'])
   run.say(_estimate(plan, made, lengths))
+  cost = plan.get('step_cost', 0.0)  # folders of older versions lack it
+  if cost:
+    run.say(
+      f'a call with drafts takes as long as {cost:.2f} without, on this machine; '
+      'tokens per call divided by that is the predicted speed-up below'
+    )
+  return _train(run, made, plan, 'run', cost)
+
+
+def _train(run, made, plan, folder, step_cost=0.0) -> int:
   done = train_workflow.train(
     run.base,
     run.path('records', 'train'),
-    run.path('run'),
+    run.path(folder),
     eval_data_dir=run.path('records', 'dev'),
     fold_adapter=run.fold_adapter,
     recipe=made,
     dtype=run.options.dtype,
-    execution=train_workflow.Execution(remat=plan['remat']),
+    execution=train_workflow.Execution(
+      remat=plan['remat'], step_cost=step_cost
+    ),
     progress=run.progress,
   )
   return done.signal
@@ -163,7 +185,11 @@ def keep(run: adapt_run.Run) -> int:
 def _setting(run: adapt_run.Run, repeats: int = 1) -> adapt_tune.Setting:
   asked, answer = run.options.max_new_tokens, _lengths(run).answer
   count = asked or min(max(-(-answer // 16) * 16, 16), _OWN_TOKENS)
-  return adapt_tune.Setting(run.path('rows'), count, repeats)
+  sources = {
+    name: run.found.sources.get(name, f'jsonl/{name}@{run.path("rows")}')
+    for name in ('dev', 'test')
+  }
+  return adapt_tune.Setting(sources, count, repeats)
 
 
 def tune(run: adapt_run.Run) -> int:
@@ -205,10 +231,7 @@ def test(run: adapt_run.Run) -> int:
   count = min(max(fits, 8), len(run.found.splits.turns['test']))
   base = run.path('base_quality.json')
   if has_base and not os.path.isfile(base):
-    scores = adapt_tune.base_quality(
-      run.base, setting, dtype=run.options.dtype, num_prompts=count
-    )
-    writing.write_text(base, json.dumps(scores, indent=2) + '\n')
+    _score(run, setting, count, base)
   adapt_tune.test(
     run.model(),
     setting,
@@ -222,4 +245,33 @@ def test(run: adapt_run.Run) -> int:
   return 0
 
 
-ALL = (split, own, prepare, train, keep, tune, test)
+def _score(run, setting, num_prompts, path, adapter=None) -> None:
+  """Writes the quality of plain decoding, of the base or with an adapter."""
+  scores = adapt_tune.plain_quality(
+    run.base,
+    adapter,
+    setting,
+    dtype=run.options.dtype,
+    num_prompts=num_prompts,
+  )
+  writing.write_text(path, json.dumps(scores, indent=2) + '\n')
+
+
+def lora(run: adapt_run.Run) -> int:
+  """lora/: a LoRA without streams, and how well it answers."""
+  path = run.path('lora_quality.json')
+  if not run.options.compare_lora or os.path.isfile(path):
+    return 0
+  adapter = run.path('lora', 'adapter')
+  if not adapters.is_adapter(adapter):
+    run.say('in addition: a LoRA alone, with as many steps, to compare answers')
+    plan = _plan(run)
+    made = run.recipe(_lengths(run), plan['num_steps'], plan['batch_size'])
+    if signal := _train(run, adapt_plan.lora_alone(made), plan, 'lora'):
+      return signal
+  count = files.read_json(run.path('tested.json'))['num_prompts']
+  _score(run, _setting(run), count, path, adapter)
+  return 0
+
+
+ALL = (split, own, prepare, train, keep, tune, test, lora)

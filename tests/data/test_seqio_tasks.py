@@ -19,6 +19,7 @@ from specstream_jax.data import (
   records,
   registry,
   seqio_records,
+  seqio_tasks,
   seqio_vocabulary,
   tasks,
   vocabulary,
@@ -255,6 +256,10 @@ def test_a_task_without_metrics_says_so(register, said):
 
 def test_a_cached_task_is_read_from_its_cache(register, tmp_path):
   """Its source may be out of reach."""
+
+  def unreachable(split, shuffle_files, seed=None):
+    raise AssertionError('not asked for')
+
   seqio.add_global_cache_dirs([str(tmp_path)])
   try:
     folder = tmp_path / 'kept'
@@ -292,7 +297,7 @@ def test_a_cached_task_is_read_from_its_cache(register, tmp_path):
     (folder / 'COMPLETED').write_text('')
     seqio.TaskRegistry.add(
       'kept',
-      source=seqio.FunctionDataSource(None, splits=('train',)),
+      source=seqio.FunctionDataSource(unreachable, splits=('train',)),
       preprocessors=[seqio.CacheDatasetPlaceholder(required=True)],
       output_features={
         name: seqio.Feature(seqio.ByteVocabulary())
@@ -301,7 +306,10 @@ def test_a_cached_task_is_read_from_its_cache(register, tmp_path):
     )
     (example,) = registry.get('seqio:kept').load_split('train')
     assert (example.inputs, example.references) == ('ab', ('c',))
-    (folder / 'COMPLETED').unlink()
+    seqio.set_global_cache_dirs([])
+    other = seqio.TaskRegistry.get('kept').replace(name='other')
+    with pytest.raises(ValueError, match='from a cache that is not found: let'):
+      next(seqio_tasks.elements(other, 'train'))
   finally:
     seqio.set_global_cache_dirs([])
     seqio.TaskRegistry.remove('kept')
