@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _prompts(args) -> list[str]:
   names.check('--split', args.split)  # before the model is loaded
-  task = args.task or (not args.prompts and task_flags.name())
+  task = args.task or ('' if args.prompts else task_flags.name())
   if bool(task) == bool(args.prompts):
     raise ValueError('pass either --task=NAME or --prompts=FILE')
   prompts = (

@@ -125,7 +125,7 @@ def _registered(task, examples, metrics):
     seqio.TaskRegistry.remove(_NAME)
 
 
-def _source(task, examples) -> seqio.FunctionDataSource:
+def _source(task, examples) -> Any:
   """The examples as they are, with the text of their targets."""
   [split] = {example.split for example in examples}
   specs = dict(seqio_tasks.dataset(task, split).element_spec)
@@ -133,11 +133,13 @@ def _source(task, examples) -> seqio.FunctionDataSource:
 
   def dataset_fn(split, shuffle_files, seed=None):
     del split, shuffle_files, seed
-    rows = (
-      {**example.values, 'targets_pretokenized': example.text('targets')}
-      for example in examples
-    )
-    return tf.data.Dataset.from_generator(lambda: rows, output_signature=specs)
+
+    def rows():
+      for example in examples:
+        text = example.text('targets')
+        yield {**example.values, 'targets_pretokenized': text}
+
+    return tf.data.Dataset.from_generator(rows, output_signature=specs)
 
   return seqio.FunctionDataSource(
     dataset_fn, splits=('all',), num_input_examples={'all': len(examples)}
