@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
       command=shlex.join(sys.argv),
       say=lambda line: print(line, flush=True),
     )
-  except KeyboardInterrupt:
+  except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
     print('what is done stays; run the same command to go on')
     raise
   if done.run is None:

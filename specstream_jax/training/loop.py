@@ -261,6 +261,7 @@ class _Run:
     self._means, self._clock = metrics_lib.Means(), time.perf_counter()
     self._since_log, self._updated, self._first = 0, start, start + 1
     self._evaluations = stalling.read(writer.path, start)
+    self._has_evaluated = False
 
   def after_step(self, number, state, metrics, bar, has_updated):
     """Logs, evaluates and saves as often as the settings say."""
@@ -291,7 +292,11 @@ class _Run:
         progress_lib.say(
           bar, f'no better for {cfg.patience} evaluations: the end'
         )
-      self._clock += time.perf_counter() - started
+      spent = time.perf_counter() - started
+      self._clock += spent
+      if not self._has_evaluated:  # that one compiled
+        progress_lib.leave_out(bar, spent)
+      self._has_evaluated = True
     if results or due(cfg.save_every):
       self.save(state, results)
     self._updated = number

@@ -117,6 +117,12 @@ class Run:
       batch_size=batch_size,
     )
 
+  def step(self, name: str, text: str) -> None:
+    """Says which step begins, of how many."""
+    names = ['own'] * (self.mode == 'lossless') + ['train', 'tune', 'test']
+    names += ['lora'] * self.options.compare_lora
+    self.say(f'{names.index(name) + 1}/{len(names)} {text}')
+
   def seconds(self, share: float) -> float:
     """A part of the time limit."""
     return 60 * self.options.time_limit * share

@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any
 
-from specstream_jax import runtime
+from specstream_jax import memory, runtime
 from specstream_jax.checkpoints import adapters, files
 from specstream_jax.data import prepare_pairs, records, registry
 from specstream_jax.outputs import writing
@@ -41,7 +41,7 @@ def own(run: adapt_run.Run) -> int:
   """own/: the model's own answers, where they are what drafts learn."""
   if run.mode != 'lossless' or adapt_own.is_done(run.path('own')):
     return 0
-  run.say("1/4 the model's own answers, which drafts are to foretell")
+  run.step('own', "the model's own answers, which drafts are to foretell")
   model = runtime.load(run.base, run.fold_adapter, dtype=run.options.dtype)
   done = adapt_own.answer(
     model,
@@ -91,7 +91,7 @@ def _plan(run: adapt_run.Run) -> dict[str, Any]:
     run.base, made, dtype=run.options.dtype, remat=remat
   )
   run.say(
-    f'memory: about {needed / 1e9:.1f} GB; timing a few steps, and a call with '
+    f'memory: about {memory.size(needed)}; timing a few steps, and a call with '
     'drafts (both compile first: a minute or two for a small model on a CPU)'
   )
   seconds = adapt_plan.measure(
@@ -142,7 +142,7 @@ def train(run: adapt_run.Run) -> int:
   """run/: training, and its best checkpoint as an adapter."""
   if adapters.is_adapter(run.path('run', 'adapter')):
     return 0
-  run.say('2/4 training')
+  run.step('train', 'training')
   plan = _plan(run)
   lengths = _lengths(run)
   made = run.recipe(lengths, plan['num_steps'], plan['batch_size'])
@@ -150,8 +150,9 @@ def train(run: adapt_run.Run) -> int:
   cost = plan.get('step_cost', 0.0)  # folders of older versions lack it
   if cost:
     run.say(
-      f'a call with drafts takes as long as {cost:.2f} without, on this machine; '
-      'tokens per call divided by that is the predicted speed-up below'
+      f'a call with drafts takes {cost:.2f} times as long as one without, on '
+      'this machine; tokens per call divided by that is the predicted speed-up '
+      'below, which the trained drafts and the best tree may beat'
     )
   return _train(run, made, plan, 'run', cost)
 
@@ -197,7 +198,9 @@ def tune(run: adapt_run.Run) -> int:
   path = run.path('tuned.json')
   if os.path.isfile(path):
     return 0
-  run.say('3/4 choosing the draft tree, by the clock; each one compiles first')
+  run.step(
+    'tune', 'choosing the draft tree, by the clock; each one compiles first'
+  )
   model = run.model()
   best = adapt_tune.tune(
     model,
@@ -212,7 +215,7 @@ def tune(run: adapt_run.Run) -> int:
   seconds = adapt_tune.seconds_per_prompt(best)
   tuned = {'drafter': best.name, 'seconds_per_prompt': seconds}
   writing.write_text(path, json.dumps(tuned, indent=2) + '\n')
-  run.say(f'fastest on dev: {best.name}, {best.speedup:.2f} times')
+  run.say(f'fastest on dev: {best.name}, {best.speedup:.2f} times as fast')
   return 0
 
 
@@ -222,7 +225,7 @@ def test(run: adapt_run.Run) -> int:
   path = run.path('tested.json')
   if os.path.isfile(path):
     return 0
-  run.say('4/4 measuring on rows that were held out')
+  run.step('test', 'measuring on rows that were held out')
   tuned = files.read_json(run.path('tuned.json'))
   setting = _setting(run, repeats=2)
   has_base = run.mode == 'fine_tuned'
@@ -264,7 +267,9 @@ def lora(run: adapt_run.Run) -> int:
     return 0
   adapter = run.path('lora', 'adapter')
   if not adapters.is_adapter(adapter):
-    run.say('in addition: a LoRA alone, with as many steps, to compare answers')
+    run.step(
+      'lora', 'a LoRA alone, with as many steps, to compare answers with'
+    )
     plan = _plan(run)
     made = run.recipe(_lengths(run), plan['num_steps'], plan['batch_size'])
     if signal := _train(run, adapt_plan.lora_alone(made), plan, 'lora'):
