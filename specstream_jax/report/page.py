@@ -267,7 +267,8 @@ def _plots(runs, metrics_path, forward_cost) -> str:
         'On the line, CR / step cost predicts the measured speed-up.',
       ),
     ]
-  if any(len(run.by_category) > 1 for run in runs) or len(runs) > 1:
+  # A single number needs no picture.
+  if sum(len(run.by_category) for run in runs) > 1:
     picture = bench_plots.tokens_per_call_by_category(runs)
     caption = 'Tokens per model call in each category.'
     figures.append(_figure(picture, caption, 'wide'))
