@@ -9,7 +9,7 @@ draft tree also predicts the next one. `import specstream_jax as ss` gives
 
 import importlib
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 
 _API = (

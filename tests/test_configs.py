@@ -11,6 +11,8 @@ import pytest
 from specstream_jax import config
 from specstream_jax.checkpoints import huggingface_config, shipped, weights
 from specstream_jax.cli import main
+from specstream_jax.config import drafting
+from specstream_jax.data import registry
 from specstream_jax.workflows import train
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -48,6 +50,30 @@ def test_every_task_goes_with_every_model(model, task):
   assert both.train.num_steps % 5 == 0
   for name in ('stream', 'lora', 'objective', 'data', 'tree'):
     assert getattr(both, name) == getattr(alone, name)
+
+
+@pytest.mark.parametrize('path', sorted((CONFIGS / 'eval').glob('*.gin')))
+def test_evaluation_of_every_task_has_a_file(path):
+  """Its name is that of the recipes of the task."""
+  main.parse_gin([str(path)], ())
+  task, how = config.TaskConfig(), config.EvalConfig()
+  assert registry.get(task.name).splits.count(task.test_split) == 1
+  assert drafting.parse(how.drafter).name == 'streams'
+  assert how.adapter in ('', *shipped.shipped_adapters())
+  assert (CONFIGS / 'tasks' / path.name).is_file()
+
+
+def test_seqio_settings_have_the_names_of_t5x():
+  made = recipe(
+    'seqio.gin',
+    "MIXTURE_OR_TASK_NAME = 'seqio:mine'",
+    'TRAIN_STEPS = 7',
+    'BATCH_SIZE = 3',
+    "EVAL_SPLIT = 'test'",
+  )
+  assert (made.train.num_steps, made.train.batch_size) == (7, 3)
+  task = config.TaskConfig()
+  assert (task.name, task.dev_split) == ('seqio:mine', 'test')
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,10 @@ MAY_USE_TENSORFLOW = {
   'data.beam_prepare',
   'data.tasks',
   'data.prepare',
+  'data.seqio_records',
+  'data.seqio_scores',
+  'data.seqio_tasks',
+  'data.seqio_vocabulary',
   'data.tfds_source',
 }
 # What `runtime` loads of libraries for checkpoints, and what it does not.

@@ -13,7 +13,7 @@ from specstream_jax.bench import (
   runners as runners_lib,
   sides as sides_lib,
 )
-from specstream_jax.data import registry
+from specstream_jax.data import questions as questions_lib, registry
 from specstream_jax.metrics import scores
 
 
@@ -116,15 +116,34 @@ def _length_group(length: int) -> int:
 
 def _score(made, cell, rows, side) -> dict[str, float]:
   """The task's metrics of a side's texts; none if a row lacks an answer."""
-  references = [list(row.question.references) for row in rows]
-  if not all(references):
+  questions = [row.question for row in rows]
+  if not all(question.references for question in questions):
     return {}
-  names = registry.get(cell.task.partition('@')[0].partition('/')[0]).metrics
   texts = [
-    made.text(tokens, row).strip()
+    made.text(tokens, row)
     for tokens, row in zip(side.tokens, rows, strict=True)
   ]
-  return scores.compute(names, references, texts)
+  return score(cell.task, questions, texts)
+
+
+def score(
+  task: str, asked: Sequence[questions_lib.Question], answers: Sequence[str]
+) -> dict[str, float]:
+  """Scores of answers by the metrics of their task.
+
+  Args:
+    task: `name/split`, perhaps with `@` and more behind it.
+    asked: questions that have references.
+    answers: one text for each.
+  """
+  name, _, split = task.partition('@')[0].partition('/')
+  spec = registry.get(name)
+  if spec.score is not None:
+    numbers = [question.question_id for question in asked]
+    return spec.score(split, numbers, answers)
+  references = [list(question.references) for question in asked]
+  stripped = [answer.strip() for answer in answers]
+  return scores.compute(spec.metrics, references, stripped)
 
 
 def samples(

@@ -8,6 +8,9 @@ of a saved data set, or the hub id of one. Columns are found by name: prompt and
 completion, question and answer, instruction, input and output, or messages (a
 chat); --prompt_column and --answer_column name others.
 
+--task=NAME takes the rows of a task instead, seqio:NAME one that --task_module
+registers, and measures with the task's own metrics.
+
 A part of the rows is held out; the rest is learned, the draft tree chosen, and
 the result measured on what was held out. A stopped run goes on with the same
 command. --dry_run says what would be done.
@@ -19,6 +22,7 @@ import sys
 
 from absl import flags
 
+from specstream_jax.cli import task_flags
 from specstream_jax.data import row_shapes
 from specstream_jax.report import page
 from specstream_jax.workflows import adapt as workflow, adapt_run
@@ -76,6 +80,14 @@ def define_flags() -> None:
     'Most tokens of an answer; 0 goes by the rows.',
     lower_bound=0,
   )
+  task_flags.define(default='', about='Task whose rows are taken')
+  flags.DEFINE_string('data_dir', '', "Folder of the task's files.")
+  flags.DEFINE_bool(
+    'compare_lora',
+    False,
+    'Train a LoRA without drafts as well, and show its quality in the report. '
+    'May be asked for later, too, of a run that is done.',
+  )
   flags.DEFINE_bool(
     'dry_run', False, 'Read the rows, say what would be done, and exit.'
   )
@@ -84,10 +96,12 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
   """Adapts, and says what to type next."""
   args = flags.FLAGS
-  if len(argv) != 2:
+  task = task_flags.name()
+  rows = '' if task else (argv[1:] or [''])[0]
+  if len(argv) - 1 + bool(task) != 1:
     raise ValueError(
-      f'got {len(argv) - 1} sources of rows; give one, such as: specstream '
-      'adapt rows.jsonl --output_dir=my_adapter'
+      f'got {len(argv) - 1 + bool(task)} sources of rows; give one, such as: '
+      'specstream adapt rows.jsonl --output_dir=my_adapter, or --task=NAME'
     )
   options = workflow.Options(
     mode=args.mode,
@@ -100,9 +114,12 @@ def main(argv: Sequence[str]) -> int:
     skip_bad_rows=args.skip_bad_rows,
     dtype=args.dtype,
     max_new_tokens=args.max_new_tokens,
+    task=task,
+    data_dir=args.data_dir,
+    compare_lora=args.compare_lora,
   )
   if args.dry_run:
-    print(workflow.describe(argv[1], args.model, options))
+    print(workflow.describe(rows, args.model, options))
     return 0
   if not args.output_dir:
     raise ValueError(
@@ -111,14 +128,14 @@ def main(argv: Sequence[str]) -> int:
     )
   try:
     done = workflow.adapt(
-      argv[1],
+      rows,
       args.model,
       args.output_dir,
       options,
       command=shlex.join(sys.argv),
       say=lambda line: print(line, flush=True),
     )
-  except KeyboardInterrupt:
+  except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
     print('what is done stays; run the same command to go on')
     raise
   if done.run is None:

@@ -17,7 +17,7 @@ from absl import flags
 
 from specstream_jax import runtime
 from specstream_jax.bench import external
-from specstream_jax.cli import decoding_flags, drafter_help
+from specstream_jax.cli import decoding_flags, drafter_help, task_flags
 from specstream_jax.report import table
 from specstream_jax.workflows import bench as workflow
 
@@ -40,8 +40,12 @@ def define_flags() -> None:
     'if there is an adapter, else prompt_lookup.',
   )
   flags.DEFINE_list(
-    'tasks', ['e2e_sample/test'], 'name/split@DIR; split and @DIR may be left.'
+    'tasks',
+    ['e2e_sample/test'],
+    'name/split@DIR; split and @DIR may be left. seqio:NAME/split is one that '
+    '--task_module registers.',
   )
+  task_flags.define_module()
   flags.DEFINE_list('temperatures', ['0'], '0 is greedy.')
   decoding_flags.define_generation_config('none')
   flags.DEFINE_list('batch_sizes', ['1'], 'Rows per call.')

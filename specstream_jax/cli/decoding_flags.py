@@ -116,10 +116,16 @@ def shard() -> tuple[int, int]:
   )
 
 
-def load_model() -> runtime.Model:
-  """The model of --model, --adapter and --dtype."""
+def load_model(*, adapter: str = '') -> runtime.Model:
+  """The model of --model, --adapter and --dtype.
+
+  Args:
+    adapter: where --adapter is not given.
+  """
   args = flags.FLAGS
-  return runtime.load(args.model, args.adapter or None, dtype=args.dtype)
+  is_given = args['adapter'].present
+  name = args.adapter if is_given else adapter or args.adapter
+  return runtime.load(args.model, name or None, dtype=args.dtype)
 
 
 def decode() -> config.DecodeConfig:

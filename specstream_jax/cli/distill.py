@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from specstream_jax import runtime
-from specstream_jax.cli import decoding_flags
+from specstream_jax.cli import decoding_flags, task_flags
 from specstream_jax.outputs import names
 from specstream_jax.workflows import distill as workflow
 
@@ -33,7 +33,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
-  flags.DEFINE_string('task', None, 'Task whose prompts are answered.')
+  task_flags.define(default='', about='Task whose prompts are answered')
   flags.DEFINE_string(
     'prompts', None, 'JSONL of {"prompt": …} instead of a task.'
   )
@@ -102,13 +102,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _prompts(args) -> list[str]:
   names.check('--split', args.split)  # before the model is loaded
-  if bool(args.task) == bool(args.prompts):
+  task = args.task or ('' if args.prompts else task_flags.name())
+  if bool(task) == bool(args.prompts):
     raise ValueError('pass either --task=NAME or --prompts=FILE')
   prompts = (
     workflow.read_prompts(args.prompts, skip_bad_rows=args.skip_bad_rows)
     if args.prompts
     else workflow.task_prompts(
-      args.task, args.split, args.data_dir, skip_bad_rows=args.skip_bad_rows
+      task, args.split, args.data_dir, skip_bad_rows=args.skip_bad_rows
     )
   )
   return prompts[: args.num_prompts or None]

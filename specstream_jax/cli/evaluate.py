@@ -4,6 +4,11 @@
 A stopped run goes on with the same command. Several machines share a run with
 --shard=0/4 … --shard=3/4 and one --results_dir, which the processes of a
 launched job do by themselves; the last to end writes the results.
+
+  specstream evaluate --gin_file=configs/eval/e2e.gin --data_dir=DIR
+  specstream evaluate --task=seqio:NAME --task_module=my.tasks --split=validation
+
+A seqio task is scored by its own metric_fns.
 """
 
 from collections.abc import Sequence
@@ -12,8 +17,10 @@ import sys
 
 from absl import flags
 
-from specstream_jax.cli import decoding_flags
+from specstream_jax import config, runtime
+from specstream_jax.cli import decoding_flags, task_flags
 from specstream_jax.config import drafting as config_drafting
+from specstream_jax.data import registry
 from specstream_jax.report import page
 from specstream_jax.workflows import evaluate as workflow
 
@@ -23,18 +30,25 @@ RESULTS = 'results_dir'
 def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define(generation_config='none')
-  flags.DEFINE_string('task', 'e2e_sample', 'Name of the task.')
-  flags.DEFINE_string('split', 'test', 'Its split.')
+  task_flags.define(default='e2e_sample')
+  flags.DEFINE_string('split', None, 'Its split; TaskConfig.test_split, test.')
   flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
   flags.DEFINE_integer(
-    'num_prompts', 64, 'The first so many; 0 takes all.', lower_bound=0
+    'num_prompts',
+    None,
+    'The first so many; 0 takes all. EvalConfig.num_prompts, 64.',
+    lower_bound=0,
   )
-  flags.DEFINE_integer('batch', 1, 'Rows per call.', lower_bound=1)
-  flags.DEFINE_integer('repeats', 2, 'Timed passes.', lower_bound=1)
+  flags.DEFINE_integer(
+    'batch', None, 'Rows per call; EvalConfig.batch, 1.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'repeats', None, 'Timed passes; EvalConfig.repeats, 2.', lower_bound=1
+  )
   flags.DEFINE_string(
     'drafter',
-    'streams',
-    'streams:setting=value,…, such as vocabulary=adapter,ngram_table=adapter for '
+    None,
+    'EvalConfig.drafter, streams:setting=value,…, such as vocabulary=adapter,ngram_table=adapter for '
     "the adapter's own files.",
   )
   decoding_flags.define_shard()
@@ -47,26 +61,7 @@ def main(argv: Sequence[str]) -> int:
   """Decodes a task and prints its metrics and speed."""
   del argv
   args = flags.FLAGS
-  shard, num_shards = decoding_flags.shard()
-  model = decoding_flags.load_model()
-  decode = decoding_flags.decode()
-  tree = decoding_flags.tree(model.tree)
-  options = workflow.Options(
-    task=args.task,
-    split=args.split,
-    data_dir=args.data_dir,
-    num_prompts=args.num_prompts,
-    max_new_tokens=decode.max_new_tokens,
-    tree=tree,
-    schedule=decode.schedule,
-    sampling=decoding_flags.sampling(model),
-    batch=args.batch,
-    repeats=args.repeats,
-    seed=args.seed,
-    drafter=config_drafting.parse(args.drafter, tree),
-    shard=shard,
-    num_shards=num_shards,
-  )
+  options, model = _options()
   run = workflow.evaluate(model, options, folder=args.results_dir)
   if run is None:
     print('batches are still missing from other shards; the last one writes')
@@ -78,3 +73,32 @@ def main(argv: Sequence[str]) -> int:
   print(page.format_table([run]))
   print(f'report: {path}')
   return 0
+
+
+def _options() -> tuple[workflow.Options, runtime.Model]:
+  """What to do, flags before gin, and the model to do it with."""
+  args, made = flags.FLAGS, config.EvalConfig()
+  shard, num_shards = decoding_flags.shard()
+  task = task_flags.name(default='e2e_sample')
+  registry.get(task)  # an unknown one is refused before the model is loaded
+  model = decoding_flags.load_model(adapter=made.adapter)
+  decode = decoding_flags.decode()
+  tree = decoding_flags.tree(model.tree)
+  given = lambda name: getattr(made if args[name].value is None else args, name)
+  options = workflow.Options(
+    task=task,
+    split=args.split or config.TaskConfig().test_split,
+    data_dir=args.data_dir,
+    num_prompts=given('num_prompts'),
+    max_new_tokens=decode.max_new_tokens,
+    tree=tree,
+    schedule=decode.schedule,
+    sampling=decoding_flags.sampling(model),
+    batch=given('batch'),
+    repeats=given('repeats'),
+    seed=args.seed,
+    drafter=config_drafting.parse(given('drafter'), tree),
+    shard=shard,
+    num_shards=num_shards,
+  )
+  return options, model

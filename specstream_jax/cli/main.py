@@ -15,7 +15,13 @@ import gin
 import jax
 
 from specstream_jax import processes
-from specstream_jax.cli import exits, gin_files, help_texts, recipes
+from specstream_jax.cli import (
+  exits,
+  gin_files,
+  help_texts,
+  recipes,
+  task_flags,
+)
 
 COMMANDS = help_texts.COMMANDS
 # Commands that several processes run as one job.
@@ -215,6 +221,7 @@ def _guarded(name, command, remaining, bindings):
       )
     else:  # those save on SIGTERM by themselves, and all processes agree on it
       exits.on_sigterm()
+    task_flags.load_modules()
     _say_where(getattr(command, 'RESULTS', ''))
     status = command.main(remaining) or 0
     sys.stdout.flush()

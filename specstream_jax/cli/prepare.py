@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`specstream prepare`: runs a task once and writes token records."""
+"""`specstream prepare`: runs a task once and writes token records.
+
+  specstream prepare --task=seqio:NAME --task_module=my.tasks \\
+    --tokenizer=MODEL --output_dir=records/train
+
+A seqio mixture's training split becomes one folder of records for each task,
+from which `train --data_dir=FOLDER` draws at the rates of the mixture.
+"""
 
 from collections.abc import Sequence
 import importlib
@@ -15,7 +22,15 @@ from specstream_jax.checkpoints import (
   loading,
   ngram_table,
 )
-from specstream_jax.data import quiet, records, registry, vocabulary
+from specstream_jax.cli import task_flags
+from specstream_jax.data import (
+  mixtures,
+  quiet,
+  records,
+  registry,
+  task_modules,
+  vocabulary,
+)
 
 FLAGS = flags.FLAGS
 
@@ -24,7 +39,7 @@ RESULTS = 'output_dir'
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_enum('task', 'e2e_nlg', registry.names(), 'Task to prepare.')
+  task_flags.define(default='e2e_nlg')
   flags.DEFINE_string('split', 'train', 'Split of the task.')
   flags.DEFINE_string(
     'data_dir', None, "Folder with the task's files; none downloads them."
@@ -91,8 +106,8 @@ def main(argv: Sequence[str]) -> None:
     *(FLAGS.output_dir, FLAGS.num_shards, FLAGS.max_length, FLAGS.too_long),
     FLAGS.overwrite,
   )
-  use_beam = bool(FLAGS.num_workers or FLAGS.beam_option)
-  prepare = _module('beam_prepare' if use_beam else 'prepare')
+  task = task_flags.name(default='e2e_nlg')
+  spec = registry.get(task)
   path = _tokenizer_path()
   vocab = vocabulary.load(path, eos_token=FLAGS.eos_token)
   said = vocabulary.eos_said(path, vocab.tokenizer)
@@ -100,8 +115,20 @@ def main(argv: Sequence[str]) -> None:
   if differ:
     note = f'note: {differ}; decoding stops at all of them'
     print(note, file=sys.stderr, flush=True)
-  manifest = prepare.prepare(
-    registry.get(FLAGS.task),
+  is_seqio = task.startswith(task_modules.SEQIO)
+  write = _prepare_seqio if is_seqio else _prepare
+  manifest = write(spec, vocab, _most_positions(path))
+  print(json.dumps(manifest, indent=2, ensure_ascii=False))
+  _write_tables()
+
+
+def _prepare(spec, vocab, most_positions):
+  """Runs a task of the table."""
+  use_beam = bool(FLAGS.num_workers or FLAGS.beam_option)
+  prepare = _module('beam_prepare' if use_beam else 'prepare')
+  workers = {'num_workers': FLAGS.num_workers, 'options': FLAGS.beam_option}
+  return prepare.prepare(
+    spec,
     vocab,
     FLAGS.output_dir,
     split=FLAGS.split,
@@ -111,14 +138,46 @@ def main(argv: Sequence[str]) -> None:
     max_length=FLAGS.max_length,
     too_long=FLAGS.too_long,
     overwrite=FLAGS.overwrite,
-    most_positions=_most_positions(path),
-    **(
-      {'num_workers': FLAGS.num_workers, 'options': FLAGS.beam_option}
-      if use_beam
-      else {}
+    most_positions=most_positions,
+    **(workers if use_beam else {}),
+  )
+
+
+def _prepare_seqio(spec, vocab, most_positions):
+  """Runs a task or mixture that is registered with seqio."""
+  if FLAGS.num_workers or FLAGS.beam_option or FLAGS.data_dir:
+    raise ValueError(
+      f'--task={spec.name} takes no --data_dir, --num_workers or --beam_option: '
+      'a seqio task knows its data; seqio_cache_tasks runs one in Beam, and '
+      'what it has cached is read here'
+    )
+  prepare = _module('seqio_records')
+  return prepare.prepare(
+    spec.name.removeprefix(task_modules.SEQIO),
+    vocab,
+    FLAGS.output_dir,
+    split=FLAGS.split,
+    settings=prepare.Settings(
+      num_shards=FLAGS.num_shards,
+      max_length=FLAGS.max_length,
+      too_long=FLAGS.too_long,
+      overwrite=FLAGS.overwrite,
+      most_positions=most_positions,
+      skip_bad_rows=FLAGS.skip_bad_rows,
     ),
   )
-  print(json.dumps(manifest, indent=2, ensure_ascii=False))
+
+
+def _write_tables() -> None:
+  """Files that help drafts, of the answers in the records."""
+  if not (FLAGS.ngram_table or FLAGS.draft_vocabulary):
+    return
+  if len(mixtures.parse(FLAGS.output_dir)) > 1:
+    raise ValueError(
+      '--ngram_table and --draft_vocabulary are of one folder of records, and '
+      f'{FLAGS.output_dir} holds several; prepare the tasks of the mixture one '
+      'by one'
+    )
   if FLAGS.ngram_table:
     table, metadata = ngram_table.build(*records.with_source(FLAGS.output_dir))
     ngram_table.save(FLAGS.ngram_table, table, metadata)

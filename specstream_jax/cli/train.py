@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains speculative streams (and LoRA) on the records of `prepare`.
 
+With --task=NAME it writes the records of the task itself, to OUTPUT_DIR/records;
+--task=seqio:NAME --task_module=my.tasks trains on a task or mixture of seqio.
+
 With --draft_model_layers=4 it distils a draft model of four layers instead, for
 --drafter=draft_model:path=FOLDER; any records do, best are the target's own
 texts as JSONL, prepared with `specstream prepare --task=jsonl`.
@@ -9,17 +12,20 @@ Running the same command again resumes from the last checkpoint.
 """
 
 from collections.abc import Sequence
+import dataclasses
 
 from absl import flags
 import gin
 
+from specstream_jax import config
 from specstream_jax.checkpoints import shipped
-from specstream_jax.cli import train_flags
+from specstream_jax.cli import task_flags, train_flags
 from specstream_jax.data import mixtures
 from specstream_jax.modeling import blocks
 from specstream_jax.training import goodput
 from specstream_jax.workflows import (
   dry_run,
+  task_records,
   train as workflow,
   train_draft_model,
 )
@@ -33,8 +39,10 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'data_dir',
     None,
-    'Token records to train on; FOLDER=RATE,FOLDER=RATE mixes several.',
+    'Token records to train on; FOLDER=RATE,FOLDER=RATE mixes several. With '
+    "--task, folder of the task's files.",
   )
+  task_flags.define(default='', about='Task to train on instead of records')
   flags.DEFINE_string('eval_data_dir', None, 'Token records to evaluate on.')
   flags.DEFINE_string(
     'init_adapter',
@@ -78,7 +86,7 @@ def define_flags() -> None:
     'dry_run', False, 'Check settings and records, estimate memory, exit.'
   )
   _define_draft_model()
-  flags.mark_flags_as_required(['data_dir', 'output_dir'])
+  flags.mark_flags_as_required(['output_dir'])
 
 
 def _define_draft_model() -> None:
@@ -98,29 +106,54 @@ def main(argv: Sequence[str]) -> int:
   """Trains an adapter or a draft model; --dry_run describes the run."""
   del argv
   args = flags.FLAGS
-  mixtures.parse(args.data_dir)  # a bad one ends a dry run, too
-  if args.draft_model_layers:
-    return _train_draft_model(args)
-  if args.adapter:
+  if args.adapter and not args.draft_model_layers:
     raise ValueError(
       f'--adapter={args.adapter} names the target of a draft model; add '
       '--draft_model_layers=4, or leave it out'
     )
-  recipe = train_flags.apply(workflow.Recipe())
-  train_flags.announce(recipe)
+  found = _records(args)
+  mixtures.parse(found.train)  # a bad one ends a dry run, too
+  if args.draft_model_layers:
+    return _train_draft_model(args, found)
+  recipe = train_flags.apply(workflow.Recipe(), found.train)
+  train_flags.announce(recipe, found.train)
   if args.dry_run:
-    _check_records(args, recipe)
+    _check_records(args, found, recipe)
     print(
       dry_run.describe(args.model, recipe, dtype=args.dtype, remat=args.remat)
     )
     print(gin.operative_config_str())
     return 0
   dry_run.warn_if_large(args.model, recipe, dtype=args.dtype, remat=args.remat)
-  trained = workflow.train(
+  return _report(_train(args, found, recipe))
+
+
+def _records(args) -> task_records.Records:
+  """Records of the flags, or of a task."""
+  task = task_flags.name()
+  if not task:
+    if not args.data_dir:
+      raise ValueError(
+        'there is nothing to train on; give --data_dir, a folder of records '
+        '(specstream prepare), or --task=NAME'
+      )
+    return task_records.Records(args.data_dir, args.eval_data_dir)
+  made = task_records.prepare(
+    dataclasses.replace(config.TaskConfig(), name=task),
     args.model,
-    args.data_dir,
     args.output_dir,
-    eval_data_dir=args.eval_data_dir,
+    data_dir=args.data_dir,
+    max_length=config.DataConfig().sequence_length + 1,
+  )
+  return dataclasses.replace(made, dev=args.eval_data_dir or made.dev)
+
+
+def _train(args, found, recipe):
+  return workflow.train(
+    args.model,
+    found.train,
+    args.output_dir,
+    eval_data_dir=found.dev,
     init_adapter=args.init_adapter
     and shipped.adapter_folder(args.init_adapter),
     fold_adapter=args.fold_adapter
@@ -134,6 +167,10 @@ def main(argv: Sequence[str]) -> int:
     ),
     export=args.export,
   )
+
+
+def _report(trained) -> int:
+  """Says how it ended; the exit status."""
   print(f'time: {goodput.line(trained.shares)}')
   if trained.interrupted:
     print(f'stopped at step {trained.step}; run the same command to resume')
@@ -142,31 +179,32 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _check_records(args, recipe) -> None:
+def _check_records(args, found, recipe) -> None:
   """What a dry run refuses, as the run itself would."""
-  dry_run.check_records(args.model, args.data_dir, args.eval_data_dir, recipe)
+  dry_run.check_records(args.model, found.train, found.dev, recipe)
 
 
-def _train_draft_model(args) -> int:
+def _train_draft_model(args, found) -> int:
   if args.scan_layers:
     raise ValueError('--scan_layers does not go with --draft_model_layers')
   if args.profile_steps:
     raise ValueError('--profile_steps does not go with --draft_model_layers')
   recipe = train_flags.apply(
-    train_draft_model.DraftRecipe(num_layers=args.draft_model_layers)
+    train_draft_model.DraftRecipe(num_layers=args.draft_model_layers),
+    found.train,
   )
-  train_flags.announce(recipe)
+  train_flags.announce(recipe, found.train)
   if args.dry_run:
-    _check_records(args, recipe)
+    _check_records(args, found, recipe)
     print(train_draft_model.describe(args.model, recipe, dtype=args.dtype))
     print(gin.operative_config_str())
     return 0
   trained = train_draft_model.train(
     args.model,
-    args.data_dir,
+    found.train,
     args.output_dir,
     adapter=args.adapter or None,
-    eval_data_dir=args.eval_data_dir,
+    eval_data_dir=found.dev,
     recipe=recipe,
     dtype=args.dtype,
     remat=args.remat,

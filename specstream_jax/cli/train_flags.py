@@ -34,11 +34,12 @@ def define() -> None:
   )
 
 
-def apply(recipe: Any) -> Any:
+def apply(recipe: Any, data_dir: str) -> Any:
   """The recipe with the values of the flags.
 
   Args:
     recipe: has `train`, `optimizer` and `data`.
+    data_dir: token records, or a mixture.
 
   Raises:
     ValueError: steps and epochs at once, or no records to count epochs of.
@@ -57,16 +58,16 @@ def apply(recipe: Any) -> Any:
   steps = args.steps
   if args.epochs is not None:
     steps = epochs_lib.steps(
-      args.epochs, args.data_dir, train.batch_size, recipe.data
+      args.epochs, data_dir, train.batch_size, recipe.data
     )
   if steps is not None:
     train = dataclasses.replace(train, num_steps=steps)
   return dataclasses.replace(recipe, train=train, optimizer=optimizer)
 
 
-def announce(recipe: Any) -> None:
+def announce(recipe: Any, data_dir: str) -> None:
   """Says how often the records are gone through, and if that is too often."""
-  found = epochs_lib.count(flags.FLAGS.data_dir, recipe.train, recipe.data)
+  found = epochs_lib.count(data_dir, recipe.train, recipe.data)
   if processes.is_main():
     print(
       f'{recipe.train.num_steps:,} steps of {recipe.train.batch_size} rows: '

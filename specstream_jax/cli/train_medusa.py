@@ -57,9 +57,10 @@ def main(argv: Sequence[str]) -> int:
       num_heads=args.num_heads,
       head_decay=args.head_decay,
       calibration_batches=args.calibration_batches,
-    )
+    ),
+    args.data_dir,
   )
-  train_flags.announce(recipe)
+  train_flags.announce(recipe, args.data_dir)
   trained = workflow.train(
     args.model,
     args.data_dir,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen dataclasses with every size and choice; the only place that validates.
 
-Those of the model, of sampling and of training are in `config.model`,
-`config.sampling` and `config.training`, and are found here too.
+Those of the model, of sampling, of tasks and of training are in `config.model`,
+`config.sampling`, `config.tasks` and `config.training`, and are found here too.
 
 Each dataclass is hashable, so it can be a static argument of `jax.jit`, and
 gin-configurable (`--gin.StreamConfig.num_streams=3`). Validation, of every
@@ -24,6 +24,10 @@ from specstream_jax.config.model import (
   RopeScaling as RopeScaling,
 )
 from specstream_jax.config.sampling import SamplingConfig as SamplingConfig
+from specstream_jax.config.tasks import (
+  EvalConfig as EvalConfig,
+  TaskConfig as TaskConfig,
+)
 from specstream_jax.config.training import (
   DataConfig as DataConfig,
   ObjectiveConfig as ObjectiveConfig,

@@ -2,16 +2,21 @@
 """Several folders of records drawn from at given rates.
 
 `records/e2e=2,records/sql=1` takes two examples of E2E for each of SQL, for as
-long as training goes on; a small folder starts its next epoch sooner.
+long as training goes on; a small folder starts its next epoch sooner. A folder
+with mixture.json says the same of the folders in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import os
 from typing import Any
 
+from specstream_jax.checkpoints import fields, files
 from specstream_jax.data import records
+from specstream_jax.outputs import names
+
+FILE = 'mixture.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +33,11 @@ def parse(text: str) -> tuple[Part, ...]:
   A folder that exists is one, whatever is in its name.
 
   Raises:
-    ValueError: a rate that is not a number above 0, or a folder named twice.
+    ValueError: a rate that is not a number above 0, a folder named twice, or a
+      damaged mixture.json.
   """
+  if os.path.isfile(os.path.join(text, FILE)):
+    return _read(text)
   if not set('=,') & set(text) or os.path.isdir(text):
     return (Part(text),)
   parts = tuple(_part(piece.strip(), text) for piece in text.split(','))
@@ -52,6 +60,40 @@ def _part(piece: str, text: str) -> Part:
       'FOLDER=RATE,FOLDER=RATE and leave out what is not wanted'
     )
   return Part(path, value)
+
+
+def write(folder: str, name: str, rates: Mapping[str, float]) -> dict[str, Any]:
+  """Makes a folder of several records a mixture of them.
+
+  Args:
+    folder: that holds them.
+    name: of the mixture.
+    rates: by the name of each folder in it.
+
+  Returns:
+    What the file says.
+  """
+  said = {'task': name, 'rates': dict(rates)}
+  files.write_json(os.path.join(folder, FILE), said)
+  return said
+
+
+def _read(folder: str) -> tuple[Part, ...]:
+  """The parts that a folder's mixture.json names."""
+  path = os.path.join(folder, FILE)
+  rates = fields.get(files.read_json(path), 'rates', fields.OBJECT, path)
+  for name, rate in rates.items():
+    names.check(f'{path}: a folder', name)
+    if not fields.NUMBER.fits(rate) or not 0 < rate < math.inf:
+      raise ValueError(
+        f'{path}: the rate of {name!r} is {rate!r}; accepted: > 0'
+      )
+  if not rates:
+    raise ValueError(f'{path} names no folders; prepare the records again')
+  return tuple(
+    Part(os.path.join(folder, name), float(rate))
+    for name, rate in rates.items()
+  )
 
 
 def manifests(text: str) -> list[dict[str, Any]]:

@@ -5,15 +5,25 @@ The one description of a task. Evaluation reads it directly, without
 TensorFlow; `tasks.py` builds the seqio tasks from it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import difflib
+import importlib
+import types
 
-from specstream_jax.data import prompts, readers, sources
+from specstream_jax.data import (
+  prompts,
+  quiet,
+  readers,
+  sources,
+  task_modules,
+)
 
 SPLITS = ('train', 'dev', 'test')
 ReadFn = Callable[[str, str | None, bool], readers.Rows]
 FilesFn = Callable[[str, str | None], tuple[str, ...]]
 ReadFileFn = Callable[[str, bool], readers.Rows]
+ScoreFn = Callable[[str, Sequence[int], Sequence[str]], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +49,8 @@ class TaskSpec:
     files: (split, data_dir) -> the files `read` reads, where workers may share
       them; with `read_file`.
     read_file: (path, skip_bad_rows) -> raw rows of one of them.
+    score: (split, numbers, answers) -> scores, in place of `metrics`; numbers
+      are those of the answered examples in their split.
   """
 
   name: str
@@ -49,6 +61,7 @@ class TaskSpec:
   metrics: tuple[str, ...] = ('rouge', 'bleu')
   files: FilesFn | None = None
   read_file: ReadFileFn | None = None
+  score: ScoreFn | None = None
 
   def load(
     self,
@@ -160,13 +173,45 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> TaskSpec:
-  """The task called `name`.
+  """The task called `name`; `seqio:NAME` is one that is registered there.
 
   Raises:
-    ValueError: there is none; lists those there are.
+    ValueError: there is none; names the nearest and those there are.
   """
+  if name.startswith(task_modules.SEQIO):
+    return _of_seqio(name.removeprefix(task_modules.SEQIO))
   if name not in _TASKS:
+    nearest = difflib.get_close_matches(name, _TASKS, 1)
+    hint = f'did you mean {nearest[0]!r}? ' if nearest else ''
     raise ValueError(
-      f'task {name!r} is not known; accepted: {", ".join(names())}'
+      f'task {name!r} is not known; {hint}accepted: {", ".join(names())}, or '
+      'seqio:NAME with --task_module=MODULE'
     )
   return _TASKS[name]
+
+
+def _of_seqio(name: str) -> TaskSpec:
+  return seqio_module('seqio_spec', f'task seqio:{name}').spec(name)
+
+
+def seqio_module(name: str, what: str) -> types.ModuleType:
+  """A module of this package that loads seqio and TensorFlow.
+
+  Args:
+    name: of it.
+    what: needs it.
+
+  Raises:
+    ValueError: they are not installed.
+  """
+  try:
+    with quiet.filtered():
+      module = importlib.import_module(f'specstream_jax.data.{name}')
+      # It would take all memory of a GPU, for nothing.
+      tensorflow = importlib.import_module('tensorflow')
+      tensorflow.config.set_visible_devices([], 'GPU')
+    return module
+  except ImportError as error:
+    raise ValueError(
+      f'{what} needs {error.name}; install the extra: {task_modules.INSTALL}'
+    ) from error

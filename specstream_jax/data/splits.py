@@ -14,7 +14,7 @@ from specstream_jax.data import chat_rows
 
 NAMES = ('train', 'dev', 'test')
 _SHARE = 10  # one of so many prompts goes to dev, one to test
-_MOST = 200  # prompts of dev, and of test
+MOST = 200  # prompts of dev, and of test
 _FEWEST = 8  # prompts that can be split at all
 
 
@@ -49,7 +49,7 @@ def split(rows: Sequence[Sequence[chat_rows.Turn]]) -> Splits:
       f'there are {count} rows with a prompt of their own; at least {_FEWEST} '
       'are needed to hold some out, and a few hundred to learn from'
     )
-  held_out = min(max(count // _SHARE, 1), _MOST)
+  held_out = min(max(count // _SHARE, 1), MOST)
   order = sorted(groups)
   places = {
     'test': order[:held_out],

@@ -41,3 +41,9 @@ def forget_so_far(made: Any) -> None:
   if not made.disable:
     made.initial = made.n
     made.start_t = made.last_print_t = time.time()
+
+
+def leave_out(made: Any, seconds: float) -> None:
+  """Takes time that was spent once, on a compilation, from the pace."""
+  if not made.disable:
+    made.start_t += seconds

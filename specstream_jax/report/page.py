@@ -42,7 +42,7 @@ def write(
   *,
   metrics_path: str | None = None,
   forward_cost: Mapping[str, Sequence[tuple[int, float]]] | None = None,
-  base_quality: Mapping[str, float] | None = None,
+  other_quality: Mapping[str, Mapping[str, float]] | None = None,
   notes: Mapping[str, str] | None = None,
 ) -> None:
   """Writes the page; arguments as in `render`.
@@ -54,7 +54,7 @@ def write(
     doc,
     metrics_path=metrics_path,
     forward_cost=forward_cost,
-    base_quality=base_quality,
+    other_quality=other_quality,
     notes=notes,
   )
   writing.write_text(path, page)
@@ -65,7 +65,7 @@ def render(
   *,
   metrics_path: str | None = None,
   forward_cost: Mapping[str, Sequence[tuple[int, float]]] | None = None,
-  base_quality: Mapping[str, float] | None = None,
+  other_quality: Mapping[str, Mapping[str, float]] | None = None,
   notes: Mapping[str, str] | None = None,
 ) -> str:
   """The page.
@@ -74,7 +74,7 @@ def render(
     doc: what was measured, at least one run.
     metrics_path: metrics.jsonl of the adapter's training, to plot as well.
     forward_cost: see `plots.forward_cost`.
-    base_quality: scores of the base model, to stand beside those of the runs.
+    other_quality: scores to stand beside those of the runs, by whose they are.
     notes: what a reader should know of how it came about, by name.
 
   Raises:
@@ -92,7 +92,7 @@ def render(
     '<main>',
     _section('How it was made', _facts(notes) if notes else ''),
     _section('Runs', _runs_table(doc.runs)),
-    _section('Quality', _quality_table(doc.runs, base_quality)),
+    _section('Quality', _quality_table(doc.runs, other_quality or {})),
     _section('Plots', _plots(doc.runs, metrics_path, forward_cost)),
     _section('Sample outputs', _samples(doc.runs)),
     _section('Environment', _environment(doc)),
@@ -191,20 +191,17 @@ def _runs_table(runs: Sequence[results.RunResult]) -> str:
 
 
 def _quality_table(
-  runs: Sequence[results.RunResult], base: Mapping[str, float] | None
+  runs: Sequence[results.RunResult], others: Mapping[str, Mapping[str, float]]
 ) -> str:
-  """Scores of both sides, and of the base; nothing if no task was scored."""
+  """Scores of others and of both sides; nothing if no task was scored."""
   rows = []
   for run in runs:
     plain, fast = run.quality['autoregressive'], run.quality['speculative']
     for name in [*plain, *(name for name in fast if name not in plain)]:
-      scores = [f'{s[name]:.2f}' if name in s else '–' for s in (plain, fast)]
-      if base is not None:
-        scores.insert(0, f'{base[name]:.2f}' if name in base else '–')
-      rows.append([run.task, run.label, name, *scores])
-  names = ['task', 'drafter', 'metric', 'autoregressive', 'speculative']
-  if base is not None:
-    names.insert(3, 'base model')
+      scores = [*others.values(), plain, fast]
+      cells = [f'{s[name]:.2f}' if name in s else '–' for s in scores]
+      rows.append([run.task, run.label, name, *cells])
+  names = ['task', 'drafter', 'metric', *others, *_SIDES]
   return _table('Quality', names, rows) if rows else ''
 
 
@@ -270,7 +267,8 @@ def _plots(runs, metrics_path, forward_cost) -> str:
         'On the line, CR / step cost predicts the measured speed-up.',
       ),
     ]
-  if any(run.by_category for run in runs):
+  # A single number needs no picture.
+  if sum(len(run.by_category) for run in runs) > 1:
     picture = bench_plots.tokens_per_call_by_category(runs)
     caption = 'Tokens per model call in each category.'
     figures.append(_figure(picture, caption, 'wide'))

@@ -23,6 +23,7 @@ _PANELS = {
   'top1': 'top-1 accuracy (%)',
   'top4': 'top-4 accuracy (%)',
   'tokens_per_call': 'expected tokens per call',
+  'predicted_speedup': 'predicted speed-up',
   'tokens_per_second': 'training tokens per second',
 }
 

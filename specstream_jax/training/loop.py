@@ -61,6 +61,8 @@ class TrainSetup:
     steps: what is trained and measured, see `stream_steps`.
     partitioner: where weights and batches lie.
     legend: of the progress line.
+    step_cost: time of a call with drafts in calls without, by which
+      evaluations predict the speed-up; 0 leaves it out.
   """
 
   built: build.Built
@@ -77,6 +79,7 @@ class TrainSetup:
     default_factory=partitioning.default
   )
   legend: str = screen.STREAMS
+  step_cost: float = 0.0
 
   def __post_init__(self):
     blocks.check_remat(self.remat)
@@ -237,7 +240,10 @@ def _compiled(setup, optimizer, open_eval, state):
     means = metrics_lib.Means()
     for _, batch in zip(range(setup.train.eval_batches), open_eval()):
       means.add(measure(adapter, setup.base, part.put_batch(batch)))
-    return means.result()
+    found = means.result()
+    if setup.step_cost and 'tokens_per_call' in found:
+      found['predicted_speedup'] = found['tokens_per_call'] / setup.step_cost
+    return found
 
   return advance, evaluate if open_eval else None, weigh
 
@@ -255,6 +261,7 @@ class _Run:
     self._means, self._clock = metrics_lib.Means(), time.perf_counter()
     self._since_log, self._updated, self._first = 0, start, start + 1
     self._evaluations = stalling.read(writer.path, start)
+    self._has_evaluated = False
 
   def after_step(self, number, state, metrics, bar, has_updated):
     """Logs, evaluates and saves as often as the settings say."""
@@ -285,7 +292,11 @@ class _Run:
         progress_lib.say(
           bar, f'no better for {cfg.patience} evaluations: the end'
         )
-      self._clock += time.perf_counter() - started
+      spent = time.perf_counter() - started
+      self._clock += spent
+      if not self._has_evaluated:  # that one compiled
+        progress_lib.leave_out(bar, spent)
+      self._has_evaluated = True
     if results or due(cfg.save_every):
       self.save(state, results)
     self._updated = number

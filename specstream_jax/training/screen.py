@@ -33,6 +33,8 @@ def line(means: Mapping[str, float]) -> str:
     parts.append(f'top-1 {shown}')
   if 'tokens_per_call' in means:
     parts.append(f'{means["tokens_per_call"]:.2f} tokens per call')
+  if 'predicted_speedup' in means:
+    parts.append(f'predicted speed-up {means["predicted_speedup"]:.2f}')
   if 'tokens_per_second' in means:
     parts.append(f'{means["tokens_per_second"]:.0f} tokens/s')
   return ', '.join(parts)

@@ -64,7 +64,8 @@ def adapt(
   """Adapts a model to rows; goes on where it was stopped.
 
   Args:
-    rows: file, folder or hub id, see `row_files.read`.
+    rows: file, folder or hub id, see `row_files.read`; '' where the options
+      name a task.
     base: model name, folder, hub id or GGUF file.
     folder: of the run: adapter/, report.html, and all stages.
     options: see `Options`.
@@ -113,12 +114,11 @@ def _report(run: adapt_run.Run) -> Adapted:
   """report.html, from what the stages have left."""
   done = Adapted(run.folder, None)
   doc = results.read(run.path('results', 'results.json'))
-  base = run.path('base_quality.json')
   page.write(
     done.report,
     doc,
     metrics_path=run.path('run', 'metrics.jsonl'),
-    base_quality=files.read_json(base) if os.path.isfile(base) else None,
+    other_quality=_other_quality(run),
     notes={
       'rows': '; '.join(run.found.lines()),
       'mode': run.mode,
@@ -127,6 +127,16 @@ def _report(run: adapt_run.Run) -> Adapted:
     },
   )
   return dataclasses.replace(done, run=max(doc.runs, key=lambda r: r.speedup))
+
+
+def _other_quality(run: adapt_run.Run) -> dict[str, dict[str, float]]:
+  """Scores to stand beside those of the adapter."""
+  known = {'base model': 'base_quality.json', 'LoRA alone': 'lora_quality.json'}
+  return {
+    label: files.read_json(run.path(name))
+    for label, name in known.items()
+    if os.path.isfile(run.path(name))
+  }
 
 
 def next_command(base: str, done: Adapted) -> str:

@@ -153,6 +153,22 @@ def recipe(
   )
 
 
+def lora_alone(made: train_workflow.Recipe) -> train_workflow.Recipe:
+  """The same settings for a LoRA without streams, to compare answers with."""
+  return dataclasses.replace(
+    made,
+    stream=dataclasses.replace(made.stream, coupling_rank=0),
+    objective=dataclasses.replace(
+      made.objective, stream_weight=0.0, pruning_weight=0.0
+    ),
+  )
+
+
+def schedule() -> str:
+  """When streams run on this kind of device."""
+  return 'parallel' if is_accelerated() else 'deferred'
+
+
 def _learning(mode, num_steps):
   """Objective and optimiser of a mode."""
   own = mode == 'lossless'

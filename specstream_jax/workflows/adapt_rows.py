@@ -4,7 +4,7 @@
 They are files of the task `jsonl`, which every other command reads as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -31,12 +31,15 @@ class Found:
     num_rows: good rows.
     num_bad: rows that were left out.
     unused: columns that nothing was taken from.
+    sources: of `dev` and `test` where they are those of a task, as `bench`
+      names it.
   """
 
   splits: splits.Splits
   num_rows: int
   num_bad: int
   unused: tuple[str, ...]
+  sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def has_answers(self) -> bool:
@@ -48,6 +51,12 @@ class Found:
     """The token that ends most answers, '' where the tokenizer decides."""
     ends = [turn.end for turns in self._turns for turn in turns]
     return max(sorted(set(ends)), key=ends.count)
+
+  def _how_split(self) -> str:
+    if not self.sources:
+      return 'split by what a prompt says, none on two sides: '
+    named = ', '.join(f'{k} is {v}' for k, v in self.sources.items())
+    return f'splits of the task, {named}: '
 
   def _glued(self) -> str:
     """Where prompt and answer meet as one word, if most of them do."""
@@ -76,7 +85,7 @@ class Found:
     found = [
       f'rows: {self.num_rows:,} read, {self.num_bad:,} bad ones left out, '
       f'{self.splits.num_duplicates:,} duplicates left out',
-      'split by what a prompt says, none on two sides: '
+      self._how_split()
       + ', '.join(f'{count:,} {name}' for name, count in counts.items())
       + ' examples',
     ]

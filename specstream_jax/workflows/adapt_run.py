@@ -13,6 +13,8 @@ from specstream_jax.data import row_shapes, vocabulary as vocabulary_lib
 from specstream_jax.workflows import (
   adapt_plan,
   adapt_rows,
+  adapt_task,
+  task_records,
   train as train_workflow,
 )
 
@@ -37,6 +39,9 @@ class Options:
     skip_bad_rows: leave bad rows out, with a warning each.
     dtype: of weights and activations.
     max_new_tokens: of an answer; 0 goes by the rows.
+    task: in place of rows, see `registry.get`.
+    data_dir: folder of the task's files.
+    compare_lora: train a LoRA alone as well, to compare answers with.
   """
 
   mode: str = 'auto'
@@ -49,6 +54,9 @@ class Options:
   skip_bad_rows: bool = False
   dtype: str = 'float32'
   max_new_tokens: int = 0
+  task: str = ''
+  data_dir: str = ''
+  compare_lora: bool = False
 
   def __post_init__(self):
     checks.option_types(self)
@@ -109,6 +117,12 @@ class Run:
       batch_size=batch_size,
     )
 
+  def step(self, name: str, text: str) -> None:
+    """Says which step begins, of how many."""
+    names = ['own'] * (self.mode == 'lossless') + ['train', 'tune', 'test']
+    names += ['lora'] * self.options.compare_lora
+    self.say(f'{names.index(name) + 1}/{len(names)} {text}')
+
   def seconds(self, share: float) -> float:
     """A part of the time limit."""
     return 60 * self.options.time_limit * share
@@ -116,11 +130,15 @@ class Run:
   def settings(self, rows: str) -> dict[str, Any]:
     """What a run that goes on must have in common with its beginning."""
     options = dataclasses.asdict(self.options) | {'mode': self.mode}
-    del options['skip_bad_rows']
+    # A LoRA may be asked for later.
+    del options['skip_bad_rows'], options['compare_lora']
+    for name in ('task', 'data_dir'):  # folders of older versions lack them
+      if not options[name]:
+        del options[name]
     return {
       'model': str(self.outline.source),
       'model sha256': self.outline.config_hash,
-      'rows': os.path.basename(os.path.normpath(rows)),
+      'rows': os.path.basename(os.path.normpath(rows or self.options.task)),
       'content of the rows': self.found.sha256(),
       **options,
     }
@@ -145,23 +163,24 @@ def start(
 ) -> Run:
   """Reads what there is and says what it comes to; arguments as of `adapt`."""
   outline = loading.load_outline(base, dtype=options.dtype)
-  vocab = _vocabulary(base, outline)
+  vocab = task_records.model_vocabulary(base, outline)
   tokenizer = vocab.tokenizer
   ends = {vocab.eos_id, *outline.eos_ids}
-  shape = row_shapes.Shape(
-    prompt_column=options.prompt_column,
-    answer_column=options.answer_column,
-    chat=options.chat,
-    template=outline.chat_template,
-    ends=tuple(filter(None, map(tokenizer.id_to_token, sorted(ends)))),
-  )
-  found = adapt_rows.read(
-    rows, shape, split=options.split, skip_bad_rows=options.skip_bad_rows
+  found = _found(
+    rows,
+    options,
+    outline.chat_template,
+    tuple(filter(None, map(tokenizer.id_to_token, sorted(ends)))),
   )
   for line in found.lines():
     say(line)
   mode, why = choose(options, found)
   say(f'mode: {mode}, {why}')
+  checks.check(
+    not (options.compare_lora and mode == 'lossless'),
+    "--compare_lora trains a LoRA on the rows' answers, which --mode=lossless "
+    'does not learn; leave it out, or use --mode=fine_tuned',
+  )
   if found.end:
     end = tokenizer.token_to_id(found.end)
     vocab = dataclasses.replace(vocab, eos_id=end)
@@ -179,17 +198,24 @@ def start(
   )
 
 
-def _vocabulary(base, outline) -> vocabulary_lib.Vocabulary:
-  """The model's; where only other files name the end of a text, with that."""
-  try:
-    return vocabulary_lib.load(str(loading.resolve(base)))
-  except ValueError:
-    tokenizer = loading.known_tokenizer(outline.tokenizer)
-    if tokenizer is None or not outline.eos_ids:
-      raise
-    return vocabulary_lib.Vocabulary(
-      tokenizer, outline.eos_ids[0], outline.bos_id
+def _found(rows, options, template, ends) -> adapt_rows.Found:
+  """Rows of a source, or of a task."""
+  if options.task:
+    return adapt_task.read(
+      options.task,
+      options.data_dir or None,
+      skip_bad_rows=options.skip_bad_rows,
     )
+  shape = row_shapes.Shape(
+    prompt_column=options.prompt_column,
+    answer_column=options.answer_column,
+    chat=options.chat,
+    template=template,
+    ends=ends,
+  )
+  return adapt_rows.read(
+    rows, shape, split=options.split, skip_bad_rows=options.skip_bad_rows
+  )
 
 
 def choose(options: Options, found: adapt_rows.Found) -> tuple[str, str]:

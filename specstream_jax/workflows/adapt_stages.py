@@ -8,11 +8,12 @@ import json
 import os
 from typing import Any
 
-from specstream_jax import runtime
+from specstream_jax import memory, runtime
 from specstream_jax.checkpoints import adapters, files
 from specstream_jax.data import prepare_pairs, records, registry
 from specstream_jax.outputs import writing
 from specstream_jax.workflows import (
+  adapt_cost,
   adapt_own,
   adapt_plan,
   adapt_rows,
@@ -24,6 +25,8 @@ from specstream_jax.workflows import (
 
 # Of the time limit; the rest goes to compilers and to the choice of a tree.
 _OWN_SHARE, _TRAIN_SHARE, _TEST_SHARE = 0.2, 0.35, 0.15
+# Of the time of training, where a LoRA is trained alone as well.
+_BESIDE_LORA = 0.6
 _OWN_TOKENS = adapt_run.OWN_TOKENS
 
 
@@ -38,7 +41,7 @@ def own(run: adapt_run.Run) -> int:
   """own/: the model's own answers, where they are what drafts learn."""
   if run.mode != 'lossless' or adapt_own.is_done(run.path('own')):
     return 0
-  run.say("1/4 the model's own answers, which drafts are to foretell")
+  run.step('own', "the model's own answers, which drafts are to foretell")
   model = runtime.load(run.base, run.fold_adapter, dtype=run.options.dtype)
   done = adapt_own.answer(
     model,
@@ -88,8 +91,8 @@ def _plan(run: adapt_run.Run) -> dict[str, Any]:
     run.base, made, dtype=run.options.dtype, remat=remat
   )
   run.say(
-    f'memory: about {needed / 1e9:.1f} GB; timing a few steps (the first one '
-    'compiles: a minute or two for a small model on a CPU)'
+    f'memory: about {memory.size(needed)}; timing a few steps, and a call with '
+    'drafts (both compile first: a minute or two for a small model on a CPU)'
   )
   seconds = adapt_plan.measure(
     run.base,
@@ -101,11 +104,18 @@ def _plan(run: adapt_run.Run) -> dict[str, Any]:
     execution=train_workflow.Execution(remat=remat),
   )
   wanted = adapt_plan.wanted_steps(made, lengths)
-  steps = adapt_plan.steps_in(run.seconds(_TRAIN_SHARE), seconds, wanted)
+  share = _TRAIN_SHARE * (_BESIDE_LORA if run.options.compare_lora else 1)
+  steps = adapt_plan.steps_in(run.seconds(share), seconds, wanted)
   plan = {
     'num_steps': steps,
     'wanted_steps': wanted,
     'seconds_per_step': seconds,
+    'step_cost': adapt_cost.step_cost(
+      run.base,
+      made,
+      dtype=run.options.dtype,
+      schedule=adapt_plan.schedule(),
+    ),
     'batch_size': made.train.batch_size,
     'remat': remat,
   }
@@ -132,20 +142,33 @@ def train(run: adapt_run.Run) -> int:
   """run/: training, and its best checkpoint as an adapter."""
   if adapters.is_adapter(run.path('run', 'adapter')):
     return 0
-  run.say('2/4 training')
+  run.step('train', 'training')
   plan = _plan(run)
   lengths = _lengths(run)
   made = run.recipe(lengths, plan['num_steps'], plan['batch_size'])
   run.say(_estimate(plan, made, lengths))
+  cost = plan.get('step_cost', 0.0)  # folders of older versions lack it
+  if cost:
+    run.say(
+      f'a call with drafts takes {cost:.2f} times as long as one without, on '
+      'this machine; tokens per call divided by that is the predicted speed-up '
+      'below, which the trained drafts and the best tree may beat'
+    )
+  return _train(run, made, plan, 'run', cost)
+
+
+def _train(run, made, plan, folder, step_cost=0.0) -> int:
   done = train_workflow.train(
     run.base,
     run.path('records', 'train'),
-    run.path('run'),
+    run.path(folder),
     eval_data_dir=run.path('records', 'dev'),
     fold_adapter=run.fold_adapter,
     recipe=made,
     dtype=run.options.dtype,
-    execution=train_workflow.Execution(remat=plan['remat']),
+    execution=train_workflow.Execution(
+      remat=plan['remat'], step_cost=step_cost
+    ),
     progress=run.progress,
   )
   return done.signal
@@ -163,7 +186,11 @@ def keep(run: adapt_run.Run) -> int:
 def _setting(run: adapt_run.Run, repeats: int = 1) -> adapt_tune.Setting:
   asked, answer = run.options.max_new_tokens, _lengths(run).answer
   count = asked or min(max(-(-answer // 16) * 16, 16), _OWN_TOKENS)
-  return adapt_tune.Setting(run.path('rows'), count, repeats)
+  sources = {
+    name: run.found.sources.get(name, f'jsonl/{name}@{run.path("rows")}')
+    for name in ('dev', 'test')
+  }
+  return adapt_tune.Setting(sources, count, repeats)
 
 
 def tune(run: adapt_run.Run) -> int:
@@ -171,7 +198,9 @@ def tune(run: adapt_run.Run) -> int:
   path = run.path('tuned.json')
   if os.path.isfile(path):
     return 0
-  run.say('3/4 choosing the draft tree, by the clock; each one compiles first')
+  run.step(
+    'tune', 'choosing the draft tree, by the clock; each one compiles first'
+  )
   model = run.model()
   best = adapt_tune.tune(
     model,
@@ -186,7 +215,7 @@ def tune(run: adapt_run.Run) -> int:
   seconds = adapt_tune.seconds_per_prompt(best)
   tuned = {'drafter': best.name, 'seconds_per_prompt': seconds}
   writing.write_text(path, json.dumps(tuned, indent=2) + '\n')
-  run.say(f'fastest on dev: {best.name}, {best.speedup:.2f} times')
+  run.say(f'fastest on dev: {best.name}, {best.speedup:.2f} times as fast')
   return 0
 
 
@@ -196,7 +225,7 @@ def test(run: adapt_run.Run) -> int:
   path = run.path('tested.json')
   if os.path.isfile(path):
     return 0
-  run.say('4/4 measuring on rows that were held out')
+  run.step('test', 'measuring on rows that were held out')
   tuned = files.read_json(run.path('tuned.json'))
   setting = _setting(run, repeats=2)
   has_base = run.mode == 'fine_tuned'
@@ -205,10 +234,7 @@ def test(run: adapt_run.Run) -> int:
   count = min(max(fits, 8), len(run.found.splits.turns['test']))
   base = run.path('base_quality.json')
   if has_base and not os.path.isfile(base):
-    scores = adapt_tune.base_quality(
-      run.base, setting, dtype=run.options.dtype, num_prompts=count
-    )
-    writing.write_text(base, json.dumps(scores, indent=2) + '\n')
+    _score(run, setting, count, base)
   adapt_tune.test(
     run.model(),
     setting,
@@ -222,4 +248,35 @@ def test(run: adapt_run.Run) -> int:
   return 0
 
 
-ALL = (split, own, prepare, train, keep, tune, test)
+def _score(run, setting, num_prompts, path, adapter=None) -> None:
+  """Writes the quality of plain decoding, of the base or with an adapter."""
+  scores = adapt_tune.plain_quality(
+    run.base,
+    adapter,
+    setting,
+    dtype=run.options.dtype,
+    num_prompts=num_prompts,
+  )
+  writing.write_text(path, json.dumps(scores, indent=2) + '\n')
+
+
+def lora(run: adapt_run.Run) -> int:
+  """lora/: a LoRA without streams, and how well it answers."""
+  path = run.path('lora_quality.json')
+  if not run.options.compare_lora or os.path.isfile(path):
+    return 0
+  adapter = run.path('lora', 'adapter')
+  if not adapters.is_adapter(adapter):
+    run.step(
+      'lora', 'a LoRA alone, with as many steps, to compare answers with'
+    )
+    plan = _plan(run)
+    made = run.recipe(_lengths(run), plan['num_steps'], plan['batch_size'])
+    if signal := _train(run, adapt_plan.lora_alone(made), plan, 'lora'):
+      return signal
+  count = files.read_json(run.path('tested.json'))['num_prompts']
+  _score(run, _setting(run), count, path, adapter)
+  return 0
+
+
+ALL = (split, own, prepare, train, keep, tune, test, lora)

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tree is fastest here, and what the held-out rows say of it.
 
-Both are benchmarks of the task `jsonl`: on `dev` to choose, on `test` to report.
+Both are benchmarks of the rows that were held out, or of the task that they
+come from: on `dev` to choose, on `test` to report.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import shutil
 
 from specstream_jax import config, runtime
-from specstream_jax.bench import results
+from specstream_jax.bench import results, summary
 from specstream_jax.checkpoints import adapters, draft_vocabulary, files
 from specstream_jax.config import drafting as config_drafting
-from specstream_jax.data import records, registry
-from specstream_jax.metrics import scores
+from specstream_jax.data import records
 from specstream_jax.workflows import adapt_plan, bench, generate, generate_file
 
 # A draft head pays if it is so many times smaller than the model's.
@@ -28,12 +28,12 @@ class Setting:
   """How both benchmarks decode.
 
   Attributes:
-    rows: folder with the rows of every split.
+    sources: of `dev` and `test`, as `bench` names tasks.
     max_new_tokens: of an answer.
     repeats: timed passes.
   """
 
-  rows: str
+  sources: Mapping[str, str]
   max_new_tokens: int
   repeats: int = 1
 
@@ -41,14 +41,13 @@ class Setting:
     self, split: str, drafters: Sequence[str], num_prompts: int
   ) -> bench.Options:
     """What `bench` is asked for."""
-    fast = adapt_plan.is_accelerated()
     return bench.Options(
       drafters=tuple(drafters),
-      tasks=(f'jsonl/{split}@{self.rows}',),
+      tasks=(self.sources[split],),
       num_prompts=num_prompts,
       max_new_tokens=max(self.max_new_tokens, 2),
       repeats=self.repeats,
-      schedule='parallel' if fast else 'deferred',
+      schedule=adapt_plan.schedule(),
       num_samples=8,
       resume=True,
     )
@@ -110,22 +109,26 @@ def keep_tree(adapter: str, drafter: str) -> None:
     adapters.save_adapter(adapter, flat, dataclasses.replace(cfg, tree=tree))
 
 
-def base_quality(
-  base: str, setting: Setting, *, dtype: str, num_prompts: int
+def plain_quality(
+  base: str,
+  adapter: str | None,
+  setting: Setting,
+  *,
+  dtype: str,
+  num_prompts: int,
 ) -> dict[str, float]:
-  """Scores of the base model itself on the test rows, greedy.
+  """Scores of the base model, or of an adapter, on the test rows, greedy.
 
   Args:
     base: name or path of it.
+    adapter: folder, or None.
     setting: how to decode.
     dtype: of weights and activations.
     num_prompts: the same as of the benchmark.
   """
-  spec = registry.get('jsonl')
-  examples = bench.make_plan(
-    setting.options('test', ['streams'], num_prompts)
-  ).questions['jsonl/test']
-  model = runtime.load(base, dtype=dtype)
+  asked = bench.make_plan(setting.options('test', ['streams'], num_prompts))
+  [(task, examples)] = asked.questions.items()
+  model = runtime.load(base, adapter, dtype=dtype)
   options = generate.Options(
     max_new_tokens=max(setting.max_new_tokens, 2),
     drafter='none',
@@ -137,11 +140,9 @@ def base_quality(
   for numbers, made in generate_file.in_batches(
     model, prompts, options, _BATCH, order
   ):
-    found = ((row.text or '').strip() for row in made)
+    found = (row.text or '' for row in made)
     texts |= dict(zip(numbers, found, strict=True))
-  references = [list(example.references) for example in examples]
-  answers = [texts[i] for i in range(len(prompts))]
-  return scores.compute(spec.metrics, references, answers)
+  return summary.score(task, examples, [texts[i] for i in range(len(prompts))])
 
 
 def test(

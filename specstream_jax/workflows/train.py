@@ -52,11 +52,14 @@ class Execution:
     remat: what the backward pass recomputes, a name of `blocks.REMAT`.
     scan_layers: compile one layer and scan over stacked weights.
     profile_steps: first and last step of an XProf trace in profile/.
+    step_cost: time of a call with drafts in calls without, by which
+      evaluations predict the speed-up; 0 leaves it out.
   """
 
   remat: str = 'none'
   scan_layers: bool = False
   profile_steps: tuple[int, int] | None = None
+  step_cost: float = 0.0
 
   def __post_init__(self):
     checks.option_types(self)
@@ -153,6 +156,7 @@ def _setup(loaded, batches, start, part, execution):
     remat=execution.remat,
     profile_steps=execution.profile_steps,
     partitioner=part,
+    step_cost=execution.step_cost,
   )
 
 

@@ -24,10 +24,14 @@ def test_the_pace_leaves_out_what_came_before(monkeypatch):
     1 / 3
   )
   assert '<00:21' in tqdm.tqdm.format_meter(**found)  # seven rows to go
+  now[0] += 90  # an evaluation compiles
+  progress.leave_out(made, 90)
+  assert '<00:21' in tqdm.tqdm.format_meter(**made.format_dict)
   made.close()
 
 
 def test_a_bar_that_is_not_shown_is_left_alone():
   made = progress.bar(total=3, unit='row', show=False)
   progress.forget_so_far(made)
+  progress.leave_out(made, 1.0)
   assert made.disable and made.n == 0

@@ -147,6 +147,27 @@ def test_optional_plots(tmp_path):
   assert 'tokens in one forward pass' in text
 
 
+def test_a_single_category_is_no_picture():
+  caption = 'Tokens per model call in each category'
+  page = lambda **values: page_lib.render(
+    samples.document(samples.run(**values))
+  )
+  assert caption not in page(by_category={'qa': 2.0})
+  assert caption in page(by_category={'qa': 2.0, 'math': 3.0})
+
+
+def test_others_stand_beside_the_runs_in_quality():
+  page = page_lib.render(
+    samples.document(),
+    other_quality={'base model': {'rouge1': 12.5}, 'LoRA alone': {}},
+  )
+  heads = re.findall('<th scope="col"[^>]*>([^<]*)', page)
+  place = heads.index('base model')
+  assert heads[place - 1] == 'metric'
+  assert heads[place + 1 : place + 3] == ['LoRA alone', 'autoregressive']
+  assert '12.50' in page
+
+
 def test_run_without_samples_or_scores():
   run = samples.run(
     samples=[], quality={'autoregressive': {}, 'speculative': {}}

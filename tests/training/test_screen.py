@@ -30,7 +30,10 @@ from specstream_jax.training import screen
       {'loss/total': 2.0, 'top1/stream_1': 0.5, 'tokens_per_call': 1.816},
       'loss 2.000, top-1 0.50, 1.82 tokens per call',
     ),
-    ({'tokens_per_call': 2.0}, '2.00 tokens per call'),
+    (
+      {'tokens_per_call': 2.0, 'predicted_speedup': 1.25},
+      '2.00 tokens per call, predicted speed-up 1.25',
+    ),
   ],
 )
 def test_line_has_what_there_is(means, line):

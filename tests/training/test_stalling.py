@@ -52,7 +52,13 @@ def test_evaluations_of_a_run_that_goes_on_count(tmp_path):
 def test_a_run_that_gets_no_better_ends(tmp_path, monkeypatch):
   monkeypatch.setattr(stalling, '_LEAST', 9.0)  # nothing counts as better
   outcome = train_process.run(
-    tmp_path, train_process.Memory(), eval_every=2, patience=2
+    tmp_path,
+    train_process.Memory(),
+    eval_every=2,
+    patience=2,
+    step_cost=1.25,
   )
   assert int(outcome.state.step) == 6 and not outcome.interrupted
   assert (tmp_path / 'checkpoints' / '6').is_dir()
+  for line in stalling.read(str(tmp_path / 'metrics.jsonl'), 6):
+    assert line['predicted_speedup'] == line['tokens_per_call'] / 1.25

@@ -97,7 +97,12 @@ def open_eval_batches():
 
 
 def run(
-  folder, batches, profile_steps=None, open_eval=open_eval_batches, **train
+  folder,
+  batches,
+  profile_steps=None,
+  open_eval=open_eval_batches,
+  step_cost=0.0,
+  **train,
 ):
   """Trains in `folder`, resuming; returns the outcome of the loop."""
   folder = pathlib.Path(folder)
@@ -112,6 +117,7 @@ def run(
     optimizer=config.OptimizerConfig(warmup_steps=2),
     tree=config.TreeConfig(kind='chain', depth=2),
     profile_steps=profile_steps,
+    step_cost=step_cost,
   )
   checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints')
   writer = metrics_lib.Writer(str(folder))

@@ -21,6 +21,7 @@ from specstream_jax.workflows import (
   adapt,
   adapt_plan,
   adapt_stages,
+  adapt_task,
   train,
   train_run,
 )
@@ -43,7 +44,8 @@ class Fakes:
   def __init__(self, patch):
     self.calls, self.stop, self.steps = [], '', []
     patch.setattr(train, 'train', self.train)
-    for name in ('tune', 'test', 'base_quality', 'candidates', 'keep_tree'):
+    patch.setattr(adapt_stages.adapt_cost, 'step_cost', self.step_cost)
+    for name in ('tune', 'test', 'plain_quality', 'candidates', 'keep_tree'):
       patch.setattr(adapt_stages.adapt_tune, name, getattr(self, name))
     patch.setattr(adapt_stages.adapt_run.Run, 'model', lambda run: None)
 
@@ -53,10 +55,16 @@ class Fakes:
       self.stop = ''
       raise KeyboardInterrupt
 
-  def train(self, base, data_dir, folder, *, recipe, **options):
+  def step_cost(self, base, made, *, dtype, schedule):
+    assert made.tree.num_nodes == 8 and schedule == 'deferred'
+    return 1.25
+
+  def train(self, base, data_dir, folder, *, recipe, execution, **options):
     is_probe = options.get('export') == 'last'
-    self._count('probe' if is_probe else 'train')
+    is_lora = not recipe.objective.stream_weight
+    self._count('probe' if is_probe else 'lora' if is_lora else 'train')
     self.steps.append(recipe.train.num_steps)
+    assert execution.step_cost == (0 if is_probe or is_lora else 1.25)
     os.makedirs(os.path.join(folder, 'adapter'))
     for name in ('adapter.safetensors', 'adapter_config.json'):
       pathlib.Path(folder, 'adapter', name).write_text('{}')
@@ -78,9 +86,9 @@ class Fakes:
   def keep_tree(self, adapter, drafter):
     assert drafter == 'streams:num_nodes=4'
 
-  def base_quality(self, *args, num_prompts, **options):
-    self._count('base')
-    return {'rouge1': 12.5}
+  def plain_quality(self, base, adapter, setting, *, num_prompts, **options):
+    self._count('lora quality' if adapter else 'base')
+    return {'rouge1': 34.5 if adapter else 12.5}
 
   def test(self, model, setting, folder, drafter, *, num_prompts, **options):
     assert num_prompts == 2 and drafter == 'streams:num_nodes=4'
@@ -120,6 +128,9 @@ def test_a_run_goes_through_all_stages(root, tmp_path, fakes):
   # Four steps a second were measured; 20 are the fewest.
   (line,) = [line for line in said if line.startswith('estimate')]
   assert line.startswith('estimate: 20 steps of 0.25 s, 0.1 minutes, about ')
+  assert any('takes 1.25 times as long as one without' in x for x in said)
+  steps = [line.partition(' ')[0] for line in said if line[1:2] == '/']
+  assert steps == ['1/3', '2/3', '3/3']
   assert fakes.steps == [4, 20]
   assert adapt.next_command('m', done) == (
     f'specstream generate --model=m --adapter={done.adapter} '
@@ -140,6 +151,78 @@ def test_a_run_that_was_stopped_goes_on(root, tmp_path, fakes, stop):
   before, fakes.calls = list(fakes.calls), []
   assert run(root, tmp_path / 'run').run is not None and fakes.calls == []
   assert before
+
+
+@pytest.mark.parametrize('stop', ['lora', 'lora quality', ''])
+def test_a_lora_alone_may_be_asked_for_later(root, tmp_path, fakes, stop):
+  done = run(root, tmp_path / 'run')
+  assert 'LoRA alone' not in pathlib.Path(done.report).read_text()
+  fakes.calls, fakes.stop = [], stop
+  if stop:
+    with pytest.raises(KeyboardInterrupt):
+      run(root, tmp_path / 'run', compare_lora=True)
+  done = run(root, tmp_path / 'run', compare_lora=True)
+  assert (
+    fakes.calls
+    == {
+      'lora': ['lora', 'lora', 'lora quality'],
+      'lora quality': ['lora', 'lora quality', 'lora quality'],
+      '': ['lora', 'lora quality'],
+    }[stop]
+  )
+  page = pathlib.Path(done.report).read_text()
+  assert '34.50' in page and '12.50' in page and 'LoRA alone' in page
+  assert run(root, tmp_path / 'run') == done
+
+
+def test_a_lora_alone_is_none_where_answers_stay(root, tmp_path, fakes):
+  with pytest.raises(ValueError, match='which --mode=lossless does not learn'):
+    run(root, tmp_path / 'run', compare_lora=True, mode='lossless')
+
+
+def test_a_task_in_place_of_rows(root, tmp_path, fakes, monkeypatch):
+  rows = ''.join(json.dumps(row) + '\n' for row in ROWS)
+  for name in ('train', 'test'):
+    (tmp_path / f'{name}.jsonl').write_text(rows)
+  (tmp_path / 'dev.jsonl').write_text(rows.partition('\n')[0])
+  said, seen = [], []
+  test = lambda model, setting, *args, **options: (
+    seen.append(setting.sources)
+    or fakes.test(model, setting, *args, num_prompts=2)
+  )
+  monkeypatch.setattr(adapt_stages.adapt_tune, 'test', test)
+  options = adapt.Options(task='jsonl', data_dir=str(tmp_path))
+  call = lambda options: adapt.adapt(
+    '',
+    str(root / 'model'),
+    str(tmp_path / 'run'),
+    options,
+    say=said.append,
+    progress=False,
+  )
+  assert call(options).run is not None
+  assert seen == [
+    {'dev': f'jsonl/dev@{tmp_path}', 'test': f'jsonl/test@{tmp_path}'}
+  ]
+  assert any(
+    line.startswith('splits of the task, dev is jsonl/dev@')
+    and line.endswith(': 24 train, 1 dev, 24 test examples')
+    for line in said
+  )
+  with pytest.raises(ValueError, match="task was 'jsonl', now 'e2e_sample'"):
+    call(adapt.Options(task='e2e_sample'))
+
+
+def test_a_task_without_dev_gets_it_from_train():
+  found = adapt_task.read('e2e_sample', None)
+  assert found.sources == {'test': 'e2e_sample/test'}
+  turns = found.splits.turns
+  prompts = {name: {t.prompt for t in turns[name]} for name in turns}
+  assert len(turns['dev']) >= 20 and len(turns['train']) > 200
+  assert not prompts['dev'] & prompts['train']
+  assert len(prompts['test']) == 64 < len(turns['test'])  # all references
+  with pytest.raises(ValueError, match="did you mean 'e2e_sample'"):
+    adapt_task.read('e2e_sampel', None)
 
 
 def test_training_that_a_signal_stopped_is_told(root, tmp_path, monkeypatch):
@@ -203,6 +286,8 @@ def test_a_dry_run_says_what_would_be(root):
 def test_the_command_says_what_is_missing(root, tmp_path):
   rows, model = str(root / 'rows.jsonl'), f'--model={root / "model"}'
   commands.refusal('adapt', match='got 0 sources of rows; give one')
+  both = (rows, '--task=e2e_sample')
+  commands.refusal('adapt', *both, match='got 2 sources of rows; give one')
   commands.refusal('adapt', rows, model, match='--output_dir is missing')
   commands.refusal(
     'adapt',
