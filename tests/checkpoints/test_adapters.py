@@ -80,7 +80,7 @@ def test_round_trip(tmp_path, cfg):
 ROOT = pathlib.Path(__file__).parents[2]
 SAVED = sorted(
   path.parent
-  for top in ('docs/adapters', 'specstream_jax/adapters')
+  for top in ('adapters', 'specstream_jax/adapters')
   for path in (ROOT / top).rglob('adapter_config.json')
 )
 
