@@ -98,7 +98,9 @@ def check_drafters(given):
   texts = given if isinstance(given, list) else [given or 'none']
   for text in ';'.join(texts).split(';'):
     if not text.startswith('repeat'):  # the manual's own
-      config_drafting.parse(text.split('=', 1)[-1] if '=' in text.partition(':')[0] else text)
+      config_drafting.parse(
+        text.split('=', 1)[-1] if '=' in text.partition(':')[0] else text
+      )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,9 @@ def unknown_names(tree):
       module = importlib.import_module(node.module or '')
       for one in node.names:
         inner = f'{node.module}.{one.name}'
-        found = getattr(module, one.name, None) or importlib.import_module(inner)
+        found = getattr(module, one.name, None) or importlib.import_module(
+          inner
+        )
         modules[one.asname or one.name] = found
   for node in ast.walk(tree):
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

@@ -77,7 +77,12 @@ def test_it_has_few_numbers_outside_its_one_table():
 
 def test_the_first_screen_shows_what_why_and_how():
   screen = README.partition('## How much faster?')[0]
-  order = ['docs/step.svg', 'specstream quickstart', 'specstream adapt', 'ss.load']
+  order = [
+    'docs/step.svg',
+    'specstream quickstart',
+    'specstream adapt',
+    'ss.load',
+  ]
   places = [screen.index(word) for word in order]
   assert places == sorted(places)
   assert len(doc_blocks.prose(screen).split()) < 150

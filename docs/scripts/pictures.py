@@ -82,9 +82,7 @@ def seen_by_streams(num_main: int, num_streams: int) -> np.ndarray:
   visible = masks.segment_mask(jnp.ones((1, num_main), int))
   own = values[0, 0, num_main:].reshape(1, num_main, num_streams, 1, total)
   ask = lambda count: jnp.zeros((1, count, 1, 1, total))
-  of_main = attention.attend(
-    ask(num_main), [attention.Seen(main, visible)]
-  )
+  of_main = attention.attend(ask(num_main), [attention.Seen(main, visible)])
   of_streams = attention.attend(
     ask(num_main * num_streams),
     [attention.Seen(main, jnp.repeat(visible, num_streams, axis=1))],
@@ -97,9 +95,7 @@ def tree_mask() -> str:
   """Which nodes each node of the tree sees."""
   names = [f'{node} {token}' for node, token in enumerate(TOKENS)]
   mask = np.asarray(tree_lib.ancestor_mask(jnp.array([PARENTS])))[0]
-  return _grid(
-    'Which nodes a node sees', names, mask, [_BLUE] * len(names)
-  )
+  return _grid('Which nodes a node sees', names, mask, [_BLUE] * len(names))
 
 
 def accepted() -> list[int]:
