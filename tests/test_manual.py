@@ -4,7 +4,6 @@
 import ast
 import dataclasses
 import importlib
-import pathlib
 import re
 import sys
 

@@ -24,13 +24,18 @@ def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define(generation_config='none')
   flags.DEFINE_string('task', 'e2e_sample', 'Name of the task.')
-  flags.DEFINE_string('split', 'test', 'Its split.')
+  flags.DEFINE_string('split', 'test', 'Split of the task.')
   flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
   flags.DEFINE_integer(
-    'num_prompts', 64, 'The first so many; 0 takes all.', lower_bound=0
+    'num_prompts',
+    64,
+    'Take the first so many prompts; 0 takes all.',
+    lower_bound=0,
   )
-  flags.DEFINE_integer('batch', 1, 'Rows per call.', lower_bound=1)
-  flags.DEFINE_integer('repeats', 2, 'Timed passes.', lower_bound=1)
+  flags.DEFINE_integer('batch', 1, 'Prompts decoded together.', lower_bound=1)
+  flags.DEFINE_integer(
+    'repeats', 2, 'How often everything is timed.', lower_bound=1
+  )
   flags.DEFINE_string(
     'drafter',
     'streams',
@@ -39,7 +44,7 @@ def define_flags() -> None:
   )
   decoding_flags.define_shard()
   flags.DEFINE_string(
-    'results_dir', 'results', 'Gets results.json and report.html.'
+    'results_dir', 'results', 'Folder for results.json and report.html.'
   )
 
 
