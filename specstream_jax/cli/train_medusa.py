@@ -33,7 +33,9 @@ def define_flags() -> None:
     'output_dir', None, 'Folder of the run; the same one goes on with it.'
   )
   train_flags.define()
-  flags.DEFINE_integer('num_heads', 4, 'Heads; each guesses a token further ahead.')
+  flags.DEFINE_integer(
+    'num_heads', 4, 'Heads; each guesses a token further ahead.'
+  )
   flags.DEFINE_float('head_decay', 0.8, 'Loss weight of head j: decay**j.')
   flags.DEFINE_integer(
     'calibration_batches', 16, 'Evaluation batches to choose the tree on.'
