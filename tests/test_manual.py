@@ -23,6 +23,7 @@ from specstream_jax.cli import (
   recipes,
 )
 from specstream_jax.config import drafting as config_drafting
+from specstream_jax.workflows import bench
 
 ROOT = doc_blocks.ROOT
 SCRIPTS = ROOT / 'docs' / 'scripts'
@@ -96,10 +97,7 @@ def check_field(name):
 def check_drafters(given):
   texts = given if isinstance(given, list) else [given or 'none']
   for text in ';'.join(texts).split(';'):
-    if not text.startswith('repeat'):  # the manual's own
-      config_drafting.parse(
-        text.split('=', 1)[-1] if '=' in text.partition(':')[0] else text
-      )
+    config_drafting.parse(bench._label(text)[1])
 
 
 @pytest.mark.parametrize(
