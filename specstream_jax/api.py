@@ -247,7 +247,8 @@ def evaluate(
     repeats: timed passes.
     seed: of the noise when temperature > 0.
     drafter: settings of the streams, or text; None takes plain ones.
-    shard, num_shards: this run's number, and how many share the batches.
+    shard: this run's number, of those that share the batches.
+    num_shards: how many share them.
     folder: from which a stopped run goes on, and where shards meet.
     progress: show a progress bar.
 

@@ -2,14 +2,12 @@
 """What mkdocs asks for while it builds the manual."""
 
 import pathlib
-import sys
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+import reference  # beside this file, where mkdocs looks while it loads a hook
 
-_HERE = pathlib.Path(__file__).parent
-_ROOT = _HERE.parents[1]
-sys.path.insert(0, str(_HERE))
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -36,8 +34,6 @@ def _without(nav, missing):
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
   """Adds the pages that are written from the program, and the launch guide."""
-  import reference  # loads JAX
-
   written = {
     'reference/commands.md': reference.commands(),
     'reference/config.md': reference.fields(),
