@@ -241,7 +241,7 @@ def test_the_reference_has_every_command_flag_and_field():
   reference = importlib.import_module('reference')
   text = reference.commands()
   for name, about in help_texts.COMMANDS.items():
-    assert f'](#{name}): {about}' in text and f'\n### {name}\n' in text
+    assert f'](#{name}): {about}' in text and f'\n## {name}\n' in text
     for flag in command_flags.of(name):
       assert re.search(rf'\| `--{flag}=?` \| \S', text), (name, flag)
   fields = reference.fields()

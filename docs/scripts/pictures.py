@@ -133,8 +133,8 @@ def draft_tree(title: str, said: Sequence[str] = ()) -> str:
       lines.append(_text(x, y + 37, f'says “{said[node]}”', size=12))
   last = path[-1]
   x, y = at(last)
-  bonus = (x + _WIDE, y - 0.62 * _HIGH)
-  lines.append(_edge((x, y), bonus, False, dashed=True))
+  bonus = (x + _WIDE, y + 1.15 * _HIGH)
+  lines.insert(0, _edge((x, y), bonus, False, dashed=True))
   lines.append(_node(bonus, SAID[last], _ORANGE))
   lines.append(_text(bonus[0] + 32, bonus[1] + 5, 'its own word', 'start'))
   width = 50 + _WIDE * (max(depths) + 1) + 90
@@ -179,23 +179,24 @@ def _grid(
   title: str, names: Sequence[str], mask: np.ndarray, kinds: Sequence[str]
 ) -> str:
   """A mask: a row for who looks, a column for who is seen."""
-  side, left, top = 30, 128, 122
+  longest = max(map(len, names))
+  side, left, top = 30, 24 + 7.6 * longest, 26 + 6.2 * longest
   lines = []
   for i, name in enumerate(names):
     y, x = top + side * i, left + side * i
     lines.append(_text(left - 8, y + 20, name, 'end'))
     lines.append(
-      f'<g transform="rotate(-55 {x + 18} {top - 8})">'
+      f'<g transform="rotate(-55 {x + 18:g} {top - 8:g})">'
       f'{_text(x + 18, top - 8, name, "start")}</g>'
     )
     for j, is_seen in enumerate(mask[i]):
       fill = kinds[j] if is_seen else '#ffffff'
       lines.append(
-        f'<rect x="{left + side * j}" y="{y}" width="{side - 3}" '
+        f'<rect x="{left + side * j:g}" y="{y:g}" width="{side - 3}" '
         f'height="{side - 3}" rx="3" fill="{fill}" stroke="#cccccc"/>'
       )
   edge = side * len(names)
-  return _svg(title, left + edge + 90, top + edge + 14, lines)
+  return _svg(title, left + edge + 4.4 * longest, top + edge + 14, lines)
 
 
 def _svg(title: str, width: float, height: float, lines: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ def commands() -> str:
     '`--gin.Class.field=value` sets any [config field](config.md).'
   )
   for group, names in help_texts.GROUPS.items():
-    lines += ['', f'## To {group}', '']
+    lines += ['', f'**To {group}**', '']
     lines += [
       f'- [`{name}`](#{name}): {help_texts.COMMANDS[name]}' for name in names
     ]
@@ -44,7 +44,7 @@ def commands() -> str:
 
 def _command(name: str) -> Iterator[str]:
   module = importlib.import_module(f'specstream_jax.cli.{name}')
-  yield from ('', f'### {name}', '')
+  yield from ('', f'## {name}', '')
   yield from ('```text', (module.__doc__ or '').strip(), '```')
   own = command_flags.of(name)
   if own:
