@@ -247,8 +247,7 @@ def evaluate(
     repeats: timed passes.
     seed: of the noise when temperature > 0.
     drafter: settings of the streams, or text; None takes plain ones.
-    shard: this run's number, of those that share the batches.
-    num_shards: how many share them.
+    shard: number of this run, of `num_shards` that share the batches.
     folder: from which a stopped run goes on, and where shards meet.
     progress: show a progress bar.
 

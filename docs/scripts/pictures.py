@@ -8,9 +8,11 @@ the code that decodes. The same numbers give the same files.
 """
 
 from collections.abc import Sequence
+import functools
 import pathlib
 from xml.sax import saxutils
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -74,6 +76,12 @@ def seen_by_streams(num_main: int, num_streams: int) -> np.ndarray:
     num_main: tokens.
     num_streams: of each.
   """
+  weights = jax.jit(_weights, static_argnums=(0, 1))(num_main, num_streams)
+  return np.asarray(weights)[0, :, 0, 0] > 0
+
+
+def _weights(num_main, num_streams):
+  """How much each query takes of each token, [1, T, 1, 1, T]."""
   total = num_main * (1 + num_streams)
   values = jnp.eye(total)[None, None]  # [B, K, S, H]
   main = attention.KeyValues(
@@ -88,16 +96,17 @@ def seen_by_streams(num_main: int, num_streams: int) -> np.ndarray:
     [attention.Seen(main, jnp.repeat(visible, num_streams, axis=1))],
     attention.KeyValues(jnp.zeros_like(own), own),
   )
-  return np.asarray(jnp.concatenate([of_main, of_streams], 1))[0, :, 0, 0] > 0
+  return jnp.concatenate([of_main, of_streams], 1)
 
 
 def tree_mask() -> str:
   """Which nodes each node of the tree sees."""
   names = [f'{node} {token}' for node, token in enumerate(TOKENS)]
-  mask = np.asarray(tree_lib.ancestor_mask(jnp.array([PARENTS])))[0]
+  mask = np.asarray(jax.jit(tree_lib.ancestor_mask)(jnp.array([PARENTS])))[0]
   return _grid('Which nodes a node sees', names, mask, [_BLUE] * len(names))
 
 
+@functools.cache
 def accepted() -> list[int]:
   """Nodes of the path that the model agrees with, by the package's walk."""
   words = sorted({*TOKENS, *SAID})
@@ -105,7 +114,8 @@ def accepted() -> list[int]:
   tree = tree_lib.DraftTree(
     ids(TOKENS), jnp.array([PARENTS]), jnp.zeros((1, len(PARENTS)), int)
   )
-  found = verify.verify(tree, ids(SAID), path_length=4)
+  walk = jax.jit(verify.verify, static_argnames='path_length')
+  found = walk(tree, ids(SAID), path_length=4)
   return sorted({int(node) for node in found.path[0]})
 
 

@@ -74,6 +74,10 @@ def define_flags() -> None:
     'skip_bad_rows', False, 'Leave malformed rows out, count them, go on.'
   )
   flags.DEFINE_bool('overwrite', False, 'Replace an existing folder.')
+  _define_tables()
+
+
+def _define_tables() -> None:
   flags.DEFINE_string(
     'ngram_table',
     None,
