@@ -247,7 +247,7 @@ def evaluate(
     repeats: timed passes.
     seed: of the noise when temperature > 0.
     drafter: settings of the streams, or text; None takes plain ones.
-    shard, num_shards: this run's number, and how many share the batches.
+    shard: number of this run, of `num_shards` that share the batches.
     folder: from which a stopped run goes on, and where shards meet.
     progress: show a progress bar.
 

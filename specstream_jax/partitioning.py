@@ -70,7 +70,11 @@ def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class AxisRules:
-  """Mesh axes of each logical axis; an unnamed logical axis is replicated."""
+  """Mesh axes of each logical axis; an unnamed logical axis is replicated.
+
+  Attributes:
+    rules: (logical axis, mesh axis, or several, or None) pairs.
+  """
 
   rules: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ('batch', ('data', 'fsdp')),

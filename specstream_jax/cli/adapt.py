@@ -22,7 +22,7 @@ import sys
 
 from absl import flags
 
-from specstream_jax.cli import task_flags
+from specstream_jax.cli import decoding_flags, task_flags
 from specstream_jax.data import row_shapes
 from specstream_jax.report import page
 from specstream_jax.workflows import adapt as workflow, adapt_run
@@ -33,11 +33,11 @@ RESULTS = 'output_dir'
 
 def define_flags() -> None:
   """Defines the flags of this command."""
+  decoding_flags.define_model()
   flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
-  flags.DEFINE_string(
-    'output_dir', None, 'Folder of the run: adapter/, report.html, all stages.'
+    'output_dir',
+    None,
+    'Folder of the run; gets adapter/, report.html and all stages.',
   )
   flags.DEFINE_enum(
     'mode',
@@ -67,17 +67,17 @@ def define_flags() -> None:
     'does so with questions, instructions and named columns, and takes prompt '
     'and completion as they are.',
   )
-  flags.DEFINE_string('split', 'train', 'Of a data set that has several.')
+  flags.DEFINE_string(
+    'split', 'train', 'Which split to read, of a data set that has several.'
+  )
   flags.DEFINE_bool(
     'skip_bad_rows', False, 'Leave bad rows out, name and count them, go on.'
   )
-  flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
-  )
+  decoding_flags.define_dtype()
   flags.DEFINE_integer(
     'max_new_tokens',
     0,
-    'Most tokens of an answer; 0 goes by the rows.',
+    'Most tokens of an answer; 0 takes as many as the rows need.',
     lower_bound=0,
   )
   task_flags.define(default='', about='Task whose rows are taken')

@@ -26,13 +26,9 @@ RESULTS = 'results_dir'
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
+  decoding_flags.define_model()
   decoding_flags.define_adapter()
-  flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
-  )
+  decoding_flags.define_dtype()
   flags.DEFINE_multi_string(
     'drafters',
     None,
@@ -42,25 +38,30 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'tasks',
     ['e2e_sample/test'],
-    'name/split@DIR; split and @DIR may be left. seqio:NAME/split is one that '
-    '--task_module registers.',
+    'Tasks, as name/split@DIR; split and @DIR may be left out. seqio:NAME/split '
+    'is one that --task_module registers.',
   )
   task_flags.define_module()
-  flags.DEFINE_list('temperatures', ['0'], '0 is greedy.')
+  flags.DEFINE_list('temperatures', ['0'], 'Temperatures; 0 is greedy.')
   decoding_flags.define_generation_config('none')
-  flags.DEFINE_list('batch_sizes', ['1'], 'Rows per call.')
+  flags.DEFINE_list('batch_sizes', ['1'], 'Prompts decoded together.')
   flags.DEFINE_integer(
-    'num_prompts', 64, 'Per task, spread; 0 takes all.', lower_bound=0
+    'num_prompts',
+    64,
+    'Prompts of each task, evenly spread; 0 takes all.',
+    lower_bound=0,
   )
   flags.DEFINE_integer('max_new_tokens', 64, 'Most new tokens per prompt.')
   flags.DEFINE_integer(
     'max_prompt_tokens', 1024, 'Longer prompts lose their beginning.'
   )
-  flags.DEFINE_integer('repeats', 1, 'Timed passes.', lower_bound=1)
-  flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
-  flags.DEFINE_enum(
-    'schedule', 'deferred', ['deferred', 'parallel'], 'When streams run.'
+  flags.DEFINE_integer(
+    'repeats', 1, 'How often everything is timed.', lower_bound=1
   )
+  flags.DEFINE_integer(
+    'seed', 0, 'Seed of the noise when the temperature is above 0.'
+  )
+  decoding_flags.define_schedule('deferred')
   flags.DEFINE_list(
     'external', [], f'References to run as well: {", ".join(external.NAMES)}.'
   )
@@ -76,7 +77,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'results_dir',
     'results/bench',
-    'Gets journal.jsonl, results.json, table.md, report.html, answers/.',
+    'Folder for journal.jsonl, results.json, table.md, report.html, answers/.',
   )
 
 

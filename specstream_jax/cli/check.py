@@ -22,9 +22,7 @@ from specstream_jax.workflows import check as workflow
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
+  decoding_flags.define_model()
   decoding_flags.define_adapter()
   flags.DEFINE_multi_string(
     'drafters',
@@ -34,13 +32,19 @@ def define_flags() -> None:
     'prompt_lookup and lookahead.',
   )
   flags.DEFINE_string(
-    'task', 'e2e_sample/test', 'name/split@DIR; split and @DIR may be left.'
+    'task',
+    'e2e_sample/test',
+    'Task, as name/split@DIR; split and @DIR may be left out.',
   )
-  flags.DEFINE_integer('num_prompts', 16, 'Evenly spread; 0 takes all.')
+  flags.DEFINE_integer(
+    'num_prompts', 16, 'Prompts, evenly spread; 0 takes all.'
+  )
   flags.DEFINE_integer('max_new_tokens', 64, 'Most new tokens per prompt.')
-  flags.DEFINE_list('temperatures', ['0', '0.8'], 'Held equal at each.')
-  flags.DEFINE_integer('batch', 4, 'Rows per call.', lower_bound=1)
-  flags.DEFINE_integer('seed', 0, 'Of the noise.')
+  flags.DEFINE_list(
+    'temperatures', ['0', '0.8'], 'Temperatures at which tokens must be equal.'
+  )
+  flags.DEFINE_integer('batch', 4, 'Prompts decoded together.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Seed of the noise.')
   flags.DEFINE_bool('bfloat16', True, 'Report divergence in bfloat16 too.')
   flags.DEFINE_bool('laws', True, 'Enumerate the laws of the verifiers.')
   flags.DEFINE_string('output', 'results/check.json', 'JSON file to write.')

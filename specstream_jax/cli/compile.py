@@ -17,6 +17,7 @@ import sys
 from absl import flags
 
 from specstream_jax import config
+from specstream_jax.cli import decoding_flags
 from specstream_jax.modeling import blocks
 from specstream_jax.outputs import writing
 from specstream_jax.tpu import compiling as workflow, programs, scaling
@@ -27,11 +28,11 @@ def define_flags() -> None:
   """Defines the flags of this command."""
   flags.DEFINE_string('topology', None, 'TPU slice, such as v5e:4x4.')
   flags.DEFINE_list(
-    'programs', ['train', 'prefill', 'decode'], 'What to compile.'
+    'programs',
+    ['train', 'prefill', 'decode'],
+    'What to compile: train, prefill, decode, plain.',
   )
-  flags.DEFINE_enum(
-    'dtype', 'bfloat16', ['float32', 'bfloat16'], 'Of weights and activations.'
-  )
+  decoding_flags.define_dtype('bfloat16')
   flags.DEFINE_integer('rows', 8, 'Rows of a decoding batch.', lower_bound=1)
   flags.DEFINE_integer(
     'prompt_length', 1024, 'Tokens of a prompt.', lower_bound=1
@@ -39,9 +40,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'max_new_tokens', 128, 'Tokens to decode.', lower_bound=1
   )
-  flags.DEFINE_enum(
-    'schedule', 'parallel', ['parallel', 'deferred'], 'When streams run.'
-  )
+  decoding_flags.define_schedule('parallel')
   flags.DEFINE_enum(
     'remat', 'full', list(blocks.REMAT), 'What training computes again.'
   )

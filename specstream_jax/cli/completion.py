@@ -7,12 +7,11 @@ specstream completion fish > ~/.config/fish/completions/specstream.fish
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import importlib
 import shlex
 
 from absl import flags
 
-from specstream_jax.cli import help_texts
+from specstream_jax.cli import command_flags, help_texts
 
 TAKES_NAMES = True
 Flags = Mapping[str, Mapping[str, str]]
@@ -36,20 +35,15 @@ def collect() -> dict[str, dict[str, str]]:
   common = {n: flags.FLAGS[n] for n in ('gin_file', 'recipe', 'debug')}
   found = {}
   for name in help_texts.COMMANDS:
-    command = importlib.import_module(f'specstream_jax.cli.{name}')
-    before = set(flags.FLAGS)
-    command.define_flags()
-    own = {n: flags.FLAGS[n] for n in set(flags.FLAGS) - before}
+    own = command_flags.of(name)
     found[name] = {
-      _typed(flag): help_texts.summary(flag)
+      typed(flag): help_texts.summary(flag)
       for _, flag in sorted((common | own).items())
     }
-    for flag in own:  # commands share names
-      delattr(flags.FLAGS, flag)
   return found
 
 
-def _typed(flag) -> str:
+def typed(flag: flags.Flag) -> str:
   """--switch, or --flag= for what takes a value."""
   return f'--{flag.name}' + ('' if flag.flag_type() == 'bool' else '=')
 

@@ -22,30 +22,71 @@ def define(*, generation_config: str) -> None:
   Args:
     generation_config: default of --generation_config.
   """
-  flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
+  define_model()
   define_adapter()
-  flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
-  )
+  define_dtype()
   flags.DEFINE_enum(
     'tree',
     None,
     ['best_first', 'full', 'chain', 'fixed'],
     "Kind of draft tree; the adapter's own if not given.",
   )
-  flags.DEFINE_integer('num_nodes', None, 'Nodes of a best_first tree.')
-  flags.DEFINE_integer('depth', None, 'Depth of the draft tree.')
-  flags.DEFINE_integer('branching', None, 'Children per node.')
-  flags.DEFINE_string('choices', None, 'JSON of rank paths for --tree=fixed.')
-  flags.DEFINE_enum(
-    'schedule', None, ['deferred', 'parallel'], 'When streams run.'
+  flags.DEFINE_integer(
+    'num_nodes',
+    None,
+    'Nodes of a best_first tree, with the root. More save more calls and make '
+    'each of them dearer.',
   )
   flags.DEFINE_integer(
-    'max_new_tokens', None, 'Most new tokens per prompt; 64.'
+    'depth',
+    None,
+    'How many tokens ahead drafts reach; at most the number of streams.',
+  )
+  flags.DEFINE_integer(
+    'branching',
+    None,
+    'Children per node; of a best_first tree, candidates per depth.',
+  )
+  flags.DEFINE_string(
+    'choices',
+    None,
+    'JSON file of rank paths for --tree=fixed, such as [[0], [1], [0, 0]].',
+  )
+  define_schedule()
+  flags.DEFINE_integer(
+    'max_new_tokens', None, 'Most new tokens per prompt; 64 if not given.'
   )
   define_sampling(generation_config=generation_config)
+
+
+def define_model() -> None:
+  """Declares --model."""
+  flags.DEFINE_string(
+    'model',
+    'smollm2-135m-instruct',
+    'The model: a known name, a folder, a hub id or a GGUF file.',
+  )
+
+
+def define_dtype(default: str = 'float32') -> None:
+  """Declares --dtype."""
+  flags.DEFINE_enum(
+    'dtype',
+    default,
+    ['float32', 'bfloat16'],
+    'Number type of weights and activations.',
+  )
+
+
+def define_schedule(default: str | None = None) -> None:
+  """Declares --schedule."""
+  flags.DEFINE_enum(
+    'schedule',
+    default,
+    ['deferred', 'parallel'],
+    'When streams run: parallel, in one pass with the tree (GPU, TPU), or '
+    'deferred, after it and for the accepted token alone (CPU).',
+  )
 
 
 def define_sampling(*, generation_config: str) -> None:
@@ -55,11 +96,25 @@ def define_sampling(*, generation_config: str) -> None:
     generation_config: default of --generation_config.
   """
   define_generation_config(generation_config)
-  flags.DEFINE_float('temperature', None, '0, the default, is greedy.')
-  flags.DEFINE_integer('top_k', None, 'Most likely tokens kept; 0 is off.')
-  flags.DEFINE_float('top_p', None, 'Probability mass kept; 1 is off.')
   flags.DEFINE_float(
-    'min_p', None, "Least share of the best token's probability; 0 is off."
+    'temperature',
+    None,
+    'How much chance there is in drawing a token; 0, the default, takes the '
+    'likeliest.',
+  )
+  flags.DEFINE_integer(
+    'top_k', None, 'Draw among so many likeliest tokens; 0 is off.'
+  )
+  flags.DEFINE_float(
+    'top_p',
+    None,
+    'Draw among the likeliest tokens that have this probability together; 1 '
+    'is off.',
+  )
+  flags.DEFINE_float(
+    'min_p',
+    None,
+    "Leave out tokens below this share of the best one's probability; 0 is off.",
   )
   flags.DEFINE_float(
     'repetition_penalty',
@@ -73,8 +128,10 @@ def define_sampling(*, generation_config: str) -> None:
   flags.DEFINE_integer(
     'min_new_tokens', None, 'EOS is not drawn before so many new tokens.'
   )
-  flags.DEFINE_bool('ignore_eos', None, 'EOS does not end a completion.')
-  flags.DEFINE_integer('seed', 0, 'Of the noise when temperature > 0.')
+  flags.DEFINE_bool('ignore_eos', None, 'Go on after EOS, up to the limit.')
+  flags.DEFINE_integer(
+    'seed', 0, 'Seed of the noise when the temperature is above 0.'
+  )
 
 
 def define_adapter() -> None:
@@ -82,8 +139,9 @@ def define_adapter() -> None:
   flags.DEFINE_string(
     'adapter',
     runtime.AUTO,
-    f'Folder, also of a PEFT LoRA, or one that ships; auto is {runtime.DEFAULT_ADAPTER} with the model '
-    'it belongs to and none with others, empty is none.',
+    'Folder of an adapter or of a PEFT LoRA, or the name of one that ships; '
+    f'auto is {runtime.DEFAULT_ADAPTER} with the model it belongs to and none '
+    'with others; empty is none.',
   )
 
 
@@ -103,8 +161,8 @@ def define_shard() -> None:
   flags.DEFINE_string(
     'shard',
     'auto',
-    'This run of how many, 1/4 being the second of four; auto is the place in '
-    'the launched job, 0/1 without one.',
+    'Which part of the work this run does: 1/4 is the second of four. auto '
+    'takes its place in the launched job, 0/1 without one.',
   )
 
 

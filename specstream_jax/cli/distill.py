@@ -24,15 +24,14 @@ RESULTS = 'output_dir'
 
 def define_flags() -> None:
   """Defines the flags of this command."""
+  decoding_flags.define_model()
   flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
+    'adapter',
+    '',
+    'Folder of an adapter, or the name of one that ships; empty answers as '
+    'the base.',
   )
-  flags.DEFINE_string(
-    'adapter', '', 'Folder, or one that ships; empty answers as the base.'
-  )
-  flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
-  )
+  decoding_flags.define_dtype()
   task_flags.define(default='', about='Task whose prompts are answered')
   flags.DEFINE_string(
     'prompts', None, 'JSONL of {"prompt": …} instead of a task.'
@@ -42,27 +41,35 @@ def define_flags() -> None:
   )
   flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
   flags.DEFINE_integer(
-    'num_prompts', 0, 'The first so many; 0 takes all.', lower_bound=0
+    'num_prompts',
+    0,
+    'Take the first so many prompts; 0 takes all.',
+    lower_bound=0,
   )
   flags.DEFINE_bool(
     'skip_bad_rows', False, 'Leave malformed rows out, count them, go on.'
   )
   flags.DEFINE_bool('chat', False, 'Prompts are turns of a user in a chat.')
-  flags.DEFINE_string('drafter', 'none', "'streams' where there is an adapter.")
+  flags.DEFINE_string(
+    'drafter',
+    'none',
+    "Who drafts: 'streams' goes where there is an adapter; the answers are the "
+    'same.',
+  )
   flags.DEFINE_integer('max_new_tokens', 128, 'Most tokens of an answer.')
   flags.DEFINE_integer(
     'max_prompt_tokens', 1024, 'Longer prompts are left out.'
   )
-  flags.DEFINE_integer('batch_size', 8, 'Rows per call.')
+  flags.DEFINE_integer('batch_size', 8, 'Prompts decoded together.')
   flags.DEFINE_integer(
     'prompt_bucket',
     64,
-    'Prompts of a call are as long up to a multiple of so many tokens; each such '
-    'length compiles once.',
+    'Prompts are padded to a multiple of so many tokens; each such length '
+    'compiles once.',
   )
   decoding_flags.define_sampling(generation_config='none')
   decoding_flags.define_shard()
-  flags.DEFINE_string('output_dir', 'distilled', 'Gets SPLIT.jsonl.')
+  flags.DEFINE_string('output_dir', 'distilled', 'Folder for SPLIT.jsonl.')
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,13 +24,13 @@ def text() -> str:
     if 'tree' in cls(name=name).reads():
       shown += ', and those of a tree'
     lines += _item(name, shown or 'no settings')
-    about = _attributes(cls)
+    about = attributes(cls)
     used |= {n: about.get(n, '') for n in reads}
   lines += ['', 'settings:']
   for name, about in used.items():
     lines += _item(name, about)
   lines += ['', 'settings of a tree:']
-  about, tree = _attributes(config.TreeConfig), config.TreeConfig()
+  about, tree = attributes(config.TreeConfig), config.TreeConfig()
   for field in dataclasses.fields(tree):
     if field.name != 'choices':  # a file's
       value = _shown(getattr(tree, field.name))
@@ -52,8 +52,8 @@ def _item(name: str, about: str) -> list[str]:
   )
 
 
-def _attributes(cls: type) -> dict[str, str]:
-  """What a class's docstring says of each of its fields."""
+def attributes(cls: type) -> dict[str, str]:
+  """What a class's docstring says of each of its fields, in one line each."""
   whole = inspect.getdoc(cls) or ''
   listed = whole.partition('Attributes:\n')[2]
   found = {}

@@ -31,19 +31,27 @@ def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define(generation_config='none')
   task_flags.define(default='e2e_sample')
-  flags.DEFINE_string('split', None, 'Its split; TaskConfig.test_split, test.')
+  flags.DEFINE_string(
+    'split', None, 'Split of the task; TaskConfig.test_split, test.'
+  )
   flags.DEFINE_string('data_dir', None, "Folder of the task's files.")
   flags.DEFINE_integer(
     'num_prompts',
     None,
-    'The first so many; 0 takes all. EvalConfig.num_prompts, 64.',
+    'Take the first so many prompts; 0 takes all. EvalConfig.num_prompts, 64.',
     lower_bound=0,
   )
   flags.DEFINE_integer(
-    'batch', None, 'Rows per call; EvalConfig.batch, 1.', lower_bound=1
+    'batch',
+    None,
+    'Prompts decoded together; EvalConfig.batch, 1.',
+    lower_bound=1,
   )
   flags.DEFINE_integer(
-    'repeats', None, 'Timed passes; EvalConfig.repeats, 2.', lower_bound=1
+    'repeats',
+    None,
+    'How often everything is timed; EvalConfig.repeats, 2.',
+    lower_bound=1,
   )
   flags.DEFINE_string(
     'drafter',
@@ -53,7 +61,7 @@ def define_flags() -> None:
   )
   decoding_flags.define_shard()
   flags.DEFINE_string(
-    'results_dir', 'results', 'Gets results.json and report.html.'
+    'results_dir', 'results', 'Folder for results.json and report.html.'
   )
 
 

@@ -14,6 +14,7 @@ import re
 
 from absl import flags
 
+from specstream_jax.cli import decoding_flags
 from specstream_jax.workflows import export as workflow
 
 _UNITS = {
@@ -32,16 +33,16 @@ RESULTS = 'output_dir'
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string(
-    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
-  )
+  decoding_flags.define_model()
   flags.DEFINE_string(
     'adapter',
     '',
     'Folder of an adapter or a PEFT LoRA, or one that ships; empty writes the '
     'model alone.',
   )
-  flags.DEFINE_string('output_dir', None, 'Folder to write.')
+  flags.DEFINE_string(
+    'output_dir', None, 'Folder to write; gets README.md and export.json, too.'
+  )
   flags.DEFINE_enum(
     'format',
     'huggingface',
@@ -52,7 +53,7 @@ def define_flags() -> None:
     'dtype',
     'float32',
     workflow.DTYPES,
-    'Of weights on disk; float32 reads back exactly.',
+    'Number type of weights on disk; float32 reads back exactly.',
   )
   flags.DEFINE_string(
     'max_shard_size', '5GB', 'Largest file of weights: 500MB, 2GiB or bytes.'

@@ -92,8 +92,11 @@ def summary(flag: flags.Flag) -> str:
 
 
 def _flag_help(flag: flags.Flag) -> str:
-  is_switch = flag.flag_type() == 'bool'
-  head = f'  --{flag.name}' + ('' if is_switch else f'=<{flag.flag_type()}>')
+  head = f'  --{flag.name}'
+  if isinstance(flag, flags.EnumFlag):
+    head += f'=<{"|".join(map(str, flag.parser.enum_values))}>'
+  elif flag.flag_type() != 'bool':
+    head += f'=<{flag.flag_type()}>'
   return '\n'.join(
     [head, *(f'      {line}' for line in textwrap.wrap(summary(flag), 72))]
   )

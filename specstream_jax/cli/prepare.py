@@ -59,7 +59,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'output_dir', None, 'Folder of records to create.', required=True
   )
-  flags.DEFINE_integer('num_shards', 1, 'ArrayRecord files.', lower_bound=1)
+  flags.DEFINE_integer(
+    'num_shards', 1, 'Into how many files records are dealt out.', lower_bound=1
+  )
   flags.DEFINE_integer(
     'max_length', 0, 'Most tokens of an example; 0 is no limit.', lower_bound=0
   )
@@ -83,8 +85,14 @@ def define_flags() -> None:
     'Flag of Beam, such as --beam_option=--runner=DataflowRunner; may be '
     'repeated, and stands in for --num_workers.',
   )
-  flags.DEFINE_bool('skip_bad_rows', False, 'Count malformed rows, go on.')
+  flags.DEFINE_bool(
+    'skip_bad_rows', False, 'Leave malformed rows out, count them, go on.'
+  )
   flags.DEFINE_bool('overwrite', False, 'Replace an existing folder.')
+  _define_tables()
+
+
+def _define_tables() -> None:
   flags.DEFINE_string(
     'ngram_table',
     None,

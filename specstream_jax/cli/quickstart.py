@@ -27,12 +27,14 @@ RESULTS = 'results_dir'
 def define_flags() -> None:
   """Defines the flags of this command."""
   flags.DEFINE_string(
-    'results_dir', 'results', 'Gets results.json and report.html.'
+    'results_dir', 'results', 'Folder for results.json and report.html.'
   )
   flags.DEFINE_integer(
     'num_prompts', 24, 'Test prompts that ship; 0 takes all.', lower_bound=0
   )
-  flags.DEFINE_integer('repeats', 2, 'Timed passes.', lower_bound=1)
+  flags.DEFINE_integer(
+    'repeats', 2, 'How often everything is timed.', lower_bound=1
+  )
 
 
 def main(argv: Sequence[str]) -> int:

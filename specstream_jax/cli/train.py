@@ -19,7 +19,7 @@ import gin
 
 from specstream_jax import config
 from specstream_jax.checkpoints import shipped
-from specstream_jax.cli import task_flags, train_flags
+from specstream_jax.cli import decoding_flags, task_flags, train_flags
 from specstream_jax.data import mixtures
 from specstream_jax.modeling import blocks
 from specstream_jax.training import goodput
@@ -35,7 +35,7 @@ RESULTS = 'output_dir'
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
+  decoding_flags.define_model()
   flags.DEFINE_string(
     'data_dir',
     None,
@@ -56,11 +56,11 @@ def define_flags() -> None:
     'Fine-tuned adapter or PEFT LoRA that is folded into the base, under lossless '
     'streams (--gin.StreamConfig.mode=lossless): answers stay those of that LoRA.',
   )
-  flags.DEFINE_string('output_dir', None, 'Folder of the run.')
-  train_flags.define()
-  flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+  flags.DEFINE_string(
+    'output_dir', None, 'Folder of the run; the same one goes on with it.'
   )
+  train_flags.define()
+  decoding_flags.define_dtype()
   flags.DEFINE_enum(
     'remat',
     'none',

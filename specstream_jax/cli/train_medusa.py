@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from specstream_jax.checkpoints import medusa
-from specstream_jax.cli import train_flags
+from specstream_jax.cli import decoding_flags, train_flags
 from specstream_jax.workflows import train_medusa as workflow
 
 RESULTS = 'output_dir'
@@ -17,7 +17,7 @@ RESULTS = 'output_dir'
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('model', 'smollm2-135m-instruct', 'Base model.')
+  decoding_flags.define_model()
   flags.DEFINE_string(
     'adapter', None, 'Adapter whose fine-tuned model the heads are for.'
   )
@@ -29,18 +29,25 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'eval_data_dir', None, 'Token records to evaluate and choose the tree on.'
   )
-  flags.DEFINE_string('output_dir', None, 'Folder of the run.')
+  flags.DEFINE_string(
+    'output_dir', None, 'Folder of the run; the same one goes on with it.'
+  )
   train_flags.define()
-  flags.DEFINE_integer('num_heads', 4, 'Heads, the deepest draft token.')
+  flags.DEFINE_integer(
+    'num_heads', 4, 'Heads; each guesses a token further ahead.'
+  )
   flags.DEFINE_float('head_decay', 0.8, 'Loss weight of head j: decay**j.')
   flags.DEFINE_integer(
     'calibration_batches', 16, 'Evaluation batches to choose the tree on.'
   )
   flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16'], 'Of the frozen model.'
+    'dtype',
+    'float32',
+    ['float32', 'bfloat16'],
+    'Number type of the frozen model.',
   )
   flags.DEFINE_enum(
-    'save_dtype', 'bfloat16', medusa.DTYPES, 'Of the heads on disk.'
+    'save_dtype', 'bfloat16', medusa.DTYPES, 'Number type of the heads on disk.'
   )
   flags.DEFINE_enum(
     'export', 'best', ['best', 'last'], 'Checkpoint that becomes the heads.'

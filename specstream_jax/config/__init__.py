@@ -45,7 +45,13 @@ MAX_BRANCHING = 1024
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Low-rank adaptation of the projections; rank 0 switches it off."""
+  """Low-rank adaptation of the projections; rank 0 switches it off.
+
+  Attributes:
+    rank: width of the two matrices.
+    alpha: what LoRA adds is multiplied by alpha / rank.
+    modules: projections that have one, of `LORA_MODULES`.
+  """
 
   rank: int = 16
   alpha: float = 32.0

@@ -121,7 +121,13 @@ class AttentionConfig:
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class MlpConfig:
-  """down(act(gate(x)) * up(x)) or, without a gate, down(act(up(x)))."""
+  """down(act(gate(x)) * up(x)) or, without a gate, down(act(up(x))).
+
+  Attributes:
+    activation: of `ACTIVATIONS`: `silu`, `gelu`, `gelu_tanh` or `relu`.
+    is_gated: whether there is a gate.
+    has_bias: of all its projections.
+  """
 
   activation: str = 'silu'
   is_gated: bool = True

@@ -73,6 +73,11 @@ class OptimizerConfig:
   Attributes:
     learning_rate: peak rate of every adapter weight but P_j.
     embedding_learning_rate: peak rate of the stream embeddings P_j.
+    warmup_steps: updates until the peak is reached.
+    weight_decay: AdamW's.
+    beta1: AdamW's decay of the mean of gradients.
+    beta2: AdamW's decay of the mean of their squares.
+    clip_norm: gradients of a larger norm are scaled down to it.
     accumulation_steps: batches that make one update, with the gradient of one
       batch of all their rows; the run's last update may have fewer.
     trainable: regular expression of the paths of adapter weights to train,

@@ -31,7 +31,7 @@ def draft_tree(
   tokens, parents = list(tokens), [0, *map(int, parents[1:])]
   accepted = {0, *map(int, path)}
   _check(tokens, parents, accepted)
-  depths, heights = _layout(parents)
+  depths, heights = layout(parents)
 
   def paint(axes):
     ax = axes[0, 0]
@@ -78,7 +78,7 @@ def _check(tokens: list[str], parents: list[int], accepted: set[int]) -> None:
       )
 
 
-def _layout(parents: list[int]) -> tuple[list[int], list[float]]:
+def layout(parents: list[int]) -> tuple[list[int], list[float]]:
   """Depth and height of each node: leaves in rows, parents centred."""
   children = [[] for _ in parents]
   depths = [0] * len(parents)
