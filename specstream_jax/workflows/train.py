@@ -75,6 +75,7 @@ def train(
   dtype: str = 'float32',
   execution: Execution | None = None,
   export: str = 'best',
+  partitioner: partitioning.Partitioner | None = None,
   progress: bool = True,
 ) -> train_run.Trained:
   """Trains an adapter, resuming if `output_dir` holds checkpoints.
@@ -95,13 +96,15 @@ def train(
     execution: how to compute it.
     export: 'best' evaluation or 'last' step becomes the adapter; plain LoRA
       always takes the last, as evaluations rank streams.
+    partitioner: the devices to train on; None takes those of `MeshConfig`, by
+      default the first one.
     progress: show a progress bar.
 
   Raises:
     ValueError: records of another tokenizer, or settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
-  part = partitioning.default()
+  part = partitioner or partitioning.default()
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   start = train_start.start(
     init_adapter, fold_adapter, loaded, recipe or Recipe()
@@ -115,6 +118,7 @@ def train(
     'adapter',
     {'start': init_adapter, 'fold': fold_adapter},
     is_best=_ranks(start.recipe, export),
+    partitioner=part,
     progress=progress,
   )
   how = execution or Execution()
