@@ -4,6 +4,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import inspect
 from typing import Any, TypeVar, cast
 
 from specstream_jax.config import SamplingConfig, TreeConfig, checks
@@ -20,6 +21,8 @@ def says_where(function: _Function) -> _Function:
       there; says which there are, or which config it is in.
   """
   named = checks.names_options(function)
+  accepted = set(inspect.signature(function).parameters)
+  holders = ((SamplingConfig, 'sampling'), (TreeConfig, 'tree'))
 
   @functools.wraps(function)
   def checked(model, *args, **options):
@@ -28,9 +31,10 @@ def says_where(function: _Function) -> _Function:
       isinstance(model, Model),
       f'the model is {model!r:.80}; load one first: ss.load(…)',
     )
-    for config, holder in ((SamplingConfig, 'sampling'), (TreeConfig, 'tree')):
+    for config, holder in holders:
       fields = {field.name for field in dataclasses.fields(config)}
-      for option in fields & set(options):
+      wrong = fields & set(options) - accepted
+      for option in wrong if holder in accepted else ():
         raise ValueError(
           f'{function.__name__} has no option {option!r}; it is a field of '
           f'{config.__name__}: pass '

@@ -12,7 +12,7 @@ from specstream_jax import runtime
 from specstream_jax.api_checks import says_where
 from specstream_jax.bench import results as _results
 from specstream_jax.checkpoints import loading
-from specstream_jax.config import SamplingConfig, checks
+from specstream_jax.config import checks
 from specstream_jax.data import prepare_pairs, registry, vocabulary
 from specstream_jax.workflows import (
   adapt as _adapt,
@@ -137,18 +137,14 @@ def compare(
   *,
   tasks: Sequence[str] = ('e2e_sample/test',),
   temperatures: Sequence[float] = (0.0,),
-  sampling: SamplingConfig = SamplingConfig(),
   batch_sizes: Sequence[int] = (1,),
   num_prompts: int = 64,
   max_new_tokens: int = 64,
-  max_prompt_tokens: int = 1024,
   repeats: int = 1,
   seed: int = 0,
   schedule: str = 'deferred',
-  synthetic_acceptance: float = 0.0,
   folder: str | None = None,
   resume: bool = False,
-  overwrite: bool = False,
   progress: bool = True,
 ) -> list[_results.RunResult]:
   """Races drafters on the same prompts, as `specstream bench` does.
@@ -159,49 +155,34 @@ def compare(
       behind a label of your own, 'mine=streams:num_nodes=8'.
     tasks: names, each with an optional split and folder: 'name/split@DIR'.
     temperatures: 0 is greedy.
-    sampling: everything else of how tokens are drawn.
     batch_sizes: rows per call.
     num_prompts: per task, evenly spread; 0 takes all.
     max_new_tokens: per prompt.
-    max_prompt_tokens: longer prompts lose their beginning.
     repeats: timed passes.
     seed: of the noise.
     schedule: of streams, 'deferred' or 'parallel'.
-    synthetic_acceptance: chance that a draft is accepted, to time a drafter
-      that is not trained; 0 verifies.
-    folder: gets journal, results, table, report and answers; None keeps
-      nothing.
+    folder: gets journal, results, table, report and answers; None keeps none.
     resume: go on with the journal that is there.
-    overwrite: start anew where there is one.
     progress: show a progress bar.
 
   Returns:
-    One result for each drafter, task, temperature and batch size, against plain
+    A result for each drafter, task, temperature and batch size, against plain
     decoding.
-
-  Raises:
-    ValueError: unknown drafter, task or setting, or a folder that cannot be
-      written.
   """
   options = _bench.Options(
     drafters=tuple(drafters),
     tasks=tuple(tasks),
     temperatures=tuple(temperatures),
-    sampling=sampling,
     batch_sizes=tuple(batch_sizes),
     num_prompts=num_prompts,
     max_new_tokens=max_new_tokens,
-    max_prompt_tokens=max_prompt_tokens,
     repeats=repeats,
     seed=seed,
     schedule=schedule,
-    synthetic_acceptance=synthetic_acceptance,
     resume=resume,
-    overwrite=overwrite,
   )
-  return _bench.bench(
-    model, options, folder, command='ss.compare', progress=progress
-  )
+  run = _bench.bench
+  return run(model, options, folder, command='ss.compare', progress=progress)
 
 
 @says_where

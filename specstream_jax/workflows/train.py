@@ -87,17 +87,14 @@ def train(
     output_dir: gets checkpoints/, metrics.jsonl, tensorboard/, adapter/,
       curves.svg, recipe.json and operative_config.gin.
     eval_data_dir: token records for evaluation; None skips it.
-    init_adapter: adapter to start from; its stream and LoRA settings hold, but
-      for `coupling_rank`.
+    init_adapter: adapter to start from, and its settings but `coupling_rank`.
     fold_adapter: fine-tuned adapter whose LoRA is folded into the base that
       lossless streams learn; it goes into their adapter.
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     execution: how to compute it.
-    export: 'best' evaluation or 'last' step becomes the adapter; plain LoRA
-      always takes the last, as evaluations rank streams.
-    partitioner: the devices to train on; None takes those of `MeshConfig`, by
-      default the first one.
+    export: 'best' evaluation or 'last' step is kept; of plain LoRA the last.
+    partitioner: the devices to train on; None takes those of `MeshConfig`.
     progress: show a progress bar.
 
   Raises:
