@@ -88,8 +88,7 @@ def train(
       curves.svg, recipe.json and operative_config.gin.
     eval_data_dir: token records for evaluation; None skips it.
     init_adapter: adapter to start from, and its settings but `coupling_rank`.
-    fold_adapter: fine-tuned adapter whose LoRA is folded into the base that
-      lossless streams learn; it goes into their adapter.
+    fold_adapter: its LoRA tunes the base of lossless streams, and stays theirs.
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     execution: how to compute it.
