@@ -2,9 +2,7 @@
 """Speculative Streaming (arXiv 2402.11131) in JAX.
 
 A causal language model drafts for itself: the pass that verifies the last
-draft tree also predicts the next one. `import specstream_jax as ss` gives
-`ss.load`, `ss.generate`, `ss.stream`, `ss.stream_text`, `ss.train` and
-`ss.evaluate`.
+XX
 """
 
 import importlib
@@ -13,18 +11,25 @@ __version__ = '0.2.0'
 
 
 _API = (
+  'Adapted',
   'DrafterConfig',
   'Model',
   'Execution',
+  'Exported',
   'Generation',
   'Recipe',
   'SamplingConfig',
   'StreamConfig',
   'Trained',
   'TreeConfig',
+  'adapt',
+  'check',
+  'compare',
   'evaluate',
+  'export',
   'generate',
   'load',
+  'prepare',
   'stream',
   'stream_text',
   'train',

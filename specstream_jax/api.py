@@ -6,12 +6,10 @@ for row in ss.generate(model, prompts):
   print(row.text, row.tokens_per_call)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import dataclasses
-import functools
-from typing import Any, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from specstream_jax import runtime
+from specstream_jax import api_checks, api_runs, runtime
 from specstream_jax.bench import results as _results
 from specstream_jax.config import (
   SamplingConfig,
@@ -26,13 +24,17 @@ from specstream_jax.workflows import (
   generate as _generate,
   train as _train,
 )
+from specstream_jax.workflows.adapt import Adapted
+from specstream_jax.workflows.export import Exported
 from specstream_jax.workflows.generate import Generation
 from specstream_jax.workflows.train import Execution, Recipe
 from specstream_jax.workflows.train_run import Trained
 
 __all__ = [
+  'Adapted',
   'DrafterConfig',
   'Execution',
+  'Exported',
   'Generation',
   'Model',
   'Recipe',
@@ -40,50 +42,29 @@ __all__ = [
   'StreamConfig',
   'Trained',
   'TreeConfig',
+  'adapt',
+  'check',
+  'compare',
   'evaluate',
+  'export',
   'generate',
   'load',
+  'prepare',
   'stream',
   'stream_text',
   'train',
 ]
 
-_Function = TypeVar('_Function', bound=Callable[..., Any])
-
+adapt = api_runs.adapt
+check = api_runs.check
+compare = api_runs.compare
+export = api_runs.export
 load = checks.names_options(runtime.load)
+prepare = api_runs.prepare
 train = checks.names_options(_train.train)
 
 
-def _says_where(function: _Function) -> _Function:
-  """A function of a model that answers what it does not know.
-
-  Raises:
-    ValueError: it is not called with a model, or with an option that is not
-      there; says which there are, or which config it is in.
-  """
-  named = checks.names_options(function)
-
-  @functools.wraps(function)
-  def checked(model, *args, **options):
-    """Says so where it is not called with a model, or not with its options."""
-    checks.check(
-      isinstance(model, Model),
-      f'the model is {model!r:.80}; load one first: ss.load(…)',
-    )
-    for config, holder in ((SamplingConfig, 'sampling'), (TreeConfig, 'tree')):
-      fields = {field.name for field in dataclasses.fields(config)}
-      for option in fields & set(options):
-        raise ValueError(
-          f'{function.__name__} has no option {option!r}; it is a field of '
-          f'{config.__name__}: pass '
-          f'{holder}=ss.{config.__name__}({option}={options[option]!r})'
-        )
-    return named(model, *args, **options)
-
-  return cast(_Function, checked)
-
-
-@_says_where
+@api_checks.says_where
 def generate(
   model: Model,
   prompts: Sequence[Any],
@@ -141,7 +122,7 @@ def generate(
   )
 
 
-@_says_where
+@api_checks.says_where
 def stream(
   model: Model,
   prompts: Sequence[Any],
@@ -174,7 +155,7 @@ def stream(
   )
 
 
-@_says_where
+@api_checks.says_where
 def stream_text(
   model: Model,
   prompts: Sequence[Any],
@@ -210,7 +191,7 @@ def stream_text(
   )
 
 
-@_says_where
+@api_checks.says_where
 def evaluate(
   model: Model,
   *,

@@ -30,7 +30,7 @@ def pytest_configure(config):
 _LONG = (
   'test_sharding',
   'test_local_pod',
-  'test_colab',
+  'test_colab_runs',
   'test_smollm',
   'test_readme',
 )

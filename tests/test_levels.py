@@ -35,6 +35,8 @@ LEVELS = {
   'workflows': 6,
   'tpu': 6,
   'api': 6,
+  'api_checks': 6,
+  'api_runs': 6,
   'cli': 7,
 }
 # Packages that reach no module of each other, by no detour.

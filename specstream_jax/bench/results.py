@@ -15,7 +15,7 @@ import os
 import platform
 from typing import Any
 
-from specstream_jax.bench import schema
+from specstream_jax.bench import machine, schema
 from specstream_jax.checkpoints import files
 from specstream_jax.outputs import writing
 
@@ -216,6 +216,7 @@ def environment() -> dict[str, Any]:
     'created': now.isoformat(timespec='seconds'),
     'platform': platform.platform(),
     'machine': platform.machine(),
+    'processor': machine.describe(),
     'processors': os.cpu_count(),
   }
 

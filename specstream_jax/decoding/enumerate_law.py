@@ -354,12 +354,22 @@ def distance(
   sampling_cfg: config.SamplingConfig,
 ) -> float:
   """Total variation of a rule of `RULES` to the target's law."""
+  law = emitted_law(rule, problem, cfg, sampling_cfg)
+  return total_variation(law, target_law(problem, sampling_cfg))
+
+
+def emitted_law(
+  rule: str,
+  problem: Problem,
+  cfg: config.TreeConfig,
+  sampling_cfg: config.SamplingConfig,
+) -> np.ndarray:
+  """Law [V^(D+1)] of the next tokens by a rule of `RULES`."""
   draws, reject = RULES[rule]
   cases = enumerate_trees(problem, cfg, sampling_cfg, draws)
   verification = verification_of(problem, cases, cfg.keep_nodes)
   arguments = problem, cases, verification, sampling_cfg
-  law = rejection_law(*arguments, reject) if reject else walk_law(*arguments)
-  return total_variation(law, target_law(problem, sampling_cfg))
+  return rejection_law(*arguments, reject) if reject else walk_law(*arguments)
 
 
 def run_checks(

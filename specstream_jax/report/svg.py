@@ -49,6 +49,12 @@ class Svg(str):
   def _repr_svg_(self) -> str:
     return str(self)
 
+  def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+    """Its title where there are no pictures; else notebooks keep it twice."""
+    del cycle
+    found = re.search(r'aria-label=(["\'])(.*?)\1', self)
+    printer.text(f'<picture: {found[2] if found else "SVG"}>')
+
 
 def draw(
   paint: Callable[[Any], None],

@@ -50,6 +50,12 @@ class Adapted:
     """The page with what was measured."""
     return os.path.join(self.folder, 'report.html')
 
+  @property
+  def drafter(self) -> str:
+    """Settings of the drafter that was the fastest."""
+    path = os.path.join(self.folder, 'tuned.json')
+    return files.read_json(path)['drafter']
+
 
 def adapt(
   rows: str,
@@ -122,7 +128,7 @@ def _report(run: adapt_run.Run) -> Adapted:
     notes={
       'rows': '; '.join(run.found.lines()),
       'mode': run.mode,
-      'drafter': files.read_json(run.path('tuned.json'))['drafter'],
+      'drafter': done.drafter,
       'adapter': done.adapter,
     },
   )
@@ -141,10 +147,9 @@ def _other_quality(run: adapt_run.Run) -> dict[str, dict[str, float]]:
 
 def next_command(base: str, done: Adapted) -> str:
   """What a user may want to type next."""
-  tuned = files.read_json(os.path.join(done.folder, 'tuned.json'))
   words = [
     *('specstream', 'generate', f'--model={base}', f'--adapter={done.adapter}'),
-    f'--drafter={tuned["drafter"]}',
+    f'--drafter={done.drafter}',
     '--prompt=YOUR PROMPT',
   ]
   return shlex.join(words)

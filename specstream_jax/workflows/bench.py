@@ -101,14 +101,15 @@ class Options:
 def bench(
   model: runtime.Model,
   options: Options,
-  folder: str,
+  folder: str | None,
   *,
   command: str,
   progress: bool = True,
 ) -> list[results.RunResult]:
   """Measures, and writes journal, results, tables and report to `folder`.
 
-  An interrupt writes what there is so far and is raised again.
+  An interrupt writes what there is so far and is raised again. Without a folder
+  nothing is kept but what is returned.
 
   Raises:
     ValueError: unknown drafter, task or setting, or a folder that cannot be
@@ -117,6 +118,10 @@ def bench(
   plan = make_plan(options)
   grid.check_ids(model, plan)
   runners = make_runners(model, options)
+  if folder is None:
+    made = grid.Bench(model, plan, runners, journal_lib.Memory())
+    made.run(progress=progress)
+    return _summary(model, made, options)
   with locks.hold(folder, 'results'):
     journal = journal_lib.Journal(
       os.path.join(folder, 'journal.jsonl'),
@@ -129,16 +134,21 @@ def bench(
     try:
       made.run(progress=progress)
     finally:
-      runs = summary.summarize(
-        model,
-        made,
-        schedule=options.schedule,
-        sampling=options.sampling,
-        num_samples=options.num_samples,
-      )
+      runs = _summary(model, made, options)
       if runs:
         _write(folder, runs, made, runners, model, command)
   return runs
+
+
+def _summary(model, made, options) -> list[results.RunResult]:
+  """What has been measured so far."""
+  return summary.summarize(
+    model,
+    made,
+    schedule=options.schedule,
+    sampling=options.sampling,
+    num_samples=options.num_samples,
+  )
 
 
 def _header(model, options, runners) -> dict[str, Any]:

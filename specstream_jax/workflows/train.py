@@ -78,6 +78,7 @@ def train(
   dtype: str = 'float32',
   execution: Execution | None = None,
   export: str = 'best',
+  partitioner: partitioning.Partitioner | None = None,
   progress: bool = True,
 ) -> train_run.Trained:
   """Trains an adapter, resuming if `output_dir` holds checkpoints.
@@ -89,22 +90,20 @@ def train(
     output_dir: gets checkpoints/, metrics.jsonl, tensorboard/, adapter/,
       curves.svg, recipe.json and operative_config.gin.
     eval_data_dir: token records for evaluation; None skips it.
-    init_adapter: adapter to start from; its stream and LoRA settings hold, but
-      for `coupling_rank`.
-    fold_adapter: fine-tuned adapter whose LoRA is folded into the base that
-      lossless streams learn; it goes into their adapter.
+    init_adapter: adapter to start from, and its settings but `coupling_rank`.
+    fold_adapter: its LoRA tunes the base of lossless streams, and stays theirs.
     recipe: settings; default from gin.
     dtype: of the base weights and activations.
     execution: how to compute it.
-    export: 'best' evaluation or 'last' step becomes the adapter; plain LoRA
-      always takes the last, as evaluations rank streams.
+    export: 'best' evaluation or 'last' step is kept; of plain LoRA the last.
+    partitioner: the devices to train on; None takes those of `MeshConfig`.
     progress: show a progress bar.
 
   Raises:
     ValueError: records of another tokenizer, or settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
-  part = partitioning.default()
+  part = partitioner or partitioning.default()
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   start = train_start.start(
     init_adapter, fold_adapter, loaded, recipe or Recipe()
@@ -118,6 +117,7 @@ def train(
     'adapter',
     {'start': init_adapter, 'fold': fold_adapter},
     is_best=_ranks(start.recipe, export),
+    partitioner=part,
     progress=progress,
   )
   how = execution or Execution()

@@ -103,6 +103,7 @@ class Job:
     facts: what else the run depends on, and is resumed with only.
     is_best: the best evaluation is the result, rather than the last step.
     counts_tokens: the place in the data says how many were seen.
+    partitioner: the devices; None takes those of `MeshConfig`.
     progress: show a progress bar.
   """
 
@@ -115,6 +116,7 @@ class Job:
   facts: dict[str, Any]
   is_best: bool = True
   counts_tokens: bool = False
+  partitioner: partitioning.Partitioner | None = None
   progress: bool = True
 
   @property
@@ -155,7 +157,7 @@ def run(
     ValueError: records of another tokenizer, or settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
-  part = partitioning.default()
+  part = job.partitioner or partitioning.default()
   record_checks.check(job.loaded, job.data_dir, job.eval_data_dir)
   batches = open_training(job.data_dir, job.recipe, part)
   if job.counts_tokens:

@@ -134,6 +134,12 @@ def test_pictures_repeat_and_keep_their_ids_apart():
   assert first._repr_svg_() == first
 
 
+def test_a_notebook_keeps_a_picture_once():
+  pretty = pytest.importorskip('IPython.lib.pretty')
+  picture = plots.tokens_per_call({'a': [1]})
+  assert pretty.pretty(picture) == '<picture: Tokens per call>'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('label', ['streams', 'streams:num_nodes=8,' * 4])
 @pytest.mark.parametrize('count', [1, 13])

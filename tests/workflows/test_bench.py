@@ -68,6 +68,16 @@ def test_a_coupling_counts_where_it_is_used(model):
   assert counts == [2 * 16 + 2 * 3 * 16, 2 * 16, 2 * 16]
 
 
+def test_without_a_folder_nothing_is_kept_but_the_results(
+  model, options, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  before = sorted(os.listdir())
+  (result,) = bench.bench(model, options, None, command='', progress=False)
+  assert result.num_prompts == 4 and result.equal_fraction == 1.0
+  assert sorted(os.listdir()) == before
+
+
 def test_bench_writes_table_report_answers_and_journal(
   model, options, tmp_path
 ):
