@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny model and adapters of every kind, to be served."""
 
+import collections
+import copy
 import dataclasses
 import functools
+import threading
 
 import jax
 import numpy as np
@@ -10,10 +13,12 @@ import tiny_runtime
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted
+from specstream_jax.config import serving
 from specstream_jax.modeling import build, lora, params
+from specstream_jax.serving import engine as engine_lib
 
 STREAM = config.StreamConfig(
-  num_streams=2, num_msa_layers=1, pruning_rank=2, coupling_rank=2
+  num_streams=2, num_msa_layers=1, pruning_rank=0, coupling_rank=2
 )
 LOSSLESS = dataclasses.replace(STREAM, mode='lossless')
 TREE = config.TreeConfig('best_first', depth=2, branching=3, num_nodes=6)
@@ -25,6 +30,40 @@ def base() -> runtime.Model:
   """A byte-level model of two layers, without an adapter."""
   made = tiny_runtime.model()
   return dataclasses.replace(made, adapter={}, stream=None)
+
+
+CFG = serving.EngineConfig(
+  num_slots=2,
+  cache_length=64,
+  max_new_tokens=32,
+  chunk=8,
+  quantum=4,
+  max_waiting=3,
+  max_end_ids=3,
+)
+
+
+@functools.cache
+def _compiled() -> engine_lib.Engine:
+  return engine_lib.Engine(base(), CFG, adapters=kinds())
+
+
+def engine(**sizes) -> engine_lib.Engine:
+  """An engine of every adapter with nothing to do; what it compiled is shared.
+
+  One at a time; `sizes` are fields of its config that no shape depends on.
+  """
+  made = copy.copy(_compiled())
+  made.cfg = dataclasses.replace(CFG, **sizes)
+  made._queue, made._rows, made._reading = collections.deque(), {}, None
+  made._wake, made._thread, made._finished = threading.Condition(), None, {}
+  made._is_closing = made._is_aborted = False
+  made._decoder.release(range(CFG.num_slots))
+  if made._decoder._spare is None:  # of an engine that failed
+    made._decoder._spare = made._weights.setup.model.init_cache(
+      1, CFG.cache_length
+    )
+  return made
 
 
 def _random(shapes, seed):

@@ -61,12 +61,12 @@ class Linear(nnx.Module):
     if has_bias:
       self.bias = params.BaseParam(jnp.zeros((out_features,), dtype))
     self.lora_scale = lora.scale if lora else 0.0
+    self.is_by_row = isinstance(lora, RowLora)
     if lora and self.lora_scale:
       self.lora_a = params.AdapterParam(jnp.zeros((in_features, lora.rank)))
       self.lora_b = params.AdapterParam(jnp.zeros((lora.rank, out_features)))
-    self.is_by_row = isinstance(lora, RowLora)
-    if self.is_by_row and self.lora_scale:
-      self.lora_gate = params.AdapterParam(jnp.zeros((lora.rank,)))
+      if self.is_by_row:
+        self.lora_gate = params.AdapterParam(jnp.zeros((lora.rank,)))
 
   def __call__(self, x: arrays.Array, lora_start: int = 0) -> arrays.Array:
     """Maps x [B, T, in] to [B, T, out]."""

@@ -228,7 +228,7 @@ def _prompts(value: Any, model: runtime.Model) -> list[Sequence[int]]:
   """The prompts of a text, token ids, or a list of either."""
   is_id = lambda x: isinstance(x, int) and not isinstance(x, bool)
   many = value if isinstance(value, list) else [value]
-  if many and all(map(is_id, many)):
+  if all(map(is_id, many)):
     many = [many]
   found = []
   for prompt in many:

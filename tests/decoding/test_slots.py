@@ -121,17 +121,32 @@ def alone(decoder, params, asked):
 
 
 @functools.cache
+def _batch(name):
+  setup = interface.DecodeSetup(
+    table_lm.MODEL, table_lm.MODEL, DRAFTERS[name](), CFG, verify.walk
+  )
+  return Batch(setup, table_lm.make_params(4, quality=0.8), quantum=4)
+
+
+@functools.cache
 def _plain():
   return decoder_lib.Decoder(table_lm.MODEL, none.NoDraft(), CFG)
 
 
-@pytest.mark.parametrize('name', DRAFTERS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    'streams',
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in DRAFTERS
+      if name != 'streams'
+    ),
+  ],
+)
 def test_tokens_are_those_of_each_row_alone(name):
   params = table_lm.make_params(4, quality=0.8)
-  setup = interface.DecodeSetup(
-    table_lm.MODEL, table_lm.MODEL, DRAFTERS[name](), CFG, verify.walk
-  )
-  batch = Batch(setup, params, quantum=4)
+  batch = _batch(name)
   before = batch.decoder.num_compilations
   asked = requests(7, 25, table_lm.VOCAB_SIZE)
   got, want = batch.run(asked), alone(_plain(), params, asked)
@@ -162,7 +177,8 @@ def _transformer(schedule, keep_nodes):
 
 
 @pytest.mark.parametrize(
-  ('schedule', 'keep_nodes'), [('deferred', 5), ('parallel', 0)]
+  ('schedule', 'keep_nodes'),
+  [('deferred', 5), pytest.param('parallel', 0, marks=pytest.mark.slow)],
 )
 def test_the_transformer_reads_prompts_in_chunks(schedule, keep_nodes):
   setup, params = _transformer(schedule, keep_nodes)
@@ -175,45 +191,43 @@ def test_the_transformer_reads_prompts_in_chunks(schedule, keep_nodes):
   assert batch.run(asked) == alone(whole, params, asked)
 
 
-def test_a_row_that_drafts_not_says_the_same_in_more_calls():
-  params = table_lm.make_params(4, quality=1.0)
-  setup = interface.DecodeSetup(
-    table_lm.MODEL, table_lm.MODEL, DRAFTERS['streams'](), CFG, verify.walk
-  )
-  decoder = slots.SlotDecoder(setup, num_slots=2, chunk=CHUNK)
+def _seat(decoder, params, limits, *, has_drafts):
+  """Fills slots with rows that end at their limits alone."""
   cfg = config.SamplingConfig(ignore_eos=True)
-  decoder.warm_up(params, params, rows_of(cfg, 2, 0))
-  for slot, has_drafts in enumerate([True, False]):
-    rows = rows_of(cfg, 13, 0, has_drafts=has_drafts)
+  for slot, (limit, drafts) in enumerate(zip(limits, has_drafts, strict=True)):
+    rows = rows_of(cfg, limit, 0, has_drafts=drafts)
     row = decoder.read(params, [1, 2], rows).advance()
     decoder.insert(row, slot, is_greedy=True)
+
+
+def test_a_row_that_drafts_not_says_the_same_in_more_calls():
+  params, decoder = (
+    table_lm.make_params(4, quality=1.0),
+    _batch('streams').decoder,
+  )
+  _seat(decoder, params, [13, 13], has_drafts=[True, False])
   decoder.advance(params, 100)
   seen = decoder.look()
-  assert seen.num_tokens.tolist() == [13, 13]
+  decoder.release([0, 1])
+  assert seen.num_tokens[:2].tolist() == [13, 13]
   assert seen.tokens[0].tolist() == seen.tokens[1].tolist()
   assert seen.calls[1] == 12 > seen.calls[0]
   assert decoder.accept_lengths(1, 12) == [0] * 12
 
 
 def test_the_loop_wakes_when_a_row_ends_or_the_quantum_is_over():
-  params = table_lm.make_params(4)
-  setup = interface.DecodeSetup(
-    table_lm.MODEL, table_lm.MODEL, none.NoDraft(), CFG, verify.walk
-  )
-  decoder = slots.SlotDecoder(setup, num_slots=2, chunk=CHUNK)
-  cfg = config.SamplingConfig(ignore_eos=True)
-  decoder.warm_up(params, params, rows_of(cfg, 2, 0))
-  for slot, limit in enumerate([5, 16]):
-    row = decoder.read(params, [1, 2], rows_of(cfg, limit, 0)).advance()
-    decoder.insert(row, slot, is_greedy=True)
+  params, decoder = table_lm.make_params(4), _batch('streams').decoder
+  _seat(decoder, params, [5, 16], has_drafts=[False, False])
+  count = lambda: decoder.look().num_tokens[:2].tolist()
   decoder.advance(params, 2, min_running=2)
-  assert decoder.look().num_tokens.tolist() == [3, 3]
+  assert count() == [3, 3]
   decoder.advance(params, 100, min_running=2)
-  assert decoder.look().num_tokens.tolist() == [5, 5]
+  assert count() == [5, 5]
   decoder.advance(params, 3)
-  assert decoder.look().num_tokens.tolist() == [5, 8]
+  assert count() == [5, 8]
   decoder.release([1])
   decoder.advance(params, 3)
-  seen = decoder.look()
-  assert seen.num_tokens.tolist() == [5, 8]
-  assert seen.finish_reason.tolist() == [stopping.LENGTH, stopping.FREE]
+  assert count() == [5, 8]
+  reasons = decoder.look().finish_reason[:2].tolist()
+  assert reasons == [stopping.LENGTH, stopping.FREE]
+  decoder.release([0])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API, against an engine of a tiny model."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,27 +10,16 @@ import serving_models
 from starlette import testclient
 import tiny_runtime
 
-from specstream_jax.config import serving
-from specstream_jax.serving import engine as engine_lib, http, requests
-
-CFG = serving.EngineConfig(
-  num_slots=2,
-  cache_length=64,
-  max_new_tokens=24,
-  chunk=16,
-  quantum=4,
-  max_waiting=8,
-)
+from specstream_jax import config
+from specstream_jax.serving import http, requests
 
 
 @functools.cache
 def _engine():
-  model = serving_models.base()
-  return engine_lib.Engine(
-    model.__class__(**{**vars(model), 'chat_template': tiny_runtime.TEMPLATE}),
-    CFG,
-    adapters={'tuned': serving_models.fine_tuned()},
-  )
+  made = serving_models.engine(max_waiting=8)
+  template = tiny_runtime.TEMPLATE
+  made.model = dataclasses.replace(made.model, chat_template=template)
+  return made
 
 
 @pytest.fixture(scope='module')
@@ -68,12 +58,9 @@ def test_a_completion(client):
   assert made['object'] == 'text_completion' and made['model'] == 'tuned'
   [choice] = made['choices']
   assert choice['finish_reason'] == 'length' and choice['index'] == 0
-  request = requests.Request(
-    (98, 99), 'tuned', 12, requests.config.SamplingConfig(ignore_eos=True)
-  )
-  request = requests.Request(
-    tuple(_engine().model.encode('ab')), 'tuned', 12, request.sampling
-  )
+  endless = config.SamplingConfig(ignore_eos=True)
+  ids = tuple(_engine().model.encode('ab'))
+  request = requests.Request(ids, 'tuned', 12, endless)
   want = _engine().submit(request).result(30)
   assert choice['text'] == want.text
   assert made['usage'] == {
@@ -169,9 +156,9 @@ def test_stops_are_no_part_of_the_answer(client):
 
 def test_models_version_health_and_metrics(client):
   data = client.get('/v1/models').json()['data']
-  assert [(m['id'], m['parent']) for m in data] == [
-    ('tiny', None), ('tuned', 'tiny')
-  ]  # fmt: skip
+  assert data[0]['id'] == 'tiny' and data[0]['parent'] is None
+  assert [m['id'] for m in data[1:]] == ['both', 'free', 'plain', 'tuned']
+  assert {m['parent'] for m in data[1:]} == {'tiny'}
   assert client.get('/version').json() == {'version': '0.1.0'}
   assert client.get('/health').json() == {'status': 'ok'}
   before = _values(client)
@@ -203,7 +190,7 @@ def _values(client):
 @pytest.mark.parametrize(
   ('values', 'status', 'message', 'param'),
   [
-    ({'model': 'x'}, 404, "no model 'x'; served: 'tiny', 'tuned'", 'model'),
+    ({'model': 'x'}, 404, "no model 'x'; served: 'tiny', 'both'", 'model'),
     ({'model': None}, 400, "'model' is missing", 'model'),
     ({'prompt': None}, 400, "'prompt' is missing", 'prompt'),
     ({'prompt': []}, 400, 'prompt is ', 'prompt'),
@@ -226,7 +213,7 @@ def _values(client):
     ({'n': 1.5}, 400, 'n is 1.5; accepted: a whole number', 'n'),
     ({'stream': 'yes'}, 400, "stream is 'yes'; accepted: true", 'stream'),
     ({'max_tokens': 0}, 400, 'max_new_tokens is 0; it must be', None),
-    ({'max_tokens': 25}, 400, 'max_new_tokens is 25; accepted: 1 to 24', None),
+    ({'max_tokens': 33}, 400, 'max_new_tokens is 33; accepted: 1 to 32', None),
     ({'max_tokens': 'x'}, 400, "max_new_tokens is the text 'x'", None),
     ({'prompt': [1] * 60}, 400, 'the prompt has 60 tokens and 12 new', None),
     ({'temperature': -1}, 400, 'temperature is -1', None),

@@ -11,20 +11,12 @@ import serving_models
 
 from specstream_jax import config
 from specstream_jax.checkpoints import fitted
-from specstream_jax.config import serving
 from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
 from specstream_jax.drafters import none
 from specstream_jax.modeling import build
 from specstream_jax.serving import engine as engine_lib, requests
 
-CFG = serving.EngineConfig(
-  num_slots=4,
-  cache_length=48,
-  max_new_tokens=16,
-  chunk=8,
-  quantum=3,
-  max_waiting=1000,
-)
+CFG = serving_models.CFG
 SAMPLING = (
   config.SamplingConfig(),
   config.SamplingConfig(1.3, top_k=40),
@@ -35,9 +27,7 @@ SAMPLING = (
 
 @functools.cache
 def _engine():
-  return engine_lib.Engine(
-    serving_models.base(), CFG, adapters=serving_models.kinds()
-  )
+  return serving_models.engine(max_waiting=1000)
 
 
 @functools.cache
@@ -71,7 +61,7 @@ def _asked(seed, count, names):
     requests.Request(
       tuple(rng.integers(1, 257, int(rng.integers(1, 28))).tolist()),
       adapter=names[int(rng.integers(0, len(names)))],
-      max_new_tokens=int(rng.integers(1, CFG.max_new_tokens + 1)),
+      max_new_tokens=int(rng.integers(1, 17)),
       sampling=SAMPLING[int(rng.integers(0, len(SAMPLING)))],
       seed=int(rng.integers(0, 999)),
     )
@@ -166,9 +156,11 @@ def test_rows_go_on_when_their_adapter_is_unloaded():
     assert (handle.result(0).tokens, 'length') == want
 
 
+@pytest.mark.slow
 def test_one_folded_adapter_is_served_as_it_was_loaded():
   found = serving_models.kinds()['both']
-  engine = engine_lib.Engine(serving_models.alone(found), CFG)
+  cfg = dataclasses.replace(CFG, max_waiting=1000)
+  engine = engine_lib.Engine(serving_models.alone(found), cfg)
   assert engine.adapters == []
   asked = [dataclasses.replace(r, adapter='') for r in _asked(5, 8, NAMES)]
   done = _run(engine, asked)
@@ -186,7 +178,7 @@ def test_one_folded_adapter_is_served_as_it_was_loaded():
   [
     (
       serving_models.fine_tuned(rank=6),
-      "'x' has LoRA of rank 6, and there is room for 5; serve it from the start",
+      "'x' has LoRA of rank 6, and there is room for 4; serve it from the start",
     ),
     (
       dataclasses.replace(
