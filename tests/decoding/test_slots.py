@@ -176,9 +176,9 @@ def _transformer(schedule, keep_nodes):
   return setup, transformer_fns.Params(base, adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  ('schedule', 'keep_nodes'),
-  [('deferred', 5), pytest.param('parallel', 0, marks=pytest.mark.slow)],
+  ('schedule', 'keep_nodes'), [('deferred', 5), ('parallel', 0)]
 )
 def test_the_transformer_reads_prompts_in_chunks(schedule, keep_nodes):
   setup, params = _transformer(schedule, keep_nodes)
