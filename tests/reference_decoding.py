@@ -71,6 +71,10 @@ def edit_logits(logits, text, cfg, *, num_new=0, eos_ids=()):
   for token in set(text):
     score, penalty = logits[token], np.float32(cfg.repetition_penalty)
     logits[token] = score * penalty if score < 0 else score / penalty
+  output = list(text)[len(text) - num_new :]
+  for token in set(output):
+    logits[token] -= np.float32(cfg.frequency_penalty) * output.count(token)
+    logits[token] -= np.float32(cfg.presence_penalty)
   if num_new < cfg.min_new_tokens and not cfg.ignore_eos:
     for token in eos_ids:
       if token < len(logits):

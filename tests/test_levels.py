@@ -33,6 +33,7 @@ LEVELS = {
   'report': 5,
   'bench': 5,
   'workflows': 6,
+  'serving': 6,
   'tpu': 6,
   'api': 6,
   'api_checks': 6,

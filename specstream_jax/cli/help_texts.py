@@ -18,6 +18,7 @@ COMMANDS = {
   'train_medusa': 'train Medusa heads on token records, to compare with',
   'distill': "write the model's own answers as training data",
   'generate': 'complete prompts',
+  'serve': 'answer many at once behind the OpenAI API, each with its adapter',
   'export': 'write model and adapter as folders that other engines load',
   'evaluate': 'compare speculative with plain decoding on a task',
   'bench': 'compare drafters on tasks: one table, one report',
@@ -29,7 +30,7 @@ COMMANDS = {
 GROUPS = {
   'start': ('quickstart', 'fetch', 'info', 'completion'),
   'train': ('adapt', 'prepare', 'train', 'distill', 'train_medusa'),
-  'decode': ('generate', 'export'),
+  'decode': ('generate', 'serve', 'export'),
   'measure': ('evaluate', 'bench', 'results', 'check'),
   'scale': ('compile',),
 }

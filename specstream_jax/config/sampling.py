@@ -2,7 +2,9 @@
 """How a token is drawn from the logits.
 
 The settings and their order are those of transformers: logit bias, repetition
-penalty, tokens that may not come (yet), temperature, top-k, top-p, min-p.
+penalty, tokens that may not come (yet), temperature, top-k, top-p, min-p. The
+presence and frequency penalties, which it does not know, are those of the OpenAI
+API and come after the repetition penalty.
 """
 
 from collections.abc import Mapping
@@ -33,6 +35,9 @@ class SamplingConfig:
     min_p: tokens below this share of the best one's probability go; 0 is off.
     repetition_penalty: divides positive logits, and multiplies negative ones,
       of every token that the text already has, prompt included; 1 is off.
+    presence_penalty: taken from the logit of every token that the output
+      already has; 0 is off, below 0 it is a reward.
+    frequency_penalty: likewise, times as often as the output has the token.
     logit_bias: (token id, number added to its logit) pairs, or a dict.
     suppress_tokens: ids that are never drawn.
     min_new_tokens: EOS is not drawn before so many new tokens.
@@ -48,6 +53,8 @@ class SamplingConfig:
   suppress_tokens: tuple[int, ...] = ()
   min_new_tokens: int = 0
   ignore_eos: bool = False
+  presence_penalty: float = 0.0
+  frequency_penalty: float = 0.0
 
   def __post_init__(self):
     object.__setattr__(self, 'logit_bias', _pairs(self.logit_bias))
@@ -60,6 +67,12 @@ class SamplingConfig:
       checks.at_least(f'SamplingConfig.{name}', value, 0.0)
       checks.check(
         math.isfinite(value),
+        f'SamplingConfig.{name} is {value}; it must be a finite number',
+      )
+    for name in ('presence_penalty', 'frequency_penalty'):
+      value = getattr(self, name)
+      checks.check(
+        -_LARGEST <= value <= _LARGEST,
         f'SamplingConfig.{name} is {value}; it must be a finite number',
       )
     for name in ('top_k', 'min_new_tokens'):
@@ -85,6 +98,8 @@ class SamplingConfig:
     """Whether logits are changed, whatever is then drawn from them."""
     return bool(
       self.repetition_penalty != 1.0
+      or self.presence_penalty
+      or self.frequency_penalty
       or self.logit_bias
       or self.suppress_tokens
       or self.min_new_tokens

@@ -170,9 +170,7 @@ class Decoder:
 
     `stops` are those that `state` was started with.
     """
-    limit = _NO_LIMIT
-    if num_steps is not None:
-      limit = int(state.num_steps) + num_steps
+    limit = _NO_LIMIT if num_steps is None else num_steps
     return self._run(params, state, jnp.int32(limit), stops)
 
   def generate(

@@ -24,7 +24,7 @@ from specstream_jax.decoding import tree as tree_lib
 
 # Room for so many biased tokens, then twice as many, and so on: longer lists
 # are other shapes, for which the prompt pass compiles anew.
-_ROOM = 1024
+ROOM = 1024
 
 
 class Request(NamedTuple):
@@ -34,12 +34,16 @@ class Request(NamedTuple):
     tokens: [B, K] int32 biased token ids, -1 where there are fewer.
     biases: [B, K] float32, minus infinity for suppressed tokens.
     repetition_penalty: [B] float32; 1 is off.
+    presence_penalty: [B] float32; 0 is off.
+    frequency_penalty: [B] float32; 0 is off.
     min_new_tokens: [B] int32.
   """
 
   tokens: arrays.Array
   biases: arrays.Array
   repetition_penalty: arrays.Array
+  presence_penalty: arrays.Array
+  frequency_penalty: arrays.Array
   min_new_tokens: arrays.Array
 
 
@@ -52,23 +56,34 @@ class Edits:
     bias: [B, V] float32, added to the logits.
     is_biased: [B] bool, whether any of that is not 0.
     repetition_penalty: [B] float32; 1 is off.
+    presence_penalty: [B] float32; 0 is off.
+    frequency_penalty: [B] float32; 0 is off.
     eos_from: [B] int32, first position that may hold EOS.
     eos_ids: [B, E] int32; -1 where a row ignores EOS.
     seen: [B, V] bool, tokens of the prompt and the output.
+    counts: [B, V] int32, how often each token is in the output.
   """
 
   bias: arrays.Array
   is_biased: arrays.Array
   repetition_penalty: arrays.Array
+  presence_penalty: arrays.Array
+  frequency_penalty: arrays.Array
   eos_from: arrays.Array
   eos_ids: arrays.Array
   seen: arrays.Array
+  counts: arrays.Array
+
+  @property
+  def is_counted(self) -> arrays.Array:
+    """[B] bool, whether it matters how often a token has come."""
+    return (self.presence_penalty != 0.0) | (self.frequency_penalty != 0.0)
 
 
 def request(cfgs: Sequence[config.SamplingConfig]) -> Request:
   """The requests of each row as arrays of numpy."""
   most = max((len(cfg.biases) for cfg in cfgs), default=0)
-  room = _ROOM
+  room = ROOM
   while room < most:
     room *= 2
   tokens = np.full((len(cfgs), room), -1, np.int32)
@@ -77,11 +92,14 @@ def request(cfgs: Sequence[config.SamplingConfig]) -> Request:
     if cfg.biases:
       tokens[row, : len(cfg.biases)] = list(cfg.biases)
       biases[row, : len(cfg.biases)] = list(cfg.biases.values())
+  pick = lambda name, dtype: np.array([getattr(c, name) for c in cfgs], dtype)
   on_host: Any = (
     tokens,
     biases,
-    np.array([cfg.repetition_penalty for cfg in cfgs], np.float32),
-    np.array([cfg.min_new_tokens for cfg in cfgs], np.int32),
+    pick('repetition_penalty', np.float32),
+    pick('presence_penalty', np.float32),
+    pick('frequency_penalty', np.float32),
+    pick('min_new_tokens', np.int32),
   )
   return Request(*on_host)
 
@@ -113,9 +131,12 @@ def start(
     bias=bias,
     is_biased=jnp.any(asked.tokens >= 0, axis=1),
     repetition_penalty=asked.repetition_penalty,
+    presence_penalty=asked.presence_penalty,
+    frequency_penalty=asked.frequency_penalty,
     eos_from=prompt_lengths + asked.min_new_tokens,
     eos_ids=eos_ids,
     seen=_mark(nothing > 0, jnp.where(is_text, prompts, -1)),
+    counts=nothing.astype(jnp.int32),
   )
 
 
@@ -123,7 +144,11 @@ def remember(edits: Edits | None, tokens: arrays.Array) -> Edits | None:
   """The edits after the output has grown by `tokens` [B, P]; -1 is none."""
   if edits is None:
     return None
-  return dataclasses.replace(edits, seen=_mark(edits.seen, tokens))
+  return dataclasses.replace(
+    edits,
+    seen=_mark(edits.seen, tokens),
+    counts=_count(edits.counts, tokens),
+  )
 
 
 def apply(
@@ -146,10 +171,10 @@ def apply(
   logits = logits.astype(jnp.float32)
   is_early = positions < edits.eos_from[:, None]
   is_edited = jnp.any(edits.is_biased | (edits.repetition_penalty != 1.0))
-  is_edited |= jnp.any(is_early)
+  is_edited |= jnp.any(is_early | edits.is_counted[:, None])
 
   def edit(logits):
-    """Bias, penalty and EOS, in that order."""
+    """Bias, penalties and EOS, in that order."""
     # The bias of a suppressed token is -inf, which no penalty moves.
     logits = logits + edits.bias[:, None]
     seen = jnp.broadcast_to(edits.seen[:, None], logits.shape)
@@ -158,6 +183,7 @@ def apply(
     penalty = edits.repetition_penalty[:, None, None]
     penalised = jnp.where(logits < 0, logits * penalty, logits / penalty)
     logits = jnp.where(seen, penalised, logits)
+    logits = _less_of_the_frequent(edits, logits, paths)
     batch, num_nodes, vocab_size = logits.shape
     rows, nodes = jnp.arange(batch), jnp.arange(num_nodes)
     never = jnp.where(is_early, -jnp.inf, 0.0)
@@ -168,8 +194,25 @@ def apply(
   return jax.lax.cond(is_edited, edit, lambda logits: logits, logits)
 
 
+def _less_of_the_frequent(edits, logits, paths):
+  """Logits [B, M, V] after the penalties on what the output has already."""
+
+  def penalise(logits):
+    counts = jnp.broadcast_to(edits.counts[:, None], logits.shape)
+    if paths is not None:
+      counts = _count(counts, paths)
+    frequency = edits.frequency_penalty[:, None, None] * counts
+    presence = edits.presence_penalty[:, None, None] * (counts > 0)
+    return logits - frequency - presence
+
+  is_counted = jnp.any(edits.is_counted)
+  return jax.lax.cond(is_counted, penalise, lambda logits: logits, logits)
+
+
 def tree_paths(tree: tree_lib.DraftTree, path_length: int) -> arrays.Array:
-  """Tokens [B, M, P] of each node and its ancestors, the root's repeated.
+  """Tokens [B, M, P] of each node and its ancestors; -1 from the root on.
+
+  The root is the last token of the output, and known.
 
   Args:
     tree: M nodes.
@@ -180,7 +223,8 @@ def tree_paths(tree: tree_lib.DraftTree, path_length: int) -> arrays.Array:
   )
   tokens = []
   for _ in range(path_length):
-    tokens.append(jnp.take_along_axis(tree.tokens, node, axis=1))
+    own = jnp.take_along_axis(tree.tokens, node, axis=1)
+    tokens.append(jnp.where(node > 0, own, -1))
     node = jnp.take_along_axis(tree.parents, node, axis=1)
   return jnp.stack(tokens, axis=-1)
 
@@ -194,3 +238,9 @@ def _mark(seen, tokens):
   """`seen` [..., V] with True at `tokens` [..., N]; -1 is none."""
   index = jnp.indices(tokens.shape, sparse=True)[:-1]
   return seen.at[*index, _drop(tokens, seen.shape[-1])].set(True, mode='drop')
+
+
+def _count(counts, tokens):
+  """`counts` [..., V] with one more for each of `tokens` [..., N]; -1 is none."""
+  index = jnp.indices(tokens.shape, sparse=True)[:-1]
+  return counts.at[*index, _drop(tokens, counts.shape[-1])].add(1, mode='drop')

@@ -186,6 +186,8 @@ class DecodeSetup(NamedTuple):
     drafter: proposes trees.
     cfg: sizes and stop conditions.
     verifier: decides which drafts to accept.
+    chunk_model: as `prompt_model`, for passes over a part of a prompt, whose
+      cache is not empty; None takes `model`.
   """
 
   model: ModelFns
@@ -193,6 +195,7 @@ class DecodeSetup(NamedTuple):
   drafter: Drafter
   cfg: config.DecodeConfig
   verifier: Verifier
+  chunk_model: ModelFns | None = None
 
   @property
   def path_length(self) -> int:

@@ -51,8 +51,8 @@ class DecodeState:
     edits: what is done to the logits before; None together with `settings`.
     calls: [B] int32 steps each row took part in; the prompt pass is none.
     accept_lengths: [B, max_new] int32 accept length of each call.
-    num_steps: int32 scalar, steps of the batch.
     text_states: [B] int32 of `stopping.StopTexts`, None without stop texts.
+    has_drafts: [B] bool, rows that draft; None where all of them do.
   """
 
   tokens: arrays.Array
@@ -68,8 +68,8 @@ class DecodeState:
   edits: edits_lib.Edits | None
   calls: arrays.Array
   accept_lengths: arrays.Array
-  num_steps: arrays.Array
   text_states: arrays.Array | None = None
+  has_drafts: arrays.Array | None = None
 
   @property
   def is_done(self) -> arrays.Array:
@@ -86,6 +86,7 @@ class Rows(NamedTuple):
     keys: [B] of the position-keyed noise, see `sampling.row_keys`.
     settings: how tokens are drawn; None where all are plainly greedy.
     edits: of the logits; None together with `settings`.
+    has_drafts: [B] bool, rows that draft; None where all of them do.
   """
 
   limits: arrays.Array
@@ -93,6 +94,7 @@ class Rows(NamedTuple):
   keys: arrays.Array
   settings: sampling.RowSettings | None = None
   edits: edits_lib.Request | None = None
+  has_drafts: arrays.Array | None = None
 
 
 def prefill(
@@ -119,7 +121,45 @@ def prefill(
     text_states: [B] int32 where rows stand among them before the first token.
   """
   forward = _forward_prompts(setup, params, prompts, cache_length)
-  last, ahead = prompt_lengths - 1, prompt_lengths[:, None]
+  return begin(
+    setup,
+    params,
+    forward,
+    prompt_lengths - 1,
+    prompts,
+    prompt_lengths,
+    rows,
+    stops=stops,
+    text_states=text_states,
+  )
+
+
+def begin(
+  setup: interface.DecodeSetup,
+  params: Any,
+  forward: interface.Forward,
+  last: arrays.Array,
+  prompts: arrays.Array,
+  prompt_lengths: arrays.Array,
+  rows: Rows,
+  *,
+  stops: stopping.StopTexts | None = None,
+  text_states: arrays.Array | None = None,
+) -> DecodeState:
+  """The state of rows whose prompts have been read; arguments as of `prefill`.
+
+  Args:
+    setup: its `prompt_model` made the pass.
+    params: weights.
+    forward: the pass over the prompts, or over their ends.
+    last: [B] int32, index of each prompt's last token in that pass.
+    prompts: [B, T] int32, whole.
+    prompt_lengths: [B] int32.
+    rows: what each of them asks for.
+    stops: stop texts.
+    text_states: [B] int32.
+  """
+  ahead = prompt_lengths[:, None]
   logits = setup.prompt_model.logits(params, _at(forward.hidden, last))[:, None]
   edits = None
   if rows.edits is not None:
@@ -143,8 +183,8 @@ def prefill(
     edits=edits,
     calls=zeros,
     accept_lengths=buffer,
-    num_steps=jnp.int32(0),
     text_states=text_states,
+    has_drafts=rows.has_drafts,
   )
   best = _best_logits(logits, first, rows.settings)
   state, kept, reason = _truncate(setup, state, first, zeros, best, stops)
@@ -190,18 +230,28 @@ def run(
   setup: interface.DecodeSetup,
   params: Any,
   state: DecodeState,
-  step_limit: arrays.Array,
+  max_steps: arrays.Array,
   stops: stopping.StopTexts | None = None,
+  *,
+  min_running: arrays.Array | int = 1,
 ) -> DecodeState:
-  """Steps until every row is done or `num_steps` reaches `step_limit`."""
+  """At most `max_steps` steps, while `min_running` rows or more are not done.
 
-  def should_continue(state):
-    has_unfinished_row = jnp.any(~state.is_done)
-    is_below_limit = state.num_steps < step_limit
-    return has_unfinished_row & is_below_limit
+  With as many as run now, the first row to end wakes whoever waits for it.
+  """
 
-  body = functools.partial(step, setup, params, stops=stops)
-  return jax.lax.while_loop(should_continue, body, state)
+  def should_continue(carry):
+    state, num_steps = carry
+    has_rows = jnp.sum(~state.is_done) >= min_running
+    is_below_limit = num_steps < max_steps
+    return has_rows & is_below_limit
+
+  def body(carry):
+    state, num_steps = carry
+    return step(setup, params, state, stops=stops), num_steps + 1
+
+  start = state, jnp.int32(0)
+  return jax.lax.while_loop(should_continue, body, start)[0]
 
 
 def _forward_prompts(setup, params, prompts, cache_length):
@@ -317,7 +367,6 @@ def _count_call(state, kept):
     accept_lengths=state.accept_lengths.at[rows, index].set(
       jnp.maximum(kept - 1, 0), mode='drop'
     ),
-    num_steps=state.num_steps + 1,
   )
 
 
@@ -370,6 +419,8 @@ def _draft(
   tree, drafter_state = setup.drafter.propose(
     params, context, state.drafter_state
   )
+  if state.has_drafts is not None:
+    tree = tree_lib.without_drafts(tree, ~state.has_drafts)
   return dataclasses.replace(state, tree=tree, drafter_state=drafter_state)
 
 

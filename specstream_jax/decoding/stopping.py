@@ -12,8 +12,9 @@ import numpy as np
 
 from specstream_jax import arrays, config
 
-RUNNING, EOS, STOP, LENGTH, CACHE, NOT_FINITE = range(6)
-REASONS = ('running', 'eos', 'stop', 'length', 'cache', 'not_finite')
+RUNNING, EOS, STOP, LENGTH, CACHE, NOT_FINITE, FREE = range(7)
+# A slot is free where a row may come, see `slots`.
+REASONS = ('running', 'eos', 'stop', 'length', 'cache', 'not_finite', 'free')
 
 # States of a row among its stop texts: no text yet, text that ends with no
 # part of a stop, a stop is whole. The others are parts of stops.

@@ -58,6 +58,13 @@ def root_only(root: arrays.Array) -> DraftTree:
   return DraftTree(tokens, jnp.zeros_like(tokens), jnp.zeros_like(tokens))
 
 
+def without_drafts(tree: DraftTree, rows: arrays.Array) -> DraftTree:
+  """The tree with only the root of each of `rows` [B] bool left in use."""
+  is_draft = (jnp.arange(tree.tokens.shape[1]) > 0)[None]
+  tokens = jnp.where(is_draft & rows[:, None], -1, tree.tokens)
+  return dataclasses.replace(tree, tokens=tokens)
+
+
 def ancestor_mask(parents: arrays.Array) -> arrays.Array:
   """Which nodes each node sees, bool [B, M, M]: itself and its ancestors.
 

@@ -47,12 +47,14 @@ class Loaded(NamedTuple):
     drafter: proposes trees.
     params: weights of the model and of the drafter.
     prompt_model: used by the prompt pass.
+    chunk_model: used by passes over parts of a prompt; None takes `model`.
   """
 
   model: interface.ModelFns
   drafter: interface.Drafter
   params: transformer_fns.Params
   prompt_model: interface.ModelFns
+  chunk_model: interface.ModelFns | None = None
 
 
 def beside(

@@ -70,6 +70,7 @@ def load(
       ),
     ),
     transformer_fns.model_fns(built, is_prompt=True),
+    transformer_fns.model_fns(built),
   )
 
 

@@ -4,6 +4,7 @@
 Axis letters: B rows, T positions, D features.
 """
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -14,6 +15,19 @@ from specstream_jax import arrays, config
 from specstream_jax.modeling import params
 
 LAYOUTS = ('in_out', 'out_in')
+
+
+@dataclasses.dataclass(frozen=True)
+class RowLora(config.LoraConfig):
+  """LoRA that differs from row to row of a batch, see `adapters`.
+
+  Its weights have an axis of rows in front, and their scale is in B. Of each
+  row's ranks some act on all tokens, and the others on stream tokens alone.
+  """
+
+  @property
+  def scale(self) -> float:
+    return 1.0 if self.rank else 0.0
 
 
 class Linear(nnx.Module):
@@ -47,9 +61,12 @@ class Linear(nnx.Module):
     if has_bias:
       self.bias = params.BaseParam(jnp.zeros((out_features,), dtype))
     self.lora_scale = lora.scale if lora else 0.0
+    self.is_by_row = isinstance(lora, RowLora)
     if lora and self.lora_scale:
       self.lora_a = params.AdapterParam(jnp.zeros((in_features, lora.rank)))
       self.lora_b = params.AdapterParam(jnp.zeros((lora.rank, out_features)))
+      if self.is_by_row:
+        self.lora_gate = params.AdapterParam(jnp.zeros((lora.rank,)))
 
   def __call__(self, x: arrays.Array, lora_start: int = 0) -> arrays.Array:
     """Maps x [B, T, in] to [B, T, out]."""
@@ -57,6 +74,8 @@ class Linear(nnx.Module):
     y = project(x, kernel) if self.is_transposed else x @ kernel
     if self.has_bias:
       y += along_last(self.bias[...], y)
+    if self.lora_scale and self.is_by_row:
+      return y + self._of_rows(x, lora_start)
     if not self.lora_scale or lora_start >= x.shape[1]:
       return y
     low = x[:, lora_start:] @ self.lora_a[...].astype(x.dtype)
@@ -64,6 +83,15 @@ class Linear(nnx.Module):
     if lora_start:
       delta = jnp.pad(delta, ((0, 0), (lora_start, 0), (0, 0)))
     return y + delta
+
+  def _of_rows(self, x, num_main):
+    """Each row's own delta [B, T, out]; ranks that are shut spare main tokens."""
+    low = x @ self.lora_a[...].astype(x.dtype)  # [B, T, R]
+    if num_main:
+      is_main = (jnp.arange(x.shape[1]) < num_main)[None, :, None]
+      is_shut = self.lora_gate[...][:, None] == 0.0
+      low = jnp.where(is_main & is_shut, 0.0, low)
+    return low @ self.lora_b[...].astype(x.dtype)
 
 
 def project(

@@ -89,7 +89,9 @@ class StreamInsertion(nnx.Module):
       (*hidden.shape[:2], self.cfg.num_streams, hidden.shape[-1]),
     )
     if self.cfg.embedding == 'learned':
-      streams += self.embedding[...].astype(hidden.dtype)[None, None]
+      embedding = self.embedding[...].astype(hidden.dtype)
+      # One for all rows, or, with an axis more, one for each.
+      streams += embedding.reshape(-1, 1, *embedding.shape[-2:])
     return streams
 
 

@@ -43,6 +43,7 @@ class Transformer(nnx.Module):
   ):
     self.cfg, self.stream_cfg, self.layout = cfg, streams, layout
     self.is_stacked = is_stacked
+    self.is_by_row = isinstance(lora, layers.RowLora)
     first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
     self.first_msa = first_msa
     step = 0.0
@@ -96,8 +97,11 @@ class Transformer(nnx.Module):
     return bool(self.stream_cfg) and self.stream_cfg.mode == 'lossless'
 
   def lora_start(self, num_main: int) -> int:
-    """First token LoRA acts on, `num_main` main tokens coming first."""
-    return num_main if self.is_lossless else 0
+    """First token LoRA acts on, `num_main` main tokens coming first.
+
+    Where LoRA differs by row: the first that all of its ranks act on.
+    """
+    return num_main if self.is_lossless or self.is_by_row else 0
 
   def inputs(
     self, tokens: arrays.Array, positions: arrays.Array

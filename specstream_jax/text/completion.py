@@ -59,6 +59,11 @@ class Completion:
     if pieces.is_exact:
       self._utf8.decode(self._spell(prompt))
 
+  @property
+  def has_ended(self) -> bool:
+    """Whether EOS or a stop came, or `finish` was called."""
+    return self._has_ended
+
   def add(self, tokens: Sequence[int]) -> str:
     """The text that is certain now and was not before."""
     if self._has_ended:

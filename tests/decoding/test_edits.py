@@ -232,6 +232,7 @@ def test_every_node_is_edited_by_its_own_path():
   lengths = rng.integers(1, 6, batch).astype(np.int32)
   output = rng.integers(0, VOCAB_SIZE, (batch, 4)).astype(np.int32)
   tree = _random_tree(rng, batch, num_nodes)
+  output[:, -1] = tree.tokens[:, 0]
   logits = rng.normal(size=(batch, num_nodes, VOCAB_SIZE)).astype(np.float32)
   eos_ids = np.array([[-1 if c.ignore_eos else 3, 99] for c in cfgs], np.int32)
 
@@ -249,13 +250,15 @@ def test_every_node_is_edited_by_its_own_path():
     for node in range(num_nodes):
       path, above = [], node
       while True:
-        path.append(int(tree.tokens[row, above]))
         if not above:
           break
+        path.append(int(tree.tokens[row, above]))
         above = int(tree.parents[row, above])
+      if min(path, default=0) < 0:
+        continue  # below an unused node, which nobody reaches
       want = reference.edit_logits(
         logits[row, node],
-        [*text, *(t for t in path if t >= 0)],
+        [*text, *reversed(path)],
         cfg,
         num_new=4 + int(tree.depths[row, node]),
         eos_ids=(3, 99),

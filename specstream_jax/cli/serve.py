@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves a model and its adapters behind the OpenAI API.
+
+  specstream serve --model=MODEL --adapter=sql=FOLDER --adapter=chat=FOLDER
+  curl localhost:8000/v1/completions -d '{"model": "sql", "prompt": "…"}'
+
+The name in `model` selects the base or an adapter; rows of different adapters
+decode in one batch, each with its own drafts, and get the tokens that they would
+get alone. --fold serves one adapter alone, folded into the base, which is
+faster. Everything is compiled before the first request. Listens on 127.0.0.1
+unless told otherwise; SIGTERM lets what runs come to its end. Needs
+`pip install 'specstream-jax[serve]'`.
+"""
+
+from collections.abc import Sequence
+import importlib.util
+import os
+import signal
+import sys
+
+from absl import flags
+
+from specstream_jax import runtime
+from specstream_jax.checkpoints import fitted, loading
+from specstream_jax.config import checks, serving
+
+_KEY = 'SPECSTREAM_API_KEY'
+# Flags of the same name as fields of `EngineConfig`.
+_SIZES = ('num_slots', 'cache_length', 'max_new_tokens', 'chunk', 'quantum')
+_SIZES += ('max_waiting', 'max_lora_rank', 'schedule')
+
+
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_string(
+    'model', 'smollm2-135m-instruct', 'Known name, folder, hub id or GGUF file.'
+  )
+  flags.DEFINE_string(
+    'model_name', None, 'Name of the base in the API; the last part of --model.'
+  )
+  flags.DEFINE_multi_string(
+    'adapter',
+    [],
+    'NAME=FOLDER of an adapter, also of a PEFT LoRA, or NAME=NAME of one that '
+    'ships; may be repeated.',
+  )
+  flags.DEFINE_bool(
+    'fold', False, 'Serve the one adapter alone, under the name of the model.'
+  )
+  flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+  )
+  flags.DEFINE_string(
+    'drafter',
+    None,
+    "NAME or NAME:setting=value,…; 'none' is plain decoding, default 'streams' "
+    'if an adapter brings some.',
+  )
+  define_sizes()
+  flags.DEFINE_string('host', '127.0.0.1', 'Address; 0.0.0.0 is all of them.')
+  flags.DEFINE_integer('port', 8000, 'Port; 0 takes a free one.')
+  flags.DEFINE_string(
+    'api_key', None, f'That requests must have; better in ${_KEY}.'
+  )
+  flags.DEFINE_integer(
+    'max_body_kb', 4096, 'Largest body of a request.', lower_bound=1
+  )
+  flags.DEFINE_float(
+    'shutdown_timeout', 30.0, 'Seconds for what runs at the end.'
+  )
+
+
+def define_sizes() -> None:
+  """Declares the flags that `EngineConfig` has fields for."""
+  flags.DEFINE_integer('num_slots', None, 'Rows that decode together; 8.')
+  flags.DEFINE_integer(
+    'cache_length',
+    None,
+    'Positions of each for prompt, new tokens and draft tree; 1024.',
+  )
+  flags.DEFINE_integer(
+    'max_new_tokens', None, 'Most new tokens of a request; 512.'
+  )
+  flags.DEFINE_integer(
+    'chunk', None, 'Tokens of a prompt read between two quanta; 64.'
+  )
+  flags.DEFINE_integer(
+    'quantum', None, 'Most steps between two looks at the queue; 8.'
+  )
+  flags.DEFINE_integer(
+    'max_waiting', None, 'Requests beyond which others get 429; 256.'
+  )
+  flags.DEFINE_integer(
+    'max_lora_rank', None, 'Room for LoRA of more adapters than the first.'
+  )
+  flags.DEFINE_enum(
+    'schedule', None, ['deferred', 'parallel'], 'When streams run.'
+  )
+
+
+def main(argv: Sequence[str]) -> int:
+  """Serves until SIGTERM or Ctrl-C."""
+  del argv
+  args = flags.FLAGS
+  missing = [
+    name
+    for name in ('starlette', 'uvicorn', 'prometheus_client')
+    if importlib.util.find_spec(name) is None
+  ]
+  checks.check(
+    not missing,
+    f'{", ".join(missing)} is not installed, which serving needs; install it '
+    "with pip install 'specstream-jax[serve]'",
+  )
+  # Only here, as the packages are no part of a plain installation.
+  from specstream_jax.serving import engine as engine_lib, http
+
+  name = args.model_name or os.path.basename(args.model.rstrip('/'))
+  model, adapters = _load(args, name)
+  cfg = _sizes(args)
+  print(f'compiling for {cfg.num_slots} slots …', file=sys.stderr, flush=True)
+  engine = engine_lib.Engine(
+    model, cfg, drafter=args.drafter, adapters=adapters
+  )
+  options = http.Options(
+    name=name,
+    api_key=args.api_key or os.environ.get(_KEY, ''),
+    max_body_bytes=1024 * args.max_body_kb,
+    shutdown_timeout=args.shutdown_timeout,
+  )
+  _run(http.Server(engine, options), args.host, args.port)
+  return 0
+
+
+def _load(args, name):
+  """The model, and the adapters that it is served with side by side."""
+  pairs = {}
+  for text in args.adapter:
+    key, equals, path = text.partition('=')
+    checks.check(
+      bool(key and equals and path),
+      f'--adapter is {text!r}; accepted: NAME=FOLDER',
+    )
+    checks.check(
+      key not in (*pairs, name),
+      f'--adapter: the name {key!r} is taken; take another',
+    )
+    pairs[key] = path
+  if args.fold:
+    checks.check(
+      len(pairs) == 1,
+      f'--fold serves one adapter alone, and {len(pairs)} are given',
+    )
+    [path] = pairs.values()
+    return runtime.load(args.model, path, dtype=args.dtype), {}
+  model = runtime.load(args.model, None, dtype=args.dtype)
+  if not pairs:
+    return model, {}
+  outline = loading.load_model(args.model, dtype=args.dtype, lazy=True)
+  return model, {key: fitted.read(path, outline) for key, path in pairs.items()}
+
+
+def _sizes(args) -> serving.EngineConfig:
+  """Sizes: flags before gin before defaults."""
+  given = {name: getattr(args, name) for name in _SIZES}
+  given = {name: value for name, value in given.items() if value is not None}
+  return serving.EngineConfig(**given)
+
+
+def _run(server, host: str, port: int) -> None:
+  """Listens until a signal comes, then lets what runs end."""
+  import uvicorn
+
+  seconds = server.options.shutdown_timeout
+  cfg = uvicorn.Config(
+    server.app(),
+    host=host,
+    port=port,
+    log_level='warning',
+    timeout_graceful_shutdown=max(1, round(seconds)),
+  )
+  # Uvicorn ends in good order and then hands the signal on; that is the end.
+  signal.signal(signal.SIGTERM, lambda *_: None)
+  print(
+    f'serving {server.options.name} on http://{host}:{port}/v1'
+    + (
+      '' if host != '127.0.0.1' else ' (this machine only; --host says where)'
+    ),
+    file=sys.stderr,
+    flush=True,
+  )
+  uvicorn.Server(cfg).run()

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes and limits of a serving engine."""
+
+import dataclasses
+
+import gin
+
+from specstream_jax.config import bounds, checks
+
+
+@checks.names_options
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+  """Static sizes of a running batch, and what waits for it.
+
+  Attributes:
+    num_slots: B, rows that decode together.
+    cache_length: S, positions per slot for prompt, new tokens and draft tree; a
+      multiple of `chunk`.
+    max_new_tokens: most new tokens of a request.
+    chunk: tokens of a prompt that one pass reads.
+    chunks_per_quantum: passes over prompts between two quanta while rows
+      decode; with `chunk` the bound on how long a prompt holds others up.
+    quantum: most steps between two looks at the queue; what a row that ends, is
+      cancelled or comes to a stop text may take too many.
+    max_waiting: requests in the queue beyond which others are refused.
+    max_end_ids: token ids that may end one request, EOS among them.
+    max_lora_rank: room for LoRA of adapters that are loaded later; 0 takes
+      what those at the start need.
+    schedule: see `DecodeConfig`.
+  """
+
+  num_slots: int = 8
+  cache_length: int = 1024
+  max_new_tokens: int = 512
+  chunk: int = 64
+  chunks_per_quantum: int = 1
+  quantum: int = 8
+  max_waiting: int = 256
+  max_end_ids: int = 16
+  max_lora_rank: int = 0
+  schedule: str = 'deferred'
+
+  def __post_init__(self):
+    checks.config_types(self)
+    for name, most in (
+      ('num_slots', bounds.ROWS),
+      ('cache_length', bounds.TOKENS),
+      ('max_new_tokens', bounds.TOKENS),
+      ('chunk', bounds.TOKENS),
+      ('chunks_per_quantum', bounds.COUNT),
+      ('quantum', bounds.COUNT),
+      ('max_waiting', bounds.COUNT),
+      ('max_end_ids', 1024),
+    ):
+      checks.count(f'EngineConfig.{name}', getattr(self, name), 1, most)
+    checks.count(
+      'EngineConfig.max_lora_rank', self.max_lora_rank, 0, bounds.RANK
+    )
+    checks.check(
+      self.cache_length % self.chunk == 0,
+      f'EngineConfig.cache_length is {self.cache_length}; it must be a multiple '
+      f'of EngineConfig.chunk, which is {self.chunk}',
+    )
+    checks.check(
+      self.max_new_tokens < self.cache_length,
+      f'EngineConfig.max_new_tokens is {self.max_new_tokens}; it must be less '
+      f'than EngineConfig.cache_length, which is {self.cache_length}',
+    )
+    checks.one_of(
+      'EngineConfig.schedule', self.schedule, ('parallel', 'deferred')
+    )

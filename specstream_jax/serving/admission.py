@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine takes, and what it refuses, with the numbers."""
+
+import numpy as np
+
+from specstream_jax import runtime, sampling as sampling_lib
+from specstream_jax.config import checks, serving
+from specstream_jax.decoding import decoder as decoder_lib, edits, loop
+from specstream_jax.serving import requests, weights
+from specstream_jax.text import stops as stops_lib
+
+
+def limit(
+  request: requests.Request,
+  model: runtime.Model,
+  cfg: serving.EngineConfig,
+  tree_size: int,
+) -> int:
+  """Most new tokens of a request.
+
+  Args:
+    request: what is asked for.
+    model: what decodes.
+    cfg: of the engine.
+    tree_size: nodes of a draft tree.
+
+  Raises:
+    ValueError: there is no room for prompt and new tokens.
+  """
+  num_prompt = len(request.prompt)
+  room = cfg.cache_length - tree_size - num_prompt
+  positions = model.config.most_positions
+  if positions:
+    room = min(room, positions - num_prompt)
+  asked = request.max_new_tokens
+  if asked is None:
+    asked = max(1, min(room, cfg.max_new_tokens))
+  checks.check(
+    asked <= cfg.max_new_tokens,
+    f'max_new_tokens is {asked}; accepted: 1 to {cfg.max_new_tokens}',
+  )
+  decoder_lib.check_positions(num_prompt + asked, positions)
+  checks.check(
+    asked <= room,
+    f'the prompt has {num_prompt} tokens and {asked} new ones are asked for, '
+    f'which with a draft tree of {tree_size} come to '
+    f'{num_prompt + asked + tree_size} positions, but there are '
+    f'{cfg.cache_length} for each request; use a shorter prompt or fewer new '
+    'tokens',
+  )
+  return asked
+
+
+def check(request: requests.Request, model: runtime.Model, most: int) -> None:
+  """Raises ValueError if a request does not fit the model, or itself.
+
+  Args:
+    request: what is asked for.
+    model: what decodes.
+    most: new tokens that it may have.
+  """
+  model.check_ids(request.prompt, 'the prompt')
+  model.check_ids(request.stop_ids, 'stop_ids')
+  request.sampling.check_fits(model.config.vocab_size)
+  least = request.sampling.min_new_tokens
+  checks.check(
+    least <= most,
+    f'min_new_tokens is {least} but at most {most} new tokens are asked for; '
+    f'use min_new_tokens <= {most}, or allow more',
+  )
+  biases = len(request.sampling.biases)
+  checks.check(
+    biases <= edits.ROOM,
+    f'{biases} tokens are biased or suppressed; accepted: at most {edits.ROOM} '
+    'together',
+  )
+  checks.check(
+    not request.stop or model.pieces.is_exact,
+    "stop texts need a tokenizer that decodes token by token, and this one's "
+    'decoder does not; leave stop out',
+  )
+
+
+def end_ids(
+  request: requests.Request,
+  model: runtime.Model,
+  served: weights.Served,
+  most: int,
+) -> tuple[list[int], list[int]]:
+  """Token ids that end a request: those of the model, and those it asks for.
+
+  Raises:
+    ValueError: there are more than `most`.
+  """
+  own = [] if request.sampling.ignore_eos else list(served.eos_ids)
+  asked = list(request.stop_ids)
+  if request.stop:
+    asked += stops_lib.special_ids(model.pieces, request.stop)
+  count = len({*own, *asked})
+  checks.check(
+    count <= most,
+    f'{count} token ids would end the completion, those of the model included; '
+    f'accepted: at most {most}',
+  )
+  return own, asked
+
+
+def as_arrays(
+  request: requests.Request,
+  *,
+  most: int,
+  ids: list[int],
+  num_ids: int,
+  has_drafts: bool,
+) -> loop.Rows:
+  """A request as a batch of one row.
+
+  Args:
+    request: what is asked for.
+    most: new tokens that it may have.
+    ids: token ids that end it.
+    num_ids: E, room for them.
+    has_drafts: whether the row drafts.
+  """
+  unique = sorted(set(ids))
+  eos_ids = np.full((1, num_ids), -1, np.int32)
+  eos_ids[0, : len(unique)] = unique
+  cfgs = [request.sampling]
+  return loop.Rows(
+    limits=np.array([most], np.int32),  # pyright: ignore[reportArgumentType]
+    eos_ids=eos_ids,  # pyright: ignore[reportArgumentType]
+    keys=sampling_lib.row_keys(request.seed, [0]),
+    settings=sampling_lib.row_settings(cfgs),
+    edits=edits.request(cfgs),
+    has_drafts=np.array([has_drafts]),  # pyright: ignore[reportArgumentType]
+  )

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OpenAI API on an engine.
+
+GET /health, /version, /metrics, /v1/models; POST /v1/completions,
+/v1/chat/completions. Answers carry `metrics.speculative_decoding` beside what
+the API has. An error never holds a path or a stack trace.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+import contextlib
+import dataclasses
+import hmac
+import json
+import time
+from typing import Any
+
+from absl import logging
+from starlette import applications, concurrency, requests as web, routing
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+import specstream_jax
+from specstream_jax.serving import (
+  engine as engine_lib,
+  measures as measures_lib,
+  payloads,
+  protocol,
+  requests,
+)
+
+_POLL = 0.5  # seconds between two looks at whether a client is still there
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How the engine is shown.
+
+  Attributes:
+    name: of the base model.
+    api_key: that every request but /health must have; '' is none.
+    max_body_bytes: of a request.
+    shutdown_timeout: seconds for what runs when the server is to end.
+  """
+
+  name: str = 'model'
+  api_key: str = dataclasses.field(default='', repr=False)
+  max_body_bytes: int = 4 * 2**20
+  shutdown_timeout: float = 30.0
+
+
+class Server:
+  """The routes of one engine."""
+
+  def __init__(self, engine: engine_lib.Engine, options: Options):
+    self.engine, self.options = engine, options
+    self.measures = measures_lib.Measures(engine, options.name)
+    self._started = int(time.time())
+
+  def app(self) -> applications.Starlette:
+    """The ASGI application, which starts and closes the engine."""
+    get = lambda path, call: routing.Route(
+      path, self._guarded(call), methods=['GET']
+    )
+    post = lambda path, call: routing.Route(
+      path, self._guarded(call), methods=['POST']
+    )
+    return applications.Starlette(
+      routes=[
+        get('/health', self._health),
+        get('/version', self._version),
+        get('/metrics', self._metrics),
+        get('/v1/models', self._models),
+        post('/v1/completions', self._completions),
+        post('/v1/chat/completions', self._chat),
+      ],
+      lifespan=self._lifespan,
+      exception_handlers={404: _not_found, 405: _not_allowed},
+    )
+
+  @contextlib.asynccontextmanager
+  async def _lifespan(self, app) -> AsyncIterator[None]:
+    del app
+    self.engine.start()
+    yield
+    seconds = self.options.shutdown_timeout
+    await concurrency.run_in_threadpool(self.engine.close, seconds)
+
+  def _guarded(self, call):
+    """An endpoint whose errors are answers."""
+
+    async def endpoint(request: web.Request) -> Response:
+      try:
+        self._check_key(request)
+        return await call(request)
+      except protocol.ApiError as error:
+        return _error(error)
+      except requests.RefusedError as error:
+        return _error(_of_refusal(error))
+      except ValueError as error:
+        return _error(protocol.ApiError(400, str(error)))
+      except Exception:
+        logging.exception('a request failed')
+        kind = 'internal_error'
+        return _error(protocol.ApiError(500, 'internal error', kind=kind))
+
+    return endpoint
+
+  def _check_key(self, request) -> None:
+    """Raises ApiError unless the request has the key."""
+    if not self.options.api_key or request.url.path == '/health':
+      return
+    given = request.headers.get('authorization', '')
+    wanted = f'Bearer {self.options.api_key}'
+    if not hmac.compare_digest(given.encode(), wanted.encode()):
+      raise protocol.ApiError(
+        401,
+        'the API key is missing or wrong; send it as Authorization: Bearer KEY',
+        kind='authentication_error',
+      )
+
+  async def _health(self, request) -> Response:
+    """200 where requests are taken."""
+    del request
+    is_open = self.engine.is_open
+    status = 'ok' if is_open else 'closing'
+    return JSONResponse({'status': status}, 200 if is_open else 503)
+
+  async def _version(self, request) -> Response:
+    del request
+    return JSONResponse({'version': specstream_jax.__version__})
+
+  async def _metrics(self, request) -> Response:
+    del request
+    text = self.measures.text()
+    return Response(text, media_type=measures_lib.CONTENT_TYPE)
+
+  async def _models(self, request) -> Response:
+    del request
+    entry = lambda name, parent: {
+      'id': name,
+      'object': 'model',
+      'created': self._started,
+      'owned_by': 'specstream',
+      'root': self.options.name,
+      'parent': parent,
+      'max_model_len': self.engine.cfg.cache_length,
+    }
+    base = self.options.name
+    data = [entry(base, None), *(entry(n, base) for n in self.engine.adapters)]
+    return JSONResponse({'object': 'list', 'data': data})
+
+  async def _completions(self, request) -> Response:
+    return await self._answer(request, protocol.read_completion, payloads.TEXT)
+
+  async def _chat(self, request) -> Response:
+    return await self._answer(request, protocol.read_chat, payloads.CHAT)
+
+  async def _answer(self, request, read, kind) -> Response:
+    """A completion of either kind, whole or as a stream."""
+    body = await self._body(request)
+    adapters = {self.options.name: ''} | {n: n for n in self.engine.adapters}
+    call = await concurrency.run_in_threadpool(
+      read, body, self.engine.model, adapters
+    )
+    handles = await concurrency.run_in_threadpool(self._submit, call)
+    shape = payloads.Shape(kind, call, self.engine.path_length)
+    if call.is_stream:
+      stream = self._stream(shape, handles)
+      return StreamingResponse(stream, media_type='text/event-stream')
+    made = await self._whole(request, handles)
+    self._count(call, made)
+    return JSONResponse(shape.whole(made))
+
+  def _submit(self, call) -> list[requests.Handle]:
+    """All requests of a call, or none of them."""
+    handles = []
+    try:
+      for request in call.requests:
+        handles.append(self.engine.submit(request))
+    except (ValueError, requests.RefusedError):
+      for handle in handles:
+        handle.cancel()
+      raise
+    return handles
+
+  def _count(self, call, made) -> None:
+    for one in made:
+      self.measures.add(call.model, one)
+
+  async def _body(self, request) -> Mapping[str, Any]:
+    """The JSON object of a request."""
+    most, data = self.options.max_body_bytes, b''
+    async for part in request.stream():
+      data += part
+      if len(data) > most:
+        raise protocol.ApiError(
+          413, f'the body is larger than {most} bytes; send less'
+        )
+    try:
+      body = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+      raise protocol.ApiError(
+        400, f'the body is no JSON: {str(error)[:200]}'
+      ) from None
+    if not isinstance(body, dict):
+      raise protocol.ApiError(400, 'the body is no JSON object')
+    return body
+
+  async def _whole(self, request, handles) -> list[requests.Completion]:
+    """All completions; given up when the client is gone."""
+    event = _listening(handles)
+    try:
+      while not all(handle.is_done for handle in handles):
+        with contextlib.suppress(TimeoutError):
+          await asyncio.wait_for(event.wait(), _POLL)
+        event.clear()
+        if await request.is_disconnected():
+          break
+      else:
+        return [handle.result(0) for handle in handles]
+    finally:
+      for handle in handles:
+        handle.cancel()
+    raise protocol.ApiError(499, 'the client is gone')
+
+  async def _stream(self, shape, handles) -> AsyncIterator[str]:
+    """Server-sent events; the engine is told when nobody reads any more."""
+    event, ended = _listening(handles), set()
+    try:
+      for chunk in shape.first():
+        yield _event(chunk)
+      while len(ended) < len(handles):
+        await event.wait()
+        event.clear()
+        for index, handle in enumerate(handles):
+          if index in ended:
+            continue
+          is_done = handle.is_done
+          for piece in handle.take():
+            if piece.text:
+              yield _event(shape.piece(index, piece.text))
+          if is_done:
+            ended.add(index)
+            yield _event(shape.end(index, handle.result(0)))
+      made = [handle.result(0) for handle in handles]
+      self._count(shape.call, made)
+      if shape.call.has_usage:
+        yield _event(shape.usage(made))
+    except RuntimeError as error:
+      logging.error('a stream failed: %s', error)
+      kind = 'internal_error'
+      yield _event(protocol.ApiError(500, 'internal error', kind=kind).body())
+    finally:
+      for handle in handles:
+        handle.cancel()
+    yield 'data: [DONE]\n\n'
+
+
+def _listening(handles) -> asyncio.Event:
+  """An event that is set whenever more has come of a handle."""
+  event, loop = asyncio.Event(), asyncio.get_running_loop()
+
+  def tell():
+    # The loop may be over before the engine is.
+    with contextlib.suppress(RuntimeError):
+      loop.call_soon_threadsafe(event.set)
+
+  for handle in handles:
+    handle.listen(tell)
+  return event
+
+
+def _event(data: Mapping[str, Any]) -> str:
+  return f'data: {json.dumps(data, ensure_ascii=False)}\n\n'
+
+
+def _no_constant(name: str) -> Any:
+  raise ValueError(f'{name} is no number of JSON')
+
+
+def _of_refusal(error: requests.RefusedError) -> protocol.ApiError:
+  """429 where it is worth while to come back, else 503."""
+  is_full = error.retry_after is not None
+  return protocol.ApiError(
+    429 if is_full else 503,
+    str(error),
+    kind='rate_limit_error' if is_full else 'unavailable_error',
+    retry_after=error.retry_after,
+  )
+
+
+def _error(error: protocol.ApiError) -> Response:
+  headers = {}
+  if error.retry_after is not None:
+    headers['Retry-After'] = str(int(error.retry_after))
+  return JSONResponse(error.body(), error.status, headers)
+
+
+async def _not_found(request, error) -> Response:
+  del error
+  path = request.url.path[:80]
+  return _error(
+    protocol.ApiError(404, f'there is no {path!r}', kind='not_found_error')
+  )
+
+
+async def _not_allowed(request, error) -> Response:
+  del error
+  return _error(
+    protocol.ApiError(
+      405, f'{request.url.path!r:.80} takes no {request.method}'
+    )
+  )

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers as the OpenAI API has them."""
+
+from collections.abc import Iterator, Sequence
+import time
+from typing import Any, NamedTuple
+import uuid
+
+from specstream_jax.serving import protocol, requests
+
+# What the API calls the ends that it knows; the others go by their own name.
+_REASONS = {'eos': 'stop', 'cache': 'length'}
+
+
+class Kind(NamedTuple):
+  """How one of the two endpoints names things.
+
+  Attributes:
+    prefix: of ids.
+    whole: `object` of an answer.
+    chunk: `object` of a piece of it.
+    is_chat: whether text is a message.
+  """
+
+  prefix: str
+  whole: str
+  chunk: str
+  is_chat: bool
+
+
+TEXT = Kind('cmpl', 'text_completion', 'text_completion', False)
+CHAT = Kind('chatcmpl', 'chat.completion', 'chat.completion.chunk', True)
+
+
+class Shape:
+  """The answers to one call."""
+
+  def __init__(self, kind: Kind, call: protocol.Call, path_length: int):
+    """Gives the answer an id.
+
+    Args:
+      kind: `TEXT` or `CHAT`.
+      call: what is answered.
+      path_length: P, for the histogram.
+    """
+    self.call, self._kind, self._path_length = call, kind, path_length
+    self._id = f'{kind.prefix}-{uuid.uuid4().hex}'
+    self._created = int(time.time())
+
+  def whole(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
+    """All of it at once."""
+    choices = []
+    for index, one in enumerate(made):
+      text = one.text or ''
+      said: dict[str, Any] = {'text': text}
+      if self._kind.is_chat:
+        said = {'message': {'role': 'assistant', 'content': text}}
+      choices.append(self._choice(index, said, _reason(one)))
+    return {
+      **self._head(self._kind.whole),
+      'choices': choices,
+      'usage': self._usage(made),
+      'metrics': self._metrics(made),
+    }
+
+  def first(self) -> Iterator[dict[str, Any]]:
+    """What comes before any text: who speaks, in a chat."""
+    if self._kind.is_chat:
+      for index in range(len(self.call.requests)):
+        yield self._chunk(index, {'role': 'assistant', 'content': ''})
+
+  def piece(self, index: int, text: str) -> dict[str, Any]:
+    """More text of a choice."""
+    return self._chunk(index, {'content': text} if self._kind.is_chat else text)
+
+  def end(self, index: int, made: requests.Completion) -> dict[str, Any]:
+    """The end of a choice, with what it cost."""
+    said = {} if self._kind.is_chat else ''
+    return {
+      **self._chunk(index, said, _reason(made)),
+      'metrics': self._metrics([made]),
+    }
+
+  def usage(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
+    """The last piece, if it is asked for."""
+    head = self._head(self._kind.chunk)
+    return {**head, 'choices': [], 'usage': self._usage(made)}
+
+  def _head(self, name: str) -> dict[str, Any]:
+    return {
+      'id': self._id,
+      'object': name,
+      'created': self._created,
+      'model': self.call.model,
+    }
+
+  def _chunk(self, index, said, reason=None) -> dict[str, Any]:
+    said = {'delta': said} if self._kind.is_chat else {'text': said}
+    choices = [self._choice(index, said, reason)]
+    return {**self._head(self._kind.chunk), 'choices': choices}
+
+  def _choice(self, index, said, reason) -> dict[str, Any]:
+    return {'index': index, **said, 'logprobs': None, 'finish_reason': reason}
+
+  def _usage(self, made: Sequence[requests.Completion]) -> dict[str, int]:
+    """Tokens in and out; a prompt counts once, however many its choices."""
+    prompts = made[:: self.call.num_choices]
+    prompt = sum(one.metrics.num_prompt_tokens for one in prompts)
+    new = sum(one.metrics.num_new_tokens for one in made)
+    return {
+      'prompt_tokens': prompt,
+      'completion_tokens': new,
+      'total_tokens': prompt + new,
+    }
+
+  def _metrics(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
+    """Drafting of one or several completions together."""
+    costs = [one.metrics for one in made]
+    calls = sum(cost.num_calls for cost in costs)
+    accepted = sum(cost.num_accepted for cost in costs)
+    drafted = sum(cost.num_drafted for cost in costs)
+    histograms = [cost.histogram(self._path_length) for cost in costs]
+    return {
+      'speculative_decoding': {
+        'mean_acceptance_length': 1 + accepted / calls if calls else 0.0,
+        'draft_acceptance_rate': accepted / drafted if drafted else 0.0,
+        'num_draft_tokens': drafted,
+        'num_accepted_draft_tokens': accepted,
+        'num_spec_steps': calls,
+        'acceptance_histogram': [sum(n) for n in zip(*histograms)],
+      }
+    }
+
+
+def _reason(made: requests.Completion) -> str:
+  return _REASONS.get(made.finish_reason, made.finish_reason)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of the engine, and what comes back."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import queue
+import threading
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from specstream_jax import config
+from specstream_jax.config import bounds, checks
+
+
+class RefusedError(RuntimeError):
+  """A request that the engine cannot take now, though nothing is wrong with it.
+
+  Attributes:
+    retry_after: seconds after which it may be worth while; None for never.
+  """
+
+  def __init__(self, message: str, retry_after: float | None = None):
+    super().__init__(message)
+    self.retry_after = retry_after
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One text to complete.
+
+  Attributes:
+    prompt: token ids, at least one.
+    adapter: name of an adapter; '' is the model as it was loaded.
+    max_new_tokens: most new tokens; None takes all that there is room for.
+    sampling: how tokens are drawn.
+    seed: of the noise when temperature > 0; the tokens are those that
+      `generate` draws for a first row with this seed.
+    stop: texts that end the completion, and are not in it.
+    stop_ids: token ids that do so.
+    timeout: seconds after which it ends wherever it is; None is never.
+    has_drafts: False decodes this row plainly: same tokens, more calls.
+  """
+
+  prompt: tuple[int, ...]
+  adapter: str = ''
+  max_new_tokens: int | None = None
+  sampling: config.SamplingConfig = config.SamplingConfig()
+  seed: int = 0
+  stop: tuple[str, ...] = ()
+  stop_ids: tuple[int, ...] = ()
+  timeout: float | None = None
+  has_drafts: bool = True
+
+  def __post_init__(self):
+    """Raises ValueError if a value is of the wrong kind or out of range."""
+    checks.option_types(self)
+    checks.not_empty('the prompt', self.prompt)
+    if self.max_new_tokens is not None:
+      most = bounds.TOKENS
+      checks.count('max_new_tokens', self.max_new_tokens, 1, most)
+    checks.seed('seed', self.seed)
+    for text in self.stop:
+      checks.text('an entry of stop', text)
+      checks.check(bool(text), 'an entry of stop is empty; leave it out')
+    if self.timeout is not None:
+      checks.at_least('timeout', self.timeout, 0.0)
+
+
+class Piece(NamedTuple):
+  """What one call of the model, or more, added to a completion.
+
+  Attributes:
+    tokens: new ids.
+    text: that is certain now and was not before; '' without a tokenizer.
+  """
+
+  tokens: list[int]
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+  """What a request cost.
+
+  Attributes:
+    num_prompt_tokens: of the prompt.
+    num_new_tokens: of the completion, what ended it included.
+    accept_lengths: accepted draft tokens of each call after the prompt's.
+    drafts_per_call: draft tokens that each of those calls verified.
+    waited: seconds in the queue.
+    first_token: seconds from the start to the first token; None without one.
+    total: seconds from start to end.
+  """
+
+  num_prompt_tokens: int
+  num_new_tokens: int
+  accept_lengths: tuple[int, ...]
+  drafts_per_call: int
+  waited: float
+  first_token: float | None
+  total: float
+
+  @property
+  def num_calls(self) -> int:
+    """Calls of the model after the prompt's."""
+    return len(self.accept_lengths)
+
+  @property
+  def num_accepted(self) -> int:
+    """Draft tokens that were right."""
+    return sum(self.accept_lengths)
+
+  @property
+  def num_drafted(self) -> int:
+    """Draft tokens that were verified."""
+    return self.drafts_per_call * self.num_calls
+
+  @property
+  def mean_acceptance_length(self) -> float:
+    """Tokens per call, the one that is drawn included; 0 without calls."""
+    calls = self.num_calls
+    return 1 + self.num_accepted / calls if calls else 0.0
+
+  @property
+  def acceptance_rate(self) -> float:
+    """Share of the drafted tokens that were accepted; 0 without drafts."""
+    drafted = self.num_drafted
+    return self.num_accepted / drafted if drafted else 0.0
+
+  def histogram(self, path_length: int) -> list[int]:
+    """[P] number of calls by accept length."""
+    counts = np.bincount(self.accept_lengths or [0], minlength=path_length)
+    return (counts if self.accept_lengths else 0 * counts).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """What a request came to.
+
+  Attributes:
+    tokens: new ids, what ended them included.
+    text: without EOS and without the stop that ended it; None without a
+      tokenizer.
+    finish_reason: 'eos', 'stop', 'length', 'cache', 'not_finite', 'cancelled'
+      or 'timeout'.
+    metrics: what it cost.
+  """
+
+  tokens: list[int]
+  text: str | None
+  finish_reason: str
+  metrics: Metrics
+
+
+class Handle:
+  """A request on its way; any thread may read it."""
+
+  def __init__(self, request: Request):
+    self.request = request
+    self.submitted = time.monotonic()
+    self._pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+    self._is_done = threading.Event()
+    self._is_cancelled = False
+    self._listener: Callable[[], None] | None = None
+    self._completion: Completion | None = None
+    self._error: BaseException | None = None
+
+  def __iter__(self) -> Iterator[Piece]:
+    """Pieces as they come; for one reader. Raises what `result` raises."""
+    while (piece := self._pieces.get()) is not None:
+      yield piece
+    self._pieces.put(None)
+    self._check()
+
+  def listen(self, listener: Callable[[], None]) -> None:
+    """Has somebody called, from the engine's thread, whenever more has come."""
+    self._listener = listener
+    listener()
+
+  def take(self) -> list[Piece]:
+    """The pieces that have come since, without waiting for more."""
+    pieces = []
+    while not self._pieces.empty():
+      piece = self._pieces.get()
+      if piece is not None:
+        pieces.append(piece)
+    return pieces
+
+  def result(self, timeout: float | None = None) -> Completion:
+    """The whole of it, when it is done.
+
+    Args:
+      timeout: seconds to wait; None is for ever.
+
+    Raises:
+      TimeoutError: it is not done by then.
+      RuntimeError: the engine has failed, or was closed before the end.
+    """
+    if not self._is_done.wait(timeout):
+      raise TimeoutError(f'the completion is not done after {timeout} seconds')
+    self._check()
+    assert self._completion is not None
+    return self._completion
+
+  def cancel(self) -> None:
+    """Ends it with the quantum that runs now; no use is no harm."""
+    self._is_cancelled = True
+
+  @property
+  def is_cancelled(self) -> bool:
+    """Whether somebody gave it up."""
+    return self._is_cancelled
+
+  @property
+  def is_done(self) -> bool:
+    """Whether there is nothing more to come."""
+    return self._is_done.is_set()
+
+  def is_late(self, now: float) -> bool:
+    """Whether its time is over."""
+    limit = self.request.timeout
+    return limit is not None and now - self.submitted >= limit
+
+  def add(self, piece: Piece) -> None:
+    """For the engine: more of the completion."""
+    self._put(piece)
+
+  def finish(self, completion: Completion) -> None:
+    """For the engine: the end."""
+    self._completion = completion
+    self._is_done.set()
+    self._put(None)
+
+  def fail(self, error: BaseException) -> None:
+    """For the engine: there will be no completion."""
+    self._error = error
+    self._is_done.set()
+    self._put(None)
+
+  def _put(self, piece: Piece | None) -> None:
+    self._pieces.put(piece)
+    if self._listener is not None:
+      self._listener()
+
+  def _check(self) -> None:
+    if self._error is not None:
+      raise RuntimeError(f'no completion: {self._error}') from self._error

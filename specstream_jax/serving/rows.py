@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's side of a row: what it has said, and when it ends."""
+
+from collections.abc import Sequence
+import time
+
+from specstream_jax import runtime
+from specstream_jax.decoding import loop
+from specstream_jax.serving import answers, requests, weights
+from specstream_jax.text import completion as completion_lib
+
+
+class Row:
+  """A request from the queue to its end.
+
+  Attributes:
+    handle: of whoever asked.
+    served: its adapter.
+    arrays: what it asks for, as a batch of one.
+    num_seen: tokens that have come from the device.
+    finish_reason: None while it goes on.
+  """
+
+  def __init__(
+    self,
+    handle: requests.Handle,
+    model: runtime.Model,
+    served: weights.Served,
+    arrays: loop.Rows,
+    *,
+    eos_ids: Sequence[int],
+    stop_ids: Sequence[int],
+    drafts_per_call: int,
+  ):
+    self.handle, self.served, self.arrays = handle, served, arrays
+    self.finish_reason: str | None = None
+    self.num_seen = 0
+    self._tokens: list[int] = []
+    self._eos_ids = frozenset(eos_ids)
+    self._drafts_per_call = drafts_per_call
+    self._started: float | None = None
+    self._first: float | None = None
+    self._answer: answers.Answer | None = None
+    self._texts: list[str] = []
+    if model.has_tokenizer:
+      request = handle.request
+      text = completion_lib.Completion(
+        model.pieces, request.prompt, eos_ids=(*eos_ids, *stop_ids)
+      )
+      self._answer = answers.Answer(text, request.stop)
+
+  def start(self) -> None:
+    """It has left the queue."""
+    self._started = time.monotonic()
+
+  def take(self, tokens: Sequence[int], reason: str) -> None:
+    """More tokens from the device, and why the row ended there, if it did.
+
+    Args:
+      tokens: new ids.
+      reason: of `stopping.REASONS`.
+    """
+    self.num_seen += len(tokens)
+    kept, text = [], ''
+    for token in tokens:
+      kept.append(token)
+      if self._answer is not None:
+        text += self._answer.add(token)
+        if self._answer.is_stopped:
+          self.finish_reason = 'stop'
+          break
+    if kept and self._first is None:
+      self._first = time.monotonic()
+    self._tokens += kept
+    if self.finish_reason is None and reason != 'running':
+      is_eos = bool(self._tokens) and self._tokens[-1] in self._eos_ids
+      self.finish_reason = 'stop' if reason == 'eos' and not is_eos else reason
+    self._pass_on(kept, text)
+
+  def finish(
+    self, accept_lengths: Sequence[int], reason: str | None = None
+  ) -> requests.Completion:
+    """Hands over the whole.
+
+    Args:
+      accept_lengths: of each call, tokens after a stop included.
+      reason: 'cancelled' or 'timeout' for a row that has not ended by itself.
+    """
+    if self._answer is not None:
+      self._pass_on([], self._answer.finish())
+    now, handle = time.monotonic(), self.handle
+    since = lambda then: None if then is None else then - handle.submitted
+    waited = since(self._started)
+    made = requests.Completion(
+      self._tokens,
+      None if self._answer is None else ''.join(self._texts),
+      self.finish_reason or reason or 'cancelled',
+      requests.Metrics(
+        num_prompt_tokens=len(handle.request.prompt),
+        num_new_tokens=len(self._tokens),
+        accept_lengths=_kept(accept_lengths, len(self._tokens)),
+        drafts_per_call=self._drafts_per_call,
+        waited=now - handle.submitted if waited is None else waited,
+        first_token=since(self._first),
+        total=now - handle.submitted,
+      ),
+    )
+    handle.finish(made)
+    return made
+
+  def _pass_on(self, tokens, text):
+    self._texts.append(text)
+    if tokens or text:
+      self.handle.add(requests.Piece(list(tokens), text))
+
+
+def _kept(accept_lengths: Sequence[int], num_tokens: int) -> tuple[int, ...]:
+  """Accept lengths of the calls that `num_tokens` tokens took.
+
+  The prompt's pass gives the first; a call gives one more than it accepts.
+  """
+  left, kept = num_tokens - 1, []
+  for length in accept_lengths:
+    if left < 1:
+      break
+    kept.append(min(length, left - 1))
+    left -= length + 1
+  return tuple(kept)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decodes in the slots of an engine: a model, and adapters by name.
+
+A model that was loaded with an adapter serves that one alone, LoRA folded into
+the base, which costs nothing (`Folded`). A model without serves any number of
+them, each row with its own (`SideBySide`).
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specstream_jax import config, drafters, runtime
+from specstream_jax.checkpoints import eos, fitted
+from specstream_jax.config import checks, drafting, serving
+from specstream_jax.decoding import interface, transformer_fns, verifiers
+from specstream_jax.drafters import streams
+from specstream_jax.modeling import adapters as adapters_lib
+
+# Those that read nothing of a prompt with a model of their own.
+_ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'none')
+_BESIDE = ('streams', 'prompt_lookup', 'lookahead', 'none')
+BASE = ''
+
+
+class Served(NamedTuple):
+  """An adapter as rows have it.
+
+  Attributes:
+    name: of it; '' is the model as it was loaded.
+    eos_ids: token ids that end its texts.
+    has_drafts: whether it drafts.
+    weights: nested [1, ...] on the device; () where there are none.
+  """
+
+  name: str
+  eos_ids: tuple[int, ...]
+  has_drafts: bool
+  weights: Any = ()
+
+
+class Folded:
+  """One model as it was loaded, with its adapter or without.
+
+  Attributes:
+    setup: model, drafter and sizes.
+  """
+
+  def __init__(
+    self,
+    model: runtime.Model,
+    cfg: serving.EngineConfig,
+    drafter: drafting.DrafterConfig,
+  ):
+    """Raises ValueError if the drafter does not fit the model."""
+    made = drafters.load(model, drafter, _decode_config(cfg))
+    self.setup = _setup(made, cfg, drafter)
+    self._params = made.params
+    has_drafts = drafter.name != 'none'
+    self.served = {BASE: Served(BASE, model.eos_ids, has_drafts)}
+
+  def of_row(self, served: Served) -> Any:
+    """Weights for a batch of one row."""
+    del served
+    return self._params
+
+  def of_slots(self) -> Any:
+    """Weights for all slots."""
+    return self._params
+
+  def seat(self, served: Served, slot: int) -> None:
+    """Makes a slot's weights those of an adapter."""
+    del served, slot
+
+  def load(self, name: str, found: fitted.Fitted) -> None:
+    """Raises ValueError: there is no room beside what is folded."""
+    del found
+    raise ValueError(
+      f'adapter {name!r} cannot be loaded: the engine serves one model with what '
+      'is folded into it; start it with adapters side by side, or with '
+      'max_lora_rank > 0'
+    )
+
+  def unload(self, name: str) -> None:
+    """Raises ValueError: there is nothing that could go."""
+    _check_known(name, ())
+
+
+class SideBySide:
+  """A base and any number of adapters of one structure, each row with its own.
+
+  A slot keeps the weights of the last adapter that was there, so that the next
+  row of the same one finds them.
+
+  Attributes:
+    setup: model, drafter and sizes.
+    served: adapters by name, the base among them.
+  """
+
+  def __init__(
+    self,
+    model: runtime.Model,
+    cfg: serving.EngineConfig,
+    drafter: drafting.DrafterConfig,
+    adapters: Mapping[str, fitted.Fitted],
+  ):
+    """Puts all weights on the device.
+
+    Raises:
+      ValueError: the drafter cannot serve, or an adapter does not fit.
+    """
+    checks.check(
+      not model.adapter and not model.adapter_dir,
+      f'the model was loaded with the adapter {model.adapter_dir!r}; load it '
+      'without, and serve that one beside the others',
+    )
+    self._model, self._drafts = model, drafter.name != 'none'
+    self._structure = adapters_lib.structure(
+      {name: _parts(found) for name, found in adapters.items()},
+      least_rank=cfg.max_lora_rank,
+      modules=config.LORA_MODULES if cfg.max_lora_rank else (),
+    )
+    self._built = self._structure.build(model.config, model.layout)
+    self.setup = _setup(self._make(cfg, drafter, adapters), cfg, drafter)
+    self.served: dict[str, Served] = {}
+    self.load(BASE, fitted.Fitted())
+    self._rows = adapters_lib.spread(self.served[BASE].weights, cfg.num_slots)
+    self._held: list[Served | None] = [None] * cfg.num_slots
+    self.seat(self.served[BASE], 0)  # compiles
+    for name, found in adapters.items():
+      self.load(name, found)
+
+  def _make(self, cfg, drafter, adapters) -> drafters.Loaded:
+    """What decodes rows with adapters of their own."""
+    model, stream, decode = (
+      self._model,
+      self._structure.stream,
+      _decode_config(cfg),
+    )
+    if drafter.name != 'streams':
+      proposer, keep = drafters.load(model, drafter, decode).drafter, 0
+    else:
+      proposer = _streams(drafter, stream, adapters)
+      keep = proposer.cfg.keep_nodes
+    fns = functools.partial(transformer_fns.model_fns, self._built)
+    return drafters.Loaded(
+      fns(decode.schedule, keep),
+      proposer,
+      transformer_fns.Params(model.base),
+      fns(is_prompt=True),
+      fns(),
+    )
+
+  def of_row(self, served: Served) -> Any:
+    """Weights for a batch of one row."""
+    return transformer_fns.Params(self._model.base, served.weights)
+
+  def of_slots(self) -> Any:
+    """Weights for all slots."""
+    return transformer_fns.Params(self._model.base, self._rows)
+
+  def seat(self, served: Served, slot: int) -> None:
+    """Makes a slot's weights those of an adapter."""
+    if self._held[slot] is not served:
+      self._rows = adapters_lib.put(self._rows, served.weights, np.int32(slot))
+      self._held[slot] = served
+
+  def load(self, name: str, found: fitted.Fitted) -> None:
+    """Serves one more adapter, or another one of that name.
+
+    Raises:
+      ValueError: it does not fit beside the others.
+    """
+    parts = _parts(found)
+    self._structure.check_fits(name, parts)
+    weights = adapters_lib.leaves(self._built, self._structure, parts)
+    has_streams = found.stream is not None
+    is_drafting = has_streams or not self.setup.drafter.with_streams
+    self.served[name] = Served(
+      name,
+      eos.union(self._model.eos_ids, found.eos_ids),
+      self._drafts and is_drafting,
+      jax.tree.map(jnp.asarray, weights),
+    )
+
+  def unload(self, name: str) -> None:
+    """Serves an adapter no more; rows that have it go on.
+
+    Raises:
+      ValueError: there is no such adapter.
+    """
+    _check_known(name, self.served)
+    del self.served[name]
+
+
+Weights = Folded | SideBySide
+
+
+def make(
+  model: runtime.Model,
+  cfg: serving.EngineConfig,
+  drafter: drafting.DrafterConfig,
+  adapters: Mapping[str, fitted.Fitted],
+) -> Weights:
+  """What serves a model, and adapters by name if there are or may be some.
+
+  Raises:
+    ValueError: the drafter cannot serve, an adapter does not fit, or the model
+      lies on several devices.
+  """
+  is_alone = not adapters and not cfg.max_lora_rank
+  accepted = _ALONE if is_alone else _BESIDE
+  checks.one_of('the drafter of an engine', drafter.name, accepted)
+  checks.check(
+    drafter.output == 'lossless',
+    f'the drafter has {drafter.output} output; an engine gives the tokens of '
+    "plain decoding: take verifier='walk' and no synthetic_acceptance",
+  )
+  checks.check(
+    model.partitioner.is_single,
+    f'the model lies on {model.partitioner.mesh.size} devices; an engine takes '
+    'one that lies on a single device',
+  )
+  checks.check(
+    BASE not in adapters, "an adapter cannot be named ''; give it a name"
+  )
+  if is_alone:
+    return Folded(model, cfg, drafter)
+  return SideBySide(model, cfg, drafter, adapters)
+
+
+def _decode_config(cfg) -> config.DecodeConfig:
+  return config.DecodeConfig(
+    max_new_tokens=cfg.max_new_tokens,
+    cache_length=cfg.cache_length,
+    schedule=cfg.schedule,
+  )
+
+
+def _setup(made, cfg, drafter) -> interface.DecodeSetup:
+  return interface.DecodeSetup(
+    made.model,
+    made.prompt_model,
+    made.drafter,
+    _decode_config(cfg),
+    verifiers.make(drafter),
+    made.chunk_model,
+  )
+
+
+def _streams(drafter, stream, adapters) -> streams.Streams:
+  """The drafter of rows with streams of their own."""
+  checks.check(
+    stream is not None,
+    "drafter is 'streams' but no adapter brings some; use 'prompt_lookup' or "
+    "'none'",
+  )
+  for name in ('ngram_table', 'vocabulary'):
+    checks.check(
+      not getattr(drafter, name),
+      f'DrafterConfig.{name} is set; adapters side by side share none, leave it '
+      'out',
+    )
+  trees = (found.tree for found in adapters.values() if found.tree)
+  tree = drafter.tree or next(trees, config.TreeConfig())
+  tree.check_fits(stream)
+  return streams.Streams(tree, stream.num_streams, drafter)
+
+
+def _parts(found: fitted.Fitted) -> adapters_lib.Parts:
+  """An adapter in the parts that rows are made of."""
+  return adapters_lib.Parts(
+    found.folded, found.folded_lora, found.stream, found.rest, found.lora
+  )
+
+
+def _check_known(name, served) -> None:
+  known = sorted(set(served) - {BASE})
+  checks.check(
+    name in known,
+    f'there is no adapter {name!r}; loaded: '
+    + (', '.join(map(repr, known)) or 'none'),
+  )

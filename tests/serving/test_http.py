@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API, against an engine of a tiny model."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+import serving_models
+from starlette import testclient
+import tiny_runtime
+
+from specstream_jax import config
+from specstream_jax.serving import http, requests
+
+
+@functools.cache
+def _engine():
+  made = serving_models.engine(max_waiting=8)
+  template = tiny_runtime.TEMPLATE
+  made.model = dataclasses.replace(made.model, chat_template=template)
+  return made
+
+
+@pytest.fixture(scope='module')
+def client():
+  options = http.Options('tiny', max_body_bytes=3000, shutdown_timeout=5)
+  server = http.Server(_engine(), options)
+  with testclient.TestClient(server.app()) as made:
+    yield made
+
+
+def _ask(**values):
+  return {
+    'model': 'tuned',
+    'prompt': 'ab',
+    'max_tokens': 12,
+    'temperature': 0,
+    'ignore_eos': True,
+  } | values
+
+
+def _complete(client, **values):
+  answer = client.post('/v1/completions', json=_ask(**values))
+  assert answer.status_code == 200, answer.text
+  return answer.json()
+
+
+def _events(answer):
+  lines = [line for line in answer.text.split('\n\n') if line]
+  assert all(line.startswith('data: ') for line in lines)
+  assert lines[-1] == 'data: [DONE]'
+  return [json.loads(line.removeprefix('data: ')) for line in lines[:-1]]
+
+
+def test_a_completion(client):
+  made = _complete(client)
+  assert made['object'] == 'text_completion' and made['model'] == 'tuned'
+  [choice] = made['choices']
+  assert choice['finish_reason'] == 'length' and choice['index'] == 0
+  endless = config.SamplingConfig(ignore_eos=True)
+  ids = tuple(_engine().model.encode('ab'))
+  request = requests.Request(ids, 'tuned', 12, endless)
+  want = _engine().submit(request).result(30)
+  assert choice['text'] == want.text
+  assert made['usage'] == {
+    'prompt_tokens': 2, 'completion_tokens': 12, 'total_tokens': 14
+  }  # fmt: skip
+  drafting = made['metrics']['speculative_decoding']
+  steps = drafting['num_spec_steps']
+  assert steps + drafting['num_accepted_draft_tokens'] == 11
+  assert sum(drafting['acceptance_histogram']) == steps
+  assert drafting['mean_acceptance_length'] == 11 / steps
+  assert drafting['num_draft_tokens'] == 5 * steps
+
+
+def test_every_form_of_prompt_is_the_same_text(client):
+  [one] = _complete(client)['choices']
+  ids = _engine().model.encode('ab')
+  made = _complete(client, prompt=['ab', 'ab'])['choices']
+  assert [c['text'] for c in made] == [one['text']] * 2
+  assert _complete(client, prompt=ids)['choices'] == [one]
+  made = _complete(client, prompt=[ids, ids], n=2)
+  assert [c['index'] for c in made['choices']] == [0, 1, 2, 3]
+  assert {c['text'] for c in made['choices']} == {one['text']}
+  assert made['usage']['prompt_tokens'] == 4
+
+
+def test_choices_draw_apart_and_a_seed_draws_again(client):
+  values = dict(temperature=1.5, seed=7, n=3)
+  made = [c['text'] for c in _complete(client, **values)['choices']]
+  assert len(set(made)) == 3
+  assert made == [c['text'] for c in _complete(client, **values)['choices']]
+  [later] = _complete(client, temperature=1.5, seed=8)['choices']
+  assert later['text'] == made[1]
+  [other] = _complete(client, temperature=1.5, seed=7, drafts=False)['choices']
+  assert other['text'] == made[0]
+
+
+def test_a_stream_is_the_whole(client):
+  whole = _complete(client, n=2, temperature=1.0, seed=3)
+  options = dict(stream=True, stream_options={'include_usage': True})
+  answer = client.post(
+    '/v1/completions', json=_ask(n=2, temperature=1.0, seed=3, **options)
+  )
+  assert answer.headers['content-type'].startswith('text/event-stream')
+  events = _events(answer)
+  texts, reasons = ['', ''], {}
+  for event in events[:-1]:
+    [choice] = event['choices']
+    texts[choice['index']] += choice['text']
+    if choice['finish_reason']:
+      reasons[choice['index']] = choice['finish_reason']
+      assert 'num_spec_steps' in event['metrics']['speculative_decoding']
+  assert texts == [choice['text'] for choice in whole['choices']]
+  assert reasons == {0: 'length', 1: 'length'}
+  assert events[-1]['choices'] == [] and events[-1]['usage'] == whole['usage']
+  assert len(events) > 4
+
+
+def test_a_chat_goes_through_the_template(client):
+  body = {
+    'model': 'tuned',
+    'messages': [
+      {'role': 'system', 'content': 'x'},
+      {'role': 'user', 'content': [{'type': 'text', 'text': 'ab'}]},
+    ],
+    'max_completion_tokens': 9,
+    'temperature': 0,
+    'ignore_eos': True,
+    'response_format': {'type': 'text'},
+  }
+  made = client.post('/v1/chat/completions', json=body).json()
+  assert made['object'] == 'chat.completion'
+  [choice] = made['choices']
+  assert choice['message']['role'] == 'assistant'
+  said = '<system>x<user>ab<assistant>'
+  [want] = _complete(client, prompt=said, max_tokens=9)['choices']
+  assert choice['message']['content'] == want['text']
+  events = _events(
+    client.post('/v1/chat/completions', json=body | {'stream': True})
+  )
+  deltas = [event['choices'][0]['delta'] for event in events]
+  assert deltas[0] == {'role': 'assistant', 'content': ''}
+  assert ''.join(d.get('content', '') for d in deltas) == want['text']
+  assert events[-1]['choices'][0]['finish_reason'] == 'length'
+
+
+def test_stops_are_no_part_of_the_answer(client):
+  text = _complete(client)['choices'][0]['text']
+  stop = text[3:5]
+  [made] = _complete(client, stop=stop)['choices']
+  assert made['text'] == text[: text.index(stop)]
+  assert made['finish_reason'] == 'stop'
+
+
+def test_models_version_health_and_metrics(client):
+  data = client.get('/v1/models').json()['data']
+  assert data[0]['id'] == 'tiny' and data[0]['parent'] is None
+  assert [m['id'] for m in data[1:]] == ['both', 'free', 'plain', 'tuned']
+  assert {m['parent'] for m in data[1:]} == {'tiny'}
+  assert client.get('/version').json() == {'version': '0.1.0'}
+  assert client.get('/health').json() == {'status': 'ok'}
+  before = _values(client)
+  made = _complete(client)
+  after = _values(client)
+  grown = lambda name: after[name] - before.get(name, 0)
+  labels = '{model_name="tuned"}'
+  drafting = made['metrics']['speculative_decoding']
+  assert grown(f'vllm:generation_tokens_total{labels}') == 12
+  assert grown(f'vllm:prompt_tokens_total{labels}') == 2
+  for name, key in (
+    ('num_drafts', 'num_spec_steps'),
+    ('num_draft_tokens', 'num_draft_tokens'),
+    ('num_accepted_tokens', 'num_accepted_draft_tokens'),
+  ):
+    name = f'vllm:spec_decode_{name}_total{labels}'
+    assert grown(name) == drafting[key]
+  name = f'vllm:e2e_request_latency_seconds_count{labels}'
+  assert grown(name) == 1
+  assert after['vllm:num_requests_running{model_name="tiny"}'] == 0
+
+
+def _values(client):
+  lines = client.get('/metrics').text.splitlines()
+  pairs = [line.rsplit(' ', 1) for line in lines if not line.startswith('#')]
+  return {name: float(value) for name, value in pairs}
+
+
+@pytest.mark.parametrize(
+  ('values', 'status', 'message', 'param'),
+  [
+    ({'model': 'x'}, 404, "no model 'x'; served: 'tiny', 'both'", 'model'),
+    ({'model': None}, 400, "'model' is missing", 'model'),
+    ({'prompt': None}, 400, "'prompt' is missing", 'prompt'),
+    ({'prompt': []}, 400, 'prompt is ', 'prompt'),
+    ({'prompt': [1, 'a']}, 400, 'prompt is ', 'prompt'),
+    ({'prompt': {'a': 1}}, 400, 'prompt is ', 'prompt'),
+    ({'prompt': ''}, 400, 'the prompt is empty', None),
+    ({'prompt': [[999]]}, 400, '999', None),
+    ({'prompt': '\ud800'}, 400, 'not valid UTF-8', 'prompt'),
+    ({'logprobs': 0}, 400, "'logprobs' is not supported here", 'logprobs'),
+    ({'echo': True}, 400, "'echo' is not supported here", 'echo'),
+    ({'best_of': 3}, 400, "'best_of' is not supported here", 'best_of'),
+    ({'whatever': 3}, 400, "'whatever' is not supported here", 'whatever'),
+    (
+      {'stream_options': {'x': 1}},
+      400,
+      "'stream_options.x' is not supported here",
+      'stream_options.x',
+    ),
+    ({'n': 0}, 400, 'make 0 choices; accepted: 1 to 128', 'n'),
+    ({'n': 1.5}, 400, 'n is 1.5; accepted: a whole number', 'n'),
+    ({'stream': 'yes'}, 400, "stream is 'yes'; accepted: true", 'stream'),
+    ({'max_tokens': 0}, 400, 'max_new_tokens is 0; it must be', None),
+    ({'max_tokens': 33}, 400, 'max_new_tokens is 33; accepted: 1 to 32', None),
+    ({'max_tokens': 'x'}, 400, "max_new_tokens is the text 'x'", None),
+    ({'prompt': [1] * 60}, 400, 'the prompt has 60 tokens and 12 new', None),
+    ({'temperature': -1}, 400, 'temperature is -1', None),
+    ({'seed': 'x'}, 400, "seed is the text 'x'", None),
+    ({'logit_bias': {'a': 1}}, 400, 'logit_bias is ', 'logit_bias'),
+    ({'logit_bias': [1]}, 400, 'logit_bias is [1]', 'logit_bias'),
+    ({'stop': [1]}, 400, 'stop is ', None),
+    ({'stop': {}}, 400, 'stop is {}; accepted: a list', 'stop'),
+    ({'timeout': -1}, 400, 'timeout is -1', None),
+  ],
+)
+def test_bodies_that_are_refused(values, status, message, param, client):
+  answer = client.post('/v1/completions', content=json.dumps(_ask(**values)))
+  assert answer.status_code == status, answer.text
+  error = answer.json()['error']
+  assert message in error['message'], error['message']
+  assert error['param'] == param and error['code'] == status
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({'messages': 'x'}, "messages is 'x'; accepted: a list"),
+    ({'messages': [3]}, 'messages is 3; accepted: an object'),
+    ({'messages': [{'content': 'x'}]}, 'a message has no role; name one'),
+    ({'messages': [{'role': 'a', 'content': 3}]}, 'content is 3; accepted'),
+    (
+      {'messages': [{'role': 'a', 'content': [{'type': 'image_url'}]}]},
+      "content of type 'image_url' is not supported; use text",
+    ),
+    ({'tools': 3}, 'tools is 3; accepted: a list'),
+    ({'response_format': {'type': 'json_object'}}, "'response_format' is not"),
+    ({'top_logprobs': 2}, "'top_logprobs' is not supported here"),
+  ],
+)
+def test_chats_that_are_refused(values, message, client):
+  body = {'model': 'tiny', 'messages': [{'role': 'user', 'content': 'x'}]}
+  answer = client.post('/v1/chat/completions', json=body | values)
+  assert answer.status_code == 400
+  assert message in answer.json()['error']['message'], answer.text
+
+
+@pytest.mark.parametrize(
+  ('content', 'status', 'message'),
+  [
+    (b'{', 400, 'the body is no JSON'),
+    (b'\xff\xfe', 400, 'the body is no JSON'),
+    (b'[1]', 400, 'the body is no JSON object'),
+    (b'{"temperature": NaN}', 400, 'NaN is no number of JSON'),
+    (b'[' * 2000, 400, 'the body is no JSON'),
+    (b' ' * 3001, 413, 'the body is larger than 3000 bytes; send less'),
+  ],
+)
+def test_bodies_that_are_no_request(content, status, message, client):
+  answer = client.post('/v1/completions', content=content)
+  assert answer.status_code == status
+  assert message in answer.json()['error']['message']
+
+
+def test_paths_that_are_not_there(client):
+  answer = client.get('/v1/x')
+  assert answer.status_code == 404
+  assert answer.json()['error']['message'] == "there is no '/v1/x'"
+  answer = client.get('/v1/completions')
+  assert answer.status_code == 405
+  assert answer.json()['error']['message'].endswith('takes no GET')
+
+
+class _Busy:
+  """An engine that takes nothing."""
+
+  def __init__(self, error):
+    self._error = error
+
+  def __getattr__(self, name):
+    return getattr(_engine(), name)
+
+  def submit(self, request):
+    raise self._error
+
+  def start(self):
+    pass
+
+  def close(self, timeout):
+    pass
+
+
+@pytest.mark.parametrize(
+  ('error', 'status', 'retry', 'message'),
+  [
+    (requests.RefusedError('full', 7), 429, '7', 'full'),
+    (requests.RefusedError('closing'), 503, None, 'closing'),
+    (TypeError('/secret/path'), 500, None, 'internal error'),
+  ],
+)
+def test_engines_that_take_nothing(error, status, retry, message):
+  server = http.Server(_Busy(error), http.Options('tiny'))
+  client = testclient.TestClient(server.app())
+  answer = client.post('/v1/completions', json=_ask())
+  assert answer.status_code == status
+  assert answer.headers.get('retry-after') == retry
+  assert answer.json()['error']['message'] == message
+
+
+def test_a_key_is_needed_where_there_is_one():
+  server = http.Server(_engine(), http.Options('tiny', 'geheim'))
+  client = testclient.TestClient(server.app())
+  for headers in ({}, {'Authorization': 'Bearer gehein'}):
+    answer = client.get('/v1/models', headers=headers)
+    assert answer.status_code == 401
+    assert 'the API key is missing' in answer.json()['error']['message']
+  headers = {'Authorization': 'Bearer geheim'}
+  assert client.get('/v1/models', headers=headers).status_code == 200
+  assert client.get('/health').status_code == 200
+  assert 'geheim' not in repr(server.options)

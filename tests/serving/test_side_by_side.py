@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of different adapters in one batch say what each says alone."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import serving_models
+
+from specstream_jax import config
+from specstream_jax.checkpoints import fitted
+from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
+from specstream_jax.drafters import none
+from specstream_jax.modeling import build
+from specstream_jax.serving import engine as engine_lib, requests
+
+CFG = serving_models.CFG
+SAMPLING = (
+  config.SamplingConfig(),
+  config.SamplingConfig(1.3, top_k=40),
+  config.SamplingConfig(presence_penalty=0.7, frequency_penalty=0.3),
+  config.SamplingConfig(0.8, repetition_penalty=1.3, logit_bias={7: 1.0}),
+)
+
+
+@functools.cache
+def _engine():
+  return serving_models.engine(max_waiting=1000)
+
+
+@functools.cache
+def _plain():
+  """Plain decoding of any weights of the base's shapes."""
+  model = serving_models.base()
+  decode = config.DecodeConfig(
+    max_new_tokens=CFG.max_new_tokens, prompt_bucket=32, eos_ids=model.eos_ids
+  )
+  fns = transformer_fns.model_fns(
+    build.build(model.config, None, None, 'out_in')
+  )
+  return decoder_lib.Decoder(fns, none.NoDraft(), decode)
+
+
+@functools.cache
+def _weights(name):
+  found = None if not name else (serving_models.kinds() | _LATER)[name]
+  return transformer_fns.Params(serving_models.alone(found).base)
+
+
+_LATER = {
+  'later': serving_models.fine_tuned(seed=11, rank=2),
+  'latest': serving_models.lossless(seed=12, rank=1),
+}
+
+
+def _asked(seed, count, names):
+  rng = np.random.default_rng(seed)
+  return [
+    requests.Request(
+      tuple(rng.integers(1, 257, int(rng.integers(1, 28))).tolist()),
+      adapter=names[int(rng.integers(0, len(names)))],
+      max_new_tokens=int(rng.integers(1, 17)),
+      sampling=SAMPLING[int(rng.integers(0, len(SAMPLING)))],
+      seed=int(rng.integers(0, 999)),
+    )
+    for _ in range(count)
+  ]
+
+
+def _run(engine, asked):
+  handles = [engine.submit(request) for request in asked]
+  while engine.step():
+    pass
+  return [handle.result(0) for handle in handles]
+
+
+def _alone(request):
+  made = _plain().generate(
+    _weights(request.adapter),
+    [list(request.prompt)],
+    request.max_new_tokens,
+    seed=request.seed,
+    sampling=request.sampling,
+  )
+  return made.tokens[0], made.finish_reasons[0]
+
+
+NAMES = ['', *serving_models.kinds()]
+
+
+def test_mixed_rows_say_what_each_adapter_says_alone():
+  asked = _asked(0, 40, NAMES)
+  done = _run(_engine(), asked)
+  for request, made in zip(asked, done, strict=True):
+    assert (made.tokens, made.finish_reason) == _alone(request), request.adapter
+  accepted = dict.fromkeys(NAMES, 0)
+  for request, made in zip(asked, done, strict=True):
+    accepted[request.adapter] += made.metrics.num_accepted
+  # Rows without streams draft nothing, the others something right.
+  assert not accepted[''] and not accepted['plain']
+  assert sum(accepted.values()) > 0
+
+
+def test_every_adapter_says_something_of_its_own():
+  """The test above would be none if they all said the same."""
+  said = {}
+  for name in NAMES:
+    request = requests.Request((5, 9, 2), name, 12)
+    said[name] = tuple(_alone(request)[0])
+  said.pop('free')  # lossless streams say what the base says
+  assert len(set(said.values())) == len(said)
+
+
+@pytest.mark.parametrize(
+  'count', [60, pytest.param(500, marks=pytest.mark.slow)]
+)
+def test_no_request_and_no_adapter_compiles_anything(count, caplog):
+  engine = _engine()
+  _run(engine, _asked(1, 4, NAMES))  # what eager code compiles once for all
+  before = engine.stats().num_compilations
+  asked = _asked(2, count, [*NAMES, *_LATER])
+  with jax.log_compiles():
+    for name, found in _LATER.items():
+      engine.load_adapter(name, found)
+    done = _run(engine, asked)
+  compiled = [r.message for r in caplog.records if 'compil' in r.message]
+  assert not compiled
+  assert engine.stats().num_compilations == before
+  for request, made in list(zip(asked, done, strict=True))[:20]:
+    assert (made.tokens, made.finish_reason) == _alone(request)
+  for name in _LATER:
+    engine.unload_adapter(name)
+  with pytest.raises(ValueError, match="no adapter 'later'; loaded: 'both',"):
+    engine.submit(requests.Request((1,), 'later'))
+
+
+def test_rows_go_on_when_their_adapter_is_unloaded():
+  engine = _engine()
+  engine.load_adapter('later', _LATER['later'])
+  asked = [
+    requests.Request(
+      (3, 4), 'later', 16, config.SamplingConfig(ignore_eos=True)
+    )
+  ] * 6
+  handles = [engine.submit(request) for request in asked]
+  engine.step()
+  engine.unload_adapter('later')
+  engine.load_adapter('later', _LATER['latest'])
+  while engine.step():
+    pass
+  engine.unload_adapter('later')
+  want = _alone(asked[0])
+  for handle in handles:
+    assert (handle.result(0).tokens, 'length') == want
+
+
+@pytest.mark.slow
+def test_one_folded_adapter_is_served_as_it_was_loaded():
+  found = serving_models.kinds()['both']
+  cfg = dataclasses.replace(CFG, max_waiting=1000)
+  engine = engine_lib.Engine(serving_models.alone(found), cfg)
+  assert engine.adapters == []
+  asked = [dataclasses.replace(r, adapter='') for r in _asked(5, 8, NAMES)]
+  done = _run(engine, asked)
+  for request, made in zip(asked, done, strict=True):
+    want = _alone(dataclasses.replace(request, adapter='both'))
+    assert (made.tokens, made.finish_reason) == want
+  with pytest.raises(ValueError, match="'more' cannot be loaded: the engine"):
+    engine.load_adapter('more', found)
+  with pytest.raises(ValueError, match="no adapter 'more'; loaded: none"):
+    engine.unload_adapter('more')
+
+
+@pytest.mark.parametrize(
+  ('found', 'message'),
+  [
+    (
+      serving_models.fine_tuned(rank=6),
+      "'x' has LoRA of rank 6, and there is room for 4; serve it from the start",
+    ),
+    (
+      dataclasses.replace(
+        serving_models.peft(),
+        folded_lora=config.LoraConfig(rank=4, modules=('gate', 'up')),
+      ),
+      "'x' has LoRA on gate, and there is room on query, value, up, down; serve",
+    ),
+    (
+      dataclasses.replace(
+        serving_models.fine_tuned(),
+        stream=dataclasses.replace(serving_models.STREAM, num_streams=3),
+      ),
+      "'x' has streams of another structure .*: num_streams 3, not 2; serve it",
+    ),
+  ],
+)
+def test_adapters_that_do_not_fit(found, message):
+  engine = _engine()
+  with pytest.raises(ValueError, match=message):
+    engine.load_adapter('x', found)
+  assert 'x' not in engine.adapters
+
+
+@pytest.mark.parametrize(
+  ('model', 'drafter', 'adapters', 'message'),
+  [
+    (
+      lambda: serving_models.alone(serving_models.fine_tuned()),
+      None,
+      {'a': serving_models.peft()},
+      "was loaded with the adapter ''; load it without",
+    ),
+    (
+      serving_models.base,
+      'draft_model:path=x',
+      {},
+      "the drafter of an engine is 'draft_model'; accepted: 'streams'",
+    ),
+    (
+      serving_models.base,
+      'streams',
+      {'a': serving_models.peft()},
+      "drafter is 'streams' but no adapter brings some; use 'prompt_lookup'",
+    ),
+    (
+      serving_models.base,
+      'streams:verifier=typical',
+      {'a': serving_models.fine_tuned()},
+      'the drafter has lossy output; an engine gives the tokens of plain',
+    ),
+    (
+      serving_models.base,
+      'streams:ngram_table=x',
+      {'a': serving_models.fine_tuned()},
+      'ngram_table is set; adapters side by side share none, leave it out',
+    ),
+    (
+      serving_models.base,
+      'none',
+      {'': fitted.Fitted()},
+      "an adapter cannot be named ''; give it a name",
+    ),
+  ],
+)
+def test_engines_that_cannot_be(model, drafter, adapters, message):
+  with pytest.raises(ValueError, match=message):
+    engine_lib.Engine(model(), CFG, drafter=drafter, adapters=adapters)
