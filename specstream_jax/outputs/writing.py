@@ -56,8 +56,13 @@ def replacing(path: str | os.PathLike) -> Iterator[str]:
   """A path to write to, which takes the place of `path` at the end.
 
   Raises:
-    WriteError: see `readable`.
+    WriteError: see `readable`; or `path` is a device or a pipe, whose place a
+      file would take.
   """
+  if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+    raise WriteError(
+      f'cannot write {os.fspath(path)}: it is a device or a pipe; name a file'
+    )
   folder, name = os.path.split(os.path.abspath(path))
   with readable(path), scratch.folder(folder, name) as place:
     yield os.path.join(place, name)

@@ -143,3 +143,12 @@ def test_names_that_are_no_file_of_the_folder(name):
 @pytest.mark.parametrize('name', ['train', 'a-1.b_c', 'model-00001-of-2.x'])
 def test_plain_names(name):
   names.check('--split', name)
+
+
+def test_a_pipe_keeps_its_place(tmp_path):
+  path = tmp_path / 'pipe'
+  os.mkfifo(path)
+  with pytest.raises(writing.WriteError, match='device or a pipe; name a file'):
+    writing.write_text(path, 'text')
+  assert path.is_fifo()
+  assert os.listdir(tmp_path) == ['pipe']
