@@ -38,6 +38,9 @@ def adapt(
   skip_bad_rows: bool = False,
   dtype: str = 'float32',
   max_new_tokens: int = 0,
+  task: str = '',
+  data_dir: str = '',
+  compare_lora: bool = False,
   progress: bool = True,
 ) -> _adapt.Adapted:
   """From rows to a measured adapter, as `specstream adapt` does it.
@@ -60,6 +63,9 @@ def adapt(
     skip_bad_rows: leave bad rows out, with a warning each.
     dtype: of weights and activations.
     max_new_tokens: of an answer; 0 goes by the rows.
+    task: whose rows are taken; `rows` is '' then.
+    data_dir: folder of the task's files.
+    compare_lora: train a LoRA without drafts as well, to compare answers with.
     progress: say what is going on, and show progress bars.
 
   Raises:
@@ -77,6 +83,9 @@ def adapt(
     skip_bad_rows=skip_bad_rows,
     dtype=dtype,
     max_new_tokens=max_new_tokens,
+    task=task,
+    data_dir=data_dir,
+    compare_lora=compare_lora,
   )
   say = print if progress else lambda line: None
   return _adapt.adapt(

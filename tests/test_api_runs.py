@@ -37,7 +37,7 @@ def other(value):
 @pytest.mark.parametrize(
   ('function', 'module', 'left_out'),
   [
-    (ss.adapt, adapt, {'chat'}),
+    (ss.adapt, adapt, {'chat', 'compare_lora'}),
     (ss.compare, bench, NOT_OF_COMPARE),
     (ss.check, check, set()),
     (ss.export, export, set()),

@@ -15,6 +15,7 @@ from specstream_jax.cli import gin_files, main
 from specstream_jax.config import (
   checks as config_checks,
   drafting as config_drafting,
+  serving,
 )
 from specstream_jax.workflows import (
   bench,
@@ -50,6 +51,9 @@ CONFIGS = (
   config.OptimizerConfig(),
   config.TrainConfig(),
   config.DataConfig(),
+  config.TaskConfig(),
+  config.EvalConfig(),
+  serving.EngineConfig(),
   config_drafting.DrafterConfig(),
   mesh.MeshConfig(),
   partitioning.AxisRules(),

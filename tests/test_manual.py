@@ -37,7 +37,7 @@ WRITTEN |= {'docs/launching.md'}
 def _scripts(monkeypatch):
   monkeypatch.syspath_prepend(str(SCRIPTS))
   yield
-  for name in ('reference', 'pictures'):
+  for name in ('program_pages', 'pictures'):
     sys.modules.pop(name, None)
 
 
@@ -238,13 +238,13 @@ def test_pages_of_the_navigation_are_there():
 
 @pytest.mark.usefixtures('scripts')
 def test_the_reference_has_every_command_flag_and_field():
-  reference = importlib.import_module('reference')
-  text = reference.commands()
+  pages = importlib.import_module('program_pages')
+  text = pages.commands()
   for name, about in help_texts.COMMANDS.items():
     assert f'](#{name}): {about}' in text and f'\n## {name}\n' in text
     for flag in command_flags.of(name):
       assert re.search(rf'\| `--{flag}=?` \| \S', text), (name, flag)
-  fields = reference.fields()
+  fields = pages.fields()
   for name in recipes.names():
     assert f'| `{name}` | ' in fields
   for name, cls in gin_files.classes().items():

@@ -5,7 +5,7 @@ import pathlib
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-import reference  # beside this file, where mkdocs looks while it loads a hook
+import program_pages  # beside this file, where mkdocs looks while it loads a hook
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -35,8 +35,8 @@ def _without(nav, missing):
 def on_files(files: Files, config: MkDocsConfig) -> Files:
   """Adds the pages that are written from the program, and the launch guide."""
   written = {
-    'reference/commands.md': reference.commands(),
-    'reference/config.md': reference.fields(),
+    'reference/commands.md': program_pages.commands(),
+    'reference/config.md': program_pages.fields(),
     'launching.md': (_ROOT / 'launch' / 'README.md').read_text(),
   }
   for path, text in written.items():

@@ -266,9 +266,7 @@ def test_every_field_that_must_be_neutral_is_held_to_it(name):
   raw = family_models.raw_config(name, 'config_4.json')
   family = families.by_name(family_models.load(name).cfg.family)
   for field in family.neutral:
-    with pytest.raises(
-      ValueError, match=rf"(?m)^  - {field} is 'odd'; accepted: "
-    ):
+    with pytest.raises(ValueError, match=rf"refused: {field} is 'odd'; acc"):
       huggingface_config.parse(raw | {field: 'odd'}, 'config.json')
   for field, kind in family.kinds.items():
     if kind.fits({}) or field not in raw:

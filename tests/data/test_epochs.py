@@ -92,6 +92,7 @@ def flags(monkeypatch, folders):
     values = types.SimpleNamespace(**none | {'data_dir': folders[0]} | given)
     module = types.SimpleNamespace(FLAGS=values)
     monkeypatch.setattr(train_flags, 'flags', module)
+    return values.data_dir
 
   return set_flags
 
@@ -103,30 +104,30 @@ RECIPE = workflow.Recipe(
 
 
 def test_flags_come_before_the_recipe(flags):
-  flags()
-  assert train_flags.apply(RECIPE) == RECIPE
+  folder = flags()
+  assert train_flags.apply(RECIPE, folder) == RECIPE
   flags(steps=4, batch_size=2, learning_rate=0.5)
-  found = train_flags.apply(RECIPE)
+  found = train_flags.apply(RECIPE, folder)
   assert (found.train.num_steps, found.train.batch_size) == (4, 2)
   assert found.train.seed == 3
   assert found.optimizer.learning_rate == 0.5
   flags(epochs=2.0, batch_size=2)
-  assert train_flags.apply(RECIPE).train.num_steps == 3
+  assert train_flags.apply(RECIPE, folder).train.num_steps == 3
 
 
 def test_steps_and_epochs_do_not_go_together(flags):
-  flags(steps=4, epochs=2.0)
+  folder = flags(steps=4, epochs=2.0)
   with pytest.raises(ValueError, match=r'--steps=4 and --epochs=2.0 say two'):
-    train_flags.apply(RECIPE)
+    train_flags.apply(RECIPE, folder)
 
 
 def test_a_run_says_its_epochs(flags, capsys):
-  flags(steps=90)
-  train_flags.announce(train_flags.apply(RECIPE))
+  folder = flags(steps=90)
+  train_flags.announce(train_flags.apply(RECIPE, folder), folder)
   out, err = capsys.readouterr()
   assert out == '90 steps of 1 rows: about 30 epochs of 12 examples\n'
   flags(steps=123456, batch_size=3)
-  train_flags.announce(train_flags.apply(RECIPE))
+  train_flags.announce(train_flags.apply(RECIPE, folder), folder)
   assert 'about 123,456 epochs' in capsys.readouterr().out
   assert err.startswith('warning: the run goes through ')
 

@@ -100,6 +100,7 @@ def prepared(tmp_path, monkeypatch):
   def run(path):
     args = types.SimpleNamespace(**flags, tokenizer=str(path))
     monkeypatch.setattr(prepare, 'FLAGS', args)
+    monkeypatch.setattr(prepare.task_flags, 'name', lambda **_: args.task)
     prepare.main([])
     return asked
 

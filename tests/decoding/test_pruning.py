@@ -18,8 +18,9 @@ DECODE = config.DecodeConfig(max_new_tokens=13, prompt_bucket=8, eos_ids=(5,))
 TREE = config.TreeConfig('full', depth=2, branching=3)
 CONFIG = dataclasses.replace(tiny.CONFIG, num_layers=2)
 STREAMS = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=2)
-NUM_ROWS, NUM_MODELS, KEEP = 26, 3, 6
+NUM_MODELS, KEEP = 3, 6
 CASES = list(sampling_cases.cases(CONFIG.vocab_size).values())
+NUM_ROWS = 13 + len(CASES)
 SAMPLING = {
   'greedy': [config.SamplingConfig()] * NUM_ROWS,
   # Half at temperature 1, half with settings of every kind.

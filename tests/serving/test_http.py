@@ -10,6 +10,7 @@ import serving_models
 from starlette import testclient
 import tiny_runtime
 
+import specstream_jax as ss
 from specstream_jax import config
 from specstream_jax.serving import http, requests
 
@@ -159,7 +160,7 @@ def test_models_version_health_and_metrics(client):
   assert data[0]['id'] == 'tiny' and data[0]['parent'] is None
   assert [m['id'] for m in data[1:]] == ['both', 'free', 'plain', 'tuned']
   assert {m['parent'] for m in data[1:]} == {'tiny'}
-  assert client.get('/version').json() == {'version': '0.1.0'}
+  assert client.get('/version').json() == {'version': ss.__version__}
   assert client.get('/health').json() == {'status': 'ok'}
   before = _values(client)
   made = _complete(client)

@@ -177,6 +177,7 @@ def test_a_dry_run_refuses_what_the_run_would(model_dir, tmp_path):
 def test_the_command_line_dry_run(model_dir, tmp_path, monkeypatch, layers):
   args = types.SimpleNamespace(
     model=model_dir,
+    task=None,
     data_dir=write(tmp_path / 'bad', IN_PROMPT),
     eval_data_dir=None,
     draft_model_layers=layers,
