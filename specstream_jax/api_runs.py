@@ -43,34 +43,29 @@ def adapt(
   compare_lora: bool = False,
   progress: bool = True,
 ) -> _adapt.Adapted:
-  """From rows to a measured adapter, as `specstream adapt` does it.
-
-  A stopped run goes on with the same call.
+  """From rows to a measured adapter; the same call goes on where it stopped.
 
   Args:
     base: model name, folder, hub id or GGUF file.
     rows: a file of rows, a folder of such files, or a Hugging Face data set.
     output_dir: of the run: adapter/, report.html, and all stages.
-    mode: 'fine_tuned' learns the rows' answers, 'lossless' leaves the model's
-      as they are, 'auto' takes what fits the rows.
+    mode: 'fine_tuned', 'lossless' or 'auto', which takes what fits the rows.
     on_adapter: fine-tuned adapter or PEFT LoRA whose answers are kept.
     time_limit: minutes for all of it; a guide.
     prompt_column: of the prompts or messages; '' goes by the known names.
     answer_column: of the answers.
-    chat: 'auto', 'always' or 'never': whether prompts go through the chat
-      template.
+    chat: 'auto', 'always' or 'never': prompts go through the chat template.
     split: of a data set that has several.
     skip_bad_rows: leave bad rows out, with a warning each.
     dtype: of weights and activations.
     max_new_tokens: of an answer; 0 goes by the rows.
-    task: whose rows are taken; `rows` is '' then.
+    task: whose rows are taken, of data_dir; `rows` is '' then.
     data_dir: folder of the task's files.
     compare_lora: train a LoRA without drafts as well, to compare answers with.
     progress: say what is going on, and show progress bars.
 
   Raises:
-    ValueError: bad rows, with file and line of each, or a folder of other
-      settings.
+    ValueError: bad rows, with file and line, or a folder of other settings.
   """
   options = _adapt.Options(
     mode=mode,
@@ -87,10 +82,12 @@ def adapt(
     data_dir=data_dir,
     compare_lora=compare_lora,
   )
+  return _adapted(base, rows, output_dir, options, progress)
+
+
+def _adapted(base, rows, folder, options, progress):
   say = print if progress else lambda line: None
-  return _adapt.adapt(
-    rows, base, output_dir, options, say=say, progress=progress
-  )
+  return _adapt.adapt(rows, base, folder, options, say=say, progress=progress)
 
 
 @checks.names_options

@@ -23,7 +23,7 @@ from specstream_jax.checkpoints import (
 )
 from specstream_jax.cli import info
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'peft'
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'peft_folders'
 BASE = GOLDEN / 'base'
 NAMES = ('list', 'regex', 'linear', 'patterns')
 DECODE = config.DecodeConfig(max_new_tokens=12, prompt_bucket=8)

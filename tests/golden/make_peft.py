@@ -18,7 +18,7 @@ import peft
 import torch
 import transformers
 
-FOLDER = pathlib.Path(__file__).parent / 'peft'
+FOLDER = pathlib.Path(__file__).parent / 'peft_folders'
 PROMPT_LENGTHS = 3, 7
 NUM_NEW = 12
 SIZES = {
