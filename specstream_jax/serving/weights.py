@@ -11,7 +11,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import config, drafters, runtime
@@ -184,7 +183,7 @@ class SideBySide:
       name,
       eos.union(self._model.eos_ids, found.eos_ids),
       self._drafts and is_drafting,
-      jax.tree.map(jnp.asarray, weights),
+      jax.device_put(weights),
     )
 
   def unload(self, name: str) -> None:
