@@ -27,7 +27,7 @@ from specstream_jax.config import checks, serving
 _KEY = 'SPECSTREAM_API_KEY'
 # Flags of the same name as fields of `EngineConfig`.
 _SIZES = ('num_slots', 'cache_length', 'max_new_tokens', 'chunk', 'quantum')
-_SIZES += ('max_waiting', 'max_lora_rank', 'schedule')
+_SIZES += ('max_waiting', 'max_lora_rank', 'schedule', 'prefix_cache_mb')
 
 
 def define_flags() -> None:
@@ -92,6 +92,12 @@ def define_sizes() -> None:
   )
   flags.DEFINE_integer(
     'max_lora_rank', None, 'Room for LoRA of more adapters than the first.'
+  )
+  flags.DEFINE_integer(
+    'prefix_cache_mb',
+    None,
+    'Memory for how prompts begin, which those that begin alike share; 256, 0 '
+    'is off.',
   )
   flags.DEFINE_enum(
     'schedule', None, ['deferred', 'parallel'], 'When streams run.'

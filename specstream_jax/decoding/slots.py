@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import arrays, partitioning
-from specstream_jax.decoding import interface, loop, stopping
+from specstream_jax.decoding import interface, loop, prefixes, stopping
 from specstream_jax.modeling import cache as cache_lib
 
 
@@ -127,6 +127,7 @@ class SlotDecoder:
 
   Attributes:
     num_compilations: programs that were traced so far.
+    prefixes: how prompts begin.
   """
 
   def __init__(
@@ -135,6 +136,7 @@ class SlotDecoder:
     *,
     num_slots: int,
     chunk: int,
+    prefix_bytes: int = 0,
     partitioner: partitioning.Partitioner | None = None,
   ):
     """Compiles nothing yet.
@@ -144,9 +146,14 @@ class SlotDecoder:
         `chunk`, and the room for a prompt.
       num_slots: B.
       chunk: C, tokens of a prompt that one pass reads.
+      prefix_bytes: most that `prefixes` may take.
+      partitioner: where arrays lie.
     """
     self.setup, self.num_slots, self.chunk = setup, num_slots, chunk
     self.num_compilations = 0
+    self.prefixes = prefixes.Prefixes(
+      prefix_bytes, chunk, _chunk_bytes(setup, chunk)
+    )
     part = partitioner or partitioning.local()
     own = lambda fun, **named: part.jit(self._counted(fun, setup), **named)
     plain = lambda fun, **named: part.jit(self._counted(fun), **named)
@@ -157,6 +164,9 @@ class SlotDecoder:
     self._release = plain(release, donate_argnums=0)
     self._empty = plain(empty, static_argnums=1)
     self._start = plain(_restart, donate_argnums=0)
+    self._renew = plain(_zeros, donate_argnums=0)
+    self._take = plain(cache_lib.take, static_argnums=2)
+    self._place = plain(cache_lib.place, donate_argnums=0)
     self._state: Any = None
     self._spare: Any = None
     self._is_greedy = np.ones(num_slots, bool)
@@ -183,6 +193,10 @@ class SlotDecoder:
     self._spare = jax.jit(
       lambda: self.setup.model.init_cache(1, cfg.cache_length)
     )()
+    if self.prefixes.most_bytes:
+      part = self._take(self._spare, np.int32(0), self.chunk)
+      self._spare = self._start(self._place(self._spare, part, np.int32(0)))
+    self._spare = self._renew(self._spare)
     reading = Reading(self, row_params, [0] * (self.chunk + 1), rows)
     reading.advance()
     row = reading.advance()
@@ -196,7 +210,12 @@ class SlotDecoder:
     jax.block_until_ready(self._state)
 
   def read(
-    self, row_params: Any, prompt: Sequence[int], rows: loop.Rows
+    self,
+    row_params: Any,
+    prompt: Sequence[int],
+    rows: loop.Rows,
+    *,
+    owner: int | None = None,
   ) -> 'Reading':
     """Begins to read a prompt; one at a time.
 
@@ -204,8 +223,10 @@ class SlotDecoder:
       row_params: weights for this row.
       prompt: token ids.
       rows: what it asks for, as a batch of one, with settings and edits.
+      owner: whose keys and values they are, for `prefixes`; None reads all of
+        the prompt, and keeps nothing.
     """
-    return Reading(self, row_params, prompt, rows)
+    return Reading(self, row_params, prompt, rows, owner)
 
   def insert(
     self, row: loop.DecodeState, slot: int, *, is_greedy: bool
@@ -221,9 +242,17 @@ class SlotDecoder:
     self._is_greedy[slot] = is_greedy
     self.give_back(row.cache)
 
-  def give_back(self, cache: cache_lib.Cache) -> None:
-    """Keeps the cache of a row that is no longer read for the next one."""
-    self._spare = self._start(cache)
+  def give_back(
+    self, cache: cache_lib.Cache, *, is_finite: bool = True
+  ) -> None:
+    """Keeps the cache of a row that is no longer read for the next one.
+
+    Args:
+      cache: of it.
+      is_finite: False if some of it may not be. Nobody looks there, but
+        infinity and NaN times a weight of zero are NaN.
+    """
+    self._spare = self._start(cache) if is_finite else self._renew(cache)
 
   def release(self, slots: Sequence[int]) -> None:
     """Frees slots; what their rows did is lost."""
@@ -279,7 +308,11 @@ class SlotDecoder:
 
 
 class Reading:
-  """A prompt that is being read, chunk by chunk."""
+  """A prompt that is being read, chunk by chunk.
+
+  Attributes:
+    num_found: tokens of it that somebody has read before.
+  """
 
   def __init__(
     self,
@@ -287,22 +320,35 @@ class Reading:
     row_params: Any,
     prompt: Sequence[int],
     rows: loop.Rows,
+    owner: int | None = None,
   ):
     self._decoder, self._params, self._rows = decoder, row_params, rows
     self._prompt = np.asarray(prompt, np.int32)
-    self._num_read = 0
     self._cache = decoder._take_spare()
+    self._keys, found = [], []
+    if owner is not None:
+      self._keys = decoder.prefixes.keys(owner, self._prompt)
+      found = decoder.prefixes.find(self._keys, len(prompt))
+    for number, part in enumerate(found):
+      start = np.int32(number * decoder.chunk)
+      self._cache = decoder._place(self._cache, part, start)
+    self.num_found = self._num_read = len(found) * decoder.chunk
 
   def advance(self) -> loop.DecodeState | None:
     """Reads one chunk; the row if it was the last."""
     decoder, size = self._decoder, self._decoder.chunk
-    part = self._prompt[self._num_read : self._num_read + size]
+    start = self._num_read
+    part = self._prompt[start : start + size]
     tokens = np.zeros((1, size), np.int32)
     tokens[0, : len(part)] = part
     count = np.array([len(part)], np.int32)
     self._num_read += len(part)
     if self._num_read < len(self._prompt):
       self._cache = decoder._read(self._params, self._cache, tokens, count)
+      if self._keys:
+        decoder.prefixes.make_room()
+        kept = decoder._take(self._cache, np.int32(start), size)
+        decoder.prefixes.add(self._keys[start // size], kept)
       return None
     whole = np.zeros((1, decoder.setup.cfg.cache_length), np.int32)
     whole[0, : len(self._prompt)] = self._prompt
@@ -311,13 +357,25 @@ class Reading:
     )
 
   def abandon(self) -> None:
-    """Stops reading."""
-    self._decoder.give_back(self._cache)
+    """Stops reading; of what was read nothing is known."""
+    self._decoder.give_back(self._cache, is_finite=False)
+
+
+def _chunk_bytes(setup, chunk):
+  """Of the keys and values of a chunk."""
+  cache = jax.eval_shape(lambda: setup.model.init_cache(1, chunk))
+  layers = jax.tree.leaves((cache.keys, cache.values))
+  return sum(x.size * x.dtype.itemsize for x in layers)
 
 
 def _read_on(setup, params, cache, tokens, counts):
   """The cache after a chunk."""
   return read_chunk(setup, params, cache, tokens, counts).cache
+
+
+def _zeros(cache):
+  """A cache of zeros that holds nothing."""
+  return jax.tree.map(jnp.zeros_like, cache)
 
 
 def _restart(cache):

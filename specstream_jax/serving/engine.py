@@ -25,7 +25,12 @@ import numpy as np
 from specstream_jax import memory, runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
-from specstream_jax.decoding import loop, slots as slots_lib, stopping
+from specstream_jax.decoding import (
+  loop,
+  prefixes,
+  slots as slots_lib,
+  stopping,
+)
 from specstream_jax.serving import admission, requests, rows, weights
 
 _PAST = 0.9  # its weight in the mean time of a request
@@ -42,6 +47,7 @@ class Stats:
     num_slots: rows that there is room for.
     finished: requests that are done, by finish reason.
     num_compilations: programs compiled so far.
+    prefixes: how much reading of prompts was saved.
   """
 
   running: int
@@ -50,6 +56,7 @@ class Stats:
   num_slots: int
   finished: Mapping[str, int]
   num_compilations: int
+  prefixes: prefixes.Counts
 
 
 class Engine:
@@ -88,6 +95,7 @@ class Engine:
       self._weights.setup,
       num_slots=self.cfg.num_slots,
       chunk=self.cfg.chunk,
+      prefix_bytes=self.cfg.prefix_cache_mb * 10**6,
       partitioner=model.partitioner,
     )
     self._queue: deque[rows.Row] = deque()
@@ -163,6 +171,7 @@ class Engine:
       num_slots=self.cfg.num_slots,
       finished=dict(self._finished),
       num_compilations=self._decoder.num_compilations,
+      prefixes=self._decoder.prefixes.counts,
     )
 
   def start(self) -> None:
@@ -312,7 +321,11 @@ class Engine:
     row.start()
     params = self._weights.of_row(row.served)
     prompt = row.handle.request.prompt
-    return row, self._decoder.read(params, prompt, row.arrays)
+    reading = self._decoder.read(
+      params, prompt, row.arrays, owner=row.served.owner
+    )
+    row.num_found = reading.num_found
+    return row, reading
 
   def _seat(self, row: rows.Row, made: loop.DecodeState) -> None:
     """Passes on the first token of a row, and gives it a slot to go on in."""
@@ -320,7 +333,8 @@ class Engine:
     reason = stopping.REASONS[int(made.finish_reason[0])]
     row.take(np.asarray(made.tokens)[0, :count].tolist(), reason)
     if row.finish_reason is not None:
-      self._decoder.give_back(made.cache)
+      is_finite = row.finish_reason != 'not_finite'
+      self._decoder.give_back(made.cache, is_finite=is_finite)
       self._finish(row, [])
       return
     slot = next(s for s in range(self.cfg.num_slots) if s not in self._rows)
@@ -379,11 +393,13 @@ class Engine:
     cfg, init = self.cfg, self._weights.setup.model.init_cache
     num_rows = cfg.num_slots + 1  # with the one that is read
     cache = jax.eval_shape(lambda: init(num_rows, cfg.cache_length))
+    shared = self._decoder.prefixes.most_bytes
     memory.check(
       f'the keys and values of {num_rows:,} slots of {cfg.cache_length:,} '
-      'positions',
-      sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)),
-      'fewer slots, a smaller cache_length or bfloat16 need less',
+      f'positions and {memory.size(shared)} of shared prefixes',
+      sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) + shared,
+      'fewer slots, a smaller cache_length, a smaller prefix_cache_mb or '
+      'bfloat16 need less',
     )
 
   def _warm_up(self) -> None:

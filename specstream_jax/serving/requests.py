@@ -92,6 +92,7 @@ class Metrics:
     waited: seconds in the queue.
     first_token: seconds from the start to the first token; None without one.
     total: seconds from start to end.
+    num_cached_tokens: of the prompt, read before for another one.
   """
 
   num_prompt_tokens: int
@@ -101,6 +102,7 @@ class Metrics:
   waited: float
   first_token: float | None
   total: float
+  num_cached_tokens: int = 0
 
   @property
   def num_calls(self) -> int:

@@ -18,6 +18,7 @@ class Row:
     served: its adapter.
     arrays: what it asks for, as a batch of one.
     num_seen: tokens that have come from the device.
+    num_found: tokens of the prompt that were not read again.
     finish_reason: None while it goes on.
   """
 
@@ -34,7 +35,7 @@ class Row:
   ):
     self.handle, self.served, self.arrays = handle, served, arrays
     self.finish_reason: str | None = None
-    self.num_seen = 0
+    self.num_seen = self.num_found = 0
     self._tokens: list[int] = []
     self._eos_ids = frozenset(eos_ids)
     self._drafts_per_call = drafts_per_call
@@ -103,6 +104,7 @@ class Row:
         waited=now - handle.submitted if waited is None else waited,
         first_token=since(self._first),
         total=now - handle.submitted,
+        num_cached_tokens=self.num_found,
       ),
     )
     handle.finish(made)

@@ -8,6 +8,7 @@ them, each row with its own (`SideBySide`).
 
 from collections.abc import Mapping
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -35,12 +36,15 @@ class Served(NamedTuple):
     eos_ids: token ids that end its texts.
     has_drafts: whether it drafts.
     weights: nested [1, ...] on the device; () where there are none.
+    owner: whose keys and values its prompts have; those of another adapter of
+      the same name have another.
   """
 
   name: str
   eos_ids: tuple[int, ...]
   has_drafts: bool
   weights: Any = ()
+  owner: int = 0
 
 
 class Folded:
@@ -127,6 +131,7 @@ class SideBySide:
     self._built = self._structure.build(model.config, model.layout)
     self.setup = _setup(self._make(cfg, drafter, adapters), cfg, drafter)
     self.served: dict[str, Served] = {}
+    self._owners = itertools.count(1)  # 0 is the base
     self.load(BASE, fitted.Fitted())
     self._rows = adapters_lib.spread(self.served[BASE].weights, cfg.num_slots)
     self._held: list[Served | None] = [None] * cfg.num_slots
@@ -185,6 +190,7 @@ class SideBySide:
       eos.union(self._model.eos_ids, found.eos_ids),
       self._drafts and is_drafting,
       jax.tree.map(jnp.asarray, weights),
+      0 if _spares_main(parts) else next(self._owners),
     )
 
   def unload(self, name: str) -> None:
@@ -276,6 +282,15 @@ def _parts(found: fitted.Fitted) -> adapters_lib.Parts:
   return adapters_lib.Parts(
     found.folded, found.folded_lora, found.stream, found.rest, found.lora
   )
+
+
+def _spares_main(parts: adapters_lib.Parts) -> bool:
+  """Whether main tokens are those of the base, as with lossless streams.
+
+  Zeros do not spare anything from infinity.
+  """
+  own = parts.rest.values()
+  return not parts.tuned_lora.rank and all(np.isfinite(x).all() for x in own)
 
 
 def _check_known(name, served) -> None:

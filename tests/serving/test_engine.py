@@ -301,6 +301,7 @@ def test_closing_in_a_hurry_gives_up():
     ({'max_new_tokens': 1024}, 'max_new_tokens is 1024; it must be less than'),
     ({'schedule': 'x'}, "schedule is 'x'; accepted"),
     ({'max_lora_rank': -1}, 'max_lora_rank is -1; it must be'),
+    ({'prefix_cache_mb': -1}, 'prefix_cache_mb is -1; it must be'),
   ],
 )
 def test_configs_that_are_refused(values, message):
