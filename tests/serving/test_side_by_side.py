@@ -233,7 +233,7 @@ def test_an_adapter_of_no_numbers_spoils_no_other():
   engine.load_adapter('later', dataclasses.replace(broken, folded=nan))
   [made] = _run(engine, [_after(_BEGINNING, 5, adapter='later')])
   assert (made.tokens, made.finish_reason) == ([], 'not_finite')
-  given_up = engine.submit(_after(_BEGINNING, 5, 6, adapter='later'))
+  given_up = engine.submit(_after(range(60, 77), adapter='later'))
   engine._reading = engine._begin_next()
   engine._reading[1].advance()
   given_up.cancel()
