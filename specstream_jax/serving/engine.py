@@ -259,7 +259,7 @@ class Engine:
       arrays,
       eos_ids=own,
       stop_ids=asked,
-      drafts_per_call=(size - 1) * has_drafts,
+      drafts_per_call=served.num_drafts * has_drafts,
     )
 
   def _check_open(self) -> None:
