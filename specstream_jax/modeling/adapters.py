@@ -196,6 +196,12 @@ def spread(row: Any, num_rows: int) -> Any:
   return jax.tree.map(lambda leaf: jnp.repeat(leaf, num_rows, axis=0), row)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def first(rows: Any, count: int) -> Any:
+  """The first `count` of rows [B, ...]."""
+  return jax.tree.map(lambda leaf: leaf[:count], rows)
+
+
 @functools.partial(jax.jit, donate_argnums=0)
 def put(rows: Any, row: Any, index: arrays.Array) -> Any:
   """Rows [B, ...], consumed, with another adapter [1, ...] in one of them."""

@@ -19,19 +19,26 @@ import math
 import threading
 import time
 
-import jax
 import numpy as np
 
-from specstream_jax import memory, runtime
+from specstream_jax import runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
+  batch_sizes,
   loop,
   prefixes,
   slots as slots_lib,
   stopping,
 )
-from specstream_jax.serving import admission, requests, rows, weights
+from specstream_jax.serving import (
+  admission,
+  policy,
+  requests,
+  rows,
+  starting,
+  weights,
+)
 
 _PAST = 0.9  # its weight in the mean time of a request
 
@@ -48,6 +55,8 @@ class Stats:
     finished: requests that are done, by finish reason.
     num_compilations: programs compiled so far.
     prefixes: how much reading of prompts was saved.
+    batch_size: slots of the batch that runs.
+    is_drafting: whether it drafted in its last quantum.
   """
 
   running: int
@@ -57,6 +66,8 @@ class Stats:
   finished: Mapping[str, int]
   num_compilations: int
   prefixes: prefixes.Counts
+  batch_size: int
+  is_drafting: bool
 
 
 class Engine:
@@ -91,12 +102,8 @@ class Engine:
     if isinstance(drafter, str):
       drafter = drafting.parse(drafter, _tree(model, adapters))
     self._weights = weights.make(model, self.cfg, drafter, adapters)
-    self._decoder = slots_lib.SlotDecoder(
-      self._weights.setup,
-      num_slots=self.cfg.num_slots,
-      chunk=self.cfg.chunk,
-      prefix_bytes=self.cfg.prefix_cache_mb * 10**6,
-      partitioner=model.partitioner,
+    self._decoder = starting.make_decoder(
+      self._weights, self.cfg, model.partitioner
     )
     self._queue: deque[rows.Row] = deque()
     self._rows: dict[int, rows.Row] = {}
@@ -107,8 +114,11 @@ class Engine:
     self._error: BaseException | None = None
     self._finished: dict[str, int] = {}
     self._mean_seconds = 1.0
-    self._check_memory()
-    self._warm_up()
+    self._is_drafting = False
+    starting.warm_up(self._decoder, self._weights, self.cfg)
+    self._policy = policy.Policy(
+      self._decoder.costs, self.cfg.max_drafting_rows
+    )
 
   @property
   def adapters(self) -> list[str]:
@@ -119,6 +129,11 @@ class Engine:
   def path_length(self) -> int:
     """P, the most tokens that one call can give."""
     return self._weights.setup.path_length
+
+  @property
+  def costs(self) -> Mapping[int, batch_sizes.Cost]:
+    """What a step costs by size of the batch, where that was measured."""
+    return self._decoder.costs
 
   @property
   def is_open(self) -> bool:
@@ -172,6 +187,8 @@ class Engine:
       finished=dict(self._finished),
       num_compilations=self._decoder.num_compilations,
       prefixes=self._decoder.prefixes.counts,
+      batch_size=self._decoder.size,
+      is_drafting=self._is_drafting,
     )
 
   def start(self) -> None:
@@ -337,29 +354,58 @@ class Engine:
       self._decoder.give_back(made.cache, is_finite=is_finite)
       self._finish(row, [])
       return
+    self._fit(len(self._rows) + 1)
     slot = next(s for s in range(self.cfg.num_slots) if s not in self._rows)
     self._weights.seat(row.served, slot)
     is_greedy = row.handle.request.sampling.is_plain_greedy
     self._decoder.insert(made, slot, is_greedy=is_greedy)
     self._rows[slot] = row
 
+  def _fit(self, num_rows: int) -> None:
+    """Makes the batch as large as so many rows need.
+
+    It gets no smaller while somebody waits, who would make it grow again.
+    """
+    decoder = self._decoder
+    size = next(size for size in decoder.sizes if size >= num_rows)
+    is_busy = self._queue or self._reading is not None
+    if size == decoder.size or (size < decoder.size and is_busy):
+      return
+    free = (slot for slot in range(size) if slot not in self._rows)
+    moves = {slot: next(free) for slot in self._rows if slot >= size}
+    decoder.resize(size, moves)
+    for old, new in moves.items():
+      row = self._rows[new] = self._rows.pop(old)
+      self._weights.seat(row.served, new)
+
   def _decode(self) -> None:
     """A quantum of steps for all rows."""
     if not self._rows:
       return
-    self._decoder.advance(
-      self._weights.of_slots(),
+    self._fit(len(self._rows))
+    decoder, running = self._decoder, self._rows.values()
+    self._is_drafting = self._policy.has_drafts(decoder.size, running)
+    decoder.advance(
+      self._weights.of_slots(decoder.size),
       self.cfg.quantum,
-      min_running=len(self._rows),
+      min_running=len(running),
+      has_drafts=self._is_drafting,
     )
-    seen, leaving = self._decoder.look(), {}
+    seen, leaving = decoder.look(), {}
     for slot, row in self._rows.items():
       tokens = seen.tokens[slot, row.num_seen : seen.num_tokens[slot]]
+      self._count(row, int(seen.calls[slot]), len(tokens))
       row.take(tokens.tolist(), stopping.REASONS[int(seen.finish_reason[slot])])
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
     if leaving:
       self._leave(leaving, seen)
+
+  def _count(self, row: rows.Row, calls: int, num_tokens: int) -> None:
+    """Notes what a row's calls, so many by now, gave in this quantum."""
+    new = calls - row.num_calls
+    drafting = row.count_calls(calls, has_drafts=self._is_drafting)
+    self._policy.learn(row, drafting, num_tokens - new)
 
   def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:
     """Ends the rows of some slots, for a reason each, and frees those."""
@@ -388,33 +434,6 @@ class Engine:
     self._rows, self._reading = {}, None
     for row in left:
       row.handle.fail(error)
-
-  def _check_memory(self) -> None:
-    cfg, init = self.cfg, self._weights.setup.model.init_cache
-    num_rows = cfg.num_slots + 1  # with the one that is read
-    cache = jax.eval_shape(lambda: init(num_rows, cfg.cache_length))
-    shared = self._decoder.prefixes.most_bytes
-    memory.check(
-      f'the keys and values of {num_rows:,} slots of {cfg.cache_length:,} '
-      f'positions and {memory.size(shared)} of shared prefixes',
-      sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) + shared,
-      'fewer slots, a smaller cache_length, a smaller prefix_cache_mb or '
-      'bfloat16 need less',
-    )
-
-  def _warm_up(self) -> None:
-    """Compiles everything."""
-    base = self._weights.served[weights.BASE]
-    arrays = admission.as_arrays(
-      requests.Request((0,)),
-      most=2,
-      ids=[],
-      num_ids=self.cfg.max_end_ids,
-      has_drafts=True,
-    )
-    self._decoder.warm_up(
-      self._weights.of_slots(), self._weights.of_row(base), arrays
-    )
 
 
 def _why(row: rows.Row, now: float) -> str:

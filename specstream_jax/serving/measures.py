@@ -91,7 +91,10 @@ class Measures:
     for name, value in (
       ('prompt_tokens', cost.num_prompt_tokens),
       ('generation_tokens', cost.num_new_tokens),
-      ('spec_decode_num_drafts', cost.num_calls * (cost.drafts_per_call > 0)),
+      (
+        'spec_decode_num_drafts',
+        cost.num_drafting_calls * (cost.drafts_per_call > 0),
+      ),
       ('spec_decode_num_draft_tokens', cost.num_drafted),
       ('spec_decode_num_accepted_tokens', cost.num_accepted),
     ):

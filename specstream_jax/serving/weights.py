@@ -24,8 +24,9 @@ from specstream_jax.decoding import (
   row_trees,
   transformer_fns,
   verifiers,
+  verify,
 )
-from specstream_jax.drafters import streams
+from specstream_jax.drafters import none, streams
 from specstream_jax.modeling import adapters as adapters_lib
 
 # Those that read nothing of a prompt with a model of their own.
@@ -93,8 +94,9 @@ class Folded:
     del served
     return self._params
 
-  def of_slots(self) -> Any:
-    """Weights for all slots."""
+  def of_slots(self, size: int) -> Any:
+    """Weights for so many slots."""
+    del size
     return self._params
 
   def seat(self, served: Served, slot: int) -> None:
@@ -157,6 +159,7 @@ class SideBySide:
     self.load(BASE, fitted.Fitted())
     self._rows = adapters_lib.spread(self.served[BASE].weights, cfg.num_slots)
     self._held: list[Served | None] = [None] * cfg.num_slots
+    self._first: tuple[int, RowWeights] | None = None
     self.seat(self.served[BASE], 0)  # compiles
     for name, found in adapters.items():
       self.load(name, found)
@@ -186,9 +189,14 @@ class SideBySide:
     """Weights for a batch of one row."""
     return self._params(served.weights)
 
-  def of_slots(self) -> Any:
-    """Weights for all slots."""
-    return self._params(self._rows)
+  def of_slots(self, size: int) -> Any:
+    """Weights for so many slots, the first ones."""
+    if size == len(self._held):
+      return self._params(self._rows)
+    if self._first is None or self._first[0] != size:
+      self._first = None  # frees what it held
+      self._first = size, adapters_lib.first(self._rows, size)
+    return self._params(self._first[1])
 
   def _params(self, rows: RowWeights) -> transformer_fns.Params:
     extras = ()
@@ -200,7 +208,7 @@ class SideBySide:
     """Makes a slot's weights those of an adapter."""
     if self._held[slot] is not served:
       self._rows = adapters_lib.put(self._rows, served.weights, np.int32(slot))
-      self._held[slot] = served
+      self._held[slot], self._first = served, None
 
   def load(self, name: str, found: fitted.Fitted) -> None:
     """Serves one more adapter, or another one of that name.
@@ -253,6 +261,11 @@ class SideBySide:
 
 
 Weights = Folded | SideBySide
+
+
+def without_drafts(setup: interface.DecodeSetup) -> interface.DecodeSetup:
+  """The same model for steps that draft nothing."""
+  return setup._replace(drafter=none.NoDraft(), verifier=verify.walk)
 
 
 def make(

@@ -11,6 +11,7 @@ import tiny
 from specstream_jax import config, sampling
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
+  batch_sizes,
   decoder as decoder_lib,
   edits,
   interface,
@@ -68,7 +69,7 @@ class Batch:
     self.decoder = slots.SlotDecoder(setup, num_slots=NUM_SLOTS, chunk=CHUNK)
     self.params, self.quantum = params, quantum
     first = rows_of(SAMPLING[0], 2, 0)
-    self.decoder.warm_up(params, params, first)
+    self.decoder.warm_up(lambda size: params, params, first)
 
   def run(self, asked):
     """Tokens, reason and calls of each (prompt, sampling, limit, seed)."""
@@ -231,3 +232,90 @@ def test_the_loop_wakes_when_a_row_ends_or_the_quantum_is_over():
   reasons = decoder.look().finish_reason[:2].tolist()
   assert reasons == [stopping.LENGTH, stopping.FREE]
   decoder.release([0])
+
+
+@functools.cache
+def _growing():
+  """A batch of 1 or 3 slots that may do without drafts."""
+  setup = _batch('streams').decoder.setup
+  plain = setup._replace(drafter=none.NoDraft())
+  made = slots.SlotDecoder(
+    setup, num_slots=NUM_SLOTS, chunk=CHUNK, sizes=(1,), plain=plain
+  )
+  params = table_lm.make_params(4, quality=1.0)
+  first = rows_of(SAMPLING[0], MAX_NEW, 0)
+  made.warm_up(lambda size: params, params, first, is_timed=True)
+  return made, params
+
+
+def test_a_batch_that_grows_shrinks_and_drafts_at_times():
+  decoder, params = _growing()
+  before, rng = decoder.num_compilations, np.random.default_rng(0)
+  want = alone(_plain(), params, asked := requests(5, 30, table_lm.VOCAB_SIZE))
+  waiting, running, seen_sizes = list(enumerate(asked)), {}, set()
+  for turn in range(400):
+    most = (1, 3, 2, 3)[turn // 3 % 4]
+    while waiting and len(running) < most:
+      number, (prompt, cfg, limit, seed) = waiting.pop(0)
+      reading = decoder.read(params, prompt, rows_of(cfg, limit, seed))
+      while (row := reading.advance()) is None:
+        pass
+      _resize(decoder, running, len(running) + 1)
+      slot = next(s for s in range(decoder.size) if s not in running)
+      decoder.insert(row, slot, is_greedy=cfg.is_plain_greedy)
+      running[slot] = number
+    _resize(decoder, running, len(running))
+    seen_sizes.add(decoder.size)
+    decoder.advance(params, 2, has_drafts=bool(rng.integers(0, 2)))
+    seen = decoder.look()
+    for slot in [s for s in running if seen.finish_reason[s]]:
+      tokens, reason, _ = want[running.pop(slot)]
+      assert seen.tokens[slot, : seen.num_tokens[slot]].tolist() == tokens
+      assert stopping.REASONS[seen.finish_reason[slot]] == reason
+      decoder.release([slot])
+    if not (waiting or running):
+      break
+  assert not waiting and not running and seen_sizes == {1, 3}
+  assert decoder.num_compilations == before
+
+
+def _resize(decoder, running, num_rows):
+  """Moves rows that there is no slot for any more."""
+  size = next(size for size in decoder.sizes if size >= num_rows)
+  if size == decoder.size:
+    return
+  free = (s for s in range(size) if s not in running)
+  moves = {s: next(free) for s in running if s >= size}
+  decoder.resize(size, moves)
+  for old, new in moves.items():
+    running[new] = running.pop(old)
+
+
+def test_steps_without_drafts_give_a_token_each():
+  decoder, params = _growing()
+  decoder.resize(3, {})
+  _seat(decoder, params, [14, 14], has_drafts=[True, True])
+  decoder.advance(params, 4, has_drafts=False)
+  assert decoder.look().num_tokens[:2].tolist() == [5, 5]
+  decoder.advance(params, 1)  # verifies the root alone, and drafts
+  assert decoder.look().num_tokens[:2].tolist() == [6, 6]
+  decoder.advance(params, 1)
+  assert min(decoder.look().num_tokens[:2]) > 7
+  decoder.advance(params, 100, has_drafts=False)
+  assert decoder.accept_lengths(0, 5) == [0, 0, 0, 0, 0]
+  decoder.release([0, 1])
+
+
+def test_steps_are_timed_by_size_with_drafts_and_without():
+  decoder, _ = _growing()
+  assert set(decoder.costs) == {1, 3}
+  for cost in decoder.costs.values():
+    assert cost.plain > 0 and cost.drafting > 0
+    assert cost.break_even == cost.drafting / cost.plain
+
+
+def test_default_sizes():
+  sizes = {n: batch_sizes.default(n) for n in (1, 2, 8, 16, 33)}
+  assert sizes == {
+    1: (1,), 2: (1, 2), 8: (1, 4, 8), 16: (1, 4, 16), 33: (1, 4, 16, 33)
+  }  # fmt: skip

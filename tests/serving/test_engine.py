@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue, the slots and the ends of requests."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -64,6 +65,10 @@ def test_metrics_by_hand():
   assert made.mean_acceptance_length == 1 + 5 / 3
   assert made.acceptance_rate == 5 / 21
   assert made.histogram(4) == [1, 0, 1, 1]
+  plain = dataclasses.replace(made, num_plain_calls=1)
+  assert (plain.num_calls, plain.num_drafted) == (3, 14)
+  assert plain.mean_acceptance_length == 1 + 5 / 2
+  assert plain.histogram(4) == [0, 0, 1, 1]
   nothing = requests.Metrics(5, 1, (), 0, 0.0, 0.1, 0.2)
   assert nothing.mean_acceptance_length == nothing.acceptance_rate == 0.0
   assert nothing.histogram(3) == [0, 0, 0]
@@ -230,7 +235,7 @@ def test_without_a_limit_a_request_takes_what_there_is(engine):
 def test_a_thread_serves_many_and_drains():
   engine = serving_models.engine()
   engine.start()
-  [want] = [engine.submit(_ask()).result(30).tokens]
+  [want] = [engine.submit(_ask()).result(120).tokens]
   got = []
 
   def client():
@@ -246,10 +251,10 @@ def test_a_thread_serves_many_and_drains():
   for one in clients:
     one.start()
   for one in clients:
-    one.join(30)
+    one.join(120)
   assert got == [want] * 6
   last = engine.submit(_ask())
-  assert engine.close(30)
+  assert engine.close(120)
   assert last.result(0).tokens == want
   with pytest.raises(requests.RefusedError, match='the engine is closing'):
     engine.submit(_ask())
@@ -262,13 +267,13 @@ def test_a_failure_reaches_everybody(monkeypatch):
   handle = engine.submit(_ask())
   engine.start()
   with pytest.raises(RuntimeError, match='no completion: integer division'):
-    handle.result(30)
+    handle.result(120)
   with pytest.raises(RuntimeError, match='no completion'):
     list(handle)
-  engine._thread.join(30)
+  engine._thread.join(120)
   with pytest.raises(requests.RefusedError, match='engine has failed: integer'):
     engine.submit(_ask())
-  assert not engine.close(30)
+  assert not engine.close(120)
 
 
 def test_closing_in_a_hurry_gives_up():
@@ -279,12 +284,12 @@ def test_closing_in_a_hurry_gives_up():
 
   def slow():
     is_in.set()
-    go_on.wait(30)
+    go_on.wait(120)
     decode()
 
   engine._decode = slow
   engine.start()
-  is_in.wait(30)
+  is_in.wait(120)
   threading.Timer(0.3, go_on.set).start()
   assert not engine.close(0.05)
   with pytest.raises(RuntimeError, match='the engine was closed'):
@@ -302,6 +307,12 @@ def test_closing_in_a_hurry_gives_up():
     ({'schedule': 'x'}, "schedule is 'x'; accepted"),
     ({'max_lora_rank': -1}, 'max_lora_rank is -1; it must be'),
     ({'prefix_cache_mb': -1}, 'prefix_cache_mb is -1; it must be'),
+    ({'max_drafting_rows': -1}, 'max_drafting_rows is -1; it must be'),
+    (
+      {'batch_sizes': (1, 4)},
+      r'batch_sizes is \(1, 4\); accepted: ascending .* num_slots, which is 8',
+    ),
+    ({'batch_sizes': (4, 2, 8)}, r'batch_sizes is \(4, 2, 8\); accepted'),
   ],
 )
 def test_configs_that_are_refused(values, message):

@@ -245,6 +245,68 @@ def test_an_adapter_of_no_numbers_spoils_no_other():
 
 
 @pytest.mark.slow
+def test_a_load_that_comes_and_goes_changes_no_token():
+  """The batch grows, shrinks, drafts and does not, and compiles nothing."""
+  cfg = dataclasses.replace(
+    CFG, num_slots=4, batch_sizes=(), max_drafting_rows=1, max_waiting=1000
+  )
+  engine = engine_lib.Engine(
+    serving_models.base(), cfg, adapters=serving_models.kinds()
+  )
+  before = engine.stats().num_compilations
+  asked, done, seen = _asked(7, 60, NAMES), [], set()
+  for start in range(0, 60, 6):
+    handles = [engine.submit(request) for request in asked[start : start + 6]]
+    while engine.step():
+      now = engine.stats()
+      seen.add((now.batch_size, now.is_drafting))
+    done += [handle.result(0) for handle in handles]
+  assert seen >= {(1, True), (4, False)}
+  assert engine.stats().num_compilations == before
+  for request, made in zip(asked, done, strict=True):
+    assert (made.tokens, made.finish_reason) == _alone(request), request.adapter
+    cost = made.metrics
+    assert cost.num_calls + cost.num_accepted == len(made.tokens) - 1
+    assert sum(cost.histogram(engine.path_length)) == cost.num_drafting_calls
+  assert any(made.metrics.num_plain_calls for made in done)
+  assert any(made.metrics.num_accepted for made in done)
+
+
+def _wide():
+  found = serving_models.fine_tuned(seed=21)
+  tree = config.TreeConfig('full', depth=2, branching=2)
+  return dataclasses.replace(found, tree=tree)
+
+
+def test_an_adapter_drafts_its_own_tree():
+  engine = _engine()
+  for name, found, count in (
+    ('small', dataclasses.replace(_wide(), tree=config.TreeConfig(
+      'chain', depth=1
+    )), 1),
+    ('none', dataclasses.replace(_wide(), tree=None), 5),
+    ('wide', _wide(), 5),
+  ):  # fmt: skip
+    engine.load_adapter(name, found)
+    request = _after((3, 1), adapter=name)
+    [made] = _run(engine, [request])
+    cost = made.metrics
+    assert cost.num_drafted == count * cost.num_calls
+    assert sum(cost.histogram(engine.path_length)[count + 1 :]) == 0
+    engine.unload_adapter(name)
+
+
+def test_of_a_larger_tree_there_is_what_there_is_room_for(caplog):
+  tree = config.TreeConfig('best_first', depth=2, branching=3, num_nodes=30)
+  engine = _engine()
+  engine.load_adapter('x', dataclasses.replace(_wide(), tree=tree))
+  engine.unload_adapter('x')
+  assert "'x' has a draft tree of 30 nodes and depth 2, of which there" in (
+    caplog.text
+  )
+
+
+@pytest.mark.slow
 def test_one_folded_adapter_is_served_as_it_was_loaded():
   found = serving_models.kinds()['both']
   cfg = dataclasses.replace(CFG, max_waiting=1000)
