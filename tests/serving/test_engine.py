@@ -170,7 +170,7 @@ def test_a_long_prompt_holds_rows_up_by_a_chunk_a_quantum(engine):
   engine.submit(_ask(max_new_tokens=32))
   engine.step()
   running = next(iter(engine._rows.values()))
-  engine.submit(_ask(prompt=tuple(range(1, 30))))
+  engine.submit(_ask(prompt=tuple(range(101, 130))))
   seen = []
   while engine.stats().running < 2:
     before = running.num_seen
@@ -310,7 +310,7 @@ def test_closing_in_a_hurry_gives_up():
     ({'max_drafting_rows': -1}, 'max_drafting_rows is -1; it must be'),
     (
       {'batch_sizes': (1, 4)},
-      r'batch_sizes is \(1, 4\); accepted: ascending .* num_slots, which is 8',
+      r'batch_sizes is \(1, 4\); accepted: ascending .*num_slots, which is 8',
     ),
     ({'batch_sizes': (4, 2, 8)}, r'batch_sizes is \(4, 2, 8\); accepted'),
   ],

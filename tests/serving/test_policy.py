@@ -56,7 +56,7 @@ def test_what_is_not_known_yet_is_tried(weighed):
   assert weighed.has_drafts(8, [BAD, BAD, new])
   weighed.learn(new, 31, 0)
   assert weighed.has_drafts(8, [new])
-  weighed.learn(new, 1, 0)
+  weighed.learn(new, 2, 0)
   assert not weighed.has_drafts(8, [new])
 
 
