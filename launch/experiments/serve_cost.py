@@ -193,10 +193,10 @@ class _Load:
 
   def take(self) -> dict[str, Any]:
     """What the rounds since the last time came to."""
-    firsts = [one.first_token for one in self.done]
+    firsts = [one.first_token or 0.0 for one in self.done]
     rests = [
-      (one.total - one.first_token) / (one.num_new_tokens - 1)
-      for one in self.done
+      (one.total - first) / (one.num_new_tokens - 1)
+      for one, first in zip(self.done, firsts, strict=True)
     ]
     drafting = sum(one.num_drafting_calls for one in self.done)
     calls = sum(one.num_calls for one in self.done)

@@ -14,7 +14,6 @@ request are those that it would get alone.
 
 from collections import deque
 from collections.abc import Mapping
-import dataclasses
 import math
 import threading
 import time
@@ -27,7 +26,6 @@ from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
   batch_sizes,
   loop,
-  prefixes,
   slots as slots_lib,
   stopping,
 )
@@ -39,35 +37,9 @@ from specstream_jax.serving import (
   starting,
   weights,
 )
+from specstream_jax.serving.stats import Stats as Stats
 
 _PAST = 0.9  # its weight in the mean time of a request
-
-
-@dataclasses.dataclass(frozen=True)
-class Stats:
-  """What an engine is doing.
-
-  Attributes:
-    running: rows that decode.
-    reading: prompts that are being read, at most one.
-    waiting: requests in the queue.
-    num_slots: rows that there is room for.
-    finished: requests that are done, by finish reason.
-    num_compilations: programs compiled so far.
-    prefixes: how much reading of prompts was saved.
-    batch_size: slots of the batch that runs.
-    is_drafting: whether it drafted in its last quantum.
-  """
-
-  running: int
-  reading: int
-  waiting: int
-  num_slots: int
-  finished: Mapping[str, int]
-  num_compilations: int
-  prefixes: prefixes.Counts
-  batch_size: int
-  is_drafting: bool
 
 
 class Engine:
@@ -96,12 +68,8 @@ class Engine:
     """
     self.model, self.cfg = model, cfg or serving.EngineConfig()
     adapters = dict(adapters or {})
-    if drafter is None:
-      streams = model.stream or any(one.stream for one in adapters.values())
-      drafter = 'streams' if streams else 'none'
-    if isinstance(drafter, str):
-      drafter = drafting.parse(drafter, _tree(model, adapters))
-    self._weights = weights.make(model, self.cfg, drafter, adapters)
+    asked = starting.drafter(drafter, model, adapters)
+    self._weights = weights.make(model, self.cfg, asked, adapters)
     self._decoder = starting.make_decoder(
       self._weights, self.cfg, model.partitioner
     )
@@ -384,7 +352,8 @@ class Engine:
       return
     self._fit(len(self._rows))
     decoder, running = self._decoder, self._rows.values()
-    self._is_drafting = self._policy.has_drafts(decoder.size, running)
+    names = [row.served.name if row.has_drafts else None for row in running]
+    self._is_drafting = self._policy.has_drafts(decoder.size, names)
     decoder.advance(
       self._weights.of_slots(decoder.size),
       self.cfg.quantum,
@@ -405,7 +374,8 @@ class Engine:
     """Notes what a row's calls, so many by now, gave in this quantum."""
     new = calls - row.num_calls
     drafting = row.count_calls(calls, has_drafts=self._is_drafting)
-    self._policy.learn(row, drafting, num_tokens - new)
+    if row.has_drafts:
+      self._policy.learn(row.served.name, drafting, num_tokens - new)
 
   def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:
     """Ends the rows of some slots, for a reason each, and frees those."""
@@ -441,9 +411,3 @@ def _why(row: rows.Row, now: float) -> str:
   if row.handle.is_cancelled:
     return 'cancelled'
   return 'timeout' if row.handle.is_late(now) else ''
-
-
-def _tree(model, adapters):
-  """The draft tree of the first adapter that names one."""
-  trees = (found.tree for found in adapters.values() if found.tree)
-  return model.tree if model.stream else next(trees, model.tree)

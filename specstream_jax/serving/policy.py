@@ -8,10 +8,9 @@ get is measured as they go, adapter by adapter. As the shape of a step is that o
 the batch, a row alone saves nothing by not drafting: the batch decides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from specstream_jax.decoding import batch_sizes
-from specstream_jax.serving import rows as rows_lib
 
 _LEAST = 32  # calls that tell something of an adapter
 _MEMORY = 512  # calls after which what they told is forgotten by two thirds
@@ -38,44 +37,43 @@ class Policy:
     self._accepted: dict[str, float] = {}
     self._num_plain = 0
 
-  def has_drafts(self, size: int, rows: Iterable[rows_lib.Row]) -> bool:
-    """Whether a batch of some size with these rows drafts now."""
-    rows = list(rows)
+  def has_drafts(self, size: int, names: Sequence[str | None]) -> bool:
+    """Whether a batch drafts now.
+
+    Args:
+      size: of the batch.
+      names: of the adapter of each row that runs; None for rows without drafts.
+    """
     if self._most is not None:
-      return len(rows) <= self._most
+      return len(names) <= self._most
     if size not in self._costs:
       return True
-    gains = [self._gain(row) for row in rows]
-    is_drafting = sum(gains) > self._costs[size].break_even * len(rows)
-    if not is_drafting:
-      self._num_plain += 1
-      # Texts change, and nothing is learnt without drafts.
-      is_drafting = any(row.has_drafts for row in rows) and (
-        self._num_plain % _PROBE == 0
-      )
-    return is_drafting
+    least = self._costs[size].break_even * len(names)
+    if sum(map(self._gain, names)) > least:
+      return True
+    self._num_plain += 1
+    # Texts change, and nothing is learnt without drafts.
+    return any(name is not None for name in names) and (
+      self._num_plain % _PROBE == 0
+    )
 
-  def _gain(self, row: rows_lib.Row) -> float:
+  def _gain(self, name: str | None) -> float:
     """Tokens per call that a row can hope for."""
-    if not row.has_drafts:
+    if name is None:
       return 1.0
-    name = row.served.name
     calls = self._calls.get(name, 0.0)
     if calls < _LEAST:
       return float('inf')
     return 1.0 + self._accepted[name] / calls
 
-  def learn(self, row: rows_lib.Row, calls: int, accepted: int) -> None:
+  def learn(self, name: str, calls: int, accepted: int) -> None:
     """What calls with drafts came to.
 
     Args:
-      row: whose.
+      name: of the adapter.
       calls: of the model.
       accepted: draft tokens.
     """
-    if not row.has_drafts or not calls:
-      return
-    name = row.served.name
     kept = (1 - 1 / _MEMORY) ** calls
     self._calls[name] = self._calls.get(name, 0.0) * kept + calls
     self._accepted[name] = self._accepted.get(name, 0.0) * kept + accepted

@@ -1,12 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an engine does before it takes requests: room, programs, times."""
 
+from collections.abc import Mapping
+
 import jax
 
-from specstream_jax import memory, partitioning
-from specstream_jax.config import serving
+from specstream_jax import memory, partitioning, runtime
+from specstream_jax.checkpoints import fitted
+from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import batch_sizes, slots
 from specstream_jax.serving import admission, requests, weights
+
+
+def drafter(
+  asked: str | drafting.DrafterConfig | None,
+  model: runtime.Model,
+  adapters: Mapping[str, fitted.Fitted],
+) -> drafting.DrafterConfig:
+  """All settings of the drafter; arguments as of `engine.Engine`.
+
+  Raises:
+    ValueError: a setting is unknown or out of range.
+  """
+  if asked is None:
+    streams = model.stream or any(one.stream for one in adapters.values())
+    asked = 'streams' if streams else 'none'
+  if not isinstance(asked, str):
+    return asked
+  trees = (found.tree for found in adapters.values() if found.tree)
+  tree = model.tree if model.stream else next(trees, model.tree)
+  return drafting.parse(asked, tree)
 
 
 def make_decoder(
