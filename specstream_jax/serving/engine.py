@@ -374,7 +374,7 @@ class Engine:
     """Notes what a row's calls, so many by now, gave in this quantum."""
     new = calls - row.num_calls
     drafting = row.count_calls(calls, has_drafts=self._is_drafting)
-    if row.has_drafts:
+    if drafting:
       self._policy.learn(row.served.name, drafting, num_tokens - new)
 
   def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:

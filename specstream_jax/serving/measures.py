@@ -6,7 +6,8 @@
 | vllm:num_requests_running, vllm:num_requests_waiting | gauge | now |
 | vllm:kv_cache_usage_perc | gauge | share of the slots that are taken |
 | vllm:prompt_tokens, vllm:generation_tokens | counter | tokens in and out |
-| vllm:prefix_cache_queries, vllm:prefix_cache_hits | counter | of prompts, in tokens |
+| vllm:prefix_cache_queries | counter | tokens of prompts |
+| vllm:prefix_cache_hits | counter | of them, those that were not read again |
 | vllm:request_success | counter | requests by finished_reason |
 | vllm:request_queue_time_seconds | histogram | in the queue |
 | vllm:time_to_first_token_seconds | histogram | from the request on |
@@ -98,7 +99,7 @@ class Measures:
       ('prefix_cache_hits', cost.num_cached_tokens),
       (
         'spec_decode_num_drafts',
-        cost.num_drafting_calls * (cost.drafts_per_call > 0),
+        cost.num_drafting_calls,
       ),
       ('spec_decode_num_draft_tokens', cost.num_drafted),
       ('spec_decode_num_accepted_tokens', cost.num_accepted),

@@ -44,6 +44,8 @@ class Policy:
       size: of the batch.
       names: of the adapter of each row that runs; None for rows without drafts.
     """
+    if all(name is None for name in names):
+      return False
     if self._most is not None:
       return len(names) <= self._most
     if size not in self._costs:
@@ -53,9 +55,7 @@ class Policy:
       return True
     self._num_plain += 1
     # Texts change, and nothing is learnt without drafts.
-    return any(name is not None for name in names) and (
-      self._num_plain % _PROBE == 0
-    )
+    return self._num_plain % _PROBE == 0
 
   def _gain(self, name: str | None) -> float:
     """Tokens per call that a row can hope for."""

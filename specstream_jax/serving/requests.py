@@ -93,8 +93,8 @@ class Metrics:
     first_token: seconds from the start to the first token; None without one.
     total: seconds from start to end.
     num_cached_tokens: of the prompt, read before for another one.
-    num_plain_calls: of the calls, those without drafts because the batch made
-      none; they have accept length 0.
+    num_plain_calls: of the calls, those that verified no drafts, of the request
+      or of the whole batch; they have accept length 0.
   """
 
   num_prompt_tokens: int
@@ -114,7 +114,7 @@ class Metrics:
 
   @property
   def num_drafting_calls(self) -> int:
-    """Of them, those of a batch that drafted."""
+    """Of them, those that verified drafts."""
     return self.num_calls - self.num_plain_calls
 
   @property

@@ -70,12 +70,12 @@ class Row:
       has_drafts: whether the batch drafted.
 
     Returns:
-      How many of them verified drafts, if the row has some.
+      How many of them verified drafts.
     """
     count = num_calls - len(self._are_plain)
     # After calls without drafts there are none to verify at first.
     is_first_plain = bool(self._are_plain) and self._are_plain[-1]
-    plain = [not has_drafts] * count
+    plain = [not (has_drafts and self.has_drafts)] * count
     if plain and is_first_plain:
       plain[0] = True
     self._are_plain += plain

@@ -7,9 +7,9 @@ import threading
 import pytest
 import serving_models
 
-from specstream_jax import config
+from specstream_jax import config, memory
 from specstream_jax.config import serving
-from specstream_jax.serving import answers, requests
+from specstream_jax.serving import answers, engine as engine_lib, requests
 
 CFG = serving_models.CFG
 ENDLESS = config.SamplingConfig(ignore_eos=True)
@@ -56,7 +56,9 @@ def test_pieces_are_the_completion(engine):
   assert metrics.num_prompt_tokens == 3 and metrics.num_new_tokens == 20
   assert metrics.num_calls + metrics.num_accepted == 19
   assert metrics.waited <= metrics.first_token <= metrics.total
-  assert sum(metrics.histogram(engine.path_length)) == metrics.num_calls
+  # The base has no drafts.
+  assert metrics.num_plain_calls == metrics.num_calls
+  assert sum(metrics.histogram(engine.path_length)) == 0
 
 
 def test_metrics_by_hand():
@@ -296,6 +298,17 @@ def test_closing_in_a_hurry_gives_up():
     handles[2].result(0)
   with pytest.raises(TimeoutError, match='not done after 0 seconds'):
     requests.Handle(_ask()).result(0)
+
+
+def test_what_does_not_fit_is_said_before_anything_compiles(monkeypatch):
+  monkeypatch.setattr(memory, 'available', lambda device: 1000)
+  cfg = dataclasses.replace(CFG, batch_sizes=(1, 2))
+  # Two slots, the one that they grow from, and the one that is read.
+  message = (
+    r'values of 4 slots of 64 positions and 256\.0 MB of shared prefixes take'
+  )
+  with pytest.raises(memory.OutOfMemoryError, match=message):
+    engine_lib.Engine(serving_models.base(), cfg)
 
 
 @pytest.mark.parametrize(

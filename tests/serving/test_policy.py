@@ -58,4 +58,5 @@ def test_a_bound_on_rows_decides_by_itself():
   made.learn('bad', 100, 0)
   assert made.has_drafts(8, ['bad', 'bad'])
   assert not made.has_drafts(8, ['good', 'good', 'good'])
+  assert not made.has_drafts(8, [None])
   assert not policy.Policy({}, 0).has_drafts(1, ['good'])
