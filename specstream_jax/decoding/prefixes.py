@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import hashlib
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+
+from specstream_jax.decoding import interface
 
 
 class Counts(NamedTuple):
@@ -31,6 +34,13 @@ class Counts(NamedTuple):
   tokens: int
   tokens_saved: int
   num_bytes: int
+
+
+def chunk_bytes(model: interface.ModelFns, chunk: int) -> int:
+  """That the keys and values of so many tokens take."""
+  cache = jax.eval_shape(lambda: model.init_cache(1, chunk))
+  layers = jax.tree.leaves((cache.keys, cache.values))
+  return sum(x.size * x.dtype.itemsize for x in layers)
 
 
 class Prefixes:

@@ -145,7 +145,7 @@ class SlotDecoder:
     self.setup, self.num_slots, self.chunk = setup, num_slots, chunk
     self.num_compilations = 0
     self.prefixes = prefixes.Prefixes(
-      prefix_bytes, chunk, _chunk_bytes(setup, chunk)
+      prefix_bytes, chunk, prefixes.chunk_bytes(setup.model, chunk)
     )
     part = partitioner or partitioning.local()
     own = lambda fun, **named: part.jit(self._counted(fun, setup), **named)
@@ -427,13 +427,6 @@ class Reading:
   def abandon(self) -> None:
     """Stops reading; of what was read nothing is known."""
     self._decoder.give_back(self._cache, is_finite=False)
-
-
-def _chunk_bytes(setup, chunk):
-  """Of the keys and values of a chunk."""
-  cache = jax.eval_shape(lambda: setup.model.init_cache(1, chunk))
-  layers = jax.tree.leaves((cache.keys, cache.values))
-  return sum(x.size * x.dtype.itemsize for x in layers)
 
 
 def _read_on(setup, params, cache, tokens, counts):
