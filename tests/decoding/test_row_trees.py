@@ -52,9 +52,9 @@ def _rows(made):
 
 
 @functools.cache
-def _grow(is_coupled):
+def _grow():
   made = row_trees.room(TREES)
-  edges = {'edge_scores': _coupled(9)} if is_coupled else {}
+  edges = {'edge_scores': _coupled(9)}
   grow = functools.partial(row_trees.from_stream_logits, made=made, **edges)
   alone = [
     functools.partial(
@@ -71,14 +71,13 @@ def _grow(is_coupled):
   return jax.jit(both), _rows(made)
 
 
-@pytest.mark.parametrize('is_coupled', [False, True])
 @pytest.mark.parametrize('seed', range(4))
-def test_rows_have_their_own_trees(seed, is_coupled):
+def test_rows_have_their_own_trees(seed):
   rng = np.random.default_rng(seed)
   shape = len(TREES), STREAMS, VOCAB_SIZE
   logits = rng.normal(size=shape).astype(np.float32) * 2
   root = rng.integers(0, VOCAB_SIZE, len(TREES))
-  both, rows = _grow(is_coupled)
+  both, rows = _grow()
   got, want = both(logits, root, rows)
   assert got.tokens.shape == (len(TREES), 11)
   for row, own in enumerate(want):

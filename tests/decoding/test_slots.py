@@ -47,8 +47,8 @@ SAMPLING = (
 )
 
 
-def rows_of(cfg, limit, seed, *, eos_ids=(3,), has_drafts=True):
-  """A request as a batch of one row."""
+def rows_of(cfg, limit, seed, *, eos_ids=(3,), has_drafts=True, is_bare=False):
+  """A request as a batch of one row; a bare one is greedy and no more."""
   ids = np.full((1, NUM_IDS), -1, np.int32)
   if not cfg.ignore_eos:
     ids[0, : len(eos_ids)] = eos_ids
@@ -56,8 +56,8 @@ def rows_of(cfg, limit, seed, *, eos_ids=(3,), has_drafts=True):
     np.array([limit], np.int32),
     ids,
     sampling.row_keys(seed, [0]),
-    sampling.row_settings([cfg]),
-    edits.request([cfg]),
+    None if is_bare else sampling.row_settings([cfg]),
+    None if is_bare else edits.request([cfg]),
     np.array([has_drafts]),
   )
 
@@ -192,11 +192,11 @@ def test_the_transformer_reads_prompts_in_chunks(schedule, keep_nodes):
   assert batch.run(asked) == alone(whole, params, asked)
 
 
-def _seat(decoder, params, limits, *, has_drafts):
+def _seat(decoder, params, limits, *, has_drafts, is_bare=False):
   """Fills slots with rows that end at their limits alone."""
   cfg = config.SamplingConfig(ignore_eos=True)
   for slot, (limit, drafts) in enumerate(zip(limits, has_drafts, strict=True)):
-    rows = rows_of(cfg, limit, 0, has_drafts=drafts)
+    rows = rows_of(cfg, limit, 0, has_drafts=drafts, is_bare=is_bare)
     row = decoder.read(params, [1, 2], rows).advance()
     decoder.insert(row, slot, is_greedy=True)
 
@@ -236,14 +236,14 @@ def test_the_loop_wakes_when_a_row_ends_or_the_quantum_is_over():
 
 @functools.cache
 def _growing():
-  """A batch of 1 or 3 slots that may do without drafts."""
+  """A batch of 1 or 3 slots that may do without drafts; greedy alone."""
   setup = _batch('streams').decoder.setup
   plain = setup._replace(drafter=none.NoDraft())
   made = slots.SlotDecoder(
     setup, num_slots=NUM_SLOTS, chunk=CHUNK, sizes=(1,), plain=plain
   )
   params = table_lm.make_params(4, quality=1.0)
-  first = rows_of(SAMPLING[0], MAX_NEW, 0)
+  first = rows_of(SAMPLING[0], MAX_NEW, 0, is_bare=True)
   made.warm_up(lambda size: params, params, first, is_timed=True)
   return made, params
 
@@ -251,18 +251,23 @@ def _growing():
 def test_a_batch_that_grows_shrinks_and_drafts_at_times():
   decoder, params = _growing()
   before, rng = decoder.num_compilations, np.random.default_rng(0)
-  want = alone(_plain(), params, asked := requests(5, 30, table_lm.VOCAB_SIZE))
+  asked = [
+    (prompt, SAMPLING[0], limit, seed)
+    for prompt, _, limit, seed in requests(5, 30, table_lm.VOCAB_SIZE)
+  ]
+  want = alone(_plain(), params, asked)
   waiting, running, seen_sizes = list(enumerate(asked)), {}, set()
   for turn in range(400):
     most = (1, 3, 2, 3)[turn // 3 % 4]
     while waiting and len(running) < most:
       number, (prompt, cfg, limit, seed) = waiting.pop(0)
-      reading = decoder.read(params, prompt, rows_of(cfg, limit, seed))
+      rows = rows_of(cfg, limit, seed, is_bare=True)
+      reading = decoder.read(params, prompt, rows)
       while (row := reading.advance()) is None:
         pass
       _resize(decoder, running, len(running) + 1)
       slot = next(s for s in range(decoder.size) if s not in running)
-      decoder.insert(row, slot, is_greedy=cfg.is_plain_greedy)
+      decoder.insert(row, slot, is_greedy=True)
       running[slot] = number
     _resize(decoder, running, len(running))
     seen_sizes.add(decoder.size)
@@ -294,7 +299,7 @@ def _resize(decoder, running, num_rows):
 def test_steps_without_drafts_give_a_token_each():
   decoder, params = _growing()
   decoder.resize(3, {})
-  _seat(decoder, params, [14, 14], has_drafts=[True, True])
+  _seat(decoder, params, [14, 14], has_drafts=[True, True], is_bare=True)
   decoder.advance(params, 4, has_drafts=False)
   assert decoder.look().num_tokens[:2].tolist() == [5, 5]
   decoder.advance(params, 1)  # verifies the root alone, and drafts
