@@ -103,7 +103,7 @@ def define_sizes() -> None:
   flags.DEFINE_list(
     'batch_sizes',
     None,
-    'Numbers of rows to compile for, up to --num_slots; 1,4,16,… and that.',
+    'Numbers of rows to compile for, up to --num_slots; 1,8,64,… and that.',
   )
   flags.DEFINE_integer(
     'max_drafting_rows',

@@ -38,7 +38,7 @@ class EngineConfig:
       that is a few system prompts, for less than the slots themselves take.
     batch_sizes: ascending numbers of slots, the last of them `num_slots`, that
       there are programs for; the batch has the smallest that holds its rows. Of
-      () come 1, 4, 16, … and `num_slots`. Each takes time to compile.
+      () come 1, 8, 64, … and `num_slots`. Each takes time to compile.
     max_drafting_rows: if more rows run, they decode without drafts; None weighs
       what drafts bring against what they cost, which is measured at the start.
   """

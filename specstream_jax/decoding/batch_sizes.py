@@ -36,11 +36,14 @@ class Cost(NamedTuple):
 
 
 def default(num_slots: int) -> tuple[int, ...]:
-  """Sizes of a batch of so many slots: 1, 4, 16, … and all of them."""
+  """Sizes of a batch of so many slots: 1, 8, 64, … and all of them.
+
+  Each has four programs to compile.
+  """
   sizes, size = [], 1
   while size < num_slots:
     sizes.append(size)
-    size *= 4
+    size *= 8
   return (*sizes, num_slots)
 
 

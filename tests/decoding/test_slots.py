@@ -322,5 +322,5 @@ def test_steps_are_timed_by_size_with_drafts_and_without():
 def test_default_sizes():
   sizes = {n: batch_sizes.default(n) for n in (1, 2, 8, 16, 33)}
   assert sizes == {
-    1: (1,), 2: (1, 2), 8: (1, 4, 8), 16: (1, 4, 16), 33: (1, 4, 16, 33)
+    1: (1,), 2: (1, 2), 8: (1, 8), 16: (1, 8, 16), 33: (1, 8, 33)
   }  # fmt: skip
