@@ -205,10 +205,11 @@ class SlotDecoder:
       part = self._take(self._spare, np.int32(0), self.chunk)
       self._spare = self._place(self._spare, part, np.int32(0))
     self._spare = self._renew(self._spare)
-    reading = Reading(self, row_params, [0] * (self.chunk + 1), rows)
-    reading.advance()
-    row = reading.advance()
-    assert row is not None
+    # Two chunks, where there is room for more than one.
+    prompt = [0] * min(self.chunk + 1, cfg.cache_length)
+    reading = Reading(self, row_params, prompt, rows)
+    while (row := reading.advance()) is None:
+      pass
     for size in self.sizes:
       self._warm_up_size(size, params(size), row)
       if is_timed and self._run_plain is not None:

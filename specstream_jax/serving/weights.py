@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import config, drafters, runtime
@@ -227,7 +226,7 @@ class SideBySide:
       eos.union(self._model.eos_ids, found.eos_ids),
       self._drafts and is_drafting,
       num_drafts,
-      jax.tree.map(jnp.asarray, RowWeights(leaves, tree)),
+      jax.device_put(RowWeights(leaves, tree)),
       0 if _spares_main(parts) else next(self._owners),
     )
 
