@@ -40,6 +40,8 @@ CFG = serving.EngineConfig(
   quantum=4,
   max_waiting=3,
   max_end_ids=3,
+  batch_sizes=(2,),
+  max_drafting_rows=2,
 )
 
 

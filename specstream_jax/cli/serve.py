@@ -27,7 +27,8 @@ from specstream_jax.config import checks, serving
 _KEY = 'SPECSTREAM_API_KEY'
 # Flags of the same name as fields of `EngineConfig`.
 _SIZES = ('num_slots', 'cache_length', 'max_new_tokens', 'chunk', 'quantum')
-_SIZES += ('max_waiting', 'max_lora_rank', 'schedule')
+_SIZES += ('max_waiting', 'max_lora_rank', 'schedule', 'prefix_cache_mb')
+_SIZES += ('max_drafting_rows',)
 
 
 def define_flags() -> None:
@@ -92,6 +93,22 @@ def define_sizes() -> None:
   )
   flags.DEFINE_integer(
     'max_lora_rank', None, 'Room for LoRA of more adapters than the first.'
+  )
+  flags.DEFINE_integer(
+    'prefix_cache_mb',
+    None,
+    'Memory for how prompts begin, which those that begin alike share; 256, 0 '
+    'is off.',
+  )
+  flags.DEFINE_list(
+    'batch_sizes',
+    None,
+    'Numbers of rows to compile for, up to --num_slots; 1,8,64,… and that.',
+  )
+  flags.DEFINE_integer(
+    'max_drafting_rows',
+    None,
+    'If more rows run, nobody drafts; measured at the start.',
   )
   flags.DEFINE_enum(
     'schedule', None, ['deferred', 'parallel'], 'When streams run.'
@@ -164,6 +181,14 @@ def _sizes(args) -> serving.EngineConfig:
   """Sizes: flags before gin before defaults."""
   given = {name: getattr(args, name) for name in _SIZES}
   given = {name: value for name, value in given.items() if value is not None}
+  if args.batch_sizes is not None:
+    are_numbers = all(size.isdecimal() for size in args.batch_sizes)
+    checks.check(
+      are_numbers,
+      f'--batch_sizes is {",".join(args.batch_sizes)!r}; accepted: numbers such '
+      'as 1,4,8',
+    )
+    given['batch_sizes'] = tuple(map(int, args.batch_sizes))
   return serving.EngineConfig(**given)
 
 

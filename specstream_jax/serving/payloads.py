@@ -116,7 +116,7 @@ class Shape:
   def _metrics(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
     """Drafting of one or several completions together."""
     costs = [one.metrics for one in made]
-    calls = sum(cost.num_calls for cost in costs)
+    calls = sum(cost.num_drafting_calls for cost in costs)
     accepted = sum(cost.num_accepted for cost in costs)
     drafted = sum(cost.num_drafted for cost in costs)
     histograms = [cost.histogram(self._path_length) for cost in costs]

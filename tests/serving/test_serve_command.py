@@ -23,6 +23,7 @@ COMMAND = [sys.executable, '-m', 'specstream_jax.cli.main', 'serve']
   [
     (['--adapter=x'], "--adapter is 'x'; accepted: NAME=FOLDER"),
     (['--adapter=a=x', '--adapter=a=y'], "--adapter: the name 'a' is taken"),
+    (['--batch_sizes=1,x'], "--batch_sizes is '1,x'; accepted: numbers such"),
     (['--fold'], '--fold serves one adapter alone, and 0 are given'),
   ],
 )
