@@ -101,7 +101,7 @@ def test_the_longest_row_must_fit_into_the_positions():
   decoder = decoder_lib.Decoder(
     table_lm.MODEL, none.NoDraft(), cfg, most_positions=9
   )
-  with pytest.raises(ValueError, match='come to 10 positions, but .* only 9'):
+  with pytest.raises(ValueError, match=r'come to 10 positions, but .* only 9'):
     decoder.generate({}, [[1], [1] * 5, [1]], [7, 5, 1])
   assert decoder.num_compilations == 0
 
