@@ -117,6 +117,27 @@ def test_nll_and_rank_by_hand():
   np.testing.assert_array_equal(result.rank, [1, 2, 0])
 
 
+def test_a_frozen_main_stream_has_its_loss_but_no_gradient():
+  rng = np.random.default_rng(0)
+  main = jnp.float32(rng.normal(size=(2, 3, 1, 5)))
+  streams = jnp.float32(rng.normal(size=(2, 3, 2, 5)))
+  targets = jnp.asarray(rng.integers(0, 5, (2, 3, 3)))
+  model = Identity()
+
+  def total(main, streams, is_lossless):
+    model.is_lossless = is_lossless
+    result = objective._losses(model, main, streams, targets, 4)
+    return (result.nll * jnp.array([[[1, 2, 3]]])).sum(), result
+
+  run = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+  (_, trained), (moved, expected) = run(main, streams, False)
+  assert np.any(moved)
+  (_, frozen), (of_main, of_streams) = run(main, streams, True)
+  jax.tree.map(np.testing.assert_array_equal, frozen, trained)
+  assert not np.any(of_main)
+  np.testing.assert_allclose(of_streams, expected, rtol=1e-6)
+
+
 def test_top1_and_top4_count_ranks():
   rank = jnp.array([[[0, 3], [1, 4], [0, 9]]])
   weights = jnp.array([[[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]]])
