@@ -130,6 +130,7 @@ def test_a_frozen_main_stream_has_its_loss_but_no_gradient():
     return (result.nll * jnp.array([[[1, 2, 3]]])).sum(), result
 
   run = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+  run = jax.jit(run, static_argnums=2)
   (_, trained), (moved, expected) = run(main, streams, False)
   assert np.any(moved)
   (_, frozen), (of_main, of_streams) = run(main, streams, True)
