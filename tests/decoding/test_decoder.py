@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the decoder refuses, before anything is compiled."""
 
+import jax
 import numpy as np
 import pytest
 import table_lm
@@ -93,6 +94,30 @@ def test_prompt_longer_than_the_cache():
   )
   with pytest.raises(ValueError, match=message):
     decoder.generate({}, [[1], [1] * 10])
+
+
+def test_the_longest_row_must_fit_into_the_positions():
+  cfg = config.DecodeConfig(max_new_tokens=7, prompt_bucket=5)
+  decoder = decoder_lib.Decoder(
+    table_lm.MODEL, none.NoDraft(), cfg, most_positions=9
+  )
+  with pytest.raises(ValueError, match=r'come to 10 positions, but .* only 9'):
+    decoder.generate({}, [[1], [1] * 5, [1]], [7, 5, 1])
+  assert decoder.num_compilations == 0
+
+
+def test_memory_is_asked_for_once_for_each_size(monkeypatch):
+  asked = []
+  spy = lambda what, num_bytes, *_, **named: asked.append((what, num_bytes))
+  monkeypatch.setattr(decoder_lib.memory, 'check', spy)
+  decoder = _decoder()
+  for lengths in ([1, 5], [3, 3], [6, 1], [2, 2]):
+    decoder._sizes(lengths)
+  names = 'the keys and values of 2 rows of {} positions'
+  # Prompts of 5 and of 10, 7 new tokens, the root.
+  assert [what for what, _ in asked] == [names.format(n) for n in (13, 18)]
+  cache = table_lm.MODEL.init_cache(2, 13)
+  assert asked[0][1] == sum(x.nbytes for x in jax.tree.leaves(cache))
 
 
 def test_tree_deeper_than_the_streams():
