@@ -2,8 +2,9 @@
 """The OpenAI API on an engine.
 
 GET /health, /version, /metrics, /v1/models; POST /v1/completions,
-/v1/chat/completions. Answers carry `metrics.speculative_decoding` beside what
-the API has. An error never holds a path or a stack trace.
+/v1/chat/completions, /tokenize, /detokenize, /v1/load_lora_adapter,
+/v1/unload_lora_adapter. Answers carry `metrics.speculative_decoding` beside
+what the API has. An error never holds a path or a stack trace.
 """
 
 import asyncio
@@ -17,7 +18,12 @@ from typing import Any
 
 from absl import logging
 from starlette import applications, concurrency, requests as web, routing
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import (
+  JSONResponse,
+  PlainTextResponse,
+  Response,
+  StreamingResponse,
+)
 
 import specstream_jax
 from specstream_jax.serving import (
@@ -26,6 +32,8 @@ from specstream_jax.serving import (
   payloads,
   protocol,
   requests,
+  shelf as shelf_lib,
+  tokens,
 )
 
 _POLL = 0.5  # seconds between two looks at whether a client is still there
@@ -51,10 +59,45 @@ class Options:
 class Server:
   """The routes of one engine."""
 
-  def __init__(self, engine: engine_lib.Engine, options: Options):
-    self.engine, self.options = engine, options
-    self.measures = measures_lib.Measures(engine, options.name)
+  def __init__(
+    self,
+    engine: engine_lib.Engine | None,
+    options: Options,
+    shelf: shelf_lib.Shelf | None = None,
+  ):
+    """Is closed to requests for as long as there is no engine.
+
+    Args:
+      engine: started and closed with the application; None to `open` it later.
+      options: how it is shown.
+      shelf: adapters that requests may load; None lets them load none.
+    """
+    self.options = options
+    self.measures = measures_lib.Measures(options.name)
+    self._engine, self._shelf = engine, shelf
     self._started = int(time.time())
+
+  @property
+  def engine(self) -> engine_lib.Engine:
+    """What decodes; raises ApiError while there is none."""
+    if self._engine is None:
+      raise protocol.ApiError(
+        503,
+        'the model is being loaded and compiled; ask /health when it is there',
+        kind='unavailable_error',
+        retry_after=5,
+      )
+    return self._engine
+
+  def open(self, engine: engine_lib.Engine) -> None:
+    """Takes requests from now on; from any thread."""
+    engine.start()
+    self._engine = engine
+
+  def drain(self) -> None:
+    """Takes no more requests; waits for what runs, up to `shutdown_timeout`."""
+    if self._engine is not None:
+      self._engine.close(self.options.shutdown_timeout)
 
   def app(self) -> applications.Starlette:
     """The ASGI application, which starts and closes the engine."""
@@ -72,6 +115,10 @@ class Server:
         get('/v1/models', self._models),
         post('/v1/completions', self._completions),
         post('/v1/chat/completions', self._chat),
+        post('/tokenize', self._tokenize),
+        post('/detokenize', self._detokenize),
+        post('/v1/load_lora_adapter', self._load),
+        post('/v1/unload_lora_adapter', self._unload),
       ],
       lifespan=self._lifespan,
       exception_handlers={404: _not_found, 405: _not_allowed},
@@ -80,10 +127,10 @@ class Server:
   @contextlib.asynccontextmanager
   async def _lifespan(self, app) -> AsyncIterator[None]:
     del app
-    self.engine.start()
+    if self._engine is not None:
+      self._engine.start()
     yield
-    seconds = self.options.shutdown_timeout
-    await concurrency.run_in_threadpool(self.engine.close, seconds)
+    await concurrency.run_in_threadpool(self.drain)
 
   def _guarded(self, call):
     """An endpoint whose errors are answers."""
@@ -121,9 +168,11 @@ class Server:
   async def _health(self, request) -> Response:
     """200 where requests are taken."""
     del request
-    is_open = self.engine.is_open
-    status = 'ok' if is_open else 'closing'
-    return JSONResponse({'status': status}, 200 if is_open else 503)
+    engine = self._engine
+    if engine is None:
+      return JSONResponse({'status': 'warming up'}, 503)
+    status = 'ok' if engine.is_open else 'closing'
+    return JSONResponse({'status': status}, 200 if engine.is_open else 503)
 
   async def _version(self, request) -> Response:
     del request
@@ -131,7 +180,7 @@ class Server:
 
   async def _metrics(self, request) -> Response:
     del request
-    text = self.measures.text()
+    text = self.measures.text(self.engine.stats())
     return Response(text, media_type=measures_lib.CONTENT_TYPE)
 
   async def _models(self, request) -> Response:
@@ -157,19 +206,60 @@ class Server:
 
   async def _answer(self, request, read, kind) -> Response:
     """A completion of either kind, whole or as a stream."""
+    engine = self.engine
     body = await self._body(request)
-    adapters = {self.options.name: ''} | {n: n for n in self.engine.adapters}
     call = await concurrency.run_in_threadpool(
-      read, body, self.engine.model, adapters
+      read, body, engine.model, self._adapters()
     )
     handles = await concurrency.run_in_threadpool(self._submit, call)
-    shape = payloads.Shape(kind, call, self.engine.path_length)
+    shape = payloads.Shape(kind, call, engine.path_length)
     if call.is_stream:
       stream = self._stream(shape, handles)
       return StreamingResponse(stream, media_type='text/event-stream')
     made = await self._whole(request, handles)
     self._count(call, made)
     return JSONResponse(shape.whole(made))
+
+  def _adapters(self) -> dict[str, str]:
+    """Name of a model in the API -> name of its adapter."""
+    return {self.options.name: ''} | {n: n for n in self.engine.adapters}
+
+  async def _tokenize(self, request) -> Response:
+    return await self._about_text(request, tokens.tokenize)
+
+  async def _detokenize(self, request) -> Response:
+    return await self._about_text(request, tokens.detokenize)
+
+  async def _about_text(self, request, make) -> Response:
+    """An answer that takes the tokenizer alone."""
+    engine = self.engine
+    body = await self._body(request)
+    made = await concurrency.run_in_threadpool(
+      make, body, engine.model, self._adapters(), engine.cfg.cache_length
+    )
+    return JSONResponse(made)
+
+  async def _load(self, request) -> Response:
+    return await self._about_adapter(request, shelf_lib.Shelf.load)
+
+  async def _unload(self, request) -> Response:
+    return await self._about_adapter(request, shelf_lib.Shelf.unload)
+
+  async def _about_adapter(self, request, change) -> Response:
+    """Changes what is served, if that is allowed."""
+    engine, shelf = self.engine, self._shelf
+    if shelf is None:
+      raise protocol.ApiError(
+        403,
+        'adapters stay as they are; the server has to be started with '
+        '--allow_runtime_adapters',
+        kind='permission_error',
+      )
+    body = await self._body(request)
+    text = await concurrency.run_in_threadpool(
+      change, shelf, body, engine, self.options.name
+    )
+    return PlainTextResponse(text)
 
   def _submit(self, call) -> list[requests.Handle]:
     """All requests of a call, or none of them."""

@@ -115,8 +115,8 @@ def read_completion(
   Raises:
     ApiError: a parameter is missing, wrong or not supported.
   """
-  _check_names(body, COMPLETION)
-  prompts = _prompts(_need(body, 'prompt'), model)
+  check_names(body, COMPLETION)
+  prompts = _prompts(need(body, 'prompt'), model)
   limit = body.get('max_tokens')
   return _call(body, model, adapters, prompts, 16 if limit is None else limit)
 
@@ -125,24 +125,42 @@ def read_chat(
   body: Mapping[str, Any], model: runtime.Model, adapters: Mapping[str, str]
 ) -> Call:
   """A body of /v1/chat/completions; arguments as of `read_completion`."""
-  _check_names(body, CHAT)
+  check_names(body, CHAT)
   limits = [body.get(n) for n in ('max_completion_tokens', 'max_tokens')]
   limit = next((value for value in limits if value is not None), None)
-  messages = [_message(m) for m in _list(_need(body, 'messages'), 'messages')]
-  tools = body.get('tools')
-  if tools is not None:
-    tools = [_dict(tool, 'tools') for tool in _list(tools, 'tools')]
-  with_param = _naming('messages')
-  text = with_param(
-    lambda: chat.render(model.chat_template, messages, tools=tools)
-  )
-  prompt = with_param(lambda: model.encode_prompt(text))
+  text = chat_text(body, model)
+  prompt = naming('messages')(lambda: model.encode_prompt(text))
   return _call(body, model, adapters, [prompt], limit)
 
 
-def _call(body, model, adapters, prompts, limit) -> Call:
-  """What both kinds of bodies have in common."""
-  name = _need(body, 'model')
+def chat_text(
+  body: Mapping[str, Any],
+  model: runtime.Model,
+  *,
+  add_generation_prompt: bool = True,
+) -> str:
+  """`messages` and `tools` of a body, as the model's template writes them.
+
+  Raises:
+    ApiError: they are missing or wrong, or the template refuses them.
+  """
+  messages = [_message(m) for m in _list(need(body, 'messages'), 'messages')]
+  tools = body.get('tools')
+  if tools is not None:
+    tools = [_dict(tool, 'tools') for tool in _list(tools, 'tools')]
+  return naming('messages')(
+    lambda: chat.render(
+      model.chat_template,
+      messages,
+      tools=tools,
+      add_generation_prompt=add_generation_prompt,
+    )
+  )
+
+
+def model_name(body: Mapping[str, Any], adapters: Mapping[str, str]) -> str:
+  """The `model` of a body; raises ApiError if there is none of that name."""
+  name = need(body, 'model')
   if not isinstance(name, str) or name not in adapters:
     raise ApiError(
       404,
@@ -151,6 +169,12 @@ def _call(body, model, adapters, prompts, limit) -> Call:
       kind='not_found_error',
       param='model',
     )
+  return name
+
+
+def _call(body, model, adapters, prompts, limit) -> Call:
+  """What both kinds of bodies have in common."""
+  name = model_name(body, adapters)
   count = _count(body, 'n', 1)
   if not 1 <= len(prompts) * count <= MAX_CHOICES:
     raise ApiError(
@@ -170,9 +194,9 @@ def _call(body, model, adapters, prompts, limit) -> Call:
       _list(body.get('stop_token_ids') or [], 'stop_token_ids')
     ),
     'timeout': body.get('timeout'),
-    'has_drafts': _bool(body, 'drafts', True),
+    'has_drafts': flag(body, 'drafts', True),
   }
-  make = lambda prompt, choice: _naming(None)(
+  make = lambda prompt, choice: naming(None)(
     lambda: requests.Request(
       tuple(prompt), seed=_choice_seed(seed, choice), **common
     )
@@ -185,8 +209,8 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     name,
     tuple(make(prompt, i) for prompt in prompts for i in range(count)),
     count,
-    _bool(body, 'stream', False),
-    _bool(options, 'include_usage', False),
+    flag(body, 'stream', False),
+    flag(options, 'include_usage', False),
   )
 
 
@@ -207,7 +231,7 @@ def _sampling(body, model) -> config.SamplingConfig:
     values['top_k'] = 0
   if body.get('logit_bias'):
     values['logit_bias'] = _biases(body['logit_bias'])
-  return _naming(None)(lambda: config.SamplingConfig(**values))
+  return naming(None)(lambda: config.SamplingConfig(**values))
 
 
 def _biases(value: Any) -> dict[int, Any]:
@@ -233,7 +257,7 @@ def _prompts(value: Any, model: runtime.Model) -> list[Sequence[int]]:
   found = []
   for prompt in many:
     if isinstance(prompt, str):
-      found.append(_naming('prompt')(lambda p=prompt: model.encode_prompt(p)))
+      found.append(naming('prompt')(lambda p=prompt: model.encode_prompt(p)))
     elif isinstance(prompt, list) and prompt and all(map(is_id, prompt)):
       found.append(prompt)
     else:
@@ -271,7 +295,7 @@ def _message(value: Any) -> dict[str, Any]:
   return message
 
 
-def _check_names(body: Mapping[str, Any], known: set[str]) -> None:
+def check_names(body: Mapping[str, Any], known: set[str]) -> None:
   """Refuses parameters that would be passed over."""
   for name, value in body.items():
     asks_nothing = any(
@@ -288,7 +312,7 @@ def _unsupported(name: str) -> ApiError:
   )
 
 
-def _naming(param: str | None) -> Callable[..., Any]:
+def naming(param: str | None) -> Callable[[Callable[[], Any]], Any]:
   """Calls a function whose ValueErrors become answers."""
 
   def call(function):
@@ -300,7 +324,8 @@ def _naming(param: str | None) -> Callable[..., Any]:
   return call
 
 
-def _need(body: Mapping[str, Any], name: str) -> Any:
+def need(body: Mapping[str, Any], name: str) -> Any:
+  """A parameter that has to be there; raises ApiError if it is not."""
   if body.get(name) is None:
     raise ApiError(400, f'{name!r} is missing; it is needed', param=name)
   return body[name]
@@ -329,7 +354,8 @@ def _texts(value: Any, name: str) -> tuple[str, ...]:
   return (value,) if isinstance(value, str) else tuple(_list(value, name))
 
 
-def _bool(body: Mapping[str, Any], name: str, default: bool) -> bool:
+def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
+  """A parameter that is true or false; raises ApiError if it is neither."""
   value = body.get(name)
   if not isinstance(value, bool | None):
     raise ApiError(

@@ -12,7 +12,7 @@ import tiny_runtime
 
 import specstream_jax as ss
 from specstream_jax import config
-from specstream_jax.serving import http, requests
+from specstream_jax.serving import http, requests, shelf
 
 
 @functools.cache
@@ -23,10 +23,17 @@ def _engine():
   return made
 
 
+def _read(path):
+  if not path.endswith('later'):
+    raise ValueError(f'{path!r} cannot be read')
+  return serving_models.fine_tuned(seed=8)
+
+
 @pytest.fixture(scope='module')
 def client():
   options = http.Options('tiny', max_body_bytes=3000, shutdown_timeout=5)
-  server = http.Server(_engine(), options)
+  given = {'later': '/secret/later', 'bad': '/secret/bad'}
+  server = http.Server(_engine(), options, shelf.Shelf(_read, given))
   with testclient.TestClient(server.app()) as made:
     yield made
 
@@ -180,6 +187,109 @@ def test_models_version_health_and_metrics(client):
   name = f'vllm:e2e_request_latency_seconds_count{labels}'
   assert grown(name) == 1
   assert after['vllm:num_requests_running{model_name="tiny"}'] == 0
+
+
+def test_an_adapter_comes_and_goes_while_others_decode(client):
+  ask = functools.partial(_complete, client, max_tokens=32)
+  [want] = ask(model='free')['choices']
+  handle = _engine().submit(
+    requests.Request(
+      tuple(_engine().model.encode('ab')),
+      'free',
+      32,
+      config.SamplingConfig(ignore_eos=True),
+    )
+  )
+  answer = client.post('/v1/load_lora_adapter', json={'lora_name': 'later'})
+  assert answer.status_code == 200, answer.text
+  assert answer.text == "Success: LoRA adapter 'later' added successfully."
+  assert handle.result(30).text == want['text']
+  programs = _engine().stats().num_compilations
+  [made] = ask(model='later')['choices']
+  assert made['text'] not in (want['text'], ask()['choices'][0]['text'])
+  assert _engine().stats().num_compilations == programs
+  names = [m['id'] for m in client.get('/v1/models').json()['data']]
+  assert 'later' in names
+  for path, status in (('load', 400), ('unload', 200), ('unload', 404)):
+    answer = client.post(
+      f'/v1/{path}_lora_adapter', json={'lora_name': 'later'}
+    )
+    assert answer.status_code == status, answer.text
+  answer = client.post('/v1/completions', json=_ask(model='later'))
+  assert answer.status_code == 404
+
+
+def test_adapters_that_cannot_be_loaded_say_so_without_a_path(client):
+  answer = client.post('/v1/load_lora_adapter', json={'lora_name': 'bad'})
+  assert answer.status_code == 400
+  assert answer.json()['error']['message'] == "'bad' cannot be read"
+
+
+def test_nothing_is_loaded_unless_it_is_allowed():
+  server = http.Server(_engine(), http.Options('tiny'))
+  client = testclient.TestClient(server.app())
+  for path in ('load', 'unload'):
+    answer = client.post(f'/v1/{path}_lora_adapter', json={'lora_name': 'x'})
+    assert answer.status_code == 403
+    assert '--allow_runtime_adapters' in answer.json()['error']['message']
+
+
+@pytest.mark.parametrize(
+  ('body', 'text'),
+  [
+    ({'prompt': 'ab c'}, 'ab c'),
+    ({'prompt': 'ab', 'add_special_tokens': False, 'model': 'tuned'}, 'ab'),
+    (
+      {'messages': [{'role': 'user', 'content': 'ab'}]},
+      '<user>ab<assistant>',
+    ),
+    (
+      {
+        'messages': [{'role': 'user', 'content': 'ab'}],
+        'add_generation_prompt': False,
+      },
+      '<user>ab',
+    ),
+  ],
+)
+def test_texts_and_tokens(body, text, client):
+  body |= {'return_token_strs': True}
+  made = client.post('/tokenize', json=body).json()
+  assert made['tokens'] == _engine().model.encode(text)
+  assert made['count'] == len(text) == len(made['token_strs'])
+  assert made['max_model_len'] == 64
+  answer = client.post('/detokenize', json={'tokens': made['tokens']})
+  assert answer.json() == {'prompt': text}
+
+
+def test_special_tokens_have_their_names(client):
+  answer = client.post('/detokenize', json={'tokens': [0]})
+  assert answer.json() == {'prompt': '<eos>'}
+
+
+@pytest.mark.parametrize(
+  ('path', 'body', 'message'),
+  [
+    ('tokenize', {}, "'prompt' is missing"),
+    ('tokenize', {'prompt': ['a']}, "prompt is ['a']; accepted: a text"),
+    ('tokenize', {'prompt': '\ud800'}, 'not valid UTF-8'),
+    ('tokenize', {'prompt': 'a', 'x': 1}, "'x' is not supported here"),
+    ('tokenize', {'prompt': 'a', 'model': 'x'}, "no model 'x'; served"),
+    ('tokenize', {'prompt': 'a', 'return_token_strs': 1}, 'true or false'),
+    ('tokenize', {'messages': 3}, 'messages is 3; accepted: a list'),
+    ('detokenize', {}, "'tokens' is missing"),
+    ('detokenize', {'tokens': 'a'}, "tokens is 'a'; accepted: token ids"),
+    ('detokenize', {'tokens': [True]}, 'accepted: token ids'),
+    ('detokenize', {'tokens': [999]}, 'tokens: token 999 has'),
+    ('detokenize', {'tokens': [1] * 65}, 'has 65 entries; accepted: at most'),
+    ('v1/load_lora_adapter', {}, "'lora_name' is missing"),
+    ('v1/load_lora_adapter', {'lora_name': 3}, 'lora_name is 3; accepted'),
+  ],
+)
+def test_other_bodies_that_are_refused(path, body, message, client):
+  answer = client.post(f'/{path}', content=json.dumps(body))
+  assert answer.status_code in (400, 404)
+  assert message in answer.json()['error']['message'], answer.text
 
 
 def _values(client):
