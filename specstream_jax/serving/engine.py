@@ -13,8 +13,9 @@ request are those that it would get alone.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 import threading
 import time
@@ -26,7 +27,7 @@ from specstream_jax import memory, runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import loop, slots as slots_lib, stopping
-from specstream_jax.serving import admission, requests, rows, weights
+from specstream_jax.serving import admission, requests, rows, scoring, weights
 
 _PAST = 0.9  # its weight in the mean time of a request
 
@@ -90,6 +91,11 @@ class Engine:
       chunk=self.cfg.chunk,
       partitioner=model.partitioner,
     )
+    self._scorer = scoring.Scorer(
+      self._weights.setup,
+      chunk=self.cfg.chunk,
+      partitioner=model.partitioner,
+    )
     self._queue: deque[rows.Row] = deque()
     self._rows: dict[int, rows.Row] = {}
     self._reading: tuple[rows.Row, slots_lib.Reading] | None = None
@@ -137,6 +143,17 @@ class Engine:
       self._queue.append(row)
       self._wake.notify_all()
     return row.handle
+
+  def scorer(
+    self, adapter: str = ''
+  ) -> Callable[[Sequence[int]], scoring.Scores]:
+    """What scores texts with an adapter as it is now; see `Scorer.score`.
+
+    Raises:
+      ValueError: there is no such adapter.
+    """
+    params = self._weights.of_row(self._served(adapter))
+    return functools.partial(self._scorer.score, params)
 
   def load_adapter(self, name: str, found: fitted.Fitted) -> None:
     """Serves one more adapter, or another one of that name, from now on.
@@ -221,14 +238,17 @@ class Engine:
       self._give_up(error)
       raise
 
-  def _row(self, request) -> rows.Row:
-    """A request as it will stand in the queue; raises if it cannot."""
-    served = self._weights.served.get(request.adapter)
+  def _served(self, adapter) -> weights.Served:
+    """An adapter by its name; raises ValueError if there is none."""
+    served = self._weights.served.get(adapter)
     if served is None:
       known = ', '.join(map(repr, self.adapters)) or 'none'
-      raise ValueError(
-        f'there is no adapter {request.adapter!r}; loaded: {known}'
-      )
+      raise ValueError(f'there is no adapter {adapter!r}; loaded: {known}')
+    return served
+
+  def _row(self, request) -> rows.Row:
+    """A request as it will stand in the queue; raises if it cannot."""
+    served = self._served(request.adapter)
     setup, model = self._weights.setup, self.model
     size = setup.drafter.size
     most = admission.limit(request, model, self.cfg, size)
@@ -377,7 +397,7 @@ class Engine:
 
   def _check_memory(self) -> None:
     cfg, init = self.cfg, self._weights.setup.model.init_cache
-    num_rows = cfg.num_slots + 1  # with the one that is read
+    num_rows = cfg.num_slots + 2  # with those that are read and scored
     cache = jax.eval_shape(lambda: init(num_rows, cfg.cache_length))
     memory.check(
       f'the keys and values of {num_rows:,} slots of {cfg.cache_length:,} '
@@ -399,6 +419,7 @@ class Engine:
     self._decoder.warm_up(
       self._weights.of_slots(), self._weights.of_row(base), arrays
     )
+    self.scorer()([0, 0])
 
 
 def _why(row: rows.Row, now: float) -> str:

@@ -27,11 +27,13 @@ from starlette.responses import (
 
 import specstream_jax
 from specstream_jax.serving import (
+  bodies,
   engine as engine_lib,
   measures as measures_lib,
   payloads,
   protocol,
   requests,
+  scoring,
   shelf as shelf_lib,
   tokens,
 )
@@ -75,13 +77,14 @@ class Server:
     self.options = options
     self.measures = measures_lib.Measures(options.name)
     self._engine, self._shelf = engine, shelf
+    self._scoring = asyncio.Lock()
     self._started = int(time.time())
 
   @property
   def engine(self) -> engine_lib.Engine:
     """What decodes; raises ApiError while there is none."""
     if self._engine is None:
-      raise protocol.ApiError(
+      raise bodies.ApiError(
         503,
         'the model is being loaded and compiled; ask /health when it is there',
         kind='unavailable_error',
@@ -139,16 +142,16 @@ class Server:
       try:
         self._check_key(request)
         return await call(request)
-      except protocol.ApiError as error:
+      except bodies.ApiError as error:
         return _error(error)
       except requests.RefusedError as error:
         return _error(_of_refusal(error))
       except ValueError as error:
-        return _error(protocol.ApiError(400, str(error)))
+        return _error(bodies.ApiError(400, str(error)))
       except Exception:
         logging.exception('a request failed')
         kind = 'internal_error'
-        return _error(protocol.ApiError(500, 'internal error', kind=kind))
+        return _error(bodies.ApiError(500, 'internal error', kind=kind))
 
     return endpoint
 
@@ -159,7 +162,7 @@ class Server:
     given = request.headers.get('authorization', '')
     wanted = f'Bearer {self.options.api_key}'
     if not hmac.compare_digest(given.encode(), wanted.encode()):
-      raise protocol.ApiError(
+      raise bodies.ApiError(
         401,
         'the API key is missing or wrong; send it as Authorization: Bearer KEY',
         kind='authentication_error',
@@ -211,14 +214,20 @@ class Server:
     call = await concurrency.run_in_threadpool(
       read, body, engine.model, self._adapters()
     )
+    score = None
+    if call.num_top is not None:
+      score = engine.scorer(call.requests[0].adapter)
     handles = await concurrency.run_in_threadpool(self._submit, call)
-    shape = payloads.Shape(kind, call, engine.path_length)
+    shape = payloads.Shape(kind, call, engine.path_length, engine.model)
     if call.is_stream:
       stream = self._stream(shape, handles)
       return StreamingResponse(stream, media_type='text/event-stream')
     made = await self._whole(request, handles)
+    if call.is_prompt_only:
+      made = [one.without_new() for one in made]
     self._count(call, made)
-    return JSONResponse(shape.whole(made))
+    scores = [] if score is None else await self._scores(call, made, score)
+    return JSONResponse(shape.whole(made, scores))
 
   def _adapters(self) -> dict[str, str]:
     """Name of a model in the API -> name of its adapter."""
@@ -249,7 +258,7 @@ class Server:
     """Changes what is served, if that is allowed."""
     engine, shelf = self.engine, self._shelf
     if shelf is None:
-      raise protocol.ApiError(
+      raise bodies.ApiError(
         403,
         'adapters stay as they are; the server has to be started with '
         '--allow_runtime_adapters',
@@ -283,17 +292,17 @@ class Server:
     async for part in request.stream():
       data += part
       if len(data) > most:
-        raise protocol.ApiError(
+        raise bodies.ApiError(
           413, f'the body is larger than {most} bytes; send less'
         )
     try:
       body = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-      raise protocol.ApiError(
+      raise bodies.ApiError(
         400, f'the body is no JSON: {str(error)[:200]}'
       ) from None
     if not isinstance(body, dict):
-      raise protocol.ApiError(400, 'the body is no JSON object')
+      raise bodies.ApiError(400, 'the body is no JSON object')
     return body
 
   async def _whole(self, request, handles) -> list[requests.Completion]:
@@ -311,7 +320,17 @@ class Server:
     finally:
       for handle in handles:
         handle.cancel()
-    raise protocol.ApiError(499, 'the client is gone')
+    raise bodies.ApiError(499, 'the client is gone')
+
+  async def _scores(self, call, made, score) -> list[scoring.Scores]:
+    """What `score` says of each prompt and completion, one after the other."""
+    found = []
+    for asked, one in zip(call.requests, made):
+      text = (*asked.prompt, *one.tokens)
+      # In line here, as each that waits elsewhere would hold a thread.
+      async with self._scoring:
+        found.append(await concurrency.run_in_threadpool(score, text))
+    return found
 
   async def _stream(self, shape, handles) -> AsyncIterator[str]:
     """Server-sent events; the engine is told when nobody reads any more."""
@@ -339,7 +358,7 @@ class Server:
     except RuntimeError as error:
       logging.error('a stream failed: %s', error)
       kind = 'internal_error'
-      yield _event(protocol.ApiError(500, 'internal error', kind=kind).body())
+      yield _event(bodies.ApiError(500, 'internal error', kind=kind).body())
     finally:
       for handle in handles:
         handle.cancel()
@@ -368,10 +387,10 @@ def _no_constant(name: str) -> Any:
   raise ValueError(f'{name} is no number of JSON')
 
 
-def _of_refusal(error: requests.RefusedError) -> protocol.ApiError:
+def _of_refusal(error: requests.RefusedError) -> bodies.ApiError:
   """429 where it is worth while to come back, else 503."""
   is_full = error.retry_after is not None
-  return protocol.ApiError(
+  return bodies.ApiError(
     429 if is_full else 503,
     str(error),
     kind='rate_limit_error' if is_full else 'unavailable_error',
@@ -379,7 +398,7 @@ def _of_refusal(error: requests.RefusedError) -> protocol.ApiError:
   )
 
 
-def _error(error: protocol.ApiError) -> Response:
+def _error(error: bodies.ApiError) -> Response:
   headers = {}
   if error.retry_after is not None:
     headers['Retry-After'] = str(int(error.retry_after))
@@ -390,14 +409,12 @@ async def _not_found(request, error) -> Response:
   del error
   path = request.url.path[:80]
   return _error(
-    protocol.ApiError(404, f'there is no {path!r}', kind='not_found_error')
+    bodies.ApiError(404, f'there is no {path!r}', kind='not_found_error')
   )
 
 
 async def _not_allowed(request, error) -> Response:
   del error
   return _error(
-    protocol.ApiError(
-      405, f'{request.url.path!r:.80} takes no {request.method}'
-    )
+    bodies.ApiError(405, f'{request.url.path!r:.80} takes no {request.method}')
   )

@@ -15,7 +15,7 @@ from typing import Any
 
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import checks
-from specstream_jax.serving import engine as engine_lib, protocol
+from specstream_jax.serving import bodies, engine as engine_lib
 
 _NAME = re.compile(r'\w[\w.:@/+-]{0,99}')
 
@@ -53,7 +53,7 @@ class Shelf:
     Raises:
       ApiError: there is none that may be loaded, or it does not fit.
     """
-    protocol.check_names(body, {'lora_name', 'lora_path', 'load_inplace'})
+    bodies.check_names(body, {'lora_name', 'lora_path', 'load_inplace'})
     name = _text(body, 'lora_name')
     if not _NAME.fullmatch(name) or name == base:
       raise _refused(
@@ -63,7 +63,7 @@ class Shelf:
       )
     path = self._path(body, name)
     with self._lock:
-      is_new = not protocol.flag(body, 'load_inplace', False)
+      is_new = not bodies.flag(body, 'load_inplace', False)
       if is_new and name in engine.adapters:
         raise _refused(
           f'adapter {name!r} is loaded already; unload it first, or say '
@@ -82,12 +82,12 @@ class Shelf:
       ApiError: there is no such adapter.
     """
     del base
-    protocol.check_names(body, {'lora_name'})
+    bodies.check_names(body, {'lora_name'})
     name = _text(body, 'lora_name')
     with self._lock:
       if name not in engine.adapters:
         raise _missing(f'there is no adapter {name[:80]!r} to unload')
-      protocol.naming('lora_name')(lambda: engine.unload_adapter(name))
+      bodies.naming('lora_name')(lambda: engine.unload_adapter(name))
     return f'Success: LoRA adapter {name!r} removed successfully.'
 
   def _path(self, body, name) -> str:
@@ -143,15 +143,15 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:
-  value = protocol.need(body, name)
+  value = bodies.need(body, name)
   if not isinstance(value, str) or not value:
     raise _refused(f'{name} is {value!r:.80}; accepted: a text', name)
   return value
 
 
-def _refused(message: str, param: str) -> protocol.ApiError:
-  return protocol.ApiError(400, message, param=param)
+def _refused(message: str, param: str) -> bodies.ApiError:
+  return bodies.ApiError(400, message, param=param)
 
 
-def _missing(message: str, param: str = 'lora_name') -> protocol.ApiError:
-  return protocol.ApiError(404, message, kind='not_found_error', param=param)
+def _missing(message: str, param: str = 'lora_name') -> bodies.ApiError:
+  return bodies.ApiError(404, message, kind='not_found_error', param=param)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specstream_jax import runtime
-from specstream_jax.serving import protocol
+from specstream_jax.serving import bodies, protocol
 
 _TEXT = {'model', 'prompt', 'add_special_tokens', 'return_token_strs'}
 _CHAT = {'model', 'messages', 'tools', 'add_generation_prompt'}
@@ -30,27 +30,27 @@ def tokenize(
     ApiError: a parameter is missing, wrong or not supported.
   """
   is_chat = body.get('messages') is not None
-  protocol.check_names(body, _CHAT if is_chat else _TEXT)
+  bodies.check_names(body, _CHAT if is_chat else _TEXT)
   _check_model(body, adapters)
-  has_special = protocol.flag(body, 'add_special_tokens', not is_chat)
+  has_special = bodies.flag(body, 'add_special_tokens', not is_chat)
   if is_chat:
     text = protocol.chat_text(
       body,
       model,
-      add_generation_prompt=protocol.flag(body, 'add_generation_prompt', True),
+      add_generation_prompt=bodies.flag(body, 'add_generation_prompt', True),
     )
     # A template writes BOS itself; who wants another one, asks for it.
     text, param = (str(text) if has_special else text), 'messages'
   else:
-    text, param = protocol.need(body, 'prompt'), 'prompt'
+    text, param = bodies.need(body, 'prompt'), 'prompt'
     if not isinstance(text, str):
-      raise protocol.ApiError(
+      raise bodies.ApiError(
         400, f'prompt is {text!r:.80}; accepted: a text', param='prompt'
       )
   encode = model.encode_prompt if has_special else model.encode
-  ids = protocol.naming(param)(lambda: encode(text))
+  ids = bodies.naming(param)(lambda: encode(text))
   answer = {'count': len(ids), 'max_model_len': most, 'tokens': ids}
-  if protocol.flag(body, 'return_token_strs', False):
+  if bodies.flag(body, 'return_token_strs', False):
     answer['token_strs'] = [model.tokenizer.id_to_token(i) for i in ids]
   return answer
 
@@ -62,23 +62,23 @@ def detokenize(
   most: int,
 ) -> dict[str, Any]:
   """The text of token ids, special tokens by name; see `tokenize`."""
-  protocol.check_names(body, {'model', 'tokens'})
+  bodies.check_names(body, {'model', 'tokens'})
   _check_model(body, adapters)
-  ids = protocol.need(body, 'tokens')
+  ids = bodies.need(body, 'tokens')
   is_id = lambda x: isinstance(x, int) and not isinstance(x, bool)
   if not isinstance(ids, list) or not all(map(is_id, ids)):
-    raise protocol.ApiError(
+    raise bodies.ApiError(
       400, f'tokens is {ids!r:.80}; accepted: token ids', param='tokens'
     )
   if len(ids) > most:
-    raise protocol.ApiError(
+    raise bodies.ApiError(
       400,
       f'tokens has {len(ids)} entries; accepted: at most {most}',
       param='tokens',
     )
-  protocol.naming('tokens')(lambda: model.check_ids(ids, 'tokens'))
+  bodies.naming('tokens')(lambda: model.check_ids(ids, 'tokens'))
   decode = model.tokenizer.decode
-  text = protocol.naming(None)(lambda: decode(ids, skip_special_tokens=False))
+  text = bodies.naming(None)(lambda: decode(ids, skip_special_tokens=False))
   return {'prompt': text}
 
 

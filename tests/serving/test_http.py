@@ -5,6 +5,9 @@ import dataclasses
 import functools
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import serving_models
 from starlette import testclient
@@ -12,6 +15,7 @@ import tiny_runtime
 
 import specstream_jax as ss
 from specstream_jax import config
+from specstream_jax.modeling import build, forward
 from specstream_jax.serving import http, requests, shelf
 
 
@@ -162,6 +166,127 @@ def test_stops_are_no_part_of_the_answer(client):
   assert made['finish_reason'] == 'stop'
 
 
+@functools.cache
+def _forward(adapter):
+  """Log-probabilities of the next tokens, by a pass over the whole text."""
+  model = serving_models.alone(serving_models.kinds().get(adapter))
+  built = build.build(model.config, None, None, 'out_in')
+
+  @jax.jit
+  def run(ids):
+    module = built.merge(model.base, {})
+    places = jnp.arange(ids.shape[1])[None]
+    hidden = forward.forward_train(module, ids, places, jnp.ones_like(ids))
+    return jax.nn.log_softmax(module.logits(hidden.main))[0]
+
+  def of(tokens):
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(run(padded))[: len(tokens) - 1]
+
+  return of
+
+
+@pytest.mark.parametrize('adapter', ['tuned', 'free', 'tiny'])
+def test_logprobs_are_those_of_the_model(adapter, client):
+  ask = functools.partial(
+    _complete, client, model=adapter, prompt='abcdefghijk', logprobs=3
+  )
+  [made] = ask(max_tokens=20)['choices']
+  # All in ASCII but for what the model says, which has a name for each byte.
+  names = {_name(i): i for i in range(257)}
+  tokens = [names[name] for name in made['logprobs']['tokens']]
+  prompt = _engine().model.encode('abcdefghijk')
+  logprobs = _forward(adapter)([*prompt, *tokens])[len(prompt) - 1 :]
+  own = logprobs[range(20), tokens]
+  found = made['logprobs']
+  np.testing.assert_allclose(found['token_logprobs'], own, atol=1e-5)
+  for top, all_ in zip(found['top_logprobs'], logprobs):
+    assert {_name(i) for i in np.argsort(-all_)[:3]} <= set(top)
+  [plain] = ask(max_tokens=20, drafts=False)['choices']
+  assert plain == made
+  # Whatever drew them.
+  [warm] = ask(max_tokens=20, temperature=2.0, seed=3, min_p=0.001)['choices']
+  tokens = [names[name] for name in warm['logprobs']['tokens']]
+  own = _forward(adapter)([*prompt, *tokens])[range(10, 30), tokens]
+  found = warm['logprobs']['token_logprobs']
+  np.testing.assert_allclose(found, own, atol=1e-5)
+
+
+def _name(token):
+  """What a token of the tiny model is called."""
+  if not token:
+    return '<eos>'
+  data = _engine().model.pieces.spell(token)
+  return chr(data[0]) if data[0] < 128 else f'bytes:\\x{data[0]:02x}'
+
+
+@pytest.mark.parametrize('new', [0, 1])
+def test_a_prompt_can_be_scored_alone(new, client):
+  text = 'abcdefghijklmnopq'
+  values = dict(echo=True, logprobs=1, max_tokens=new)
+  body = _complete(client, prompt=[text, 'ab'], **values)
+  ids = _engine().model.encode(text)
+  assert body['usage']['completion_tokens'] == 2 * new
+  assert body['usage']['prompt_tokens'] == len(ids) + 2
+  made, short = body['choices']
+  assert made['text'].startswith(text) and short['text'].startswith('ab')
+  found = made['logprobs']
+  assert found['tokens'][: len(text)] == list(text)
+  assert found['text_offset'][: len(text)] == list(range(len(text)))
+  assert found['token_logprobs'][0] is found['top_logprobs'][0] is None
+  count = len(found['token_logprobs'])
+  assert count == len(ids) + new
+  own = _forward('tuned')(ids)[range(len(ids) - 1), ids[1:]]
+  np.testing.assert_allclose(
+    found['token_logprobs'][1 : len(ids)], own, atol=1e-5
+  )
+  again = _complete(client, prompt=[ids], **values)['choices']
+  assert again[0] == made
+
+
+def test_an_echo_can_be_streamed_and_has_no_logprobs_unless_asked(client):
+  [whole] = _complete(client, echo=True)['choices']
+  assert whole['text'].startswith('ab') and whole['logprobs'] is None
+  body = _ask(echo=True, stream=True)
+  events = _events(client.post('/v1/completions', json=body))
+  said = [event['choices'][0]['text'] for event in events]
+  assert said[0] == 'ab' and ''.join(said) == whole['text']
+  [one] = _complete(client, echo=True, max_tokens=0, prompt='a')['choices']
+  assert one['text'] == 'a' and one['finish_reason'] == 'length'
+  values = dict(echo=True, max_tokens=0, prompt='a', logprobs=1)
+  [one] = _complete(client, **values)['choices']
+  assert one['logprobs']['token_logprobs'] == [None]
+
+
+def test_a_chat_has_logprobs(client):
+  body = {
+    'model': 'tuned',
+    'messages': [{'role': 'user', 'content': 'ab'}],
+    'max_tokens': 6,
+    'temperature': 0,
+    'ignore_eos': True,
+    'logprobs': True,
+    'top_logprobs': 2,
+  }
+  [made] = client.post('/v1/chat/completions', json=body).json()['choices']
+  said = '<user>ab<assistant>'
+  [want] = _complete(client, prompt=said, max_tokens=6, logprobs=2)['choices']
+  content, want = made['logprobs']['content'], want['logprobs']
+  assert [one['token'] for one in content] == want['tokens']
+  assert [one['logprob'] for one in content] == want['token_logprobs']
+  for one, top in zip(content, want['top_logprobs']):
+    assert len(one['top_logprobs']) == 2
+    # The greedy token is the best.
+    assert one['top_logprobs'][0]['logprob'] == one['logprob']
+    assert {t['token']: t['logprob'] for t in one['top_logprobs']} == top
+  body |= {'top_logprobs': None}
+  [made] = client.post('/v1/chat/completions', json=body).json()['choices']
+  assert [one['top_logprobs'] for one in made['logprobs']['content']] == [
+    []
+  ] * 6
+
+
 def test_models_version_health_and_metrics(client):
   data = client.get('/v1/models').json()['data']
   assert data[0]['id'] == 'tiny' and data[0]['parent'] is None
@@ -310,8 +435,21 @@ def _values(client):
     ({'prompt': ''}, 400, 'the prompt is empty', None),
     ({'prompt': [[999]]}, 400, '999', None),
     ({'prompt': '\ud800'}, 400, 'not valid UTF-8', 'prompt'),
-    ({'logprobs': 0}, 400, "'logprobs' is not supported here", 'logprobs'),
-    ({'echo': True}, 400, "'echo' is not supported here", 'echo'),
+    ({'logprobs': 21}, 400, 'logprobs is 21; accepted: 0 to 20', 'logprobs'),
+    (
+      {'logprobs': True},
+      400,
+      'logprobs is True; accepted: a whole',
+      'logprobs',
+    ),
+    (
+      {'logprobs': 1, 'stream': True},
+      400,
+      "'logprobs' is not supported in a stream",
+      'logprobs',
+    ),
+    ({'echo': 1}, 400, 'echo is 1; accepted: true or false', 'echo'),
+    ({'echo': True, 'prompt': [-1]}, 400, 'token -1 has', 'prompt'),
     ({'best_of': 3}, 400, "'best_of' is not supported here", 'best_of'),
     ({'whatever': 3}, 400, "'whatever' is not supported here", 'whatever'),
     (
@@ -323,7 +461,14 @@ def _values(client):
     ({'n': 0}, 400, 'make 0 choices; accepted: 1 to 128', 'n'),
     ({'n': 1.5}, 400, 'n is 1.5; accepted: a whole number', 'n'),
     ({'stream': 'yes'}, 400, "stream is 'yes'; accepted: true", 'stream'),
-    ({'max_tokens': 0}, 400, 'max_new_tokens is 0; it must be', None),
+    (
+      {'max_tokens': 0},
+      400,
+      'max_tokens is 0; accepted: at least',
+      'max_tokens',
+    ),
+    ({'max_tokens': -1}, 400, 'max_new_tokens is -1; it must be', None),
+    ({'max_tokens': False}, 400, 'max_new_tokens is False', None),
     ({'max_tokens': 33}, 400, 'max_new_tokens is 33; accepted: 1 to 32', None),
     ({'max_tokens': 'x'}, 400, "max_new_tokens is the text 'x'", None),
     ({'prompt': [1] * 60}, 400, 'the prompt has 60 tokens and 12 new', None),
@@ -357,7 +502,11 @@ def test_bodies_that_are_refused(values, status, message, param, client):
     ),
     ({'tools': 3}, 'tools is 3; accepted: a list'),
     ({'response_format': {'type': 'json_object'}}, "'response_format' is not"),
-    ({'top_logprobs': 2}, "'top_logprobs' is not supported here"),
+    ({'top_logprobs': 2}, 'top_logprobs needs logprobs; set it to true'),
+    ({'logprobs': 1}, 'logprobs is 1; accepted: true or false'),
+    ({'logprobs': True, 'top_logprobs': 21}, 'accepted: 0 to 20'),
+    ({'logprobs': True, 'stream': True}, "'logprobs' is not supported in a"),
+    ({'echo': True}, "'echo' is not supported here"),
   ],
 )
 def test_chats_that_are_refused(values, message, client):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from specstream_jax.serving import protocol, shelf
+from specstream_jax.serving import bodies, shelf
 
 
 class _Engine:
@@ -61,7 +61,7 @@ def test_what_is_below_the_root_is_loaded(root):
 def test_what_was_given_at_the_start_is_loaded_by_its_name(root):
   assert _load('', lora_name='own') == {'own': 'any'}
   assert _load('', lora_name='own', lora_path='any') == {'own': 'any'}
-  with pytest.raises(protocol.ApiError, match='no adapter folder'):
+  with pytest.raises(bodies.ApiError, match='no adapter folder'):
     _load(root, lora_name='other', lora_path='any')
 
 
@@ -73,23 +73,23 @@ def test_what_was_given_at_the_start_is_loaded_by_its_name(root):
   ],
 )
 def test_other_places_stay_closed(path, root):
-  with pytest.raises(protocol.ApiError, match='there is no adapter') as error:
+  with pytest.raises(bodies.ApiError, match='there is no adapter') as error:
     _load(root, lora_path=path)
   assert error.value.status == 404
-  with pytest.raises(protocol.ApiError, match='as there is no root'):
+  with pytest.raises(bodies.ApiError, match='as there is no root'):
     _load('', lora_path=path)
 
 
 @pytest.mark.parametrize('path', ['points_out', 'pipe', 'nowhere'])
 def test_files_of_other_places_stay_closed(path, root):
   message = "'weights' of the adapter is no file below --adapter_root"
-  with pytest.raises(protocol.ApiError, match=message):
+  with pytest.raises(bodies.ApiError, match=message):
     _load(root, lora_path=path)
 
 
 @pytest.mark.parametrize('name', ['base', '', 'a b', '../x', 'a' * 101, '\n'])
 def test_names_that_are_refused(name, root):
-  with pytest.raises(protocol.ApiError, match=r'lora_name is .*; accepted'):
+  with pytest.raises(bodies.ApiError, match=r'lora_name is .*; accepted'):
     _load(root, lora_name=name, lora_path='good')
 
 
@@ -97,13 +97,13 @@ def test_a_name_is_taken_until_it_is_unloaded_or_replaced(root):
   made, engine = shelf.Shelf(lambda p: p, {}, str(root)), _Engine()
   body = {'lora_name': 'x', 'lora_path': 'good'}
   made.load(body, engine, 'base')
-  with pytest.raises(protocol.ApiError, match="adapter 'x' is loaded already"):
+  with pytest.raises(bodies.ApiError, match="adapter 'x' is loaded already"):
     made.load(body, engine, 'base')
   other = {'lora_path': 'deep/er', 'load_inplace': True}
   made.load(body | other, engine, 'base')
   assert engine.loaded['x'].endswith('deep/er')
   made.unload({'lora_name': 'x'}, engine, 'base')
-  with pytest.raises(protocol.ApiError, match="no adapter 'x' to unload"):
+  with pytest.raises(bodies.ApiError, match="no adapter 'x' to unload"):
     made.unload({'lora_name': 'x'}, engine, 'base')
   made.load(body, engine, 'base')
 
@@ -122,6 +122,6 @@ def test_errors_hold_no_path(kind, message, root):
 
   made = shelf.Shelf(read, {}, str(root))
   body = {'lora_name': 'x', 'lora_path': 'good'}
-  with pytest.raises(protocol.ApiError, match=message) as error:
+  with pytest.raises(bodies.ApiError, match=message) as error:
     made.load(body, _Engine(), 'base')
   assert str(root.parent) not in str(error.value)
