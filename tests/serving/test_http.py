@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API, against an engine of a tiny model."""
 
-import dataclasses
 import functools
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 import serving_models
 from starlette import testclient
-import tiny_runtime
+import uvicorn
 
 import specstream_jax as ss
 from specstream_jax import config
 from specstream_jax.modeling import build, forward
-from specstream_jax.serving import http, requests, shelf
+from specstream_jax.serving import http, listening, requests, shelf
 
 
 @functools.cache
 def _engine():
   made = serving_models.engine(max_waiting=8)
-  template = tiny_runtime.TEMPLATE
-  made.model = dataclasses.replace(made.model, chat_template=template)
+  made.model = serving_models.with_template(made.model)
   return made
 
 
@@ -33,13 +32,35 @@ def _read(path):
   return serving_models.fine_tuned(seed=8)
 
 
-@pytest.fixture(scope='module')
-def client():
+@pytest.fixture(name='app', scope='module')
+def _app():
   options = http.Options('tiny', max_body_bytes=3000, shutdown_timeout=5)
   given = {'later': '/secret/later', 'bad': '/secret/bad'}
   server = http.Server(_engine(), options, shelf.Shelf(_read, given))
-  with testclient.TestClient(server.app()) as made:
+  return server.app()
+
+
+@pytest.fixture(scope='module')
+def client(app):
+  with testclient.TestClient(app) as made:
     yield made
+
+
+@pytest.fixture(scope='module')
+def openai_client(app, client):
+  """The openai package, which talks to the same server through a port."""
+  del client  # has started it
+  why = "pip install 'specstream-jax[serve-test]'"
+  openai = pytest.importorskip('openai', reason=why)
+  cfg = uvicorn.Config(app, log_level='warning', lifespan='off')
+  server = uvicorn.Server(cfg)
+  with listening.listen('127.0.0.1', 0) as port:
+    thread = threading.Thread(target=server.run, kwargs={'sockets': [port]})
+    thread.start()
+    url = f'http://127.0.0.1:{port.getsockname()[1]}/v1'
+    yield openai.OpenAI(base_url=url, api_key='none', max_retries=0)
+    server.should_exit = True
+    thread.join(30)
 
 
 def _ask(**values):
@@ -589,3 +610,64 @@ def test_a_key_is_needed_where_there_is_one():
   assert client.get('/v1/models', headers=headers).status_code == 200
   assert client.get('/health').status_code == 200
   assert 'geheim' not in repr(server.options)
+
+
+ASKED = dict(model='tuned', temperature=0, extra_body={'ignore_eos': True})
+CHAT = [{'role': 'user', 'content': 'ab'}]
+
+
+def test_openai_completions(openai_client):
+  made = openai_client.completions.create(
+    prompt='ab', max_tokens=9, logprobs=2, echo=True, n=2, **ASKED
+  )
+  one, two = made.choices
+  assert one.text == two.text and one.text.startswith('ab')
+  assert made.usage.completion_tokens == 18
+  assert len(one.logprobs.token_logprobs) == 11
+  assert one.logprobs.token_logprobs[0] is None
+  steps = made.metrics['speculative_decoding']['num_spec_steps']
+  assert 0 < steps <= 16
+  pieces = openai_client.completions.create(
+    prompt='ab', max_tokens=9, echo=True, stream=True, **ASKED
+  )
+  text = ''.join(piece.choices[0].text for piece in pieces)
+  assert text == one.text
+
+
+def test_openai_chats(openai_client):
+  made = openai_client.chat.completions.create(
+    messages=CHAT,
+    max_completion_tokens=9,
+    logprobs=True,
+    top_logprobs=1,
+    **ASKED,
+  )
+  [choice] = made.choices
+  assert choice.finish_reason == 'length'
+  best = [one.top_logprobs[0].logprob for one in choice.logprobs.content]
+  assert best == [one.logprob for one in choice.logprobs.content]
+  *pieces, usage = openai_client.chat.completions.create(
+    messages=CHAT,
+    max_completion_tokens=9,
+    stream=True,
+    stream_options={'include_usage': True},
+    **ASKED,
+  )
+  said = [piece.choices[0].delta.content or '' for piece in pieces]
+  assert ''.join(said) == choice.message.content
+  assert usage.usage.completion_tokens == 9
+
+
+def test_openai_models(openai_client):
+  names = [model.id for model in openai_client.models.list()]
+  assert names == ['tiny', 'both', 'free', 'plain', 'tuned']
+
+
+def test_openai_errors(openai_client):
+  openai = pytest.importorskip('openai')
+  ask = openai_client.completions.create
+  with pytest.raises(openai.NotFoundError, match="there is no model 'x'"):
+    ask(model='x', prompt='ab')
+  with pytest.raises(openai.BadRequestError, match="'best_of' is not") as error:
+    ask(model='tiny', prompt='ab', best_of=3)
+  assert error.value.param == 'best_of'
