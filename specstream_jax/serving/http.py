@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenAI API on an engine.
 
-GET /health, /version, /metrics, /v1/models; POST /v1/completions,
-/v1/chat/completions, /tokenize, /detokenize, /v1/load_lora_adapter,
-/v1/unload_lora_adapter. Answers carry `metrics.speculative_decoding` beside
-what the API has. An error never holds a path or a stack trace.
+GET /health, /version, /metrics, /v1/models, /tokenizer_info; POST
+/v1/completions, /v1/chat/completions, /tokenize, /detokenize,
+/v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
+`metrics.speculative_decoding` beside what the API has. An error never holds a
+path or a stack trace.
 """
 
 import asyncio
@@ -118,6 +119,7 @@ class Server:
         get('/v1/models', self._models),
         post('/v1/completions', self._completions),
         post('/v1/chat/completions', self._chat),
+        get('/tokenizer_info', self._tokenizer_info),
         post('/tokenize', self._tokenize),
         post('/detokenize', self._detokenize),
         post('/v1/load_lora_adapter', self._load),
@@ -232,6 +234,10 @@ class Server:
   def _adapters(self) -> dict[str, str]:
     """Name of a model in the API -> name of its adapter."""
     return {self.options.name: ''} | {n: n for n in self.engine.adapters}
+
+  async def _tokenizer_info(self, request) -> Response:
+    del request
+    return JSONResponse(tokens.info(self.engine.model))
 
   async def _tokenize(self, request) -> Response:
     return await self._about_text(request, tokens.tokenize)

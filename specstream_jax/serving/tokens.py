@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/tokenize and /detokenize, with the fields that vLLM has for them."""
+"""/tokenize, /detokenize and /tokenizer_info, with vLLM's fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -80,6 +80,18 @@ def detokenize(
   decode = model.tokenizer.decode
   text = bodies.naming(None)(lambda: decode(ids, skip_special_tokens=False))
   return {'prompt': text}
+
+
+def info(model: runtime.Model) -> dict[str, Any]:
+  """What a client needs to prepare texts itself, lm-eval for one."""
+  name = lambda i: None if i is None else model.tokenizer.id_to_token(i)
+  template = model.chat_template
+  return {
+    'bos_token': name(model.bos_id),
+    'eos_token': name(next(iter(model.eos_ids), None)),
+    'pad_token': None,
+    'chat_template': None if template is None else str(template),
+  }
 
 
 def _check_model(body, adapters) -> None:

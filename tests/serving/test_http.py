@@ -408,6 +408,15 @@ def test_texts_and_tokens(body, text, client):
   assert answer.json() == {'prompt': text}
 
 
+def test_a_client_can_prepare_texts_itself(client):
+  assert client.get('/tokenizer_info').json() == {
+    'bos_token': None,
+    'eos_token': '<eos>',
+    'pad_token': None,
+    'chat_template': _engine().model.chat_template,
+  }
+
+
 def test_special_tokens_have_their_names(client):
   answer = client.post('/detokenize', json={'tokens': [0]})
   assert answer.json() == {'prompt': '<eos>'}
