@@ -7,7 +7,7 @@ from typing import Any
 from specstream_jax.config import checks
 
 # Values that ask for nothing, of parameters that are not supported.
-_NOTHING: dict[str, tuple[Any, ...]] = {
+ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
   'best_of': (1,),
   'suffix': ('',),
   'tool_choice': ('none', 'auto'),
@@ -56,7 +56,7 @@ def check_names(body: Mapping[str, Any], known: set[str]) -> None:
   for name, value in body.items():
     asks_nothing = any(
       type(value) is type(nothing) and value == nothing
-      for nothing in _NOTHING.get(name, ())
+      for nothing in ASKS_NOTHING.get(name, ())
     )
     if name not in known and value is not None and not asks_nothing:
       raise unsupported(name)

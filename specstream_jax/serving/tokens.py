@@ -10,6 +10,7 @@ from specstream_jax.serving import bodies, protocol
 _TEXT = {'model', 'prompt', 'add_special_tokens', 'return_token_strs'}
 _CHAT = {'model', 'messages', 'tools', 'add_generation_prompt'}
 _CHAT |= {'add_special_tokens', 'return_token_strs'}
+FIELDS = frozenset(_TEXT | _CHAT | {'tokens'})
 
 
 def tokenize(

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever somebody sends, the answer is a completion or says what is wrong."""
+
+import json
+import types
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import serving_models
+from starlette import testclient
+
+from specstream_jax.serving import (
+  bodies,
+  engine as engine_lib,
+  http,
+  protocol,
+  requests,
+  scoring,
+  shelf,
+  tokens,
+  weights,
+)
+
+
+class _Engine(engine_lib.Engine):
+  """Takes what an engine takes, and says the same two tokens to everything."""
+
+  def __init__(self):
+    self.model = serving_models.with_template(serving_models.base())
+    self.cfg = serving_models.CFG
+    drafter = types.SimpleNamespace(size=6)
+    served = {n: weights.Served(n, (0,), True) for n in ('', 'tuned')}
+    setup = types.SimpleNamespace(drafter=drafter, path_length=3)
+    self._weights = types.SimpleNamespace(served=served, setup=setup)
+    self._error = self._thread = None
+    self._is_closing = False
+
+  def submit(self, request: requests.Request) -> requests.Handle:
+    row = self._row(request)
+    row.take([66, 67], 'length')
+    row.finish([1])
+    return row.handle
+
+  def scorer(self, adapter=''):
+    self._served(adapter)
+
+    def score(text):
+      count = max(len(text) - 1, 0)
+      ones = np.ones((count, 20), np.float32)
+      return scoring.Scores(-ones[:, 0], ones.astype(np.int32), -ones)
+
+    return score
+
+  def start(self):
+    pass
+
+  def close(self, timeout=None):
+    return True
+
+
+def _read(path):
+  raise ValueError(f'{path} holds no adapter')
+
+
+@pytest.fixture(name='client', scope='module')
+def _client(tmp_path_factory):
+  root = tmp_path_factory.mktemp('secret')
+  (root / 'adapter').mkdir()
+  made = shelf.Shelf(_read, {'given': '/secret/given'}, str(root))
+  app = http.Server(_Engine(), http.Options('tiny'), made).app()
+  return testclient.TestClient(app, raise_server_exceptions=False)
+
+
+MESSAGES = [{'role': 'user', 'content': 'ab'}]
+VALID = {
+  '/v1/completions': {'model': 'tuned', 'prompt': 'ab'},
+  '/v1/chat/completions': {'model': 'tiny', 'messages': MESSAGES},
+  '/tokenize': {'prompt': 'ab'},
+  '/detokenize': {'tokens': [1, 2]},
+  '/v1/load_lora_adapter': {'lora_name': 'x', 'lora_path': 'adapter'},
+  '/v1/unload_lora_adapter': {'lora_name': 'x'},
+}
+NAMES = sorted(
+  {*protocol.COMPLETION, *protocol.CHAT, *bodies.ASKS_NOTHING, *tokens.FIELDS}
+  | {'load_inplace', 'lora_name', 'lora_path', 'prediction', 'functions', ''}
+)
+NUMBERS = st.one_of(
+  st.integers(-3, 70),
+  st.sampled_from([2**31, 2**32, 2**63, 2**64, -(2**63), 10**400]),
+  st.floats(allow_nan=False),
+)
+TEXTS = st.one_of(
+  st.sampled_from(['', 'ab', 'tuned', '../..', '<eos>', '\0', '\ud800', '1']),
+  st.text(max_size=5),
+)
+PLAIN = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
+VALUES = st.recursive(
+  PLAIN,
+  lambda inner: st.one_of(
+    st.lists(inner, max_size=4),
+    st.dictionaries(
+      st.sampled_from(['type', 'text', 'role', 'content', 'user', '1', 'x']),
+      inner,
+      max_size=3,
+    ),
+  ),
+  max_leaves=8,
+)
+BODIES = st.one_of(
+  st.binary(max_size=30),
+  VALUES.map(lambda value: json.dumps(value).encode()),
+  st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1, max_size=4),
+)
+
+
+def _check(client, path, body):
+  """Sends a body, or a valid one with some of it changed."""
+  if isinstance(body, dict):
+    body = json.dumps(VALID[path] | body).encode()
+  answer = client.post(path, content=body)
+  assert answer.status_code in (200, 400, 404, 413), (body, answer.text)
+  assert 'secret' not in answer.text and 'Traceback' not in answer.text
+  if answer.status_code != 200:
+    error = answer.json()['error']
+    assert error['message'] and error['code'] == answer.status_code
+    assert len(error['message']) < 2000
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(path=st.sampled_from(sorted(VALID)), body=BODIES)
+def test_some_bodies(client, path, body):
+  _check(client, path, body)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=10_000, deadline=None)
+@hypothesis.given(path=st.sampled_from(sorted(VALID)), body=BODIES)
+def test_many_bodies(client, path, body):
+  _check(client, path, body)
+
+
+def test_bodies_that_are_fine(client):
+  for path, body in VALID.items():
+    status = client.post(path, json=body).status_code
+    assert status == (200 if 'lora' not in path else status) < 500
+  assert client.get('/health').status_code == 200
