@@ -155,6 +155,81 @@ def test_many_bodies(client, path, body, is_known):
   _check(client, path, body, is_known)
 
 
+COMMON = {
+  'n': 2,
+  'max_tokens': 3,
+  'temperature': 0.7,
+  'top_p': 0.9,
+  'top_k': 5,
+  'min_p': 0.1,
+  'seed': 3,
+  'stop': ['x', 'y'],
+  'stop_token_ids': [7],
+  'logit_bias': {'5': -1},
+  'repetition_penalty': 1.1,
+  'presence_penalty': 0.1,
+  'frequency_penalty': 0.1,
+  'min_tokens': 1,
+  'ignore_eos': True,
+  'timeout': 5,
+  'drafts': False,
+  'user': 'x',
+  'response_format': {'type': 'text'},
+  'best_of': 1,
+  'stream': False,
+}
+
+
+@pytest.mark.parametrize(
+  ('path', 'more'),
+  [
+    ('/v1/completions', {'echo': True, 'logprobs': 2, 'suffix': ''}),
+    (
+      '/v1/chat/completions',
+      {
+        'max_completion_tokens': 4,
+        'logprobs': True,
+        'top_logprobs': 2,
+        'tools': [{'type': 'function', 'function': {'name': 'f'}}],
+        'tool_choice': 'auto',
+      },
+    ),
+  ],
+)
+def test_all_parameters_together(path, more, client):
+  answer = client.post(path, json=VALID[path] | COMMON | more)
+  assert answer.status_code == 200, answer.text
+  assert len(answer.json()['choices']) == 2
+
+
+@pytest.mark.parametrize(
+  'more',
+  [
+    {'prediction': {'type': 'content', 'content': 'x'}},
+    {'response_format': {'type': 'json_schema', 'json_schema': {}}},
+    {'tool_choice': 'required'},
+    {'functions': []},
+    {'function_call': 'auto'},
+    {'suffix': 'x'},
+    {'best_of': 2},
+    {'modalities': ['audio']},
+    {'reasoning_effort': 'high'},
+    {'guided_json': {}},
+    {'prompt_logprobs': 1},
+    {'use_beam_search': True},
+    {'service_tier': 'flex'},
+  ],
+)
+def test_what_is_not_supported_is_refused_by_name(more, client):
+  [name] = more
+  for path in ('/v1/completions', '/v1/chat/completions'):
+    answer = client.post(path, json=VALID[path] | more)
+    error = answer.json()['error']
+    assert answer.status_code == 400 and error['param'] == name
+    assert error['message'] == f'{name!r} is not supported here; leave it out'
+    assert error['type'] == 'invalid_request_error'
+
+
 def test_bodies_that_are_fine(client):
   for path, body in VALID.items():
     status = client.post(path, json=body).status_code
