@@ -183,10 +183,11 @@ class SlotDecoder:
     self._spare = jax.jit(
       lambda: self.setup.model.init_cache(1, cfg.cache_length)
     )()
-    reading = Reading(self, row_params, [0] * (self.chunk + 1), rows)
-    reading.advance()
-    row = reading.advance()
-    assert row is not None
+    # Two chunks, where there is room for more than one.
+    prompt = [0] * min(self.chunk + 1, cfg.cache_length)
+    reading = Reading(self, row_params, prompt, rows)
+    while (row := reading.advance()) is None:
+      pass
     self._state = self._empty(row, self.num_slots)
     self.insert(row, 0, is_greedy=False)
     self.advance(params, 0)

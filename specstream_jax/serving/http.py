@@ -148,6 +148,8 @@ class Server:
         return _error(error)
       except requests.RefusedError as error:
         return _error(_of_refusal(error))
+      except web.ClientDisconnect:
+        return _error(bodies.ApiError(499, 'the client is gone'))
       except ValueError as error:
         return _error(bodies.ApiError(400, str(error)))
       except Exception:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whatever somebody sends, the answer is a completion or says what is wrong."""
 
+import asyncio
 import json
 import types
 
@@ -228,6 +229,24 @@ def test_what_is_not_supported_is_refused_by_name(more, client):
     assert answer.status_code == 400 and error['param'] == name
     assert error['message'] == f'{name!r} is not supported here; leave it out'
     assert error['type'] == 'invalid_request_error'
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body(client, caplog):
+  parts = [{'type': 'http.request', 'body': b'{', 'more_body': True}]
+  parts.append({'type': 'http.disconnect'})
+  sent = []
+
+  async def receive():
+    return parts.pop(0)
+
+  async def send(message):
+    sent.append(message)
+
+  path = '/v1/completions'
+  scope = {'type': 'http', 'method': 'POST', 'path': path, 'headers': []}
+  asyncio.run(client.app(scope | {'query_string': b''}, receive, send))
+  assert sent[0]['status'] == 499
+  assert 'failed' not in caplog.text
 
 
 def test_bodies_that_are_fine(client):
