@@ -2,10 +2,13 @@
 """Parameters of a JSON body, and the answer when one of them is wrong."""
 
 from collections.abc import Callable, Mapping
+import re
 from typing import Any
 
 from specstream_jax.config import checks
 
+# A folder of this machine, in quotes or bare, up to the name of the file.
+_FOLDER = re.compile(r"""(?<=['"])/[^'"\n]*/|(?<![\w.'"/])(?:/[^/\s'"]+)+/""")
 # Values that ask for nothing, of parameters that are not supported.
 ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
   'best_of': (1,),
@@ -69,6 +72,11 @@ def unsupported(name: str) -> ApiError:
   )
 
 
+def public(error: BaseException) -> str:
+  """The message of an error, with the names of files but not their folders."""
+  return _FOLDER.sub('', checks.message(error))
+
+
 def naming(param: str | None) -> Callable[[Callable[[], Any]], Any]:
   """Calls a function whose ValueErrors become answers."""
 
@@ -76,7 +84,7 @@ def naming(param: str | None) -> Callable[[Callable[[], Any]], Any]:
     try:
       return function()
     except ValueError as error:
-      raise ApiError(400, checks.message(error), param=param) from error
+      raise ApiError(400, public(error), param=param) from error
 
   return call
 

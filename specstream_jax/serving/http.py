@@ -151,7 +151,7 @@ class Server:
       except web.ClientDisconnect:
         return _error(bodies.ApiError(499, 'the client is gone'))
       except ValueError as error:
-        return _error(bodies.ApiError(400, str(error)))
+        return _error(bodies.ApiError(400, bodies.public(error)))
       except Exception:
         logging.exception('a request failed')
         kind = 'internal_error'
@@ -400,7 +400,7 @@ def _of_refusal(error: requests.RefusedError) -> bodies.ApiError:
   is_full = error.retry_after is not None
   return bodies.ApiError(
     429 if is_full else 503,
-    str(error),
+    bodies.public(error),
     kind='rate_limit_error' if is_full else 'unavailable_error',
     retry_after=error.retry_after,
   )

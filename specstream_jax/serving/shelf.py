@@ -134,7 +134,7 @@ class Shelf:
       for place, said in ((path, name), (self._root, '')):
         for spelled in (place, repr(place)[1:-1]) if place else ():
           text = text.replace(spelled, said)
-      raise _refused(text, 'lora_path') from error
+      raise _refused(bodies.public(ValueError(text)), 'lora_path') from error
 
 
 def _is_below(path: str, root: str) -> bool:

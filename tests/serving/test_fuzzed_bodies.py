@@ -2,6 +2,7 @@
 """Whatever somebody sends, the answer is a completion or says what is wrong."""
 
 import asyncio
+import dataclasses
 import json
 import types
 
@@ -12,6 +13,7 @@ import pytest
 import serving_models
 from starlette import testclient
 
+from specstream_jax.checkpoints import chat_format
 from specstream_jax.serving import (
   bodies,
   engine as engine_lib,
@@ -229,6 +231,35 @@ def test_what_is_not_supported_is_refused_by_name(more, client):
     assert answer.status_code == 400 and error['param'] == name
     assert error['message'] == f'{name!r} is not supported here; leave it out'
     assert error['type'] == 'invalid_request_error'
+
+
+def test_a_template_that_refuses_does_not_say_where_it_lies(client):
+  engine = _Engine()
+  template = chat_format.Template(
+    "{{ raise_exception('no such role') }}",
+    {},
+    origin='/secret place/model/chat_template.jinja',
+  )
+  engine.model = dataclasses.replace(engine.model, chat_template=template)
+  app = http.Server(engine, http.Options('tiny')).app()
+  path = '/v1/chat/completions'
+  answer = testclient.TestClient(app).post(path, json=VALID[path])
+  assert answer.status_code == 400
+  message = answer.json()['error']['message']
+  assert message == "chat template of 'chat_template.jinja': no such role"
+
+
+@pytest.mark.parametrize(
+  ('message', 'want'),
+  [
+    ("'/a b/c/x.json' is odd", "'x.json' is odd"),
+    ('cannot read /a/b/x.json (why)', 'cannot read x.json (why)'),
+    ('at /a/x, and "/a/b/y"', 'at x, and "y"'),
+    ('1/2 of a/b, https://x.y/z', '1/2 of a/b, https://x.y/z'),
+  ],
+)
+def test_folders_are_nobodys_business(message, want):
+  assert bodies.public(ValueError(message)) == want
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body(client, caplog):
