@@ -23,18 +23,20 @@ from specstream_jax.serving import (
   scoring,
   shelf,
   tokens,
-  weights,
 )
 
 
 class _Engine(engine_lib.Engine):
-  """Takes what an engine takes, and says the same two tokens to everything."""
+  """Takes what an engine takes, and says the same token to everything."""
 
   def __init__(self):
     self.model = serving_models.with_template(serving_models.base())
     self.cfg = serving_models.CFG
     drafter = types.SimpleNamespace(size=6)
-    served = {n: weights.Served(n, (0,), True) for n in ('', 'tuned')}
+    served = {
+      name: types.SimpleNamespace(eos_ids=(0,), has_drafts=True, num_drafts=5)
+      for name in ('', 'tuned')
+    }
     setup = types.SimpleNamespace(drafter=drafter, path_length=3)
     self._weights = types.SimpleNamespace(served=served, setup=setup)
     self._error = self._thread = None
@@ -42,8 +44,8 @@ class _Engine(engine_lib.Engine):
 
   def submit(self, request: requests.Request) -> requests.Handle:
     row = self._row(request)
-    row.take([66, 67], 'length')
-    row.finish([1])
+    row.take([66], 'length')
+    row.finish([])
     return row.handle
 
   def scorer(self, adapter=''):
