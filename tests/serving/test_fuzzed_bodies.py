@@ -235,6 +235,19 @@ def test_what_is_not_supported_is_refused_by_name(more, client):
     assert error['type'] == 'invalid_request_error'
 
 
+@pytest.mark.parametrize('token', [-1, 999, 2**32, 2**63, 10**400, -(10**400)])
+def test_numbers_that_are_no_tokens(token, client):
+  for path, more in (
+    ('/v1/completions', {'prompt': [1, token]}),
+    ('/v1/completions', {'stop_token_ids': [token]}),
+    ('/v1/completions', {'logit_bias': {str(token): 1}}),
+    ('/detokenize', {'tokens': [token]}),
+  ):
+    answer = client.post(path, json=VALID[path] | more)
+    assert answer.status_code == 400, answer.text
+    assert str(token) in answer.json()['error']['message']
+
+
 def test_a_template_that_refuses_does_not_say_where_it_lies(client):
   engine = _Engine()
   template = chat_format.Template(
