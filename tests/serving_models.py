@@ -68,6 +68,11 @@ def engine(**sizes) -> engine_lib.Engine:
   return made
 
 
+def with_template(model: runtime.Model) -> runtime.Model:
+  """The model with a chat template."""
+  return dataclasses.replace(model, chat_template=tiny_runtime.TEMPLATE)
+
+
 def _random(shapes, seed):
   """Flat weights away from zero."""
   rng = np.random.default_rng(seed)

@@ -13,7 +13,8 @@ request are those that it would get alone.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import math
 import threading
 import time
@@ -34,6 +35,7 @@ from specstream_jax.serving import (
   policy,
   requests,
   rows,
+  scoring,
   starting,
   weights,
 )
@@ -73,6 +75,11 @@ class Engine:
     self._decoder = starting.make_decoder(
       self._weights, self.cfg, model.partitioner
     )
+    self._scorer = scoring.Scorer(
+      self._weights.setup,
+      chunk=self.cfg.chunk,
+      partitioner=model.partitioner,
+    )
     self._queue: deque[rows.Row] = deque()
     self._rows: dict[int, rows.Row] = {}
     self._reading: tuple[rows.Row, slots_lib.Reading] | None = None
@@ -84,6 +91,7 @@ class Engine:
     self._mean_seconds = 1.0
     self._is_drafting = False
     starting.warm_up(self._decoder, self._weights, self.cfg)
+    self.scorer()([0, 0])
     self._policy = policy.Policy(
       self._decoder.costs, self.cfg.max_drafting_rows
     )
@@ -128,6 +136,17 @@ class Engine:
       self._queue.append(row)
       self._wake.notify_all()
     return row.handle
+
+  def scorer(
+    self, adapter: str = ''
+  ) -> Callable[[Sequence[int]], scoring.Scores]:
+    """What scores texts with an adapter as it is now; see `Scorer.score`.
+
+    Raises:
+      ValueError: there is no such adapter.
+    """
+    params = self._weights.of_row(self._served(adapter))
+    return functools.partial(self._scorer.score, params)
 
   def load_adapter(self, name: str, found: fitted.Fitted) -> None:
     """Serves one more adapter, or another one of that name, from now on.
@@ -215,14 +234,17 @@ class Engine:
       self._give_up(error)
       raise
 
-  def _row(self, request) -> rows.Row:
-    """A request as it will stand in the queue; raises if it cannot."""
-    served = self._weights.served.get(request.adapter)
+  def _served(self, adapter) -> weights.Served:
+    """An adapter by its name; raises ValueError if there is none."""
+    served = self._weights.served.get(adapter)
     if served is None:
       known = ', '.join(map(repr, self.adapters)) or 'none'
-      raise ValueError(
-        f'there is no adapter {request.adapter!r}; loaded: {known}'
-      )
+      raise ValueError(f'there is no adapter {adapter!r}; loaded: {known}')
+    return served
+
+  def _row(self, request) -> rows.Row:
+    """A request as it will stand in the queue; raises if it cannot."""
+    served = self._served(request.adapter)
     setup, model = self._weights.setup, self.model
     size = setup.drafter.size
     most = admission.limit(request, model, self.cfg, size)

@@ -32,14 +32,13 @@ CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 class Measures:
   """Counters of one server."""
 
-  def __init__(self, engine: engine_lib.Engine, base: str):
+  def __init__(self, base: str):
     """Counts nothing yet.
 
     Args:
-      engine: asked for what it is doing.
       base: name of the base model in the API.
     """
-    self._engine, self._base = engine, base
+    self._base = base
     self._registry = prometheus.CollectorRegistry()
     self._gauges = {
       name: self._make(prometheus.Gauge, name, text)
@@ -121,9 +120,12 @@ class Measures:
       if value is not None:
         self._seconds[name].labels(**labels).observe(value)
 
-  def text(self) -> bytes:
-    """All of it, for Prometheus."""
-    now = self._engine.stats()
+  def text(self, now: engine_lib.Stats) -> bytes:
+    """All of it, for Prometheus.
+
+    Args:
+      now: what the engine is doing.
+    """
     for name, value in (
       ('num_requests_running', now.running),
       ('num_requests_waiting', now.waiting + now.reading),

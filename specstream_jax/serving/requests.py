@@ -165,6 +165,17 @@ class Completion:
   finish_reason: str
   metrics: Metrics
 
+  def without_new(self) -> 'Completion':
+    """As if no token had been asked for."""
+    cost = dataclasses.replace(
+      self.metrics,
+      num_new_tokens=0,
+      accept_lengths=(),
+      first_token=None,
+      num_plain_calls=0,
+    )
+    return Completion([], '', 'length', cost)
+
 
 class Handle:
   """A request on its way; any thread may read it."""

@@ -61,8 +61,9 @@ def make_decoder(
 
 def _check_memory(decoder: slots.SlotDecoder) -> None:
   cfg, init = decoder.setup.cfg, decoder.setup.model.init_cache
-  # With the one that is read, and those of the size that they come from.
-  num_rows = sum(decoder.sizes[-2:]) + 1
+  # With those that are read and scored, and those of the size that they come
+  # from.
+  num_rows = sum(decoder.sizes[-2:]) + 2
   cache = jax.eval_shape(lambda: init(num_rows, cfg.cache_length))
   shared = decoder.prefixes.most_bytes
   memory.check(
