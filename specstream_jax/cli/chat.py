@@ -2,7 +2,7 @@
 """A chat in the terminal; runs of accepted drafts are in colour.
 
   specstream chat
-  specstream chat --adapter=instruct_lossless --system='Answer in one sentence.'
+  specstream chat --temperature=0.7 --system='Answer in one sentence.'
 
 Each colour is one call of the model that gave more than one token. Below an
 answer stands how many tokens a call gave, and how fast they came. Ctrl-C ends
@@ -17,6 +17,7 @@ import sys
 
 from absl import flags
 
+from specstream_jax import runtime
 from specstream_jax.cli import decoding_flags
 from specstream_jax.config import checks, serving
 from specstream_jax.serving import conversation, engine, requests
@@ -35,7 +36,7 @@ _DIM = 2
 def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define_model()
-  decoding_flags.define_adapter()
+  decoding_flags.define_adapter(runtime.AUTO_CHAT)
   decoding_flags.define_dtype()
   decoding_flags.define_schedule()
   decoding_flags.define_sampling(generation_config='auto')
@@ -64,6 +65,12 @@ def main(argv: Sequence[str]) -> int:
     f'--model={args.model} has no chat template, so it cannot chat; `specstream '
     'generate --prompt=TEXT` continues a text',
   )
+  if model.adapter_dir and not model.is_chat:
+    print(
+      f'note: the adapter {args.adapter!r} was not trained on chats; '
+      '--adapter= leaves it out',
+      file=sys.stderr,
+    )
   schedule = args.schedule
   cfg = serving.EngineConfig(
     num_slots=1,

@@ -130,3 +130,12 @@ def test_sizes_are_padded_to_the_bucket():
   assert _decoder(drafter)._sizes([1, 6]) == (10, 10 + 7 + 4)
   assert _decoder(drafter, cache_length=13)._sizes([6]) == (10, 13)
   assert _decoder(drafter, cache_length=9)._sizes([5]) == (5, 9)
+
+
+def test_the_state_that_goes_on_is_consumed():
+  """Two caches at once would be twice the memory, or a copy with every step."""
+  decoder, params = _decoder(), table_lm.make_params(0)
+  state = decoder.start(params, [[1, 2], [3]])
+  advanced = decoder.advance(params, state, 1)
+  assert state.tokens.is_deleted() and not advanced.tokens.is_deleted()
+  assert all(x.is_deleted() for x in jax.tree.leaves(state.cache))
