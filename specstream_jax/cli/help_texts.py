@@ -18,6 +18,7 @@ COMMANDS = {
   'train_medusa': 'train Medusa heads on token records, to compare with',
   'distill': "write the model's own answers as training data",
   'generate': 'complete prompts',
+  'chat': 'talk with a model in the terminal, accepted drafts in colour',
   'serve': 'answer many at once behind the OpenAI API, each with its adapter',
   'export': 'write model and adapter as folders that other engines load',
   'evaluate': 'compare speculative with plain decoding on a task',
@@ -30,7 +31,7 @@ COMMANDS = {
 GROUPS = {
   'start': ('quickstart', 'fetch', 'info', 'completion'),
   'train': ('adapt', 'prepare', 'train', 'distill', 'train_medusa'),
-  'decode': ('generate', 'serve', 'export'),
+  'decode': ('generate', 'chat', 'serve', 'export'),
   'measure': ('evaluate', 'bench', 'results', 'check'),
   'scale': ('compile',),
 }

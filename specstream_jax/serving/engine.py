@@ -25,7 +25,12 @@ import numpy as np
 from specstream_jax import memory, runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
-from specstream_jax.decoding import loop, slots as slots_lib, stopping
+from specstream_jax.decoding import (
+  loop,
+  slots as slots_lib,
+  stopping,
+  topology,
+)
 from specstream_jax.serving import admission, requests, rows, weights
 
 _PAST = 0.9  # its weight in the mean time of a request
@@ -111,6 +116,15 @@ class Engine:
   def path_length(self) -> int:
     """P, the most tokens that one call can give."""
     return self._weights.setup.path_length
+
+  @property
+  def tree_parents(self) -> list[int]:
+    """Parent of each node of the draft tree; the root is its own, or -1.
+
+    Drafters without a tree of a fixed shape have the root alone.
+    """
+    tree = getattr(self._weights.setup.drafter, 'tree', None)
+    return [0] if tree is None else topology.arrays(tree)[0].tolist()
 
   @property
   def is_open(self) -> bool:
@@ -341,7 +355,10 @@ class Engine:
     seen, leaving = self._decoder.look(), {}
     for slot, row in self._rows.items():
       tokens = seen.tokens[slot, row.num_seen : seen.num_tokens[slot]]
-      row.take(tokens.tolist(), stopping.REASONS[int(seen.finish_reason[slot])])
+      reason, lengths = stopping.REASONS[int(seen.finish_reason[slot])], None
+      if row.handle.request.has_steps:
+        lengths = self._decoder.accept_lengths(slot, int(seen.calls[slot]))
+      row.take(tokens.tolist(), reason, lengths)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
     if leaving:

@@ -93,6 +93,7 @@ class Call:
     num_choices: of each prompt.
     is_stream: whether pieces go out as they come.
     has_usage: whether a stream ends with the usage.
+    has_steps: whether a piece of a stream is what one call added, and says so.
   """
 
   model: str
@@ -100,6 +101,7 @@ class Call:
   num_choices: int = 1
   is_stream: bool = False
   has_usage: bool = False
+  has_steps: bool = False
 
 
 def read_completion(
@@ -159,6 +161,12 @@ def _call(body, model, adapters, prompts, limit) -> Call:
       f'choices; accepted: 1 to {MAX_CHOICES}',
       param='n',
     )
+  options = _dict(body.get('stream_options') or {}, 'stream_options')
+  unknown = sorted(set(options) - {'include_usage', 'include_steps'})
+  if unknown:
+    raise _unsupported(f'stream_options.{unknown[0]}')
+  is_stream = _bool(body, 'stream', False)
+  has_steps = is_stream and _bool(options, 'include_steps', False)
   seed = body.get('seed')
   seed = secrets.randbits(31) if seed is None else seed
   common = {
@@ -171,22 +179,20 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     ),
     'timeout': body.get('timeout'),
     'has_drafts': _bool(body, 'drafts', True),
+    'has_steps': has_steps,
   }
   make = lambda prompt, choice: _naming(None)(
     lambda: requests.Request(
       tuple(prompt), seed=_choice_seed(seed, choice), **common
     )
   )
-  options = _dict(body.get('stream_options') or {}, 'stream_options')
-  unknown = sorted(set(options) - {'include_usage'})
-  if unknown:
-    raise _unsupported(f'stream_options.{unknown[0]}')
   return Call(
     name,
     tuple(make(prompt, i) for prompt in prompts for i in range(count)),
     count,
-    _bool(body, 'stream', False),
+    is_stream,
     _bool(options, 'include_usage', False),
+    has_steps,
   )
 
 
