@@ -17,6 +17,7 @@ answer, Ctrl-D the conversation.
 
 from collections.abc import Sequence
 import os
+import signal
 import sys
 
 from absl import flags
@@ -161,10 +162,15 @@ def _answer(talk, line: str, is_coloured: bool) -> None:
   """Prints the answer to a line, and what it cost."""
   try:
     handle = talk.ask(line)
-    for piece in talk.pieces(handle):
-      count = len(piece.tokens) if is_coloured else 0
-      print(painted(piece.text, count), end='', flush=True)
   except ValueError as error:
     print(f'{checks.message(error)}; /reset begins again', file=sys.stderr)
     return
+  # An exception amid a turn of the engine would leave it half done.
+  before = signal.signal(signal.SIGINT, lambda *_: handle.cancel())
+  try:
+    for piece in talk.pieces(handle):
+      count = len(piece.tokens) if is_coloured else 0
+      print(painted(piece.text, count), end='', flush=True)
+  finally:
+    signal.signal(signal.SIGINT, before)
   print(f'\n[{talk.cost(handle)}]')

@@ -70,15 +70,9 @@ class Conversation:
     return handle
 
   def pieces(self, handle: requests.Handle) -> Iterator[requests.Piece]:
-    """The answer, call by call; Ctrl-C ends it, and keeps what was said."""
-    try:
-      while not handle.is_done:
-        self._engine.step()
-        yield from handle.take()
-    except KeyboardInterrupt:
-      handle.cancel()
-      while not handle.is_done:
-        self._engine.step()
+    """The answer, call by call; `handle.cancel` ends it where it is."""
+    while not handle.is_done:
+      self._engine.step()
       yield from handle.take()
     if self._is_chat:
       answer = handle.result().text or ''

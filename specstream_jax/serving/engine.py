@@ -31,6 +31,7 @@ from specstream_jax.decoding import (
   stopping,
   topology,
 )
+from specstream_jax.drafters import streams
 from specstream_jax.serving import admission, requests, rows, weights
 
 _PAST = 0.9  # its weight in the mean time of a request
@@ -84,8 +85,8 @@ class Engine:
     self.model, self.cfg = model, cfg or serving.EngineConfig()
     adapters = dict(adapters or {})
     if drafter is None:
-      streams = model.stream or any(one.stream for one in adapters.values())
-      drafter = 'streams' if streams else 'none'
+      found = model.stream or any(one.stream for one in adapters.values())
+      drafter = 'streams' if found else 'none'
     if isinstance(drafter, str):
       drafter = drafting.parse(drafter, _tree(model, adapters))
     self._weights = weights.make(model, self.cfg, drafter, adapters)
@@ -119,12 +120,13 @@ class Engine:
 
   @property
   def tree_parents(self) -> list[int]:
-    """Parent of each node of the draft tree; the root is its own, or -1.
+    """Parent of each node of the draft tree; the root, its own, comes first.
 
-    Drafters without a tree of a fixed shape have the root alone.
+    Without streams there is the root alone.
     """
-    tree = getattr(self._weights.setup.drafter, 'tree', None)
-    return [0] if tree is None else topology.arrays(tree)[0].tolist()
+    drafter = self._weights.setup.drafter
+    has_tree = isinstance(drafter, streams.Streams)
+    return topology.arrays(drafter.cfg)[0].tolist() if has_tree else [0]
 
   @property
   def is_open(self) -> bool:
