@@ -18,6 +18,7 @@ import dataclasses
 import math
 import threading
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -119,14 +120,24 @@ class Engine:
     return self._weights.setup.path_length
 
   @property
-  def tree_parents(self) -> list[int]:
-    """Parent of each node of the draft tree; the root, its own, comes first.
+  def tree(self) -> dict[str, Any]:
+    """The draft tree: kind, num_nodes with the root, depth, parents.
 
-    Without streams there is the root alone.
+    Parents of the nodes, the root first, which is its own; None where every
+    step grows a tree of another shape. Without streams, kind is 'none'.
     """
     drafter = self._weights.setup.drafter
-    has_tree = isinstance(drafter, streams.Streams)
-    return topology.arrays(drafter.cfg)[0].tolist() if has_tree else [0]
+    kind, parents = 'none', None
+    if isinstance(drafter, streams.Streams):
+      kind = drafter.cfg.kind
+      if kind != 'best_first':
+        parents = topology.arrays(drafter.cfg)[0].tolist()
+    return {
+      'kind': kind,
+      'num_nodes': drafter.size,
+      'depth': self.path_length - 1,
+      'parents': parents,
+    }
 
   @property
   def is_open(self) -> bool:

@@ -156,7 +156,7 @@ class Server:
   async def _tree(self, request) -> Response:
     """The shape of the draft tree, for the page."""
     del request
-    return JSONResponse({'parents': self.engine.tree_parents})
+    return JSONResponse(self.engine.tree)
 
   async def _completions(self, request) -> Response:
     return await self._answer(request, protocol.read_completion, payloads.TEXT)

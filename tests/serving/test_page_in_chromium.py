@@ -67,7 +67,7 @@ def test_the_page():
     )
     page.focus('.run >> nth=0')
     page.keyboard.press('Enter')
-    assert page.locator('#tree circle').count() == serving_models.TREE.num_nodes
+    assert page.locator('#tree circle').count() == serving_models.TREE.depth + 1
     # The policy of the page forbids to evaluate an expression in it.
     session = page.context.new_cdp_session(page)
     size = session.send('Page.getLayoutMetrics')['cssContentSize']

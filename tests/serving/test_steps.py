@@ -3,11 +3,14 @@
 
 import json
 import re
+import types
 
 import pytest
 import serving_models
 from starlette import testclient
 
+from specstream_jax import config
+from specstream_jax.drafters import streams
 from specstream_jax.serving import http, page, requests
 
 
@@ -77,9 +80,23 @@ def test_steps_are_true_or_false(client):
 def test_the_tree(client):
   key = {'Authorization': 'Bearer k'}
   assert client.get('/v1/specstream/tree').status_code == 401
-  found = client.get('/v1/specstream/tree', headers=key).json()['parents']
-  assert len(found) == serving_models.TREE.num_nodes and found[0] == 0
-  assert all(parent < node for node, parent in enumerate(found[1:], 1))
+  tree = serving_models.TREE
+  assert client.get('/v1/specstream/tree', headers=key).json() == {
+    'kind': 'best_first',
+    'num_nodes': tree.num_nodes,
+    'depth': tree.depth,
+    'parents': None,
+  }
+
+
+def test_the_parents_of_a_tree_of_one_shape():
+  made = serving_models.engine()
+  tree = config.TreeConfig('full', depth=2, branching=2)
+  drafter = streams.Streams(tree, 2)
+  setup = types.SimpleNamespace(drafter=drafter, path_length=3)
+  made._weights = types.SimpleNamespace(setup=setup)
+  assert made.tree['parents'] == [0, 0, 0, 1, 1, 2, 2]
+  assert made.tree['num_nodes'] == 7
 
 
 def test_the_page_needs_no_key_and_nothing_from_outside(client):
