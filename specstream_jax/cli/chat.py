@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Talks with a model in the terminal.
 
-  specstream chat --system='Answer in one sentence.'
+  specstream chat --adapter= --system='Answer in one sentence.'
   specstream chat --model=MODEL --adapter=FOLDER --temperature=0.7
 
 Answers appear call by call, on the engine that `specstream serve` has. Tokens
@@ -72,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
   )
   checks.check(
     model.is_chat or args.chat is not None,
-    'the adapter was not trained on chats; --nochat continues each line as a '
-    'text, --chat talks all the same',
+    'the adapter was not trained on chats; --adapter= leaves it out, --nochat '
+    'continues each line as a text, --chat talks all the same',
   )
   # Only here, as they bring JAX programs.
   from specstream_jax.serving import conversation, engine as engine_lib
