@@ -57,7 +57,9 @@ from specstream_jax.text import (
 
 DRAFTERS = config_drafting.DRAFTERS
 DEFAULT_ADAPTER = 'e2e_nlg'
-AUTO = 'auto'
+CHAT_ADAPTER = 'instruct_lossless'
+AUTO, AUTO_CHAT = 'auto', 'auto_chat'
+_OWN = {AUTO: DEFAULT_ADAPTER, AUTO_CHAT: CHAT_ADAPTER}
 
 
 @dataclasses.dataclass
@@ -314,7 +316,8 @@ def load(
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
     adapter: folder of an adapter of ours or a PEFT LoRA, which has no streams,
       or the name of one that ships; `AUTO` takes
-      `DEFAULT_ADAPTER` with the model that it belongs to, none with others.
+      `DEFAULT_ADAPTER` with the model that it belongs to, none with others, and
+      `AUTO_CHAT` `CHAT_ADAPTER`.
     dtype: of weights and activations.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
@@ -328,7 +331,7 @@ def load(
   part = partitioner or partitioning.local()
   loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
-  adapter = _default_adapter(loaded) if adapter == AUTO else adapter
+  adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
   found = fitted.Fitted()
   if adapter is not None:
@@ -367,10 +370,10 @@ def _path(name: str, value: str | os.PathLike) -> str:
   return text
 
 
-def _default_adapter(loaded: loading.LoadedModel) -> str | None:
-  """`DEFAULT_ADAPTER` if it was trained on this model."""
-  cfg = adapters.read_config(shipped.adapter_folder(DEFAULT_ADAPTER))
-  return DEFAULT_ADAPTER if adapters.is_of(cfg, loaded) else None
+def _own_adapter(loaded: loading.LoadedModel, name: str) -> str | None:
+  """The name of one that ships, if it was trained on this model."""
+  cfg = adapters.read_config(shipped.adapter_folder(name))
+  return name if adapters.is_of(cfg, loaded) else None
 
 
 def with_random_streams(

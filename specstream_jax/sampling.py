@@ -58,7 +58,7 @@ def row_settings(cfgs: Sequence[config.SamplingConfig]) -> RowSettings:
     np.where(temperature > 0, np.maximum(temperature, COLDEST), 0.0).astype(
       np.float32
     ),
-    np.array([min(c.top_k, 2**31 - 1) for c in cfgs], np.int32),
+    pick('top_k', np.int32),
     # A share that float32 rounds to 0 would keep no token at all.
     np.maximum(pick('top_p', np.float64), COLDEST).astype(np.float32),
     pick('min_p', np.float32),

@@ -40,6 +40,8 @@ CFG = serving.EngineConfig(
   quantum=4,
   max_waiting=3,
   max_end_ids=3,
+  batch_sizes=(2,),
+  max_drafting_rows=2,
 )
 
 
@@ -64,6 +66,11 @@ def engine(**sizes) -> engine_lib.Engine:
       1, CFG.cache_length
     )
   return made
+
+
+def with_template(model: runtime.Model) -> runtime.Model:
+  """The model with a chat template."""
+  return dataclasses.replace(model, chat_template=tiny_runtime.TEMPLATE)
 
 
 def _random(shapes, seed):

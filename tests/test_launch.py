@@ -11,6 +11,8 @@ import sys
 import pytest
 import yaml
 
+from specstream_jax.cli import command_flags, main
+
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 SCRIPTS = sorted(str(path.relative_to(LAUNCH)) for path in LAUNCH.rglob('*.sh'))
 TRAIN = ('--', '--data_dir=/data/records', "--gin.TrainConfig.x='a b'")
@@ -157,6 +159,32 @@ def test_jobset_is_valid():
   with pytest.raises(validator.ValidationError):
     job['template']['spec']['nonsense'] = 1
     validator.validate(whole, '1.30', strict=True)
+
+
+def test_serving_manifests_are_valid():
+  text = (LAUNCH / 'gke_serve.yaml').read_text()
+  deployment, service = yaml.safe_load_all(text)
+  pod = deployment['spec']['template']
+  assert service['spec']['selector'] == pod['metadata']['labels']
+  (container,) = pod['spec']['containers']
+  command, *flags = container['args']
+  known = command_flags.of(command) | command_flags.defined_by(
+    main.define_common_flags
+  )
+  given = dict(flag.removeprefix('--').split('=', 1) for flag in flags)
+  assert set(given) <= set(known)
+  for name, value in given.items():
+    known[name].parse(value)
+  (port,) = container['ports']
+  assert given['port'] == str(port['containerPort'])
+  assert service['spec']['ports'][0]['targetPort'] == port['name']
+  assert (
+    float(given['shutdown_timeout']) + 5
+    < (pod['spec']['terminationGracePeriodSeconds'])
+  )
+  validator = pytest.importorskip('kubernetes_validate')
+  for one in (deployment, service):
+    validator.validate(one, '1.30', strict=True)
 
 
 def test_jobset_with_chips_that_do_not_fill_hosts():

@@ -65,6 +65,14 @@ def test_the_default_adapter_goes_with_its_model_only(folders):
     runtime.load(str(folders / 'two'), 'e2e_nlg')
 
 
+def test_chats_have_a_default_adapter_of_their_own(folders, monkeypatch):
+  monkeypatch.setitem(runtime._OWN, runtime.AUTO_CHAT, 'chats')
+  one = runtime.load(str(folders / 'one'), runtime.AUTO_CHAT)
+  assert one.source['adapter'] == 'chats'
+  two = runtime.load(str(folders / 'two'), runtime.AUTO_CHAT)
+  assert 'adapter' not in two.source
+
+
 def test_drafters_that_a_command_takes_by_itself(folders):
   one = runtime.load(folders / 'one', runtime.AUTO)
   two = runtime.load(folders / 'two', runtime.AUTO)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference_decoding as reference
 
-from specstream_jax import config, sampling
+from specstream_jax import config, partitioning, sampling
 
 _process = jax.jit(sampling.process_logits)
 _draw = jax.jit(sampling.draw)
@@ -56,6 +56,29 @@ def test_top_k_by_selection_and_by_search(k):
   for row in range(2):
     best = np.argsort(-logits[row])[:k]
     assert np.flatnonzero(kept[row]).tolist() == sorted(best.tolist())
+
+
+def test_the_largest_top_k_keeps_all():
+  logits = np.random.default_rng(0).normal(size=(1, 11)).astype(np.float32)
+  np.testing.assert_array_equal(
+    _process(logits, rows((1.0, 2**31 - 1))), logits
+  )
+
+
+@pytest.mark.parametrize('k', [1, 2, 3, 4, 12])
+def test_top_k_of_a_split_vocabulary(monkeypatch, k):
+  """Four parts of three tokens; more than a part has takes the whole."""
+  scores = jnp.float32(np.random.default_rng(k).integers(0, 5, (2, 3, 12)))
+  want = sampling.top_k(scores, k)
+  asked, select = [], jax.lax.top_k
+  spy = lambda x, k: asked.append(x.shape) or select(x, k)
+  parts = {('vocab', 12): 4}
+  monkeypatch.setattr(partitioning, 'num_shards', lambda *axis: parts[axis])
+  monkeypatch.setattr(jax.lax, 'top_k', spy)
+  for got, right in zip(sampling.top_k(scores, k), want, strict=True):
+    np.testing.assert_array_equal(got, right)
+  whole = [(2, 3, 12)]
+  assert asked == ([(2, 3, 4, 3), (2, 3, 4 * k)] if k <= 3 else whole)
 
 
 def test_masks_by_hand():
@@ -149,6 +172,14 @@ def test_greedy_is_arg_max():
   assert (mixed[1] != drawn[1]).any()
 
 
+def test_greedy_rows_tell_neighbours_apart():
+  """Not even rounding comes between a greedy row and the best token."""
+  low = np.random.default_rng(0).normal(size=(1, 101)).astype(np.float32)
+  logits = np.stack([low, np.nextafter(low, np.inf)], axis=-1)
+  keys, at = sampling.row_keys(0, [0]), jnp.zeros((1, 101), jnp.int32)
+  assert (_draw(logits, keys, at, rows((0.0,))) == 1).all()
+
+
 def test_law_of_greedy_rows_is_certain():
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 11)))
   certain = jax.nn.one_hot(jnp.argmax(logits, axis=-1), 11)
@@ -224,3 +255,17 @@ def test_nodes_draw_as_single_tokens_do():
     sampling.draw_nodes(logits, keys, root, depths, cfg, path_length=4),
     _draw(logits, keys, root[:, None] + depths, cfg),
   )
+
+
+def test_keys_of_a_call_are_those_of_no_position():
+  """Positions are int32; a purpose is what no position can be."""
+  purposes = sampling.DRAFT_NOISE, sampling.ACCEPT_NOISE
+  assert all(2**31 <= purpose < 2**32 for purpose in purposes)
+  keys, found = sampling.row_keys(0, [3, 8]), set()
+  for position in (0, 1):
+    at = jnp.full(2, position)
+    made = [sampling.call_keys(keys, at, purpose) for purpose in purposes]
+    made.append(jax.vmap(jax.random.fold_in)(keys, at))
+    for key in made:
+      found |= set(map(tuple, np.array(jax.random.key_data(key)).tolist()))
+  assert len(found) == 12

@@ -6,7 +6,6 @@ one that was stopped goes on, so the same command finishes the work. Writes
 ablations.md, a row per finished variant, after each, and ablations.svg.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -14,7 +13,8 @@ import shlex
 import subprocess
 import sys
 
-from absl import app, flags
+from absl import flags
+import script
 
 from specstream_jax.outputs import writing
 from specstream_jax.report import svg
@@ -226,22 +226,19 @@ def report() -> None:
     writing.write_text(os.path.join(FLAGS.output_dir, name), text)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Trains what is missing, then prints the table."""
-  del argv
   names = FLAGS.variants or list(VARIANTS)
   unknown = [name for name in names if name not in VARIANTS]
   if unknown:
-    raise app.UsageError(f'variants {unknown}; accepted: {list(VARIANTS)}')
+    raise ValueError(f'variants {unknown}; accepted: {list(VARIANTS)}')
   for number, name in enumerate(names, start=1):
     print(f'[{number}/{len(names)}] {name}\n{shlex.join(command(name))}')
     if FLAGS.dry_run or final(name):
       continue
     before = VARIANTS[name].after
     if before and not final(before):
-      raise app.UsageError(
-        f'{name!r} goes on from {before!r}; train that first'
-      )
+      raise ValueError(f'{name!r} goes on from {before!r}; train that first')
     subprocess.run(command(name), check=True)
     report()
   if not FLAGS.dry_run:
@@ -251,4 +248,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

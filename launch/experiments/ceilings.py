@@ -3,10 +3,11 @@
 
 import json
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import measuring
+import script
 
 FLAGS = flags.FLAGS
 
@@ -18,9 +19,8 @@ def define_flags() -> None:
   flags.DEFINE_string('output_dir', 'results/ceilings', 'Folder to write.')
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Measures and writes device.json."""
-  del argv
   shape = FLAGS.size, FLAGS.size
   a, b = (
     jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2)
@@ -39,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

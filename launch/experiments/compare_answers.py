@@ -18,7 +18,7 @@ counts as an empty answer.
 
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags, logging
+from absl import flags, logging
 import script
 
 from specstream_jax.data import readers, registry
@@ -108,7 +108,7 @@ def main() -> None:
     logging.WARNING
   )  # rouge-score says its tokenizer per text
   if len(FLAGS.answers) != 2:
-    raise app.UsageError('--answers takes two files: FIRST,SECOND')
+    raise ValueError('--answers takes two files: FIRST,SECOND')
   task = registry.get(FLAGS.task)
   examples = task.load_split(FLAGS.split, FLAGS.data_dir)
   references: dict[str, list[str]] = {}

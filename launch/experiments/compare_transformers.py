@@ -7,16 +7,17 @@ its prompt pass on both sides, and neither stops at EOS, so both emit the same
 number of tokens. Needs torch and transformers (the extra `test`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import json
 import os
 import statistics
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 import measuring
 import numpy as np
+import script
 
 from specstream_jax import config, runtime
 from specstream_jax.bench import results
@@ -99,9 +100,8 @@ def measure(sides, prompts):
   return seconds, tokens
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs both and prints the comparison."""
-  del argv
   threads = limit_threads()
   model = runtime.load(FLAGS.model)
   examples = registry.get('e2e_sample').load_split('test')
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
   # One padded length, as the first call is the only one that compiles.
   longest = max(map(len, prompts))
   if longest > config.DecodeConfig().prompt_bucket:
-    raise app.UsageError(f'a prompt has {longest} tokens; use shorter prompts')
+    raise ValueError(f'a prompt has {longest} tokens; use shorter prompts')
   sides = {'specstream': our_side(model), 'transformers': their_side()}
   seconds, tokens = measure(sides, prompts)
   ours, theirs = (tokens[name] for name in sides)
@@ -150,4 +150,4 @@ def _their_versions() -> dict[str, str]:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

@@ -11,7 +11,7 @@ Writes decode_cost.json after every number, so that a run that is cut short
 leaves what it has.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import json
 import math
@@ -19,12 +19,13 @@ import os
 import statistics
 import time
 
-from absl import app, flags
+from absl import flags
 import forward_cost
 import jax
 import jax.numpy as jnp
 import measuring
 import numpy as np
+import script
 
 from specstream_jax import config, runtime
 from specstream_jax.config import drafting as config_drafting
@@ -199,13 +200,12 @@ class _Run:
 PARTS = {'forward': forward, 'decode': decode}
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Times everything asked for."""
-  del argv
   for name, known in (('sizes', SIZES), ('parts', PARTS)):
     wrong = [value for value in getattr(FLAGS, name) if value not in known]
     if wrong:
-      raise app.UsageError(f'--{name}={wrong[0]}; accepted: {", ".join(known)}')
+      raise ValueError(f'--{name}={wrong[0]}; accepted: {", ".join(known)}')
   path = os.path.join(FLAGS.output_dir, 'decode_cost.json')
   document = {
     **measuring.machine(),
@@ -236,4 +236,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

@@ -5,13 +5,13 @@ Writes forward_cost.json and forward_cost.svg: flat where weights are read,
 rising where they are multiplied.
 """
 
-from collections.abc import Sequence
 import dataclasses
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import measuring
+import script
 
 from specstream_jax import runtime
 from specstream_jax.decoding import transformer_fns
@@ -73,9 +73,8 @@ def median_ms(
   return 1e3 * measuring.median_seconds(once, repeats)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Measures all sizes and writes the files."""
-  del argv
   curves = {}
   for dtype in FLAGS.dtypes:
     model = runtime.load(FLAGS.model, dtype=dtype)
@@ -103,4 +102,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

@@ -22,7 +22,7 @@ import json
 import random
 import re
 
-from absl import app, flags
+from absl import flags
 import script
 
 from specstream_jax.data import readers
@@ -282,7 +282,7 @@ def _rng(kind, seed):
 def _given(flag):
   value = getattr(FLAGS, flag)
   if not value:
-    raise app.UsageError(f'--{flag} is needed for these --kinds')
+    raise ValueError(f'--{flag} is needed for these --kinds')
   return value
 
 
@@ -344,7 +344,7 @@ def main() -> None:
   """Writes the file, a line per kind on the way."""
   unknown = [kind for kind in FLAGS.kinds if kind not in KINDS]
   if unknown:
-    raise app.UsageError(f'kinds {unknown}; accepted: {list(KINDS)}')
+    raise ValueError(f'kinds {unknown}; accepted: {list(KINDS)}')
   taken = set()
   if FLAGS.exclude:
     for text in _read(FLAGS.exclude, 'turns', 'prompt'):
@@ -360,7 +360,7 @@ def main() -> None:
       for text in prompts
     ]
   if not lines:
-    raise app.UsageError('no prompt is left')
+    raise ValueError('no prompt is left')
   writing.write_text(FLAGS.output, ''.join(lines))
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How scripts that work on files end: a mistake in one is one line."""
+"""How scripts end: a mistake of whoever calls one is one line."""
 
 from collections.abc import Callable, Sequence
+import os
+import sys
 
 from absl import app
 
@@ -10,10 +12,10 @@ def run(work: Callable[[], None]) -> None:
   """Parses flags and works."""
 
   def main(argv: Sequence[str]) -> None:
-    del argv
     try:
       work()
     except (ValueError, OSError) as error:
-      raise app.UsageError(str(error)) from error
+      print(f'{os.path.basename(argv[0])}: {error}', file=sys.stderr)
+      sys.exit(1)
 
   app.run(main)

@@ -6,16 +6,16 @@ Memory is what XLA plans for the step: arguments, results that are not donated,
 and temporaries. Writes step_cost.json and step_cost.md.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 import statistics
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import measuring
+import script
 
 from specstream_jax import config
 from specstream_jax.checkpoints import loading
@@ -127,9 +127,8 @@ def table(made: dict[str, Variant]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Measures all variants and writes the files."""
-  del argv
   loaded = loading.load_model(FLAGS.model, dtype=FLAGS.dtype)
   base = params_lib.unflatten(
     {path: jnp.asarray(leaf) for path, leaf in loaded.params.items()}
@@ -164,4 +163,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  script.run(main)

@@ -27,8 +27,6 @@ MAX_ENTRIES = 2**19
 _DISCOUNT = 0.5
 _LOAD = 0.5  # entries per place; buckets rarely overflow below that
 
-Ngrams = tuple[np.ndarray, np.ndarray]  # [N, 3] int32, [N] counts
-
 
 def build(
   pairs: Iterable[tuple[np.ndarray, np.ndarray]],

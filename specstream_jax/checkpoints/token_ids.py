@@ -27,13 +27,17 @@ def check(
     name: what holds the ids, for the message.
     tokenizer: for the token's text, if it is a `tokenizers.Tokenizer`.
   """
-  ids = np.asarray(ids, np.int64)
-  wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
-  if not wrong.size:
+  try:
+    ids = np.asarray(ids, np.int64)
+  except OverflowError:
+    wrong = [i for i in ids if not 0 <= i < vocab_size]
+  else:
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+  if not len(wrong):
     return
-  token = int(ids[wrong[0]])
-  text = None
-  if isinstance(tokenizer, tokenizers.Tokenizer) and token >= 0:
+  token, text = int(wrong[0]), None
+  # The tokenizer takes numbers of 32 bits.
+  if isinstance(tokenizer, tokenizers.Tokenizer) and 0 <= token < 2**32:
     text = tokenizer.id_to_token(token)
   written = str(token) if text is None else f'{token} ({text!r})'
   raise ValueError(

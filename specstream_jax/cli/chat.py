@@ -1,47 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talks with a model in the terminal.
+"""A chat in the terminal; runs of accepted drafts are in colour.
 
-  specstream chat --adapter= --system='Answer in one sentence.'
-  specstream chat --model=MODEL --adapter=FOLDER --temperature=0.7
+  specstream chat
+  specstream chat --temperature=0.7 --system='Answer in one sentence.'
 
-Answers appear call by call, on the engine that `specstream serve` has. Tokens
-that one call gave together have a colour, the stronger the more they are; the
-end of an answer tells tokens per call and tokens per second. NO_COLOR=1 or
-output that is no terminal has no colours. A model without a chat template, or
-with an adapter that was not trained on chats, takes each line as a text to
-continue with --nochat.
-
-Lines that begin with / are for the program: /help lists them. Ctrl-C ends an
-answer, Ctrl-D the conversation.
+Each colour is one call of the model that gave more than one token. Below an
+answer stands how many tokens a call gave, and how fast they came. Ctrl-C ends
+an answer, Ctrl-D the chat. Lines that begin with / are commands: /help lists
+them. Without a terminal, every line of stdin is a turn, and there are no
+colours; NO_COLOR in the environment switches them off, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 import os
-import signal
 import sys
 
 from absl import flags
 
+from specstream_jax import runtime
 from specstream_jax.cli import decoding_flags
-from specstream_jax.config import checks, drafting, serving
+from specstream_jax.config import checks, serving
+from specstream_jax.serving import conversation, engine, requests
 
-HELP = """/help          this list
-/reset         begin again, with the same --system
-/drafts on     draft (off: decode plainly; the tokens are the same)
-/quit          leave; so does Ctrl-D
-Ctrl-C ends an answer."""
+_COMMANDS = {
+  '/help': 'this list',
+  '/drafts on': 'draft answers (the default, where the model has drafts)',
+  '/drafts off': 'decode without: same tokens, more calls',
+  '/reset': 'forget what was said',
+  '/quit': 'leave',
+}
+_COLOURS = (36, 33, 35, 32)  # of runs, in turns: cyan, yellow, magenta, green
+_DIM = 2
 
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  decoding_flags.define(generation_config='auto')
-  flags.DEFINE_string('system', None, 'What the model is told before all else.')
-  flags.DEFINE_bool(
-    'chat',
-    None,
-    "Lines go through the model's chat template, --nochat continues each as it "
-    'is; default: chat, which a model must be made for.',
-  )
+  decoding_flags.define_model()
+  decoding_flags.define_adapter(runtime.AUTO_CHAT)
+  decoding_flags.define_dtype()
+  decoding_flags.define_schedule()
+  decoding_flags.define_sampling(generation_config='auto')
+  flags.DEFINE_string('system', '', 'What the model is told first.')
   flags.DEFINE_string(
     'drafter',
     None,
@@ -49,128 +48,170 @@ def define_flags() -> None:
     'if there is an adapter.',
   )
   flags.DEFINE_integer(
-    'cache_length',
-    1024,
-    'Positions for the conversation, the answer and the draft tree.',
-    lower_bound=1,
+    'max_new_tokens', 512, 'Most new tokens of an answer.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'cache_length', 2048, 'Tokens that a chat may have in all.', lower_bound=64
   )
 
 
 def main(argv: Sequence[str]) -> int:
-  """Talks until /quit or Ctrl-D."""
+  """Chats until the input ends."""
   del argv
   args = flags.FLAGS
-  checks.check(
-    args.system is None or args.chat is not False,
-    '--system is for chats, and --nochat continues texts; leave one out',
-  )
   model = decoding_flags.load_model()
-  is_chat = args.chat is not False
   checks.check(
-    bool(model.chat_template) or not is_chat,
-    'the model has no chat template; --nochat continues each line as a text',
+    bool(model.chat_template),
+    f'--model={args.model} has no chat template, so it cannot chat; `specstream '
+    'generate --prompt=TEXT` continues a text',
   )
-  checks.check(
-    model.is_chat or args.chat is not None,
-    'the adapter was not trained on chats; --adapter= leaves it out, --nochat '
-    'continues each line as a text, --chat talks all the same',
+  if model.adapter_dir and not model.is_chat:
+    print(
+      f'note: the adapter {args.adapter!r} was not trained on chats; '
+      '--adapter= leaves it out',
+      file=sys.stderr,
+    )
+  schedule = args.schedule
+  cfg = serving.EngineConfig(
+    num_slots=1,
+    cache_length=args.cache_length,
+    max_new_tokens=args.max_new_tokens,
+    quantum=1,  # a look after each call, whose tokens have a colour
+    **({'schedule': schedule} if schedule else {}),
   )
-  # Only here, as they bring JAX programs.
-  from specstream_jax.serving import conversation, engine as engine_lib
-
-  tree = decoding_flags.tree(model.tree)
-  talk = conversation.Conversation(
-    engine_lib.Engine(model, _sizes(args), drafter=_drafter(args, model, tree)),
-    sampling=decoding_flags.sampling(model),
-    system=args.system,
-    seed=args.seed,
-    is_chat=is_chat,
+  sampling = decoding_flags.sampling(model)
+  print('compiling …', file=sys.stderr, flush=True)
+  served = engine.Engine(model, cfg, drafter=args.drafter)
+  served.start()
+  chat = conversation.Conversation(
+    model, served, system=args.system, sampling=sampling, seed=args.seed
   )
-  _talk(talk, has_colour())
+  try:
+    _talk(chat, _Screen())
+  finally:
+    served.close(0)
   return 0
 
 
-def has_colour() -> bool:
-  """Whether stdout is a terminal whose user has nothing against colours."""
-  return sys.stdout.isatty() and not os.environ.get('NO_COLOR')
+class _Screen:
+  """Where a chat is seen.
+
+  Attributes:
+    is_terminal: whether somebody types, and reads.
+  """
+
+  def __init__(self):
+    self.is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    self._has_colours = sys.stdout.isatty() and not os.environ.get('NO_COLOR')
+
+  def show(self, text: str, colour: int = 0) -> None:
+    """Prints at once, without a line break."""
+    if self._has_colours and colour:
+      text = f'\033[{colour}m{text}\033[0m'
+    print(text, end='', flush=True)
+
+  def note(self, text: str) -> None:
+    """Prints a line that is no part of the chat."""
+    self.show(f'{text}\n', _DIM)
 
 
-def painted(text: str, count: int) -> str:
-  """The text of a call that gave `count` tokens."""
-  if count < 2 or not text:
-    return text
-  # Of the 256 colours: green, over yellow, to red.
-  shade = (34, 40, 112, 184, 214, 203)[min(count - 2, 5)]
-  return f'\x1b[38;5;{shade}m{text}\x1b[0m'
+def _talk(chat: conversation.Conversation, screen: _Screen) -> None:
+  """Turns, until the input ends or /quit."""
+  if screen.is_terminal:
+    screen.note('/help lists commands; Ctrl-C ends an answer, Ctrl-D the chat')
+  for line in _lines(screen):
+    text = line.strip()
+    if text == '/quit':
+      return
+    if text.startswith('/'):
+      screen.note(_command(chat, text))
+    elif text:
+      _turn(chat, text, screen)
 
 
-def _drafter(args, model, tree) -> drafting.DrafterConfig:
-  """The drafter of --drafter and of the flags of the tree."""
-  return drafting.parse(
-    args.drafter or ('streams' if model.stream else 'none'), tree
-  )
-
-
-def _sizes(args) -> serving.EngineConfig:
-  """One row; every call is looked at, to be shown."""
-  cfg = decoding_flags.decode()
-  return serving.EngineConfig(
-    num_slots=1,
-    cache_length=args.cache_length,
-    max_new_tokens=args.max_new_tokens or 512,
-    quantum=1,
-    schedule=cfg.schedule,
-  )
-
-
-def _talk(talk, is_coloured: bool) -> None:
-  """Reads lines and answers them."""
-  is_tty = sys.stdin.isatty()
-  if is_tty:
-    print('/help lists what there is beside talking.', file=sys.stderr)
+def _lines(screen: _Screen) -> Iterator[str]:
+  """What is typed, or the lines of stdin."""
+  if not screen.is_terminal:
+    yield from sys.stdin
+    return
+  _edit_lines()
   while True:
     try:
-      line = input('> ' if is_tty else '')
+      yield input('> ')
     except EOFError:
-      break
+      print()
+      return
     except KeyboardInterrupt:
-      print('\n/quit or Ctrl-D leaves', file=sys.stderr)
-      continue
-    if line.strip() == '/quit':
-      break
-    if line.startswith('/'):
-      print(_command(talk, line.split()), file=sys.stderr)
-    elif line.strip():
-      _answer(talk, line, is_coloured)
+      screen.note('\nCtrl-D or /quit leaves')
 
 
-def _command(talk, words: Sequence[str]) -> str:
-  """Does what a line asks that begins with /; what to say about it."""
-  match words:
-    case ['/help']:
-      return HELP
-    case ['/reset']:
-      talk.reset()
-      return 'begun again'
-    case ['/drafts', 'on' | 'off' as state]:
-      talk.has_drafts = state == 'on'
-      return f'drafts {state}'
-  return f'{" ".join(words)!r} is no command; /help lists them'
-
-
-def _answer(talk, line: str, is_coloured: bool) -> None:
-  """Prints the answer to a line, and what it cost."""
+def _edit_lines() -> None:
+  """Arrow keys move and bring back lines, where Python was built with that."""
   try:
-    handle = talk.ask(line)
-  except ValueError as error:
-    print(f'{checks.message(error)}; /reset begins again', file=sys.stderr)
+    import readline
+  except ImportError:
     return
-  # An exception amid a turn of the engine would leave it half done.
-  before = signal.signal(signal.SIGINT, lambda *_: handle.cancel())
+  del readline
+
+
+def _command(chat: conversation.Conversation, text: str) -> str:
+  """Does what a line that begins with / says; what to show of it."""
+  if text == '/reset':
+    chat.reset()
+    return 'forgotten'
+  if text in ('/drafts on', '/drafts off'):
+    chat.has_drafts = text.endswith('on')
+    return f'drafts are {text.split()[1]}'
+  listed = '\n'.join(f'  {name:12} {what}' for name, what in _COMMANDS.items())
+  unknown = '' if text == '/help' else f'{text} is no command; there are:\n'
+  return unknown + listed
+
+
+def _turn(chat: conversation.Conversation, text: str, screen: _Screen) -> None:
+  """One answer, as it comes; Ctrl-C ends it."""
   try:
-    for piece in talk.pieces(handle):
-      count = len(piece.tokens) if is_coloured else 0
-      print(painted(piece.text, count), end='', flush=True)
-  finally:
-    signal.signal(signal.SIGINT, before)
-  print(f'\n[{talk.cost(handle)}]')
+    handle = chat.ask(text)
+  except ValueError as error:
+    screen.note(f'{checks.message(error)}\n/reset makes room for another chat')
+    return
+  runs = _coloured(screen.show)
+  try:
+    for piece in handle:
+      runs(piece)
+  except KeyboardInterrupt:
+    handle.cancel()
+  answer = handle.result()
+  chat.keep(answer)
+  screen.show('\n')
+  screen.note(_summary(answer))
+
+
+def _coloured(
+  show: Callable[[str, int], None],
+) -> Callable[[requests.Piece], None]:
+  """Shows pieces, those of several tokens in colours that take turns."""
+  count = 0
+
+  def piece_shown(piece: requests.Piece) -> None:
+    nonlocal count
+    is_run = len(piece.tokens) > 1
+    show(piece.text, _COLOURS[count % len(_COLOURS)] if is_run else 0)
+    count += is_run
+
+  return piece_shown
+
+
+def _summary(answer: requests.Completion) -> str:
+  """What an answer took, in a line."""
+  metrics = answer.metrics
+  parts = [f'{metrics.num_new_tokens} tokens']
+  after = metrics.num_new_tokens - 1  # the prompt's pass gave the first one
+  if metrics.num_calls and metrics.first_token is not None:
+    seconds = max(metrics.total - metrics.first_token, 1e-9)
+    parts.append(f'{after / metrics.num_calls:.1f} per call')
+    parts.append(f'{after / seconds:.0f} tokens/s')
+  if answer.finish_reason not in ('eos', 'stop'):
+    reason = {'length': 'max_new_tokens', 'cancelled': 'Ctrl-C'}
+    ended = reason.get(answer.finish_reason, answer.finish_reason)
+    parts.append(f'ended by {ended}')
+  return f'[{", ".join(parts)}]'

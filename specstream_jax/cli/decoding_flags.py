@@ -134,14 +134,17 @@ def define_sampling(*, generation_config: str) -> None:
   )
 
 
-def define_adapter() -> None:
-  """Declares --adapter."""
+def define_adapter(default: str = runtime.AUTO) -> None:
+  """Declares --adapter, by default one that ships with the model it is of."""
+  name = runtime.DEFAULT_ADAPTER
+  if default == runtime.AUTO_CHAT:
+    name = runtime.CHAT_ADAPTER
   flags.DEFINE_string(
     'adapter',
-    runtime.AUTO,
+    default,
     'Folder of an adapter or of a PEFT LoRA, or the name of one that ships; '
-    f'auto is {runtime.DEFAULT_ADAPTER} with the model it belongs to and none '
-    'with others; empty is none.',
+    f'{default} is {name} with the model it belongs to and none with others; '
+    'empty is none.',
   )
 
 

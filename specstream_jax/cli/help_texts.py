@@ -18,7 +18,7 @@ COMMANDS = {
   'train_medusa': 'train Medusa heads on token records, to compare with',
   'distill': "write the model's own answers as training data",
   'generate': 'complete prompts',
-  'chat': 'talk with a model in the terminal, accepted drafts in colour',
+  'chat': 'talk to a model in the terminal, accepted drafts in colour',
   'serve': 'answer many at once behind the OpenAI API, each with its adapter',
   'export': 'write model and adapter as folders that other engines load',
   'evaluate': 'compare speculative with plain decoding on a task',

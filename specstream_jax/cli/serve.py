@@ -7,15 +7,15 @@
 The name in `model` selects the base or an adapter; rows of different adapters
 decode in one batch, each with its own drafts, and get the tokens that they would
 get alone. --fold serves one adapter alone, folded into the base, which is
-faster. Everything is compiled before the first request. Listens on 127.0.0.1
-unless told otherwise; SIGTERM lets what runs come to its end. Needs
-`pip install 'specstream-jax[serve]'`.
+faster. Everything is compiled before the first request; until then, and while
+it ends, /health says 503. Listens on 127.0.0.1 unless told otherwise; SIGTERM
+lets what runs come to its end. Needs `pip install 'specstream-jax[serve]'`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import functools
 import importlib.util
 import os
-import signal
 import sys
 
 from absl import flags
@@ -27,7 +27,8 @@ from specstream_jax.config import checks, serving
 _KEY = 'SPECSTREAM_API_KEY'
 # Flags of the same name as fields of `EngineConfig`.
 _SIZES = ('num_slots', 'cache_length', 'max_new_tokens', 'chunk', 'quantum')
-_SIZES += ('max_waiting', 'max_lora_rank', 'schedule')
+_SIZES += ('max_waiting', 'max_lora_rank', 'schedule', 'prefix_cache_mb')
+_SIZES += ('max_drafting_rows',)
 
 
 def define_flags() -> None:
@@ -43,6 +44,14 @@ def define_flags() -> None:
     [],
     'NAME=FOLDER of an adapter, also of a PEFT LoRA, or NAME=NAME of one that '
     'ships; may be repeated.',
+  )
+  flags.DEFINE_bool(
+    'allow_runtime_adapters',
+    False,
+    'Requests may load those of --adapter, and others below --adapter_root.',
+  )
+  flags.DEFINE_string(
+    'adapter_root', None, 'Folder whose folders are adapters to load later.'
   )
   flags.DEFINE_bool(
     'fold', False, 'Serve the one adapter alone, under the name of the model.'
@@ -66,7 +75,10 @@ def define_flags() -> None:
     'max_body_kb', 4096, 'Largest body of a request.', lower_bound=1
   )
   flags.DEFINE_float(
-    'shutdown_timeout', 30.0, 'Seconds for what runs at the end.'
+    'shutdown_timeout',
+    30.0,
+    'Seconds for what runs at the end.',
+    lower_bound=0.0,
   )
 
 
@@ -93,6 +105,22 @@ def define_sizes() -> None:
   flags.DEFINE_integer(
     'max_lora_rank', None, 'Room for LoRA of more adapters than the first.'
   )
+  flags.DEFINE_integer(
+    'prefix_cache_mb',
+    None,
+    'Memory for how prompts begin, which those that begin alike share; 256, 0 '
+    'is off.',
+  )
+  flags.DEFINE_list(
+    'batch_sizes',
+    None,
+    'Numbers of rows to compile for, up to --num_slots; 1,8,64,… and that.',
+  )
+  flags.DEFINE_integer(
+    'max_drafting_rows',
+    None,
+    'If more rows run, nobody drafts; measured at the start.',
+  )
   flags.DEFINE_enum(
     'schedule', None, ['deferred', 'parallel'], 'When streams run.'
   )
@@ -113,27 +141,44 @@ def main(argv: Sequence[str]) -> int:
     "with pip install 'specstream-jax[serve]'",
   )
   # Only here, as the packages are no part of a plain installation.
-  from specstream_jax.serving import engine as engine_lib, http
+  from specstream_jax.serving import engine as engine_lib, http, listening
 
   name = args.model_name or os.path.basename(args.model.rstrip('/'))
-  model, adapters = _load(args, name)
-  cfg = _sizes(args)
-  print(f'compiling for {cfg.num_slots} slots …', file=sys.stderr, flush=True)
-  engine = engine_lib.Engine(
-    model, cfg, drafter=args.drafter, adapters=adapters
-  )
+  pairs, cfg = _pairs(args, name), _sizes(args)
+  _check_runtime(args, cfg)
   options = http.Options(
     name=name,
     api_key=args.api_key or os.environ.get(_KEY, ''),
     max_body_bytes=1024 * args.max_body_kb,
     shutdown_timeout=args.shutdown_timeout,
   )
-  _run(http.Server(engine, options), args.host, args.port)
+
+  def make() -> engine_lib.Engine:
+    model, adapters = _load(args, pairs)
+    _say(f'compiling for {cfg.num_slots} slots …')
+    made = engine_lib.Engine(
+      model, cfg, drafter=args.drafter, adapters=adapters
+    )
+    _say(f'ready: {", ".join([name, *made.adapters])}')
+    return made
+
+  server = http.Server(None, options, _shelf(args, pairs))
+  with listening.listen(args.host, args.port) as port:
+    is_local = args.host == '127.0.0.1'
+    _say(
+      f'serving {name} on http://{args.host}:{port.getsockname()[1]}/v1'
+      + ' (this machine only; --host says where)' * is_local
+    )
+    listening.serve(server, port, make)
   return 0
 
 
-def _load(args, name):
-  """The model, and the adapters that it is served with side by side."""
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _pairs(args, name: str) -> dict[str, str]:
+  """--adapter, path by name."""
   pairs = {}
   for text in args.adapter:
     key, equals, path = text.partition('=')
@@ -146,47 +191,72 @@ def _load(args, name):
       f'--adapter: the name {key!r} is taken; take another',
     )
     pairs[key] = path
+  checks.check(
+    not args.fold or len(pairs) == 1,
+    f'--fold serves one adapter alone, and {len(pairs)} are given',
+  )
+  return pairs
+
+
+def _check_runtime(args, cfg) -> None:
+  """Raises ValueError if adapters are to be loaded later, and cannot be."""
+  root = args.adapter_root
+  checks.check(
+    root is None or args.allow_runtime_adapters,
+    '--adapter_root is for adapters that are loaded later; add '
+    '--allow_runtime_adapters',
+  )
+  checks.check(
+    root is None or os.path.isdir(root),
+    f'--adapter_root is {root!r}, which is no folder; accepted: a folder of '
+    'adapters',
+  )
+  has_room = not args.fold and bool(args.adapter or cfg.max_lora_rank)
+  checks.check(
+    has_room or not args.allow_runtime_adapters,
+    '--allow_runtime_adapters needs room for adapters beside the model; give '
+    'one with --adapter, or --max_lora_rank, and no --fold',
+  )
+
+
+def _load(args, pairs: Mapping[str, str]):
+  """The model, and the adapters that it is served with side by side."""
   if args.fold:
-    checks.check(
-      len(pairs) == 1,
-      f'--fold serves one adapter alone, and {len(pairs)} are given',
-    )
     [path] = pairs.values()
     return runtime.load(args.model, path, dtype=args.dtype), {}
   model = runtime.load(args.model, None, dtype=args.dtype)
   if not pairs:
     return model, {}
-  outline = loading.load_model(args.model, dtype=args.dtype, lazy=True)
+  outline = _outline(args.model, args.dtype)
   return model, {key: fitted.read(path, outline) for key, path in pairs.items()}
+
+
+@functools.cache
+def _outline(model: str, dtype: str) -> loading.LoadedModel:
+  """The base as adapters are held to it."""
+  return loading.load_model(model, dtype=dtype, lazy=True)
+
+
+def _shelf(args, pairs: Mapping[str, str]):
+  """What requests may load; None if they may load nothing."""
+  from specstream_jax.serving import shelf
+
+  if not args.allow_runtime_adapters:
+    return None
+  read = lambda path: fitted.read(path, _outline(args.model, args.dtype))
+  return shelf.Shelf(read, pairs, args.adapter_root or '')
 
 
 def _sizes(args) -> serving.EngineConfig:
   """Sizes: flags before gin before defaults."""
   given = {name: getattr(args, name) for name in _SIZES}
   given = {name: value for name, value in given.items() if value is not None}
+  if args.batch_sizes is not None:
+    are_numbers = all(size.isdecimal() for size in args.batch_sizes)
+    checks.check(
+      are_numbers,
+      f'--batch_sizes is {",".join(args.batch_sizes)!r}; accepted: numbers such '
+      'as 1,4,8',
+    )
+    given['batch_sizes'] = tuple(map(int, args.batch_sizes))
   return serving.EngineConfig(**given)
-
-
-def _run(server, host: str, port: int) -> None:
-  """Listens until a signal comes, then lets what runs end."""
-  import uvicorn
-
-  seconds = server.options.shutdown_timeout
-  cfg = uvicorn.Config(
-    server.app(),
-    host=host,
-    port=port,
-    log_level='warning',
-    timeout_graceful_shutdown=max(1, round(seconds)),
-  )
-  # Uvicorn ends in good order and then hands the signal on; that is the end.
-  signal.signal(signal.SIGTERM, lambda *_: None)
-  print(
-    f'serving {server.options.name} on http://{host}:{port}/v1'
-    + (
-      '' if host != '127.0.0.1' else ' (this machine only; --host says where)'
-    ),
-    file=sys.stderr,
-    flush=True,
-  )
-  uvicorn.Server(cfg).run()

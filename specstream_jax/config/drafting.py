@@ -20,7 +20,6 @@ DRAFTERS = (
   'lookahead',
 )
 DRAFTING = ('top_k', 'gumbel_top_k', 'beam', 'independent')
-VERIFIERS = ('walk', 'recursive_rejection', 'multi_step', 'typical')
 # Rules whose output does not follow the target's law.
 LOSSY_VERIFIERS = ('typical',)
 # Beyond any draft; building and compiling take time for each.

@@ -2,10 +2,13 @@
 """Sizes and limits of a serving engine."""
 
 import dataclasses
+import itertools
 
 import gin
 
 from specstream_jax.config import bounds, checks
+
+_MEGABYTES = 10**7  # ten terabytes, beyond any device
 
 
 @checks.names_options
@@ -29,6 +32,15 @@ class EngineConfig:
     max_lora_rank: room for LoRA of adapters that are loaded later; 0 takes
       what those at the start need.
     schedule: see `DecodeConfig`.
+    prefix_cache_mb: most memory, in 10⁶ bytes, for the keys and values of how
+      prompts began, which those that begin alike then share; 0 is off. The
+      default holds about 5,500 tokens of a model of 135M parameters in float32,
+      that is a few system prompts, for less than the slots themselves take.
+    batch_sizes: ascending numbers of slots, the last of them `num_slots`, that
+      there are programs for; the batch has the smallest that holds its rows. Of
+      () come 1, 8, 64, … and `num_slots`. Each takes time to compile.
+    max_drafting_rows: if more rows run, they decode without drafts; None weighs
+      what drafts bring against what they cost, which is measured at the start.
   """
 
   num_slots: int = 8
@@ -41,6 +53,9 @@ class EngineConfig:
   max_end_ids: int = 16
   max_lora_rank: int = 0
   schedule: str = 'deferred'
+  prefix_cache_mb: int = 256
+  batch_sizes: tuple[int, ...] = ()
+  max_drafting_rows: int | None = None
 
   def __post_init__(self):
     checks.config_types(self)
@@ -58,6 +73,15 @@ class EngineConfig:
     checks.count(
       'EngineConfig.max_lora_rank', self.max_lora_rank, 0, bounds.RANK
     )
+    checks.count(
+      'EngineConfig.prefix_cache_mb', self.prefix_cache_mb, 0, _MEGABYTES
+    )
+    if self.max_drafting_rows is not None:
+      most = bounds.ROWS
+      checks.count(
+        'EngineConfig.max_drafting_rows', self.max_drafting_rows, 0, most
+      )
+    self._check_batch_sizes()
     checks.check(
       self.cache_length % self.chunk == 0,
       f'EngineConfig.cache_length is {self.cache_length}; it must be a multiple '
@@ -70,4 +94,14 @@ class EngineConfig:
     )
     checks.one_of(
       'EngineConfig.schedule', self.schedule, ('parallel', 'deferred')
+    )
+
+  def _check_batch_sizes(self) -> None:
+    sizes = self.batch_sizes
+    is_ascending = all(one < other for one, other in itertools.pairwise(sizes))
+    checks.check(
+      not sizes
+      or (is_ascending and sizes[0] >= 1 and sizes[-1] == self.num_slots),
+      f'EngineConfig.batch_sizes is {sizes}; accepted: ascending numbers from 1 '
+      f'up that end with EngineConfig.num_slots, which is {self.num_slots}',
     )

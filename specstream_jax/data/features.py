@@ -50,7 +50,7 @@ def segment(inputs: np.ndarray, targets: np.ndarray) -> Arrays:
   is_answer = np.arange(1, length + 1) >= len(inputs)
   return {
     'decoder_input_tokens': tokens[:length],
-    'decoder_target_tokens': tokens[1 : length + 1],
+    'decoder_target_tokens': tokens[1:],
     'decoder_loss_weights': is_answer.astype(np.float32),
   }
 

@@ -9,9 +9,10 @@ one shape each, so that nothing compiles after `SlotDecoder.warm_up`.
 Axis letters: B slots, C tokens of a chunk, T room for a prompt, S cache slots.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import arrays, partitioning
-from specstream_jax.decoding import interface, loop, stopping
+from specstream_jax.decoding import (
+  batch_sizes,
+  interface,
+  loop,
+  prefixes,
+)
 from specstream_jax.modeling import cache as cache_lib
+
+_TIMES, _STEPS = 3, 3  # best of, steps of each
 
 
 def read_chunk(
@@ -83,29 +91,6 @@ def begin_row(
   return loop.begin(own, params, forward, counts - 1, prompts, lengths, rows)
 
 
-def empty(row: Any, num_slots: int) -> Any:
-  """As many free slots, of the kind that a batch of one row takes."""
-  spread = jax.tree.map(lambda x: x[jnp.zeros(num_slots, jnp.int32)], row)
-  free = jnp.full(num_slots, stopping.FREE, spread.finish_reason.dtype)
-  return dataclasses.replace(spread, finish_reason=free)
-
-
-def insert(slots: Any, row: Any, slot: arrays.Array) -> Any:
-  """The slots [B, ...] with a batch of one row, [1, ...], in one of them."""
-  put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(
-    all_, one[0], slot, axis=0
-  )
-  return jax.tree.map(put, slots, row)
-
-
-def release(
-  state: loop.DecodeState, is_released: arrays.Array
-) -> loop.DecodeState:
-  """The state with the slots `is_released` [B] bool free."""
-  reason = jnp.where(is_released, stopping.FREE, state.finish_reason)
-  return dataclasses.replace(state, finish_reason=reason)
-
-
 class Seen(NamedTuple):
   """What the host sees of the slots between two calls, as numpy.
 
@@ -127,6 +112,10 @@ class SlotDecoder:
 
   Attributes:
     num_compilations: programs that were traced so far.
+    prefixes: how prompts begin.
+    sizes: of the batch, the last of them B.
+    size: of them, the one that the batch has now.
+    costs: of a step by size, if they were measured.
   """
 
   def __init__(
@@ -135,6 +124,9 @@ class SlotDecoder:
     *,
     num_slots: int,
     chunk: int,
+    prefix_bytes: int = 0,
+    sizes: Sequence[int] = (),
+    plain: interface.DecodeSetup | None = None,
     partitioner: partitioning.Partitioner | None = None,
   ):
     """Compiles nothing yet.
@@ -144,19 +136,37 @@ class SlotDecoder:
         `chunk`, and the room for a prompt.
       num_slots: B.
       chunk: C, tokens of a prompt that one pass reads.
+      prefix_bytes: most that `prefixes` may take.
+      sizes: ascending numbers of slots below B that there are programs for.
+      plain: `setup` with a drafter that drafts nothing, for steps without
+        drafts; None if there are none.
+      partitioner: where arrays lie.
     """
     self.setup, self.num_slots, self.chunk = setup, num_slots, chunk
     self.num_compilations = 0
+    self.prefixes = prefixes.Prefixes(
+      prefix_bytes, chunk, prefixes.chunk_bytes(setup.model, chunk)
+    )
     part = partitioner or partitioning.local()
     own = lambda fun, **named: part.jit(self._counted(fun, setup), **named)
-    plain = lambda fun, **named: part.jit(self._counted(fun), **named)
+    free = lambda fun, **named: part.jit(self._counted(fun), **named)
     self._read = own(_read_on, donate_argnums=1)
     self._begin = own(begin_row, donate_argnums=1)
     self._run = own(loop.run, donate_argnums=1)
-    self._insert = plain(insert, donate_argnums=0)
-    self._release = plain(release, donate_argnums=0)
-    self._empty = plain(empty, static_argnums=1)
-    self._start = plain(_restart, donate_argnums=0)
+    self._run_plain = plain and part.jit(
+      self._counted(batch_sizes.run_plain, plain), donate_argnums=1
+    )
+    self._insert = free(batch_sizes.insert, donate_argnums=0)
+    self._release = free(batch_sizes.release, donate_argnums=0)
+    self._empty = free(batch_sizes.empty, static_argnums=1)
+    self._start = free(_restart, donate_argnums=0)
+    self._renew = free(_zeros, donate_argnums=0)
+    self._take = free(cache_lib.take, static_argnums=2)
+    self._place = free(cache_lib.place, donate_argnums=0)
+    self._resize = free(batch_sizes.resize)
+    self.sizes = (*sizes, num_slots)
+    self.size = num_slots
+    self.costs: dict[int, batch_sizes.Cost] = {}
     self._state: Any = None
     self._spare: Any = None
     self._is_greedy = np.ones(num_slots, bool)
@@ -171,32 +181,84 @@ class SlotDecoder:
 
     return traced
 
-  def warm_up(self, params: Any, row_params: Any, rows: loop.Rows) -> None:
+  def warm_up(
+    self,
+    params: Callable[[int], Any],
+    row_params: Any,
+    rows: loop.Rows,
+    *,
+    is_timed: bool = False,
+  ) -> None:
     """Compiles all there is, and makes the slots.
 
     Args:
-      params: weights for all slots.
+      params: weights for so many slots.
       row_params: weights for one row.
       rows: any request, as a batch of one.
+      is_timed: whether `costs` are measured.
     """
     cfg = self.setup.cfg
     self._spare = jax.jit(
       lambda: self.setup.model.init_cache(1, cfg.cache_length)
     )()
-    reading = Reading(self, row_params, [0] * (self.chunk + 1), rows)
-    reading.advance()
-    row = reading.advance()
-    assert row is not None
-    self._state = self._empty(row, self.num_slots)
-    self.insert(row, 0, is_greedy=False)
-    self.advance(params, 0)
-    self.release([0])
-    self._is_greedy[:] = True
-    self.advance(params, 0)
+    if self.prefixes.most_bytes:
+      part = self._take(self._spare, np.int32(0), self.chunk)
+      self._spare = self._place(self._spare, part, np.int32(0))
+    self._spare = self._renew(self._spare)
+    # Two chunks, where there is room for more than one.
+    prompt = [0] * min(self.chunk + 1, cfg.cache_length)
+    reading = Reading(self, row_params, prompt, rows)
+    while (row := reading.advance()) is None:
+      pass
+    for size in self.sizes:
+      self._warm_up_size(size, params(size), row)
+      if is_timed and self._run_plain is not None:
+        self.costs[size] = batch_sizes.Cost(
+          *(
+            self._seconds(params(size), row, drafts) for drafts in (False, True)
+          )
+        )
+      self.release(range(size))
+    self.give_back(row.cache)
     jax.block_until_ready(self._state)
 
+  def _warm_up_size(
+    self, size: int, params: Any, row: loop.DecodeState
+  ) -> None:
+    """Compiles what there is for a size, and makes it the batch's."""
+    self._state, self.size = self._empty(row, size), size
+    for other in self.sizes:
+      if other != size:
+        index = np.zeros(other, np.int32)
+        self._resize(self._state, index, np.zeros(other, bool))
+    self._state = self._insert(self._state, row, np.int32(0))
+    for is_greedy in (False, True):
+      self._is_greedy[0] = is_greedy
+      for has_drafts in (False, True):
+        self.advance(params, 0, has_drafts=has_drafts)
+
+  def _seconds(
+    self, params: Any, row: loop.DecodeState, has_drafts: bool
+  ) -> float:
+    """Of a step when all slots are taken."""
+    found = []
+    for _ in range(_TIMES):
+      for slot in range(self.size):
+        self._state = self._insert(self._state, row, np.int32(slot))
+      jax.block_until_ready(self._state)
+      start = time.perf_counter()
+      self.advance(params, _STEPS, has_drafts=has_drafts)
+      calls = int(self.look().calls.max())
+      found.append((time.perf_counter() - start) / max(calls, 1))
+    return min(found)
+
   def read(
-    self, row_params: Any, prompt: Sequence[int], rows: loop.Rows
+    self,
+    row_params: Any,
+    prompt: Sequence[int],
+    rows: loop.Rows,
+    *,
+    owner: int | None = None,
   ) -> 'Reading':
     """Begins to read a prompt; one at a time.
 
@@ -204,8 +266,10 @@ class SlotDecoder:
       row_params: weights for this row.
       prompt: token ids.
       rows: what it asks for, as a batch of one, with settings and edits.
+      owner: whose keys and values they are, for `prefixes`; None reads all of
+        the prompt, and keeps nothing.
     """
-    return Reading(self, row_params, prompt, rows)
+    return Reading(self, row_params, prompt, rows, owner)
 
   def insert(
     self, row: loop.DecodeState, slot: int, *, is_greedy: bool
@@ -221,39 +285,73 @@ class SlotDecoder:
     self._is_greedy[slot] = is_greedy
     self.give_back(row.cache)
 
-  def give_back(self, cache: cache_lib.Cache) -> None:
-    """Keeps the cache of a row that is no longer read for the next one."""
-    self._spare = self._start(cache)
+  def give_back(
+    self, cache: cache_lib.Cache, *, is_finite: bool = True
+  ) -> None:
+    """Keeps the cache of a row that is no longer read for the next one.
+
+    Args:
+      cache: of it.
+      is_finite: False if some of it may not be. Nobody looks there, but
+        infinity and NaN times a weight of zero are NaN.
+    """
+    self._spare = self._start(cache) if is_finite else self._renew(cache)
 
   def release(self, slots: Sequence[int]) -> None:
     """Frees slots; what their rows did is lost."""
     is_released = np.zeros(self.num_slots, bool)
     is_released[list(slots)] = True
-    self._state = self._release(self._state, is_released)
+    self._state = self._release(self._state, is_released[: self.size])
     self._is_greedy[list(slots)] = True
 
+  def resize(self, size: int, moves: Mapping[int, int]) -> None:
+    """Makes the batch larger or smaller.
+
+    Args:
+      size: one of `sizes`.
+      moves: slots of rows that go elsewhere, and where; all rows that the new
+        size has no slot for are among them.
+    """
+    index = np.arange(size, dtype=np.int32)
+    is_free = index >= self.size
+    index[is_free] = 0
+    for old, new in moves.items():
+      index[new] = old
+      self._is_greedy[new], self._is_greedy[old] = self._is_greedy[old], True
+    self._state = self._resize(self._state, index, is_free)
+    self.size = size
+
   def advance(
-    self, params: Any, max_steps: int, *, min_running: int = 1
+    self,
+    params: Any,
+    max_steps: int,
+    *,
+    min_running: int = 1,
+    has_drafts: bool = True,
   ) -> None:
     """At most so many steps; returns before the device is done.
 
     Args:
-      params: weights for all slots.
+      params: weights for the slots that there are now.
       max_steps: the quantum.
       min_running: wakes when fewer rows run.
+      has_drafts: False takes steps without, if there is a program for them.
     """
     state = self._state
     settings, edits = state.settings, state.edits
-    is_plain = bool(self._is_greedy.all())
-    if is_plain:  # another program, without the rest
+    is_greedy = bool(self._is_greedy.all())
+    if is_greedy:  # another program, without the rest
       state = dataclasses.replace(state, settings=None, edits=None)
-    state = self._run(
+    run = self._run
+    if not has_drafts and self._run_plain is not None:
+      run = self._run_plain
+    state = run(
       params,
       state,
       np.int32(max_steps),
       min_running=np.int32(min_running),
     )
-    if is_plain:
+    if is_greedy:
       state = dataclasses.replace(state, settings=settings, edits=edits)
     self._state = state
 
@@ -279,7 +377,11 @@ class SlotDecoder:
 
 
 class Reading:
-  """A prompt that is being read, chunk by chunk."""
+  """A prompt that is being read, chunk by chunk.
+
+  Attributes:
+    num_found: tokens of it that somebody has read before.
+  """
 
   def __init__(
     self,
@@ -287,22 +389,35 @@ class Reading:
     row_params: Any,
     prompt: Sequence[int],
     rows: loop.Rows,
+    owner: int | None = None,
   ):
     self._decoder, self._params, self._rows = decoder, row_params, rows
     self._prompt = np.asarray(prompt, np.int32)
-    self._num_read = 0
     self._cache = decoder._take_spare()
+    self._keys, found = [], []
+    if owner is not None:
+      self._keys = decoder.prefixes.keys(owner, self._prompt)
+      found = decoder.prefixes.find(self._keys, len(prompt))
+    for number, part in enumerate(found):
+      start = np.int32(number * decoder.chunk)
+      self._cache = decoder._place(self._cache, part, start)
+    self.num_found = self._num_read = len(found) * decoder.chunk
 
   def advance(self) -> loop.DecodeState | None:
     """Reads one chunk; the row if it was the last."""
     decoder, size = self._decoder, self._decoder.chunk
-    part = self._prompt[self._num_read : self._num_read + size]
+    start = self._num_read
+    part = self._prompt[start : start + size]
     tokens = np.zeros((1, size), np.int32)
     tokens[0, : len(part)] = part
     count = np.array([len(part)], np.int32)
     self._num_read += len(part)
     if self._num_read < len(self._prompt):
       self._cache = decoder._read(self._params, self._cache, tokens, count)
+      if self._keys:
+        decoder.prefixes.make_room()
+        kept = decoder._take(self._cache, np.int32(start), size)
+        decoder.prefixes.add(self._keys[start // size], kept)
       return None
     whole = np.zeros((1, decoder.setup.cfg.cache_length), np.int32)
     whole[0, : len(self._prompt)] = self._prompt
@@ -311,13 +426,18 @@ class Reading:
     )
 
   def abandon(self) -> None:
-    """Stops reading."""
-    self._decoder.give_back(self._cache)
+    """Stops reading; of what was read nothing is known."""
+    self._decoder.give_back(self._cache, is_finite=False)
 
 
 def _read_on(setup, params, cache, tokens, counts):
   """The cache after a chunk."""
   return read_chunk(setup, params, cache, tokens, counts).cache
+
+
+def _zeros(cache):
+  """A cache of zeros that holds nothing."""
+  return jax.tree.map(jnp.zeros_like, cache)
 
 
 def _restart(cache):

@@ -68,10 +68,12 @@ class StreamExtras(NamedTuple):
   Attributes:
     ngrams: an `ngrams.NgramTable`.
     head: a `DraftHead`.
+    trees: a `row_trees.RowTree`, where each row has its own.
   """
 
   ngrams: Any = ()
   head: Any = ()
+  trees: Any = ()
 
 
 def model_fns(

@@ -9,6 +9,7 @@ Axis letters: B rows, M tree nodes including the root, J streams, V vocabulary.
 
 from collections.abc import Callable
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,20 @@ def ancestor_mask(parents: arrays.Array) -> arrays.Array:
 EdgeScores = Callable[..., arrays.Array]
 
 
+class Limits(NamedTuple):
+  """How much of a `best_first` tree's room each row uses.
+
+  Attributes:
+    size: [B] int32 nodes, the root among them.
+    depth: [B] int32.
+    branching: [B] int32 candidates per depth.
+  """
+
+  size: arrays.Array
+  depth: arrays.Array
+  branching: arrays.Array
+
+
 def from_stream_logits(
   logits: arrays.Array,
   root: arrays.Array,
@@ -101,6 +116,7 @@ def from_stream_logits(
   *,
   edge_scores: EdgeScores | None = None,
   before_root: arrays.Array | None = None,
+  limits: Limits | None = None,
 ) -> DraftTree:
   """The draft tree that the streams of one leaf propose.
 
@@ -111,6 +127,7 @@ def from_stream_logits(
     edge_scores: added to the log-probabilities of a `best_first` tree, see
       `EdgeScores`.
     before_root: [B] int32 token before the root, for `edge_scores`.
+    limits: of a `best_first` tree, where rows do not use all of `cfg`.
 
   Raises:
     ValueError: the tree is deeper than there are streams, or wider than the
@@ -120,7 +137,7 @@ def from_stream_logits(
   _check_width(cfg, logits.shape[-1])
   logits = logits[:, : cfg.max_depth].astype(jnp.float32)
   if cfg.kind == 'best_first':
-    return _best_first(logits, root, cfg, edge_scores, before_root)
+    return _best_first(logits, root, cfg, edge_scores, before_root, limits)
   parents, depths, ranks = topology.arrays(cfg)
   _, top = sampling.top_k(logits, topology.width(cfg))
   drafts = top[:, depths[1:] - 1, ranks[1:]]
@@ -138,7 +155,9 @@ def _check_width(cfg, vocab_size):
     )
 
 
-def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
+def _best_first(
+  logits, root, cfg, edge_scores=None, before_root=None, limits=None
+):
   """The M - 1 nodes of highest joint probability; closed under ancestors.
 
   Level by level the best M - 1 nodes, then the best M - 1 of all levels: a
@@ -148,6 +167,10 @@ def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
   log_probs, tokens = sampling.top_k(
     jnp.minimum(jax.nn.log_softmax(logits, axis=-1), 0.0), cfg.branching
   )
+  is_within = None
+  if limits is not None:
+    is_within = jnp.arange(cfg.branching)[None] < limits.branching[:, None]
+    log_probs = jnp.where(is_within[:, None], log_probs, -jnp.inf)
   scores, levels = jnp.zeros((batch, 1)), []
   first_parent, num_candidates = 0, 1  # of all candidates, the root being 0
   above = None if before_root is None else before_root[:, None]
@@ -159,6 +182,9 @@ def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
       edges += edge_scores(depth, above, own, *candidates)
       # Never above 0, so that no child outscores its parent.
       edges = jnp.minimum(edges, 0.0)
+    if limits is not None:
+      is_kept = is_within & (depth <= limits.depth)[:, None]
+      edges = jnp.where(is_kept[:, None], edges, -jnp.inf)
     joint = (scores[:, :, None] + edges).reshape(batch, -1)
     scores, best = jax.lax.top_k(joint, min(num_drafts, joint.shape[1]))
     rank = best % cfg.branching
@@ -172,6 +198,12 @@ def _best_first(logits, root, cfg, edge_scores=None, before_root=None):
   scores, tokens, parents, depths = (
     jnp.concatenate(x, axis=1) for x in zip(*levels, strict=True)
   )
+  if limits is not None:
+    # A row's last node is as good as any that it has no room for, or better.
+    best = jax.lax.top_k(scores, min(num_drafts, scores.shape[1]))[0]
+    last = jnp.clip(limits.size - 2, 0, best.shape[1] - 1)
+    least = jnp.take_along_axis(best, last[:, None], axis=1)
+    scores = jnp.where(scores >= least, scores, -jnp.inf)
   return _select(scores, tokens, parents, depths, root, num_drafts)
 
 

@@ -26,6 +26,7 @@ from specstream_jax.decoding import (
   interface,
   ngrams,
   random_trees,
+  row_trees,
   topology,
   transformer_fns,
   tree as tree_lib,
@@ -169,6 +170,8 @@ class Streams:
     cfg: config.TreeConfig,
     num_streams: int,
     options: config_drafting.DrafterConfig = config_drafting.DrafterConfig(),
+    *,
+    room: row_trees.Room | None = None,
   ):
     """Raises ValueError if the tree does not fit the streams or the drafting.
 
@@ -176,13 +179,15 @@ class Streams:
       cfg: the tree.
       num_streams: J.
       options: how drafts are picked, and for which verifier.
+      room: for trees that differ from row to row, in `params.drafter.trees`;
+        `cfg` is its largest then.
     """
     cfg.check_fits(config.StreamConfig(num_streams=num_streams))
     if options.drafting != 'top_k':
       random_trees.check(options.drafting, cfg, options.verifier)
     ngrams.check(options, cfg)
     self.cfg = cfg
-    self.options = options
+    self.options, self.room = options, room
     self.size = cfg.size
     self.max_depth = cfg.max_depth
 
@@ -245,17 +250,19 @@ class Streams:
         ngrams.edge_scores(params.drafter.ngrams, self.options.ngram_weight)
       )
       before_root = ngrams.before_root(context, state)
-    if not edges:
-      return tree_lib.from_stream_logits(scores, context.root, self.cfg)
-    return tree_lib.from_stream_logits(
-      scores,
-      context.root,
-      self.cfg,
-      edge_scores=lambda *nodes: functools.reduce(
-        operator.add, (score(*nodes) for score in edges)
-      ),
-      before_root=before_root,
-    )
+    asked = {}
+    if edges:
+      asked = {
+        'edge_scores': lambda *nodes: functools.reduce(
+          operator.add, (score(*nodes) for score in edges)
+        ),
+        'before_root': before_root,
+      }
+    if self.room is not None:
+      return row_trees.from_stream_logits(
+        scores, context.root, params.drafter.trees, self.room, **asked
+      )
+    return tree_lib.from_stream_logits(scores, context.root, self.cfg, **asked)
 
   def _coupled(self, context, hidden):
     """The edge scores of the coupling, if parents re-rank their children."""

@@ -191,22 +191,24 @@ def _lora_leaf(stem, kind, shape, parts):
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def spread(row: arrays.Params, num_rows: int) -> dict[Any, Any]:
+def spread(row: Any, num_rows: int) -> Any:
   """As many rows [B, ...] of the same adapter, [1, ...]."""
-  return jax.tree.map(
-    lambda leaf: jnp.repeat(leaf, num_rows, axis=0), dict(row)
-  )
+  return jax.tree.map(lambda leaf: jnp.repeat(leaf, num_rows, axis=0), row)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def first(rows: Any, count: int) -> Any:
+  """The first `count` of rows [B, ...]."""
+  return jax.tree.map(lambda leaf: leaf[:count], rows)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def put(
-  rows: arrays.Params, row: arrays.Params, index: arrays.Array
-) -> dict[Any, Any]:
+def put(rows: Any, row: Any, index: arrays.Array) -> Any:
   """Rows [B, ...], consumed, with another adapter [1, ...] in one of them."""
   return jax.tree.map(
     lambda all_, one: jax.lax.dynamic_update_index_in_dim(
       all_, one[0], index, axis=0
     ),
-    dict(rows),
-    dict(row),
+    rows,
+    row,
   )

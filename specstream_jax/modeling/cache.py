@@ -165,6 +165,40 @@ def commit(
   )
 
 
+def take(cache: Cache, start: arrays.Array, size: int) -> arrays.Array:
+  """A copy of `size` slots of all rows and layers, [2, layers, B, K, size, H].
+
+  Args:
+    cache: keys and values.
+    start: the first of them, a number.
+    size: how many.
+  """
+  part = lambda layer: jax.lax.dynamic_slice_in_dim(layer, start, size, axis=2)
+  return jnp.stack(
+    [jnp.stack(list(map(part, kind))) for kind in (cache.keys, cache.values)]
+  )
+
+
+def place(cache: Cache, part: arrays.Array, start: arrays.Array) -> Cache:
+  """Puts what was taken to slots from `start` on; rows then end behind it.
+
+  Args:
+    cache: keys and values of the same rows and layers.
+    part: [2, layers, B, K, size, H].
+    start: the first of the slots, a number.
+  """
+  put = lambda layer, own: jax.lax.dynamic_update_slice_in_dim(
+    layer, own, start, axis=2
+  )
+  length = jnp.full_like(cache.length, start + part.shape[4])
+  keys, values = part[0], part[1]
+  return Cache(
+    tuple(map(put, cache.keys, keys)),
+    tuple(map(put, cache.values, values)),
+    length,
+  )
+
+
 def _move(layer, path, length):
   """Copies slot length + path[i] to length + i, for i = 1 … P - 1."""
   slots = (length[:, None] + path[:, 1:])[:, None, :, None]

@@ -1,91 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conversation with an engine, turn by turn, in one thread."""
+"""A chat with one model: turn after turn, through the engine.
 
-from collections.abc import Iterator
+What was said before is a prompt that begins alike, so a turn reads only what is
+new where the engine keeps prefixes.
+"""
 
-from specstream_jax import config
+from specstream_jax import config, runtime
+from specstream_jax.config import checks
 from specstream_jax.data import chat
 from specstream_jax.serving import engine as engine_lib, requests
 
 
 class Conversation:
-  """What was said, and who answers.
+  """Messages of a chat, and the answers to come.
 
   Attributes:
-    has_drafts: whether answers are drafted; the tokens are the same.
-    messages: {role, content} so far.
+    messages: {role, content} of what was said, the system's text first.
+    has_drafts: whether answers are drafted: same tokens, fewer calls.
   """
 
   def __init__(
     self,
+    model: runtime.Model,
     engine: engine_lib.Engine,
     *,
-    sampling: config.SamplingConfig,
-    system: str | None = None,
+    system: str = '',
+    sampling: config.SamplingConfig = config.SamplingConfig(),
     seed: int = 0,
-    is_chat: bool = True,
   ):
-    """Begins one.
+    """Begins with nothing said.
 
     Args:
-      engine: that no thread serves, with a tokenizer.
+      model: that the engine serves.
+      engine: started.
+      system: what the model is told first; '' is nothing.
       sampling: how tokens are drawn.
-      system: the message before all else.
-      seed: of the noise.
-      is_chat: False continues each text as it is, without what came before.
+      seed: of the noise when temperature > 0; later turns take the next ones.
+
+    Raises:
+      ValueError: the model has no chat template.
     """
-    self._engine, self._sampling, self._seed = engine, sampling, seed
-    self._system, self._is_chat = system, is_chat
+    checks.check(
+      bool(model.chat_template),
+      'the model has no chat template, so it cannot chat; `specstream generate '
+      '--prompt=TEXT` continues a text',
+    )
+    self._model, self._engine = model, engine
+    self._system, self._sampling, self._seed = system, sampling, seed
     self.has_drafts = True
     self.messages: list[dict[str, str]] = []
     self.reset()
 
   def reset(self) -> None:
-    """Forgets what was said, but for the system message."""
-    system = {'role': 'system', 'content': self._system or ''}
-    self.messages = [system] if self._system is not None else []
+    """Forgets what was said, but for the system's text."""
+    system = {'role': 'system', 'content': self._system}
+    self.messages = [system] if self._system else []
 
   def ask(self, text: str) -> requests.Handle:
-    """Has a text answered; `pieces` gives the answer.
+    """Says something; `keep` the answer before the next turn.
 
     Raises:
-      ValueError: the template refuses it, or it is too long for the slots.
+      ValueError: the template refuses it, or there is no room for an answer;
+        nothing was said then.
+      RefusedError: the engine takes no more.
     """
-    said = {'role': 'user', 'content': text}
-    model = self._engine.model
-    if self._is_chat:
-      messages = [*self.messages, said]
-      text = chat.render(model.chat_template, messages)
+    said = [*self.messages, {'role': 'user', 'content': text}]
+    prompt = chat.render(self._model.chat_template, said)
+    turn = sum(message['role'] == 'user' for message in self.messages)
     handle = self._engine.submit(
       requests.Request(
-        tuple(model.encode_prompt(text)),
+        tuple(self._model.encode_prompt(prompt)),
         sampling=self._sampling,
-        seed=self._seed,
+        seed=self._seed + turn,
         has_drafts=self.has_drafts,
-        has_steps=True,
       )
     )
-    if self._is_chat:
-      self.messages.append(said)
+    self.messages = said
     return handle
 
-  def pieces(self, handle: requests.Handle) -> Iterator[requests.Piece]:
-    """The answer, call by call; `handle.cancel` ends it where it is."""
-    while not handle.is_done:
-      self._engine.step()
-      yield from handle.take()
-    if self._is_chat:
-      answer = handle.result().text or ''
-      self.messages.append({'role': 'assistant', 'content': answer})
-
-  def cost(self, handle: requests.Handle) -> str:
-    """What an answer cost, in one line."""
-    made = handle.result()
-    spent, count = made.metrics, made.metrics.num_new_tokens
-    seconds = spent.total - (spent.first_token or 0.0)
-    speed = (count - 1) / seconds if count > 1 and seconds > 0 else 0.0
-    per_call = spent.mean_acceptance_length
-    return (
-      f'{count} tokens, {spent.num_calls} calls, {per_call:.2f} tokens per '
-      f'call, {speed:.1f} tokens per second, {made.finish_reason}'
-    )
+  def keep(self, answer: requests.Completion) -> None:
+    """Takes what was answered, whole or not, as said."""
+    content = (answer.text or '').strip()
+    self.messages.append({'role': 'assistant', 'content': content})

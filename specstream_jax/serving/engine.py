@@ -13,50 +13,36 @@ request are those that it would get alone.
 """
 
 from collections import deque
-from collections.abc import Mapping
-import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+import functools
 import math
 import threading
 import time
-from typing import Any
 
-import jax
 import numpy as np
 
-from specstream_jax import memory, runtime
+from specstream_jax import runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
+  batch_sizes,
+  interface,
   loop,
   slots as slots_lib,
   stopping,
-  topology,
 )
-from specstream_jax.drafters import streams
-from specstream_jax.serving import admission, requests, rows, weights
+from specstream_jax.serving import (
+  admission,
+  policy,
+  requests,
+  rows,
+  scoring,
+  starting,
+  weights,
+)
+from specstream_jax.serving.stats import Stats as Stats
 
 _PAST = 0.9  # its weight in the mean time of a request
-
-
-@dataclasses.dataclass(frozen=True)
-class Stats:
-  """What an engine is doing.
-
-  Attributes:
-    running: rows that decode.
-    reading: prompts that are being read, at most one.
-    waiting: requests in the queue.
-    num_slots: rows that there is room for.
-    finished: requests that are done, by finish reason.
-    num_compilations: programs compiled so far.
-  """
-
-  running: int
-  reading: int
-  waiting: int
-  num_slots: int
-  finished: Mapping[str, int]
-  num_compilations: int
 
 
 class Engine:
@@ -85,15 +71,13 @@ class Engine:
     """
     self.model, self.cfg = model, cfg or serving.EngineConfig()
     adapters = dict(adapters or {})
-    if drafter is None:
-      found = model.stream or any(one.stream for one in adapters.values())
-      drafter = 'streams' if found else 'none'
-    if isinstance(drafter, str):
-      drafter = drafting.parse(drafter, _tree(model, adapters))
-    self._weights = weights.make(model, self.cfg, drafter, adapters)
-    self._decoder = slots_lib.SlotDecoder(
+    asked = starting.drafter(drafter, model, adapters)
+    self._weights = weights.make(model, self.cfg, asked, adapters)
+    self._decoder = starting.make_decoder(
+      self._weights, self.cfg, model.partitioner
+    )
+    self._scorer = scoring.Scorer(
       self._weights.setup,
-      num_slots=self.cfg.num_slots,
       chunk=self.cfg.chunk,
       partitioner=model.partitioner,
     )
@@ -106,8 +90,12 @@ class Engine:
     self._error: BaseException | None = None
     self._finished: dict[str, int] = {}
     self._mean_seconds = 1.0
-    self._check_memory()
-    self._warm_up()
+    self._is_drafting = False
+    starting.warm_up(self._decoder, self._weights, self.cfg)
+    self.scorer()([0, 0])
+    self._policy = policy.Policy(
+      self._decoder.costs, self.cfg.max_drafting_rows
+    )
 
   @property
   def adapters(self) -> list[str]:
@@ -120,24 +108,14 @@ class Engine:
     return self._weights.setup.path_length
 
   @property
-  def tree(self) -> dict[str, Any]:
-    """The draft tree: kind, num_nodes with the root, depth, parents.
+  def costs(self) -> Mapping[int, batch_sizes.Cost]:
+    """What a step costs by size of the batch, where that was measured."""
+    return self._decoder.costs
 
-    Parents of the nodes, the root first, which is its own; None where every
-    step grows a tree of another shape. Without streams, kind is 'none'.
-    """
-    drafter = self._weights.setup.drafter
-    kind, parents = 'none', None
-    if isinstance(drafter, streams.Streams):
-      kind = drafter.cfg.kind
-      if kind != 'best_first':
-        parents = topology.arrays(drafter.cfg)[0].tolist()
-    return {
-      'kind': kind,
-      'num_nodes': drafter.size,
-      'depth': self.path_length - 1,
-      'parents': parents,
-    }
+  @property
+  def drafter(self) -> interface.Drafter:
+    """What proposes trees."""
+    return self._weights.setup.drafter
 
   @property
   def is_open(self) -> bool:
@@ -165,6 +143,17 @@ class Engine:
       self._wake.notify_all()
     return row.handle
 
+  def scorer(
+    self, adapter: str = ''
+  ) -> Callable[[Sequence[int]], scoring.Scores]:
+    """What scores texts with an adapter as it is now; see `Scorer.score`.
+
+    Raises:
+      ValueError: there is no such adapter.
+    """
+    params = self._weights.of_row(self._served(adapter))
+    return functools.partial(self._scorer.score, params)
+
   def load_adapter(self, name: str, found: fitted.Fitted) -> None:
     """Serves one more adapter, or another one of that name, from now on.
 
@@ -190,6 +179,9 @@ class Engine:
       num_slots=self.cfg.num_slots,
       finished=dict(self._finished),
       num_compilations=self._decoder.num_compilations,
+      prefixes=self._decoder.prefixes.counts,
+      batch_size=self._decoder.size,
+      is_drafting=self._is_drafting,
     )
 
   def start(self) -> None:
@@ -248,14 +240,17 @@ class Engine:
       self._give_up(error)
       raise
 
-  def _row(self, request) -> rows.Row:
-    """A request as it will stand in the queue; raises if it cannot."""
-    served = self._weights.served.get(request.adapter)
+  def _served(self, adapter) -> weights.Served:
+    """An adapter by its name; raises ValueError if there is none."""
+    served = self._weights.served.get(adapter)
     if served is None:
       known = ', '.join(map(repr, self.adapters)) or 'none'
-      raise ValueError(
-        f'there is no adapter {request.adapter!r}; loaded: {known}'
-      )
+      raise ValueError(f'there is no adapter {adapter!r}; loaded: {known}')
+    return served
+
+  def _row(self, request) -> rows.Row:
+    """A request as it will stand in the queue; raises if it cannot."""
+    served = self._served(request.adapter)
     setup, model = self._weights.setup, self.model
     size = setup.drafter.size
     most = admission.limit(request, model, self.cfg, size)
@@ -277,7 +272,7 @@ class Engine:
       arrays,
       eos_ids=own,
       stop_ids=asked,
-      drafts_per_call=(size - 1) * has_drafts,
+      drafts_per_call=served.num_drafts * has_drafts,
     )
 
   def _check_open(self) -> None:
@@ -339,7 +334,11 @@ class Engine:
     row.start()
     params = self._weights.of_row(row.served)
     prompt = row.handle.request.prompt
-    return row, self._decoder.read(params, prompt, row.arrays)
+    reading = self._decoder.read(
+      params, prompt, row.arrays, owner=row.served.owner
+    )
+    row.num_found = reading.num_found
+    return row, reading
 
   def _seat(self, row: rows.Row, made: loop.DecodeState) -> None:
     """Passes on the first token of a row, and gives it a slot to go on in."""
@@ -347,35 +346,67 @@ class Engine:
     reason = stopping.REASONS[int(made.finish_reason[0])]
     row.take(np.asarray(made.tokens)[0, :count].tolist(), reason)
     if row.finish_reason is not None:
-      self._decoder.give_back(made.cache)
+      is_finite = row.finish_reason != 'not_finite'
+      self._decoder.give_back(made.cache, is_finite=is_finite)
       self._finish(row, [])
       return
+    self._fit(len(self._rows) + 1)
     slot = next(s for s in range(self.cfg.num_slots) if s not in self._rows)
     self._weights.seat(row.served, slot)
     is_greedy = row.handle.request.sampling.is_plain_greedy
     self._decoder.insert(made, slot, is_greedy=is_greedy)
     self._rows[slot] = row
 
+  def _fit(self, num_rows: int) -> None:
+    """Makes the batch as large as so many rows need.
+
+    It gets no smaller while somebody waits, who would make it grow again.
+    """
+    decoder = self._decoder
+    size = next(size for size in decoder.sizes if size >= num_rows)
+    is_busy = self._queue or self._reading is not None
+    if size == decoder.size or (size < decoder.size and is_busy):
+      return
+    free = (slot for slot in range(size) if slot not in self._rows)
+    moves = {slot: next(free) for slot in self._rows if slot >= size}
+    decoder.resize(size, moves)
+    for old, new in moves.items():
+      row = self._rows[new] = self._rows.pop(old)
+      self._weights.seat(row.served, new)
+
   def _decode(self) -> None:
     """A quantum of steps for all rows."""
     if not self._rows:
       return
-    self._decoder.advance(
-      self._weights.of_slots(),
+    self._fit(len(self._rows))
+    decoder, running = self._decoder, self._rows.values()
+    names = [row.served.name if row.has_drafts else None for row in running]
+    self._is_drafting = self._policy.has_drafts(decoder.size, names)
+    decoder.advance(
+      self._weights.of_slots(decoder.size),
       self.cfg.quantum,
-      min_running=len(self._rows),
+      min_running=len(running),
+      has_drafts=self._is_drafting,
     )
-    seen, leaving = self._decoder.look(), {}
+    seen, leaving = decoder.look(), {}
     for slot, row in self._rows.items():
       tokens = seen.tokens[slot, row.num_seen : seen.num_tokens[slot]]
+      self._count(row, int(seen.calls[slot]), len(tokens))
       reason, lengths = stopping.REASONS[int(seen.finish_reason[slot])], None
       if row.handle.request.has_steps:
-        lengths = self._decoder.accept_lengths(slot, int(seen.calls[slot]))
+        lengths = decoder.accept_lengths(slot, int(seen.calls[slot]))
       row.take(tokens.tolist(), reason, lengths)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
     if leaving:
       self._leave(leaving, seen)
+
+  def _count(self, row: rows.Row, calls: int, num_tokens: int) -> None:
+    """Notes what a row's calls, so many by now, gave in this quantum."""
+    new = calls - row.num_calls
+    drafting = row.count_calls(calls, has_drafts=self._is_drafting)
+    if drafting:
+      self._policy.learn(row.served.name, drafting, num_tokens - new)
 
   def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:
     """Ends the rows of some slots, for a reason each, and frees those."""
@@ -405,40 +436,9 @@ class Engine:
     for row in left:
       row.handle.fail(error)
 
-  def _check_memory(self) -> None:
-    cfg, init = self.cfg, self._weights.setup.model.init_cache
-    num_rows = cfg.num_slots + 1  # with the one that is read
-    cache = jax.eval_shape(lambda: init(num_rows, cfg.cache_length))
-    memory.check(
-      f'the keys and values of {num_rows:,} slots of {cfg.cache_length:,} '
-      'positions',
-      sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)),
-      'fewer slots, a smaller cache_length or bfloat16 need less',
-    )
-
-  def _warm_up(self) -> None:
-    """Compiles everything."""
-    base = self._weights.served[weights.BASE]
-    arrays = admission.as_arrays(
-      requests.Request((0,)),
-      most=2,
-      ids=[],
-      num_ids=self.cfg.max_end_ids,
-      has_drafts=True,
-    )
-    self._decoder.warm_up(
-      self._weights.of_slots(), self._weights.of_row(base), arrays
-    )
-
 
 def _why(row: rows.Row, now: float) -> str:
   """Why a row has to end though it could go on; '' if it need not."""
   if row.handle.is_cancelled:
     return 'cancelled'
   return 'timeout' if row.handle.is_late(now) else ''
-
-
-def _tree(model, adapters):
-  """The draft tree of the first adapter that names one."""
-  trees = (found.tree for found in adapters.values() if found.tree)
-  return model.tree if model.stream else next(trees, model.tree)

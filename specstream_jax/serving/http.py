@@ -2,9 +2,11 @@
 """The OpenAI API on an engine.
 
 GET /, a page to try it on; /health, /version, /metrics, /v1/models,
-/v1/specstream/tree; POST /v1/completions,
-/v1/chat/completions. Answers carry `metrics.speculative_decoding` beside what
-the API has. An error never holds a path or a stack trace.
+/v1/specstream/tree, /tokenizer_info; POST
+/v1/completions, /v1/chat/completions, /tokenize, /detokenize,
+/v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
+`metrics.speculative_decoding` beside what the API has. An error never holds a
+path or a stack trace.
 """
 
 import asyncio
@@ -18,16 +20,25 @@ from typing import Any
 
 from absl import logging
 from starlette import applications, concurrency, requests as web, routing
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import (
+  JSONResponse,
+  PlainTextResponse,
+  Response,
+  StreamingResponse,
+)
 
 import specstream_jax
 from specstream_jax.serving import (
+  bodies,
   engine as engine_lib,
   measures as measures_lib,
   page,
   payloads,
   protocol,
   requests,
+  scoring,
+  shelf as shelf_lib,
+  tokens,
 )
 
 _POLL = 0.5  # seconds between two looks at whether a client is still there
@@ -53,10 +64,46 @@ class Options:
 class Server:
   """The routes of one engine."""
 
-  def __init__(self, engine: engine_lib.Engine, options: Options):
-    self.engine, self.options = engine, options
-    self.measures = measures_lib.Measures(engine, options.name)
+  def __init__(
+    self,
+    engine: engine_lib.Engine | None,
+    options: Options,
+    shelf: shelf_lib.Shelf | None = None,
+  ):
+    """Is closed to requests for as long as there is no engine.
+
+    Args:
+      engine: started and closed with the application; None to `open` it later.
+      options: how it is shown.
+      shelf: adapters that requests may load; None lets them load none.
+    """
+    self.options = options
+    self.measures = measures_lib.Measures(options.name)
+    self._engine, self._shelf = engine, shelf
+    self._scoring = asyncio.Lock()
     self._started = int(time.time())
+
+  @property
+  def engine(self) -> engine_lib.Engine:
+    """What decodes; raises ApiError while there is none."""
+    if self._engine is None:
+      raise bodies.ApiError(
+        503,
+        'the model is being loaded and compiled; ask /health when it is there',
+        kind='unavailable_error',
+        retry_after=5,
+      )
+    return self._engine
+
+  def open(self, engine: engine_lib.Engine) -> None:
+    """Takes requests from now on; from any thread."""
+    engine.start()
+    self._engine = engine
+
+  def drain(self) -> None:
+    """Takes no more requests; waits for what runs, up to `shutdown_timeout`."""
+    if self._engine is not None:
+      self._engine.close(self.options.shutdown_timeout)
 
   def app(self) -> applications.Starlette:
     """The ASGI application, which starts and closes the engine."""
@@ -76,6 +123,11 @@ class Server:
         get('/v1/models', self._models),
         post('/v1/completions', self._completions),
         post('/v1/chat/completions', self._chat),
+        get('/tokenizer_info', self._tokenizer_info),
+        post('/tokenize', self._tokenize),
+        post('/detokenize', self._detokenize),
+        post('/v1/load_lora_adapter', self._load),
+        post('/v1/unload_lora_adapter', self._unload),
       ],
       lifespan=self._lifespan,
       exception_handlers={404: _not_found, 405: _not_allowed},
@@ -84,10 +136,10 @@ class Server:
   @contextlib.asynccontextmanager
   async def _lifespan(self, app) -> AsyncIterator[None]:
     del app
-    self.engine.start()
+    if self._engine is not None:
+      self._engine.start()
     yield
-    seconds = self.options.shutdown_timeout
-    await concurrency.run_in_threadpool(self.engine.close, seconds)
+    await concurrency.run_in_threadpool(self.drain)
 
   def _guarded(self, call):
     """An endpoint whose errors are answers."""
@@ -96,16 +148,18 @@ class Server:
       try:
         self._check_key(request)
         return await call(request)
-      except protocol.ApiError as error:
+      except bodies.ApiError as error:
         return _error(error)
       except requests.RefusedError as error:
         return _error(_of_refusal(error))
+      except web.ClientDisconnect:
+        return _error(bodies.ApiError(499, 'the client is gone'))
       except ValueError as error:
-        return _error(protocol.ApiError(400, str(error)))
+        return _error(bodies.ApiError(400, bodies.public(error)))
       except Exception:
         logging.exception('a request failed')
         kind = 'internal_error'
-        return _error(protocol.ApiError(500, 'internal error', kind=kind))
+        return _error(bodies.ApiError(500, 'internal error', kind=kind))
 
     return endpoint
 
@@ -116,7 +170,7 @@ class Server:
     given = request.headers.get('authorization', '')
     wanted = f'Bearer {self.options.api_key}'
     if not hmac.compare_digest(given.encode(), wanted.encode()):
-      raise protocol.ApiError(
+      raise bodies.ApiError(
         401,
         'the API key is missing or wrong; send it as Authorization: Bearer KEY',
         kind='authentication_error',
@@ -125,9 +179,11 @@ class Server:
   async def _health(self, request) -> Response:
     """200 where requests are taken."""
     del request
-    is_open = self.engine.is_open
-    status = 'ok' if is_open else 'closing'
-    return JSONResponse({'status': status}, 200 if is_open else 503)
+    engine = self._engine
+    if engine is None:
+      return JSONResponse({'status': 'warming up'}, 503)
+    status = 'ok' if engine.is_open else 'closing'
+    return JSONResponse({'status': status}, 200 if engine.is_open else 503)
 
   async def _version(self, request) -> Response:
     del request
@@ -135,7 +191,7 @@ class Server:
 
   async def _metrics(self, request) -> Response:
     del request
-    text = self.measures.text()
+    text = self.measures.text(self.engine.stats())
     return Response(text, media_type=measures_lib.CONTENT_TYPE)
 
   async def _models(self, request) -> Response:
@@ -156,7 +212,7 @@ class Server:
   async def _tree(self, request) -> Response:
     """The shape of the draft tree, for the page."""
     del request
-    return JSONResponse(self.engine.tree)
+    return JSONResponse(page.tree(self.engine.drafter))
 
   async def _completions(self, request) -> Response:
     return await self._answer(request, protocol.read_completion, payloads.TEXT)
@@ -166,19 +222,70 @@ class Server:
 
   async def _answer(self, request, read, kind) -> Response:
     """A completion of either kind, whole or as a stream."""
+    engine = self.engine
     body = await self._body(request)
-    adapters = {self.options.name: ''} | {n: n for n in self.engine.adapters}
     call = await concurrency.run_in_threadpool(
-      read, body, self.engine.model, adapters
+      read, body, engine.model, self._adapters()
     )
+    score = None
+    if call.num_top is not None:
+      score = engine.scorer(call.requests[0].adapter)
     handles = await concurrency.run_in_threadpool(self._submit, call)
-    shape = payloads.Shape(kind, call, self.engine.path_length)
+    shape = payloads.Shape(kind, call, engine.path_length, engine.model)
     if call.is_stream:
       stream = self._stream(shape, handles)
       return StreamingResponse(stream, media_type='text/event-stream')
     made = await self._whole(request, handles)
+    if call.is_prompt_only:
+      made = [one.without_new() for one in made]
     self._count(call, made)
-    return JSONResponse(shape.whole(made))
+    scores = [] if score is None else await self._scores(call, made, score)
+    return JSONResponse(shape.whole(made, scores))
+
+  def _adapters(self) -> dict[str, str]:
+    """Name of a model in the API -> name of its adapter."""
+    return {self.options.name: ''} | {n: n for n in self.engine.adapters}
+
+  async def _tokenizer_info(self, request) -> Response:
+    del request
+    return JSONResponse(tokens.info(self.engine.model))
+
+  async def _tokenize(self, request) -> Response:
+    return await self._about_text(request, tokens.tokenize)
+
+  async def _detokenize(self, request) -> Response:
+    return await self._about_text(request, tokens.detokenize)
+
+  async def _about_text(self, request, make) -> Response:
+    """An answer that takes the tokenizer alone."""
+    engine = self.engine
+    body = await self._body(request)
+    made = await concurrency.run_in_threadpool(
+      make, body, engine.model, self._adapters(), engine.cfg.cache_length
+    )
+    return JSONResponse(made)
+
+  async def _load(self, request) -> Response:
+    return await self._about_adapter(request, shelf_lib.Shelf.load)
+
+  async def _unload(self, request) -> Response:
+    return await self._about_adapter(request, shelf_lib.Shelf.unload)
+
+  async def _about_adapter(self, request, change) -> Response:
+    """Changes what is served, if that is allowed."""
+    engine, shelf = self.engine, self._shelf
+    if shelf is None:
+      raise bodies.ApiError(
+        403,
+        'adapters stay as they are; the server has to be started with '
+        '--allow_runtime_adapters',
+        kind='permission_error',
+      )
+    body = await self._body(request)
+    text = await concurrency.run_in_threadpool(
+      change, shelf, body, engine, self.options.name
+    )
+    return PlainTextResponse(text)
 
   def _submit(self, call) -> list[requests.Handle]:
     """All requests of a call, or none of them."""
@@ -202,17 +309,17 @@ class Server:
     async for part in request.stream():
       data += part
       if len(data) > most:
-        raise protocol.ApiError(
+        raise bodies.ApiError(
           413, f'the body is larger than {most} bytes; send less'
         )
     try:
       body = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-      raise protocol.ApiError(
+      raise bodies.ApiError(
         400, f'the body is no JSON: {str(error)[:200]}'
       ) from None
     if not isinstance(body, dict):
-      raise protocol.ApiError(400, 'the body is no JSON object')
+      raise bodies.ApiError(400, 'the body is no JSON object')
     return body
 
   async def _whole(self, request, handles) -> list[requests.Completion]:
@@ -230,7 +337,17 @@ class Server:
     finally:
       for handle in handles:
         handle.cancel()
-    raise protocol.ApiError(499, 'the client is gone')
+    raise bodies.ApiError(499, 'the client is gone')
+
+  async def _scores(self, call, made, score) -> list[scoring.Scores]:
+    """What `score` says of each prompt and completion, one after the other."""
+    found = []
+    for asked, one in zip(call.requests, made):
+      text = (*asked.prompt, *one.tokens)
+      # In line here, as each that waits elsewhere would hold a thread.
+      async with self._scoring:
+        found.append(await concurrency.run_in_threadpool(score, text))
+    return found
 
   async def _stream(self, shape, handles) -> AsyncIterator[str]:
     """Server-sent events; the engine is told when nobody reads any more."""
@@ -258,7 +375,7 @@ class Server:
     except RuntimeError as error:
       logging.error('a stream failed: %s', error)
       kind = 'internal_error'
-      yield _event(protocol.ApiError(500, 'internal error', kind=kind).body())
+      yield _event(bodies.ApiError(500, 'internal error', kind=kind).body())
     finally:
       for handle in handles:
         handle.cancel()
@@ -287,18 +404,18 @@ def _no_constant(name: str) -> Any:
   raise ValueError(f'{name} is no number of JSON')
 
 
-def _of_refusal(error: requests.RefusedError) -> protocol.ApiError:
+def _of_refusal(error: requests.RefusedError) -> bodies.ApiError:
   """429 where it is worth while to come back, else 503."""
   is_full = error.retry_after is not None
-  return protocol.ApiError(
+  return bodies.ApiError(
     429 if is_full else 503,
-    str(error),
+    bodies.public(error),
     kind='rate_limit_error' if is_full else 'unavailable_error',
     retry_after=error.retry_after,
   )
 
 
-def _error(error: protocol.ApiError) -> Response:
+def _error(error: bodies.ApiError) -> Response:
   headers = {}
   if error.retry_after is not None:
     headers['Retry-After'] = str(int(error.retry_after))
@@ -309,14 +426,12 @@ async def _not_found(request, error) -> Response:
   del error
   path = request.url.path[:80]
   return _error(
-    protocol.ApiError(404, f'there is no {path!r}', kind='not_found_error')
+    bodies.ApiError(404, f'there is no {path!r}', kind='not_found_error')
   )
 
 
 async def _not_allowed(request, error) -> Response:
   del error
   return _error(
-    protocol.ApiError(
-      405, f'{request.url.path!r:.80} takes no {request.method}'
-    )
+    bodies.ApiError(405, f'{request.url.path!r:.80} takes no {request.method}')
   )

@@ -6,6 +6,8 @@
 | vllm:num_requests_running, vllm:num_requests_waiting | gauge | now |
 | vllm:kv_cache_usage_perc | gauge | share of the slots that are taken |
 | vllm:prompt_tokens, vllm:generation_tokens | counter | tokens in and out |
+| vllm:prefix_cache_queries | counter | tokens of prompts |
+| vllm:prefix_cache_hits | counter | of them, those that were not read again |
 | vllm:request_success | counter | requests by finished_reason |
 | vllm:request_queue_time_seconds | histogram | in the queue |
 | vllm:time_to_first_token_seconds | histogram | from the request on |
@@ -30,14 +32,13 @@ CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 class Measures:
   """Counters of one server."""
 
-  def __init__(self, engine: engine_lib.Engine, base: str):
+  def __init__(self, base: str):
     """Counts nothing yet.
 
     Args:
-      engine: asked for what it is doing.
       base: name of the base model in the API.
     """
-    self._engine, self._base = engine, base
+    self._base = base
     self._registry = prometheus.CollectorRegistry()
     self._gauges = {
       name: self._make(prometheus.Gauge, name, text)
@@ -52,6 +53,8 @@ class Measures:
       for name, text in (
         ('prompt_tokens', 'Tokens of prompts.'),
         ('generation_tokens', 'New tokens.'),
+        ('prefix_cache_queries', 'Tokens of prompts that were looked up.'),
+        ('prefix_cache_hits', 'Of them, tokens that were not read again.'),
         ('spec_decode_num_drafts', 'Calls that verified drafts.'),
         ('spec_decode_num_draft_tokens', 'Drafted tokens.'),
         ('spec_decode_num_accepted_tokens', 'Accepted draft tokens.'),
@@ -91,7 +94,12 @@ class Measures:
     for name, value in (
       ('prompt_tokens', cost.num_prompt_tokens),
       ('generation_tokens', cost.num_new_tokens),
-      ('spec_decode_num_drafts', cost.num_calls * (cost.drafts_per_call > 0)),
+      ('prefix_cache_queries', cost.num_prompt_tokens),
+      ('prefix_cache_hits', cost.num_cached_tokens),
+      (
+        'spec_decode_num_drafts',
+        cost.num_drafting_calls,
+      ),
       ('spec_decode_num_draft_tokens', cost.num_drafted),
       ('spec_decode_num_accepted_tokens', cost.num_accepted),
     ):
@@ -112,9 +120,12 @@ class Measures:
       if value is not None:
         self._seconds[name].labels(**labels).observe(value)
 
-  def text(self) -> bytes:
-    """All of it, for Prometheus."""
-    now = self._engine.stats()
+  def text(self, now: engine_lib.Stats) -> bytes:
+    """All of it, for Prometheus.
+
+    Args:
+      now: what the engine is doing.
+    """
     for name, value in (
       ('num_requests_running', now.running),
       ('num_requests_waiting', now.waiting + now.reading),

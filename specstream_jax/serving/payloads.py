@@ -6,7 +6,8 @@ import time
 from typing import Any, NamedTuple
 import uuid
 
-from specstream_jax.serving import protocol, requests
+from specstream_jax import runtime
+from specstream_jax.serving import likelihoods, protocol, requests, scoring
 
 # What the API calls the ends that it knows; the others go by their own name.
 _REASONS = {'eos': 'stop', 'cache': 'length'}
@@ -35,27 +36,47 @@ CHAT = Kind('chatcmpl', 'chat.completion', 'chat.completion.chunk', True)
 class Shape:
   """The answers to one call."""
 
-  def __init__(self, kind: Kind, call: protocol.Call, path_length: int):
+  def __init__(
+    self,
+    kind: Kind,
+    call: protocol.Call,
+    path_length: int,
+    model: runtime.Model,
+  ):
     """Gives the answer an id.
 
     Args:
       kind: `TEXT` or `CHAT`.
       call: what is answered.
       path_length: P, for the histogram.
+      model: whose tokenizer spells tokens.
     """
     self.call, self._kind, self._path_length = call, kind, path_length
+    self._model = model
     self._id = f'{kind.prefix}-{uuid.uuid4().hex}'
     self._created = int(time.time())
 
-  def whole(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
-    """All of it at once."""
+  def whole(
+    self,
+    made: Sequence[requests.Completion],
+    scores: Sequence[scoring.Scores] = (),
+  ) -> dict[str, Any]:
+    """All of it at once.
+
+    Args:
+      made: a completion for each request.
+      scores: of prompt and completion of each; none if nobody asked.
+    """
     choices = []
     for index, one in enumerate(made):
-      text = one.text or ''
+      text = self.call.echo(index) + (one.text or '')
       said: dict[str, Any] = {'text': text}
       if self._kind.is_chat:
         said = {'message': {'role': 'assistant', 'content': text}}
-      choices.append(self._choice(index, said, _reason(one)))
+      choice = self._choice(index, said, _reason(one))
+      if scores:
+        choice['logprobs'] = self._likelihoods(index, one, scores[index])
+      choices.append(choice)
     return {
       **self._head(self._kind.whole),
       'choices': choices,
@@ -64,10 +85,12 @@ class Shape:
     }
 
   def first(self) -> Iterator[dict[str, Any]]:
-    """What comes before any text: who speaks, in a chat."""
-    if self._kind.is_chat:
-      for index in range(len(self.call.requests)):
+    """What comes before new text: who speaks in a chat, or the prompt."""
+    for index in range(len(self.call.requests)):
+      if self._kind.is_chat:
         yield self._chunk(index, {'role': 'assistant', 'content': ''})
+      elif text := self.call.echo(index):
+        yield self._chunk(index, text)
 
   def piece(self, index: int, piece: requests.Piece) -> dict[str, Any]:
     """More text of a choice, with the tokens of the call if that is asked."""
@@ -108,6 +131,17 @@ class Shape:
   def _choice(self, index, said, reason) -> dict[str, Any]:
     return {'index': index, **said, 'logprobs': None, 'finish_reason': reason}
 
+  def _likelihoods(self, index, made, scores) -> dict[str, Any]:
+    prompt = self.call.requests[index].prompt
+    show = likelihoods.of_chat if self._kind.is_chat else likelihoods.of_text
+    return show(
+      self._model.pieces,
+      [*prompt, *made.tokens],
+      scores,
+      start=0 if self.call.echoes else len(prompt),
+      num_top=self.call.num_top or 0,
+    )
+
   def _usage(self, made: Sequence[requests.Completion]) -> dict[str, int]:
     """Tokens in and out; a prompt counts once, however many its choices."""
     prompts = made[:: self.call.num_choices]
@@ -122,7 +156,7 @@ class Shape:
   def _metrics(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
     """Drafting of one or several completions together."""
     costs = [one.metrics for one in made]
-    calls = sum(cost.num_calls for cost in costs)
+    calls = sum(cost.num_drafting_calls for cost in costs)
     accepted = sum(cost.num_accepted for cost in costs)
     drafted = sum(cost.num_drafted for cost in costs)
     histograms = [cost.histogram(self._path_length) for cost in costs]

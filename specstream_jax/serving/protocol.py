@@ -5,15 +5,14 @@ Every parameter is used, or refused by its name; none is passed over. Those
 beyond the API (top_k, min_p, repetition_penalty, …) are named as in vLLM.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import secrets
 from typing import Any
 
 from specstream_jax import config, runtime
-from specstream_jax.config import checks
 from specstream_jax.data import chat
-from specstream_jax.serving import requests
+from specstream_jax.serving import bodies, requests, scoring
 
 MAX_CHOICES = 128  # of one request, prompts times n
 _SAMPLING = {
@@ -33,54 +32,9 @@ _COMMON = {
   *('stop_token_ids', 'logit_bias', 'timeout', 'drafts'),
   'user',  # names who asks, and asks for nothing
 }
-COMPLETION = _COMMON | {'prompt'}
+COMPLETION = _COMMON | {'prompt', 'echo', 'logprobs'}
 CHAT = _COMMON | {'messages', 'max_completion_tokens', 'tools'}
-# Values that ask for nothing, of parameters that are not supported.
-_NOTHING: dict[str, tuple[Any, ...]] = {
-  'echo': (False,),
-  'best_of': (1,),
-  'suffix': ('',),
-  'logprobs': (False,),
-  'top_logprobs': (0,),
-  'tool_choice': ('none', 'auto'),
-  'response_format': ({'type': 'text'},),
-  'parallel_tool_calls': (True, False),
-  'store': (False,),
-}
-
-
-class ApiError(Exception):
-  """An answer that is no completion.
-
-  Attributes:
-    status: of HTTP.
-    kind: as the API names it.
-    param: the parameter that is wrong, or None.
-    retry_after: seconds after which it may be worth while, or None.
-  """
-
-  def __init__(
-    self,
-    status: int,
-    message: str,
-    *,
-    kind: str = 'invalid_request_error',
-    param: str | None = None,
-    retry_after: float | None = None,
-  ):
-    super().__init__(message)
-    self.status, self.kind, self.param = status, kind, param
-    self.retry_after = retry_after
-
-  def body(self) -> dict[str, Any]:
-    """In the API's shape."""
-    error = {
-      'message': str(self),
-      'type': self.kind,
-      'param': self.param,
-      'code': self.status,
-    }
-    return {'error': error}
+CHAT |= {'logprobs', 'top_logprobs'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +48,11 @@ class Call:
     is_stream: whether pieces go out as they come.
     has_usage: whether a stream ends with the usage.
     has_steps: whether a piece of a stream is what one call added, and says so.
+    num_top: rivals to show beside each token with log-probabilities; None
+      shows none of those.
+    echoes: text of each prompt if answers begin with it, else none.
+    is_prompt_only: whether nothing new is wanted; the one new token of each
+      request is to be left out.
   """
 
   model: str
@@ -102,6 +61,13 @@ class Call:
   is_stream: bool = False
   has_usage: bool = False
   has_steps: bool = False
+  num_top: int | None = None
+  echoes: tuple[str, ...] = ()
+  is_prompt_only: bool = False
+
+  def echo(self, index: int) -> str:
+    """What the answer number `index` begins with."""
+    return self.echoes[index // self.num_choices] if self.echoes else ''
 
 
 def read_completion(
@@ -117,71 +83,136 @@ def read_completion(
   Raises:
     ApiError: a parameter is missing, wrong or not supported.
   """
-  _check_names(body, COMPLETION)
-  prompts = _prompts(_need(body, 'prompt'), model)
-  limit = body.get('max_tokens')
-  return _call(body, model, adapters, prompts, 16 if limit is None else limit)
+  bodies.check_names(body, COMPLETION)
+  prompts = _prompts(bodies.need(body, 'prompt'), model)
+  limit, num_top = body.get('max_tokens'), body.get('logprobs')
+  has_echo, is_stream = (
+    bodies.flag(body, 'echo', False),
+    bodies.flag(body, 'stream', False),
+  )
+  if limit is None:
+    limit = 16
+  is_prompt_only = type(limit) is int and not limit
+  if is_prompt_only and (is_stream or not has_echo):
+    raise bodies.ApiError(
+      400,
+      'max_tokens is 0; accepted: at least 1, or 0 with echo and no stream',
+      param='max_tokens',
+    )
+  ids = [prompt for prompt, _ in prompts]
+  call = _call(body, model, adapters, ids, 1 if is_prompt_only else limit)
+  echoes = ()
+  if has_echo:
+    echo = lambda: tuple(_echo(model, *prompt) for prompt in prompts)
+    echoes = bodies.naming('prompt')(echo)
+  return dataclasses.replace(
+    call,
+    num_top=_num_top(num_top, 'logprobs', call, model),
+    echoes=echoes,
+    is_prompt_only=is_prompt_only,
+  )
 
 
 def read_chat(
   body: Mapping[str, Any], model: runtime.Model, adapters: Mapping[str, str]
 ) -> Call:
   """A body of /v1/chat/completions; arguments as of `read_completion`."""
-  _check_names(body, CHAT)
+  bodies.check_names(body, CHAT)
   limits = [body.get(n) for n in ('max_completion_tokens', 'max_tokens')]
   limit = next((value for value in limits if value is not None), None)
-  messages = [_message(m) for m in _list(_need(body, 'messages'), 'messages')]
+  text = chat_text(body, model)
+  prompt = bodies.naming('messages')(lambda: model.encode_prompt(text))
+  call = _call(body, model, adapters, [prompt], limit)
+  has_logprobs, num_top = (
+    bodies.flag(body, 'logprobs', False),
+    body.get('top_logprobs'),
+  )
+  if num_top and not has_logprobs:
+    raise bodies.ApiError(
+      400, 'top_logprobs needs logprobs; set it to true', param='top_logprobs'
+    )
+  if has_logprobs:
+    num_top = _num_top(num_top or 0, 'top_logprobs', call, model)
+    call = dataclasses.replace(call, num_top=num_top)
+  return call
+
+
+def chat_text(
+  body: Mapping[str, Any],
+  model: runtime.Model,
+  *,
+  add_generation_prompt: bool = True,
+) -> str:
+  """`messages` and `tools` of a body, as the model's template writes them.
+
+  Raises:
+    ApiError: they are missing or wrong, or the template refuses them.
+  """
+  messages = [
+    _message(m)
+    for m in bodies.listed(bodies.need(body, 'messages'), 'messages')
+  ]
   tools = body.get('tools')
   if tools is not None:
-    tools = [_dict(tool, 'tools') for tool in _list(tools, 'tools')]
-  with_param = _naming('messages')
-  text = with_param(
-    lambda: chat.render(model.chat_template, messages, tools=tools)
+    tools = [
+      bodies.mapping(tool, 'tools') for tool in bodies.listed(tools, 'tools')
+    ]
+  return bodies.naming('messages')(
+    lambda: chat.render(
+      model.chat_template,
+      messages,
+      tools=tools,
+      add_generation_prompt=add_generation_prompt,
+    )
   )
-  prompt = with_param(lambda: model.encode_prompt(text))
-  return _call(body, model, adapters, [prompt], limit)
 
 
-def _call(body, model, adapters, prompts, limit) -> Call:
-  """What both kinds of bodies have in common."""
-  name = _need(body, 'model')
+def model_name(body: Mapping[str, Any], adapters: Mapping[str, str]) -> str:
+  """The `model` of a body; raises ApiError if there is none of that name."""
+  name = bodies.need(body, 'model')
   if not isinstance(name, str) or name not in adapters:
-    raise ApiError(
+    raise bodies.ApiError(
       404,
       f'there is no model {name!r:.80}; served: '
       f'{", ".join(map(repr, adapters))}',
       kind='not_found_error',
       param='model',
     )
-  count = _count(body, 'n', 1)
+  return name
+
+
+def _call(body, model, adapters, prompts, limit) -> Call:
+  """What both kinds of bodies have in common."""
+  name = model_name(body, adapters)
+  count = bodies.count(body, 'n', 1)
   if not 1 <= len(prompts) * count <= MAX_CHOICES:
-    raise ApiError(
+    raise bodies.ApiError(
       400,
       f'{len(prompts)} prompts and n of {count} make {len(prompts) * count} '
       f'choices; accepted: 1 to {MAX_CHOICES}',
       param='n',
     )
-  options = _dict(body.get('stream_options') or {}, 'stream_options')
+  options = bodies.mapping(body.get('stream_options') or {}, 'stream_options')
   unknown = sorted(set(options) - {'include_usage', 'include_steps'})
   if unknown:
-    raise _unsupported(f'stream_options.{unknown[0]}')
-  is_stream = _bool(body, 'stream', False)
-  has_steps = is_stream and _bool(options, 'include_steps', False)
+    raise bodies.unsupported(f'stream_options.{unknown[0]}')
+  is_stream = bodies.flag(body, 'stream', False)
+  has_steps = is_stream and bodies.flag(options, 'include_steps', False)
   seed = body.get('seed')
   seed = secrets.randbits(31) if seed is None else seed
   common = {
     'adapter': adapters[name],
     'max_new_tokens': limit,
     'sampling': _sampling(body, model),
-    'stop': _texts(body.get('stop'), 'stop'),
+    'stop': bodies.texts(body.get('stop'), 'stop'),
     'stop_ids': tuple(
-      _list(body.get('stop_token_ids') or [], 'stop_token_ids')
+      bodies.listed(body.get('stop_token_ids') or [], 'stop_token_ids')
     ),
     'timeout': body.get('timeout'),
-    'has_drafts': _bool(body, 'drafts', True),
+    'has_drafts': bodies.flag(body, 'drafts', True),
     'has_steps': has_steps,
   }
-  make = lambda prompt, choice: _naming(None)(
+  make = lambda prompt, choice: bodies.naming(None)(
     lambda: requests.Request(
       tuple(prompt), seed=_choice_seed(seed, choice), **common
     )
@@ -191,9 +222,28 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     tuple(make(prompt, i) for prompt in prompts for i in range(count)),
     count,
     is_stream,
-    _bool(options, 'include_usage', False),
+    bodies.flag(options, 'include_usage', False),
     has_steps,
   )
+
+
+def _num_top(value: Any, name: str, call: Call, model: runtime.Model):
+  """How many rivals of each token are asked for; None for no probabilities."""
+  if value is None or value is False:
+    return None
+  count, most = bodies.count({name: value}, name, 0), scoring.MOST_CANDIDATES
+  if not 0 <= count <= most:
+    raise bodies.ApiError(
+      400, f'{name} is {count}; accepted: 0 to {most}', param=name
+    )
+  if call.is_stream:
+    raise bodies.ApiError(
+      400,
+      "'logprobs' is not supported in a stream; leave out one of them",
+      param='logprobs',
+    )
+  bodies.naming('logprobs')(lambda: model.pieces)
+  return count
 
 
 def _choice_seed(seed: Any, choice: int) -> Any:
@@ -213,16 +263,16 @@ def _sampling(body, model) -> config.SamplingConfig:
     values['top_k'] = 0
   if body.get('logit_bias'):
     values['logit_bias'] = _biases(body['logit_bias'])
-  return _naming(None)(lambda: config.SamplingConfig(**values))
+  return bodies.naming(None)(lambda: config.SamplingConfig(**values))
 
 
 def _biases(value: Any) -> dict[int, Any]:
   """Biases by token id, which JSON has as texts."""
-  pairs = _dict(value, 'logit_bias')
+  pairs = bodies.mapping(value, 'logit_bias')
   try:
     return {int(token): bias for token, bias in pairs.items()}
   except ValueError:
-    raise ApiError(
+    raise bodies.ApiError(
       400,
       f'logit_bias is {str(value)[:80]}; accepted: an object of token ids and '
       'numbers',
@@ -230,8 +280,10 @@ def _biases(value: Any) -> dict[int, Any]:
     ) from None
 
 
-def _prompts(value: Any, model: runtime.Model) -> list[Sequence[int]]:
-  """The prompts of a text, token ids, or a list of either."""
+def _prompts(
+  value: Any, model: runtime.Model
+) -> list[tuple[Sequence[int], str | None]]:
+  """The prompts of a text, token ids, or a list of either; with their texts."""
   is_id = lambda x: isinstance(x, int) and not isinstance(x, bool)
   many = value if isinstance(value, list) else [value]
   if all(map(is_id, many)):
@@ -239,11 +291,12 @@ def _prompts(value: Any, model: runtime.Model) -> list[Sequence[int]]:
   found = []
   for prompt in many:
     if isinstance(prompt, str):
-      found.append(_naming('prompt')(lambda p=prompt: model.encode_prompt(p)))
+      ids = bodies.naming('prompt')(lambda p=prompt: model.encode_prompt(p))
+      found.append((ids, prompt))
     elif isinstance(prompt, list) and prompt and all(map(is_id, prompt)):
-      found.append(prompt)
+      found.append((prompt, None))
     else:
-      raise ApiError(
+      raise bodies.ApiError(
         400,
         f'prompt is {str(value)[:80]!r}; accepted: a text, token ids, or a list '
         'of either, none of them empty',
@@ -252,104 +305,36 @@ def _prompts(value: Any, model: runtime.Model) -> list[Sequence[int]]:
   return found
 
 
+def _echo(model: runtime.Model, ids: Sequence[int], text: str | None) -> str:
+  """The text of a prompt that was given as text or ids."""
+  if text is not None:
+    return text
+  model.check_ids(ids, 'the prompt')
+  return model.decode_text(ids, ignore_eos=True)
+
+
 def _message(value: Any) -> dict[str, Any]:
   """A message; parts of text are joined."""
-  message = dict(_dict(value, 'messages'))
+  message = dict(bodies.mapping(value, 'messages'))
   if not isinstance(message.get('role'), str):
-    raise ApiError(400, 'a message has no role; name one', param='messages')
+    raise bodies.ApiError(
+      400, 'a message has no role; name one', param='messages'
+    )
   content = message.get('content')
   if isinstance(content, list):
-    parts = [_dict(part, 'messages') for part in content]
+    parts = [bodies.mapping(part, 'messages') for part in content]
     if any(part.get('type') != 'text' for part in parts):
       kinds = sorted({str(part.get('type')) for part in parts} - {'text'})
-      raise ApiError(
+      raise bodies.ApiError(
         400,
         f'content of type {kinds[0]!r:.80} is not supported; use text',
         param='messages',
       )
     message['content'] = ''.join(str(part.get('text', '')) for part in parts)
   elif not isinstance(content, str | None):
-    raise ApiError(
+    raise bodies.ApiError(
       400,
       f'content is {content!r:.80}; accepted: a text, or a list of parts',
       param='messages',
     )
   return message
-
-
-def _check_names(body: Mapping[str, Any], known: set[str]) -> None:
-  """Refuses parameters that would be passed over."""
-  for name, value in body.items():
-    asks_nothing = any(
-      type(value) is type(nothing) and value == nothing
-      for nothing in _NOTHING.get(name, ())
-    )
-    if name not in known and value is not None and not asks_nothing:
-      raise _unsupported(name)
-
-
-def _unsupported(name: str) -> ApiError:
-  return ApiError(
-    400, f'{name[:80]!r} is not supported here; leave it out', param=name[:80]
-  )
-
-
-def _naming(param: str | None) -> Callable[..., Any]:
-  """Calls a function whose ValueErrors become answers."""
-
-  def call(function):
-    try:
-      return function()
-    except ValueError as error:
-      raise ApiError(400, checks.message(error), param=param) from error
-
-  return call
-
-
-def _need(body: Mapping[str, Any], name: str) -> Any:
-  if body.get(name) is None:
-    raise ApiError(400, f'{name!r} is missing; it is needed', param=name)
-  return body[name]
-
-
-def _list(value: Any, name: str) -> list[Any]:
-  if not isinstance(value, list):
-    raise ApiError(
-      400, f'{name} is {value!r:.80}; accepted: a list', param=name
-    )
-  return value
-
-
-def _dict(value: Any, name: str) -> dict[str, Any]:
-  if not isinstance(value, dict):
-    raise ApiError(
-      400, f'{name} is {value!r:.80}; accepted: an object', param=name
-    )
-  return value
-
-
-def _texts(value: Any, name: str) -> tuple[str, ...]:
-  """A text or a list of them."""
-  if value is None:
-    return ()
-  return (value,) if isinstance(value, str) else tuple(_list(value, name))
-
-
-def _bool(body: Mapping[str, Any], name: str, default: bool) -> bool:
-  value = body.get(name)
-  if not isinstance(value, bool | None):
-    raise ApiError(
-      400, f'{name} is {value!r:.80}; accepted: true or false', param=name
-    )
-  return default if value is None else value
-
-
-def _count(body: Mapping[str, Any], name: str, default: int) -> int:
-  value = body.get(name)
-  if value is None:
-    return default
-  if not isinstance(value, int) or isinstance(value, bool):
-    raise ApiError(
-      400, f'{name} is {value!r:.80}; accepted: a whole number', param=name
-    )
-  return value

@@ -95,6 +95,9 @@ class Metrics:
     waited: seconds in the queue.
     first_token: seconds from the start to the first token; None without one.
     total: seconds from start to end.
+    num_cached_tokens: of the prompt, read before for another one.
+    num_plain_calls: of the calls, those that verified no drafts, of the request
+      or of the whole batch; they have accept length 0.
   """
 
   num_prompt_tokens: int
@@ -104,11 +107,18 @@ class Metrics:
   waited: float
   first_token: float | None
   total: float
+  num_cached_tokens: int = 0
+  num_plain_calls: int = 0
 
   @property
   def num_calls(self) -> int:
     """Calls of the model after the prompt's."""
     return len(self.accept_lengths)
+
+  @property
+  def num_drafting_calls(self) -> int:
+    """Of them, those that verified drafts."""
+    return self.num_calls - self.num_plain_calls
 
   @property
   def num_accepted(self) -> int:
@@ -118,12 +128,12 @@ class Metrics:
   @property
   def num_drafted(self) -> int:
     """Draft tokens that were verified."""
-    return self.drafts_per_call * self.num_calls
+    return self.drafts_per_call * self.num_drafting_calls
 
   @property
   def mean_acceptance_length(self) -> float:
-    """Tokens per call, the one that is drawn included; 0 without calls."""
-    calls = self.num_calls
+    """Tokens per call that drafted, the one drawn included; 0 without calls."""
+    calls = self.num_drafting_calls
     return 1 + self.num_accepted / calls if calls else 0.0
 
   @property
@@ -133,9 +143,11 @@ class Metrics:
     return self.num_accepted / drafted if drafted else 0.0
 
   def histogram(self, path_length: int) -> list[int]:
-    """[P] number of calls by accept length."""
-    counts = np.bincount(self.accept_lengths or [0], minlength=path_length)
-    return (counts if self.accept_lengths else 0 * counts).tolist()
+    """[P] number of calls that drafted by accept length."""
+    lengths = np.array(self.accept_lengths, np.int64)
+    counts = np.bincount(lengths, minlength=path_length)
+    counts[0] -= self.num_plain_calls
+    return counts.tolist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +167,17 @@ class Completion:
   text: str | None
   finish_reason: str
   metrics: Metrics
+
+  def without_new(self) -> 'Completion':
+    """As if no token had been asked for."""
+    cost = dataclasses.replace(
+      self.metrics,
+      num_new_tokens=0,
+      accept_lengths=(),
+      first_token=None,
+      num_plain_calls=0,
+    )
+    return Completion([], '', 'length', cost)
 
 
 class Handle:

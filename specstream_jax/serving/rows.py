@@ -18,7 +18,9 @@ class Row:
     handle: of whoever asked.
     served: its adapter.
     arrays: what it asks for, as a batch of one.
+    has_drafts: whether it drafts when the batch does.
     num_seen: tokens that have come from the device.
+    num_found: tokens of the prompt that were not read again.
     finish_reason: None while it goes on.
   """
 
@@ -35,10 +37,12 @@ class Row:
   ):
     self.handle, self.served, self.arrays = handle, served, arrays
     self.finish_reason: str | None = None
-    self.num_seen = 0
+    self.num_seen = self.num_found = 0
     self._tokens: list[int] = []
     self._eos_ids = frozenset(eos_ids)
     self._drafts_per_call = drafts_per_call
+    self.has_drafts = drafts_per_call > 0
+    self._are_plain: list[bool] = []  # of each call
     self._started: float | None = None
     self._first: float | None = None
     self._answer: answers.Answer | None = None
@@ -50,9 +54,33 @@ class Row:
       )
       self._answer = answers.Answer(text, request.stop)
 
+  @property
+  def num_calls(self) -> int:
+    """Calls of the model that it took part in so far."""
+    return len(self._are_plain)
+
   def start(self) -> None:
     """It has left the queue."""
     self._started = time.monotonic()
+
+  def count_calls(self, num_calls: int, *, has_drafts: bool) -> int:
+    """Notes how the calls since then were made.
+
+    Args:
+      num_calls: of the row so far.
+      has_drafts: whether the batch drafted.
+
+    Returns:
+      How many of them verified drafts.
+    """
+    count = num_calls - len(self._are_plain)
+    # After calls without drafts there are none to verify at first.
+    is_first_plain = bool(self._are_plain) and self._are_plain[-1]
+    plain = [not (has_drafts and self.has_drafts)] * count
+    if plain and is_first_plain:
+      plain[0] = True
+    self._are_plain += plain
+    return count - sum(plain)
 
   def take(
     self,
@@ -100,6 +128,7 @@ class Row:
     if self._answer is not None:
       self._pass_on([], self._answer.finish())
     now, handle = time.monotonic(), self.handle
+    kept = _kept(accept_lengths, len(self._tokens))
     since = lambda then: None if then is None else then - handle.submitted
     waited = since(self._started)
     made = requests.Completion(
@@ -109,11 +138,13 @@ class Row:
       requests.Metrics(
         num_prompt_tokens=len(handle.request.prompt),
         num_new_tokens=len(self._tokens),
-        accept_lengths=_kept(accept_lengths, len(self._tokens)),
+        accept_lengths=kept,
         drafts_per_call=self._drafts_per_call,
         waited=now - handle.submitted if waited is None else waited,
         first_token=since(self._first),
         total=now - handle.submitted,
+        num_cached_tokens=self.num_found,
+        num_plain_calls=sum(self._are_plain[: len(kept)]),
       ),
     )
     handle.finish(made)

@@ -8,23 +8,42 @@ them, each row with its own (`SideBySide`).
 
 from collections.abc import Mapping
 import functools
+import itertools
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import config, drafters, runtime
 from specstream_jax.checkpoints import eos, fitted
 from specstream_jax.config import checks, drafting, serving
-from specstream_jax.decoding import interface, transformer_fns, verifiers
-from specstream_jax.drafters import streams
+from specstream_jax.decoding import (
+  interface,
+  row_trees,
+  transformer_fns,
+  verifiers,
+  verify,
+)
+from specstream_jax.drafters import none, streams
 from specstream_jax.modeling import adapters as adapters_lib
 
 # Those that read nothing of a prompt with a model of their own.
 _ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'none')
 _BESIDE = ('streams', 'prompt_lookup', 'lookahead', 'none')
 BASE = ''
+
+
+class RowWeights(NamedTuple):
+  """What rows have of their own; leaves have an axis of rows in front.
+
+  Attributes:
+    adapter: nested weights.
+    tree: a `row_trees.RowTree`; () if all have the same tree.
+  """
+
+  adapter: Any
+  tree: Any = ()
 
 
 class Served(NamedTuple):
@@ -34,13 +53,18 @@ class Served(NamedTuple):
     name: of it; '' is the model as it was loaded.
     eos_ids: token ids that end its texts.
     has_drafts: whether it drafts.
-    weights: nested [1, ...] on the device; () where there are none.
+    num_drafts: draft tokens that each of its calls verifies.
+    weights: `RowWeights` [1, ...] on the device; () where there are none.
+    owner: whose keys and values its prompts have; those of another adapter of
+      the same name have another.
   """
 
   name: str
   eos_ids: tuple[int, ...]
   has_drafts: bool
+  num_drafts: int
   weights: Any = ()
+  owner: int = 0
 
 
 class Folded:
@@ -61,15 +85,17 @@ class Folded:
     self.setup = _setup(made, cfg, drafter)
     self._params = made.params
     has_drafts = drafter.name != 'none'
-    self.served = {BASE: Served(BASE, model.eos_ids, has_drafts)}
+    num_drafts = self.setup.drafter.size - 1
+    self.served = {BASE: Served(BASE, model.eos_ids, has_drafts, num_drafts)}
 
   def of_row(self, served: Served) -> Any:
     """Weights for a batch of one row."""
     del served
     return self._params
 
-  def of_slots(self) -> Any:
-    """Weights for all slots."""
+  def of_slots(self, size: int) -> Any:
+    """Weights for so many slots."""
+    del size
     return self._params
 
   def seat(self, served: Served, slot: int) -> None:
@@ -119,6 +145,7 @@ class SideBySide:
       'without, and serve that one beside the others',
     )
     self._model, self._drafts = model, drafter.name != 'none'
+    self._room: row_trees.Room | None = None
     self._structure = adapters_lib.structure(
       {name: _parts(found) for name, found in adapters.items()},
       least_rank=cfg.max_lora_rank,
@@ -127,9 +154,11 @@ class SideBySide:
     self._built = self._structure.build(model.config, model.layout)
     self.setup = _setup(self._make(cfg, drafter, adapters), cfg, drafter)
     self.served: dict[str, Served] = {}
+    self._owners = itertools.count(1)  # 0 is the base
     self.load(BASE, fitted.Fitted())
     self._rows = adapters_lib.spread(self.served[BASE].weights, cfg.num_slots)
     self._held: list[Served | None] = [None] * cfg.num_slots
+    self._first: tuple[int, RowWeights] | None = None
     self.seat(self.served[BASE], 0)  # compiles
     for name, found in adapters.items():
       self.load(name, found)
@@ -145,7 +174,7 @@ class SideBySide:
       proposer, keep = drafters.load(model, drafter, decode).drafter, 0
     else:
       proposer = _streams(drafter, stream, adapters)
-      keep = proposer.cfg.keep_nodes
+      self._room, keep = proposer.room, proposer.cfg.keep_nodes
     fns = functools.partial(transformer_fns.model_fns, self._built)
     return drafters.Loaded(
       fns(decode.schedule, keep),
@@ -157,17 +186,28 @@ class SideBySide:
 
   def of_row(self, served: Served) -> Any:
     """Weights for a batch of one row."""
-    return transformer_fns.Params(self._model.base, served.weights)
+    return self._params(served.weights)
 
-  def of_slots(self) -> Any:
-    """Weights for all slots."""
-    return transformer_fns.Params(self._model.base, self._rows)
+  def of_slots(self, size: int) -> Any:
+    """Weights for so many slots, the first ones."""
+    if size == len(self._held):
+      return self._params(self._rows)
+    if self._first is None or self._first[0] != size:
+      self._first = None  # frees what it held
+      self._first = size, adapters_lib.first(self._rows, size)
+    return self._params(self._first[1])
+
+  def _params(self, rows: RowWeights) -> transformer_fns.Params:
+    extras = ()
+    if self._room is not None:
+      extras = transformer_fns.StreamExtras(trees=rows.tree)
+    return transformer_fns.Params(self._model.base, rows.adapter, extras)
 
   def seat(self, served: Served, slot: int) -> None:
     """Makes a slot's weights those of an adapter."""
     if self._held[slot] is not served:
       self._rows = adapters_lib.put(self._rows, served.weights, np.int32(slot))
-      self._held[slot] = served
+      self._held[slot], self._first = served, None
 
   def load(self, name: str, found: fitted.Fitted) -> None:
     """Serves one more adapter, or another one of that name.
@@ -177,15 +217,37 @@ class SideBySide:
     """
     parts = _parts(found)
     self._structure.check_fits(name, parts)
-    weights = adapters_lib.leaves(self._built, self._structure, parts)
+    tree, num_drafts = self._tree(name, found)
+    leaves = adapters_lib.leaves(self._built, self._structure, parts)
     has_streams = found.stream is not None
     is_drafting = has_streams or not self.setup.drafter.with_streams
     self.served[name] = Served(
       name,
       eos.union(self._model.eos_ids, found.eos_ids),
       self._drafts and is_drafting,
-      jax.tree.map(jnp.asarray, weights),
+      num_drafts,
+      jax.device_put(RowWeights(leaves, tree)),
+      0 if _spares_main(parts) else next(self._owners),
     )
+
+  def _tree(self, name: str, found: fitted.Fitted) -> tuple[Any, int]:
+    """An adapter's own tree as a row has it, () for none; and its drafts."""
+    room = self._room
+    if room is None:
+      return (), self.setup.drafter.size - 1
+    asked = room.cfg if found.tree is None else found.tree
+    tree = row_trees.fit(asked, room)
+    if tree.size < asked.size or tree.max_depth < asked.max_depth:
+      logging.warning(
+        'adapter %r has a draft tree of %d nodes and depth %d, of which there '
+        'is room for %d and %d; serve it from the start to have all of it',
+        name,
+        asked.size,
+        asked.max_depth,
+        tree.size,
+        tree.max_depth,
+      )
+    return row_trees.as_arrays(tree, room), tree.size - 1
 
   def unload(self, name: str) -> None:
     """Serves an adapter no more; rows that have it go on.
@@ -198,6 +260,11 @@ class SideBySide:
 
 
 Weights = Folded | SideBySide
+
+
+def without_drafts(setup: interface.DecodeSetup) -> interface.DecodeSetup:
+  """The same model for steps that draft nothing."""
+  return setup._replace(drafter=none.NoDraft(), verifier=verify.walk)
 
 
 def make(
@@ -265,8 +332,13 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
       f'DrafterConfig.{name} is set; adapters side by side share none, leave it '
       'out',
     )
-  trees = (found.tree for found in adapters.values() if found.tree)
-  tree = drafter.tree or next(trees, config.TreeConfig())
+  trees = [one.tree for one in adapters.values() if one.stream and one.tree]
+  trees = trees or [config.TreeConfig()]
+  if drafter.tree is None and drafter.drafting == 'top_k':
+    room = row_trees.room(trees)
+    room.cfg.check_fits(stream)
+    return streams.Streams(room.cfg, stream.num_streams, drafter, room=room)
+  tree = drafter.tree or trees[0]
   tree.check_fits(stream)
   return streams.Streams(tree, stream.num_streams, drafter)
 
@@ -276,6 +348,15 @@ def _parts(found: fitted.Fitted) -> adapters_lib.Parts:
   return adapters_lib.Parts(
     found.folded, found.folded_lora, found.stream, found.rest, found.lora
   )
+
+
+def _spares_main(parts: adapters_lib.Parts) -> bool:
+  """Whether main tokens are those of the base, as with lossless streams.
+
+  Zeros do not spare anything from infinity.
+  """
+  own = parts.rest.values()
+  return not parts.tuned_lora.rank and all(np.isfinite(x).all() for x in own)
 
 
 def _check_known(name, served) -> None:

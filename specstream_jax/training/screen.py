@@ -22,8 +22,10 @@ def line(means: Mapping[str, float]) -> str:
   loss = means.get('loss/main', means.get('loss/total'))
   if loss is not None:
     parts.append(f'loss {loss:.3f}')
-  main = [v for k, v in means.items() if k == 'top1/main']
-  ahead = [v for k, v in means.items() if k.startswith('top1/stream')]
+  named = lambda start: [v for k, v in means.items() if k.startswith(start)]
+  main = named('top1/main')
+  # What drafts come from: behind the coupling, if there is one.
+  ahead = named('top1/coupled') or named('top1/stream')
   shown = ' | '.join(
     ' '.join(f'{value:.2f}' for value in values)
     for values in (main, ahead)

@@ -18,7 +18,7 @@ from specstream_jax.data import chat_rows, row_files, row_shapes, splits
 from specstream_jax.outputs import writing
 
 DONE = 'splits.json'
-_SHOWN = 10
+_SHOWN = 10  # kinds of mistakes, and places of each
 _AROUND = 12  # characters of a text that are shown
 
 
@@ -126,7 +126,7 @@ def read(
         raise ValueError(row.problem)
       rows.append(shape.turns(row.columns))
     except ValueError as error:
-      bad.append(f'{row.place}: {error}')
+      bad.append((row.place, str(error)))
   if bad:
     _tell(bad, len(rows), skip_bad_rows)
   if not rows:
@@ -137,16 +137,27 @@ def read(
 
 def _tell(bad, num_good, skip_bad_rows):
   """Names bad rows, as a warning or as an error."""
-  shown = [f'  {line}' for line in bad[:_SHOWN]]
-  if len(bad) > _SHOWN:
-    shown.append(f'  … and {len(bad) - _SHOWN:,} more')
+  places: dict[str, list[str]] = {}
+  for place, problem in bad:
+    places.setdefault(problem, []).append(place)
+  # A column that has another name is one mistake, not one a row.
+  lines = [f'  {_few(found)}: {problem}' for problem, found in places.items()]
+  shown = lines[:_SHOWN]
+  if len(lines) > _SHOWN:
+    shown.append(f'  … and {len(lines) - _SHOWN:,} more kinds')
   text = f'{len(bad):,} of {len(bad) + num_good:,} rows are bad:\n'
   text += '\n'.join(shown)
-  if not skip_bad_rows:
-    raise ValueError(
-      f'{text}\ncorrect them, or leave them out: --skip_bad_rows'
-    )
+  if not skip_bad_rows or not num_good:
+    leave = ', or leave them out: --skip_bad_rows' if num_good else ''
+    raise ValueError(f'{text}\ncorrect them{leave}')
   logging.warning('%s\nleft out', text)
+
+
+def _few(places):
+  """The first few of some places."""
+  text = ', '.join(places[:_SHOWN])
+  more = len(places) - _SHOWN
+  return f'{text} and {more:,} more' if more > 0 else text
 
 
 def write(folder: str, found: Found) -> None:

@@ -148,6 +148,8 @@ def test_a_third_pass():
   assert plain.tokens == [[1], [2], [3]]
   assert plain.steps.tolist() == [7, 8]
   assert plain.seconds.tolist() == [*PLAIN_SECONDS, [9.0, 9.0]]
+  # Two are asked for: the third, of another run, is none of theirs.
+  assert _side('none', entries).seconds.tolist() == PLAIN_SECONDS
 
 
 def test_what_a_rival_lacks_is_left_out_of_all():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the decoder refuses, before anything is compiled."""
 
+import jax
 import numpy as np
 import pytest
 import table_lm
@@ -95,6 +96,30 @@ def test_prompt_longer_than_the_cache():
     decoder.generate({}, [[1], [1] * 10])
 
 
+def test_the_longest_row_must_fit_into_the_positions():
+  cfg = config.DecodeConfig(max_new_tokens=7, prompt_bucket=5)
+  decoder = decoder_lib.Decoder(
+    table_lm.MODEL, none.NoDraft(), cfg, most_positions=9
+  )
+  with pytest.raises(ValueError, match=r'come to 10 positions, but .* only 9'):
+    decoder.generate({}, [[1], [1] * 5, [1]], [7, 5, 1])
+  assert decoder.num_compilations == 0
+
+
+def test_memory_is_asked_for_once_for_each_size(monkeypatch):
+  asked = []
+  spy = lambda what, num_bytes, *_, **named: asked.append((what, num_bytes))
+  monkeypatch.setattr(decoder_lib.memory, 'check', spy)
+  decoder = _decoder()
+  for lengths in ([1, 5], [3, 3], [6, 1], [2, 2]):
+    decoder._sizes(lengths)
+  names = 'the keys and values of 2 rows of {} positions'
+  # Prompts of 5 and of 10, 7 new tokens, the root.
+  assert [what for what, _ in asked] == [names.format(n) for n in (13, 18)]
+  cache = table_lm.MODEL.init_cache(2, 13)
+  assert asked[0][1] == sum(x.nbytes for x in jax.tree.leaves(cache))
+
+
 def test_tree_deeper_than_the_streams():
   with pytest.raises(ValueError, match='depth 4 but the adapter has 3'):
     streams.Streams(config.TreeConfig('chain', depth=4), 3)
@@ -105,3 +130,12 @@ def test_sizes_are_padded_to_the_bucket():
   assert _decoder(drafter)._sizes([1, 6]) == (10, 10 + 7 + 4)
   assert _decoder(drafter, cache_length=13)._sizes([6]) == (10, 13)
   assert _decoder(drafter, cache_length=9)._sizes([5]) == (5, 9)
+
+
+def test_the_state_that_goes_on_is_consumed():
+  """Two caches at once would be twice the memory, or a copy with every step."""
+  decoder, params = _decoder(), table_lm.make_params(0)
+  state = decoder.start(params, [[1, 2], [3]])
+  advanced = decoder.advance(params, state, 1)
+  assert state.tokens.is_deleted() and not advanced.tokens.is_deleted()
+  assert all(x.is_deleted() for x in jax.tree.leaves(state.cache))

@@ -279,11 +279,14 @@ def test_batches_that_ask_for_nothing_are_left_alone():
 
 def test_longer_lists_of_biases_have_room():
   many = config.SamplingConfig(suppress_tokens=tuple(range(1025)))
-  asked = edits.request([many, config.SamplingConfig(logit_bias={7: 2.0})])
+  asked = edits.request([many, config.SamplingConfig(logit_bias={0: 2.0})])
   assert asked.tokens.shape == asked.biases.shape == (2, 2048)
-  assert asked.tokens[1, :2].tolist() == [7, -1]
-  assert edits.request([config.SamplingConfig()]).tokens.shape == (1, 1024)
+  assert asked.tokens[1, :2].tolist() == [0, -1]
+  for count in (0, 1024):
+    few = config.SamplingConfig(suppress_tokens=tuple(range(count)))
+    assert edits.request([few]).tokens.shape == (1, 1024)
   ones = jnp.ones((2, 1), jnp.int32)
   made = edits.start(asked, 3 * ones, ones, ones[:, 0], 1100)
   assert np.isneginf(made.bias[0]).sum() == 1025
-  assert np.flatnonzero(made.bias[1]).tolist() == [7]
+  assert np.flatnonzero(made.bias[1]).tolist() == [0]
+  assert made.is_biased.tolist() == [True, True]

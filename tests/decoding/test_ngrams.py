@@ -126,6 +126,17 @@ def test_hashes_are_the_same_for_numpy_and_jax():
   assert len(np.unique(here[0])) == len(np.unique(here[1])) == 101
 
 
+def test_every_bit_of_a_token_moves_every_bit_of_its_hash():
+  tokens = np.random.default_rng(2).integers(0, 2**31, 4001).astype(np.uint32)
+  bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
+  before = ngrams._mix(tokens)
+  moved = np.array([before ^ ngrams._mix(tokens ^ bit) for bit in bits])
+  share = np.mean((moved[:, :, None] & bits) > 0, axis=1)  # [bit in, bit out]
+  assert share.min() > 0.4 and share.max() < 0.6
+  # Different ones stay different.
+  assert len(np.unique(before)) == len(np.unique(tokens))
+
+
 def score(probs, grandparent, parent, token):
   """log S by definition."""
   trigram = probs.get((grandparent, parent, token), 0)
@@ -214,11 +225,22 @@ def test_the_table_chooses_what_goes_together():
 
 
 def test_the_token_before_the_root():
-  last = ngrams.last_of(jnp.array([[5, 6, 0], [7, 8, 9]]), jnp.array([2, 3]))
+  prompts = jnp.array([[5, 6, 0], [7, 8, 9], [4, 0, 0]])
+  last = ngrams.last_of(prompts, jnp.array([2, 3, 1]))
   context = types.SimpleNamespace(
-    tokens=jnp.array([[1, 0, 0], [1, 2, 3]]), num_tokens=jnp.array([1, 3])
+    tokens=jnp.array([[1, 0, 0], [1, 2, 3], [5, 6, 0]]),
+    num_tokens=jnp.array([1, 3, 2]),
   )
-  assert ngrams.before_root(context, last).tolist() == [6, 2]
+  assert ngrams.before_root(context, last).tolist() == [6, 2, 5]
+
+
+def test_a_table_is_used_where_it_weighs_something():
+  used = lambda **named: ngrams.is_used(
+    config_drafting.DrafterConfig(tree=TREE, **named)
+  )
+  assert used(ngram_table='some file', ngram_weight=0.5)
+  assert not used(ngram_table='some file', ngram_weight=0.0)
+  assert not used(ngram_weight=0.5)
 
 
 # Decoding

@@ -3,15 +3,19 @@
 
 import dataclasses
 import functools
+import types
 
+import jax
+import jax.numpy as jnp
 import known_text
 import numpy as np
 import pytest
+import reference_decoding as reference
 import sampling_cases
 import tiny
 
 from specstream_jax import config
-from specstream_jax.decoding import decoder, transformer_fns
+from specstream_jax.decoding import decoder, pruning, transformer_fns
 from specstream_jax.drafters import none
 
 DECODE = config.DecodeConfig(max_new_tokens=13, prompt_bucket=8, eos_ids=(5,))
@@ -83,3 +87,45 @@ def test_without_pruning_every_draft_is_accepted():
   whole = _decode('greedy', 0, 0, plain.tokens)
   assert whole.tokens == plain.tokens
   assert _num_short(whole)[0] == 0
+
+
+class _Exit:
+  """An early exit whose logits are twice the states."""
+
+  stream_settings = types.SimpleNamespace(num_streams=3)
+
+  def early_hidden(self, x):
+    return 2 * x
+
+  def logits(self, hidden):
+    return hidden
+
+
+EXIT = _Exit()
+PARENTS = [[0, 0, 0, 1, 1, 2, 3], [0, 0, 1, 2, 0, 4, 4]]
+
+
+@pytest.mark.parametrize('keep', [1, 2, 3, 5, 6])
+def test_the_likeliest_paths_survive(keep):
+  rng = np.random.default_rng(keep)
+  logits = rng.normal(size=(2, 7, 5)).astype(np.float32)
+  tokens = rng.integers(0, 5, size=(2, 7))
+  mask = np.stack([reference.ancestor_mask(parents) for parents in PARENTS])
+  positions = np.array([[4], [9]]) + mask.sum(axis=-1) - 1
+  found = jax.jit(pruning.best(keep), static_argnums=0)(
+    EXIT, *map(jnp.asarray, (logits, tokens, positions, mask))
+  )
+  for row, parents in enumerate(PARENTS):
+    scores = [0.0]
+    for node in range(1, 7):
+      law = np.exp(2 * np.float64(logits[row, parents[node]]))
+      given = np.log(law[tokens[row, node]] / law.sum())
+      scores.append(scores[parents[node]] + given)
+    best = np.argsort(-np.array(scores), kind='stable')[:keep]
+    assert found[row].tolist() == sorted(best.tolist())
+
+
+def test_nothing_is_pruned_where_all_may_stay():
+  assert pruning.best(0) is None
+  tokens = jnp.zeros((1, 3), jnp.int32)
+  assert pruning.best(3)(EXIT, None, tokens, None, None) is None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drawn trees have the laws they say, and the shape they are given."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -167,8 +168,10 @@ def test_greedy_beam_is_beam_search():
   joint = np.add.outer(log_probs[0], log_probs[1])
   best = np.argsort(-joint, axis=None)[:3]
   want = [tuple(divmod(int(i), VOCAB_SIZE)) for i in best]
-  got = reference.paths(tree.tokens[0].tolist(), tree.parents[0].tolist())
+  parents = tree.parents[0].tolist()
+  got = reference.paths(tree.tokens[0].tolist(), parents)
   assert got[4:] == want
+  assert tree.depths[0].tolist() == reference.depths(parents)
 
 
 def test_a_beam_wider_than_the_tokens_leaves_nodes_unused():
@@ -235,6 +238,20 @@ def test_trees_that_cannot_be_drawn(drafting, tree, verifier, match):
   options = config_drafting.DrafterConfig(drafting=drafting, verifier=verifier)
   with pytest.raises(ValueError, match=match):
     streams.Streams(tree, 3, options)
+
+
+@pytest.mark.parametrize(
+  ('keep_nodes', 'verifier'), [(3, 'walk'), (0, 'recursive_rejection')]
+)
+def test_a_beam_may_be_pruned_where_the_target_draws(keep_nodes, verifier):
+  cfg = dataclasses.replace(BEAM, keep_nodes=keep_nodes)
+  random_trees.check('beam', cfg, verifier)
+
+
+def test_as_many_siblings_as_tokens():
+  cfg = config.TreeConfig('full', depth=1, branching=VOCAB_SIZE)
+  tokens = _trees(cfg, 'gumbel_top_k', GREEDY).tokens
+  assert tokens[0, 1:].tolist() == np.argsort(-LOGITS[0]).tolist()
 
 
 def test_more_siblings_than_tokens():

@@ -234,6 +234,26 @@ def test_typical():
   np.testing.assert_array_equal(got.bonus, drawn[:, 0])
 
 
+@pytest.mark.parametrize(
+  ('epsilon', 'delta', 'is_typical'),
+  [
+    # Entropy of 1/2, 1/4, 1/4 is 1.04 nats: exp(-1.04) is 0.354.
+    (0.9, 0.5, [True, True, True]),  # above 0.177
+    (0.9, 0.8, [True, True, False]),  # above 0.283
+    (0.9, 1.5, [True, False, False]),  # above 0.530
+    (0.3, 1.5, [True, True, False]),  # above 0.3
+    (0.2, 1.5, [True, True, True]),  # above 0.2
+  ],
+)
+def test_what_is_typical_by_hand(epsilon, delta, is_typical):
+  probs = np.full((1, 3, 3), [0.5, 0.25, 0.25], np.float32)
+  as_ids = lambda *ids: np.array([ids], np.int32)
+  tree = tree_lib.DraftTree(as_ids(2, 0, 1), as_ids(0, 0, 0), as_ids(0, 1, 1))
+  found, judged = typical._judge(tree, probs, epsilon, delta)
+  np.testing.assert_array_equal(found[0, 1:], [0.5, 0.25])
+  assert judged.tolist() == [is_typical]
+
+
 def test_chosen_drafts_have_no_law():
   verification = _verification(False)
   tree = tree_lib.root_only(verification.tree.tokens[:, 0])

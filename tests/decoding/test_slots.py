@@ -11,6 +11,7 @@ import tiny
 from specstream_jax import config, sampling
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
+  batch_sizes,
   decoder as decoder_lib,
   edits,
   interface,
@@ -46,8 +47,8 @@ SAMPLING = (
 )
 
 
-def rows_of(cfg, limit, seed, *, eos_ids=(3,), has_drafts=True):
-  """A request as a batch of one row."""
+def rows_of(cfg, limit, seed, *, eos_ids=(3,), has_drafts=True, is_bare=False):
+  """A request as a batch of one row; a bare one is greedy and no more."""
   ids = np.full((1, NUM_IDS), -1, np.int32)
   if not cfg.ignore_eos:
     ids[0, : len(eos_ids)] = eos_ids
@@ -55,8 +56,8 @@ def rows_of(cfg, limit, seed, *, eos_ids=(3,), has_drafts=True):
     np.array([limit], np.int32),
     ids,
     sampling.row_keys(seed, [0]),
-    sampling.row_settings([cfg]),
-    edits.request([cfg]),
+    None if is_bare else sampling.row_settings([cfg]),
+    None if is_bare else edits.request([cfg]),
     np.array([has_drafts]),
   )
 
@@ -68,7 +69,7 @@ class Batch:
     self.decoder = slots.SlotDecoder(setup, num_slots=NUM_SLOTS, chunk=CHUNK)
     self.params, self.quantum = params, quantum
     first = rows_of(SAMPLING[0], 2, 0)
-    self.decoder.warm_up(params, params, first)
+    self.decoder.warm_up(lambda size: params, params, first)
 
   def run(self, asked):
     """Tokens, reason and calls of each (prompt, sampling, limit, seed)."""
@@ -191,11 +192,11 @@ def test_the_transformer_reads_prompts_in_chunks(schedule, keep_nodes):
   assert batch.run(asked) == alone(whole, params, asked)
 
 
-def _seat(decoder, params, limits, *, has_drafts):
+def _seat(decoder, params, limits, *, has_drafts, is_bare=False):
   """Fills slots with rows that end at their limits alone."""
   cfg = config.SamplingConfig(ignore_eos=True)
   for slot, (limit, drafts) in enumerate(zip(limits, has_drafts, strict=True)):
-    rows = rows_of(cfg, limit, 0, has_drafts=drafts)
+    rows = rows_of(cfg, limit, 0, has_drafts=drafts, is_bare=is_bare)
     row = decoder.read(params, [1, 2], rows).advance()
     decoder.insert(row, slot, is_greedy=True)
 
@@ -231,3 +232,95 @@ def test_the_loop_wakes_when_a_row_ends_or_the_quantum_is_over():
   reasons = decoder.look().finish_reason[:2].tolist()
   assert reasons == [stopping.LENGTH, stopping.FREE]
   decoder.release([0])
+
+
+@functools.cache
+def _growing():
+  """A batch of 1 or 3 slots that may do without drafts; greedy alone."""
+  setup = _batch('streams').decoder.setup
+  plain = setup._replace(drafter=none.NoDraft())
+  made = slots.SlotDecoder(
+    setup, num_slots=NUM_SLOTS, chunk=CHUNK, sizes=(1,), plain=plain
+  )
+  params = table_lm.make_params(4, quality=1.0)
+  first = rows_of(SAMPLING[0], MAX_NEW, 0, is_bare=True)
+  made.warm_up(lambda size: params, params, first, is_timed=True)
+  return made, params
+
+
+def test_a_batch_that_grows_shrinks_and_drafts_at_times():
+  decoder, params = _growing()
+  before, rng = decoder.num_compilations, np.random.default_rng(0)
+  asked = [
+    (prompt, SAMPLING[0], limit, seed)
+    for prompt, _, limit, seed in requests(5, 30, table_lm.VOCAB_SIZE)
+  ]
+  want = alone(_plain(), params, asked)
+  waiting, running, seen_sizes = list(enumerate(asked)), {}, set()
+  for turn in range(400):
+    most = (1, 3, 2, 3)[turn // 3 % 4]
+    while waiting and len(running) < most:
+      number, (prompt, cfg, limit, seed) = waiting.pop(0)
+      rows = rows_of(cfg, limit, seed, is_bare=True)
+      reading = decoder.read(params, prompt, rows)
+      while (row := reading.advance()) is None:
+        pass
+      _resize(decoder, running, len(running) + 1)
+      slot = next(s for s in range(decoder.size) if s not in running)
+      decoder.insert(row, slot, is_greedy=True)
+      running[slot] = number
+    _resize(decoder, running, len(running))
+    seen_sizes.add(decoder.size)
+    decoder.advance(params, 2, has_drafts=bool(rng.integers(0, 2)))
+    seen = decoder.look()
+    for slot in [s for s in running if seen.finish_reason[s]]:
+      tokens, reason, _ = want[running.pop(slot)]
+      assert seen.tokens[slot, : seen.num_tokens[slot]].tolist() == tokens
+      assert stopping.REASONS[seen.finish_reason[slot]] == reason
+      decoder.release([slot])
+    if not (waiting or running):
+      break
+  assert not waiting and not running and seen_sizes == {1, 3}
+  assert decoder.num_compilations == before
+
+
+def _resize(decoder, running, num_rows):
+  """Moves rows that there is no slot for any more."""
+  size = next(size for size in decoder.sizes if size >= num_rows)
+  if size == decoder.size:
+    return
+  free = (s for s in range(size) if s not in running)
+  moves = {s: next(free) for s in running if s >= size}
+  decoder.resize(size, moves)
+  for old, new in moves.items():
+    running[new] = running.pop(old)
+
+
+def test_steps_without_drafts_give_a_token_each():
+  decoder, params = _growing()
+  decoder.resize(3, {})
+  _seat(decoder, params, [14, 14], has_drafts=[True, True], is_bare=True)
+  decoder.advance(params, 4, has_drafts=False)
+  assert decoder.look().num_tokens[:2].tolist() == [5, 5]
+  decoder.advance(params, 1)  # verifies the root alone, and drafts
+  assert decoder.look().num_tokens[:2].tolist() == [6, 6]
+  decoder.advance(params, 1)
+  assert min(decoder.look().num_tokens[:2]) > 7
+  decoder.advance(params, 100, has_drafts=False)
+  assert decoder.accept_lengths(0, 5) == [0, 0, 0, 0, 0]
+  decoder.release([0, 1])
+
+
+def test_steps_are_timed_by_size_with_drafts_and_without():
+  decoder, _ = _growing()
+  assert set(decoder.costs) == {1, 3}
+  for cost in decoder.costs.values():
+    assert cost.plain > 0 and cost.drafting > 0
+    assert cost.break_even == cost.drafting / cost.plain
+
+
+def test_default_sizes():
+  sizes = {n: batch_sizes.default(n) for n in (1, 2, 8, 16, 33)}
+  assert sizes == {
+    1: (1,), 2: (1, 2), 8: (1, 8), 16: (1, 8, 16), 33: (1, 8, 33)
+  }  # fmt: skip

@@ -89,3 +89,17 @@ def test_text_begins_after_the_first_token_that_adds_some():
   states = stopping.StopTexts.begin(_Skips(), [[9], [9, 9], [9, 3], [3], []])
   first, later = stopping.START, stopping.ANYWHERE
   assert states.tolist() == [first, first, later, later, first]
+
+
+def test_every_token_has_its_class():
+  """A row of the table for each state, a column for each of three classes."""
+  table = stopping.StopTexts(
+    jnp.array([1, 3, 1, 1, 3, 1, 2, 2, 2, 1, 3, 2], jnp.int16),
+    jnp.array([0, 1, 2]),
+    jnp.array(3),
+    jnp.array([False] * 3),
+  )
+  # Token 1 begins the stop, token 2, the last of the vocabulary, ends it.
+  emitted = jnp.array([[1, 2, 0], [2, 1, 1], [0, 1, 2]])
+  states = table.follow(jnp.array([0, 3, 1]), emitted)
+  assert states.tolist() == [[3, 2, 2], [2, 2, 2], [1, 3, 2]]

@@ -11,7 +11,7 @@ from specstream_jax.decoding import interface, synthetic, tree as tree_lib
 
 NUM_ROWS, VOCAB_SIZE = 2003, 11
 # Of the root's children 1, 2 and 3 the first is not used; 2 has a child 4.
-TOKENS, PARENTS, DEPTHS = [9, -1, 5, 6, 7], [0, 0, 0, 0, 2], [0, 1, 1, 1, 2]
+TOKENS, PARENTS, DEPTHS = [9, -1, 0, 6, 7], [0, 0, 0, 0, 2], [0, 1, 1, 1, 2]
 # The arg max at each node.
 BONUS = [1, 2, 3, 4, 5]
 
@@ -21,16 +21,16 @@ def _run(verification, acceptance):
   return synthetic.synthetic(verification, None, 4, acceptance=acceptance)
 
 
-def _verify(acceptance, seed=0):
+def _verify(acceptance, *, root_position=13, tokens=TOKENS):
   spread = lambda x: jnp.broadcast_to(jnp.array(x), (NUM_ROWS, len(x)))
-  tree = tree_lib.DraftTree(*map(spread, (TOKENS, PARENTS, DEPTHS)))
+  tree = tree_lib.DraftTree(*map(spread, (tokens, PARENTS, DEPTHS)))
   logits = jax.nn.one_hot(jnp.array(BONUS), VOCAB_SIZE)
   verification = interface.Verification(
     tree,
     None,
     jnp.broadcast_to(logits, (NUM_ROWS, *logits.shape)),
-    sampling.row_keys(seed, range(NUM_ROWS)),
-    jnp.full(NUM_ROWS, 13),
+    sampling.row_keys(0, range(NUM_ROWS)),
+    jnp.full(NUM_ROWS, root_position),
   )
   return jax.tree.map(np.asarray, _run(verification, acceptance))
 
@@ -52,3 +52,16 @@ def test_the_path_goes_down_first_children():
   np.testing.assert_array_equal(found.leaf, found.path[:, -1])
   np.testing.assert_array_equal(found.bonus, np.array(BONUS)[found.leaf])
   assert set(found.accept_length) == {0, 1, 2}
+
+
+def test_a_first_child_may_be_the_first_node():
+  found = _verify(1.0, tokens=[9, 4, 0, 6, 7])
+  # Nobody hangs below node 1.
+  assert found.path.tolist() == [[0, 1, 1, 1]] * NUM_ROWS
+
+
+def test_luck_is_a_matter_of_the_position():
+  """What a call found out about a position, the next one finds again."""
+  call, later = (_verify(0.5, root_position=p).accept_length for p in (13, 14))
+  went_on = call >= 1
+  np.testing.assert_array_equal(call[went_on] >= 2, later[went_on] >= 1)

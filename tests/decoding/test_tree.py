@@ -37,6 +37,12 @@ def _build(cfg):
   return jax.jit(build)
 
 
+def test_a_root_alone():
+  tree = tree_lib.root_only(jnp.array([0, 6]))
+  found = [x.tolist() for x in jax.tree.leaves(tree)]
+  assert found == [[[0], [6]], [[0], [0]], [[0], [0]]]
+
+
 def test_ancestor_mask_of_the_docstring():
   mask = tree_lib.ancestor_mask(jnp.array([[0, 0, 0, 1]]))
   want = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
@@ -188,7 +194,8 @@ def test_prune_keeps_the_best_closed_set(parents, seed):
     *(jnp.asarray([x]) for x in (tokens, parents, reference.depths(parents)))
   )
   log_probs = -rng.exponential(size=(1, 11)).astype(np.float32)
-  scores = tree_lib.path_scores(tree, jnp.asarray(log_probs), max_depth=10)
+  deepest = int(tree.depths.max())
+  scores = tree_lib.path_scores(tree, log_probs, max_depth=deepest)
   mask = reference.ancestor_mask(parents)
   own = np.where(np.arange(11) > 0, log_probs[0], 0.0)
   np.testing.assert_allclose(scores[0], mask @ own, rtol=1e-5)
@@ -200,6 +207,13 @@ def test_prune_keeps_the_best_closed_set(parents, seed):
   got = reference.paths(pruned.tokens[0], np.array(pruned.parents[0]))
   assert got == kept
   _check_structure(pruned, 0)
+
+
+def test_pruned_to_the_root():
+  tree = tree_lib.DraftTree(*jnp.array([[[8, 9]], [[0, 0]], [[0, 1]]]))
+  pruned, survivors = tree_lib.prune(tree, jnp.array([[-5.0, 0.0]]), 1)
+  assert survivors.tolist() == [[0]]
+  assert [x.tolist() for x in jax.tree.leaves(pruned)] == [[[8]], [[0]], [[0]]]
 
 
 @pytest.mark.parametrize('keep', [0, 5])
@@ -228,6 +242,22 @@ def test_tree_hits_is_the_walk_along_the_truth(seed):
     )
     assert hits[row] == want
     assert short[row] == min(want, 2)
+
+
+def test_a_tree_of_survivors_keeps_token_0():
+  """Token 0 is a token; -1, and what is told to be unused, is not."""
+  tokens, parents, depths = [6, 0, -1, 0, 5], [0, 0, 0, 1, 3], [0, 1, 1, 2, 3]
+  tree = tree_lib.DraftTree(*jnp.array([[tokens], [parents], [depths]]))
+  survivors = jnp.array([[0, 1, 2, 3]])
+  for is_used, last in (
+    (None, [0, 1, 2]),
+    ([[True] * 3 + [False]], [-1, 0, 1]),
+  ):
+    asked = None if is_used is None else jnp.array(is_used)
+    found = tree_lib.restrict(tree, survivors, asked)
+    columns = zip(*(x[0].tolist() for x in jax.tree.leaves(found)), strict=True)
+    want = [[6, 0, 0], [0, 0, 1], [-1, 0, 1], last]
+    assert list(map(list, columns)) == want
 
 
 def test_tree_deeper_than_streams_is_refused():

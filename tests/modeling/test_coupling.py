@@ -167,14 +167,17 @@ def test_loss_tells_each_stream_the_token_before_its_own(kind):
   built, base, adapter = tiny.model(streams=of_kind(kind))
   num_streams, weight = STREAMS.num_streams, 0.3
   cfg = config.ObjectiveConfig(
-    stream_weight=weight, anchors_per_sequence=12, pruning_weight=0.0
+    stream_weight=weight,
+    anchors_per_sequence=12,
+    pruning_weight=0.0,
+    coupling_weight=0.5,
   )
   data, anchors = batch(built), jnp.tile(jnp.arange(12), (2, 1))
 
   @jax.jit
   def run(adapter):
     model = built.merge(base, adapter)
-    _, metrics = objective.loss(model, data, jax.random.key(0), cfg)
+    total, metrics = objective.loss(model, data, jax.random.key(0), cfg)
     hidden = forward.forward_train(
       model,
       data['decoder_input_tokens'],
@@ -188,9 +191,9 @@ def test_loss_tells_each_stream_the_token_before_its_own(kind):
         model.coupled(hidden, jnp.full(hidden.shape[:-1], token))
       )
     )(jnp.arange(built.cfg.vocab_size))
-    return metrics, jax.nn.log_softmax(by_parent, axis=-1)
+    return total, metrics, jax.nn.log_softmax(by_parent, axis=-1)
 
-  metrics, log_probs = run(adapter)
+  whole, metrics, log_probs = run(adapter)
   targets = np.asarray(data['decoder_target_tokens'])
   for j in range(1, num_streams + 1):
     losses = [
@@ -201,6 +204,11 @@ def test_loss_tells_each_stream_the_token_before_its_own(kind):
     total, count = metrics[f'loss/coupled_{j}']
     assert count == len(losses)
     np.testing.assert_allclose(total / count, np.mean(losses), rtol=1e-5)
+  mean = lambda name: metrics[f'loss/{name}'][0] / metrics[f'loss/{name}'][1]
+  terms = [mean('main')]
+  for j in range(1, num_streams + 1):
+    terms += [weight * mean(f'stream_{j}'), 0.5 * weight * mean(f'coupled_{j}')]
+  np.testing.assert_allclose(whole, sum(terms), rtol=1e-5)
 
 
 def test_training_a_part_moves_that_part():

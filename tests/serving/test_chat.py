@@ -1,124 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`specstream chat`, without a terminal."""
+"""A chat in the terminal, turn after turn."""
 
 import dataclasses
 import io
-import os
-import re
-import signal
-import subprocess
 import sys
 
-import byte_model
+import commands
 import pytest
 import serving_models
-import tiny_runtime
 
-from specstream_jax import config
-from specstream_jax.cli import chat
-from specstream_jax.serving import conversation
-
-END = re.compile(
-  r'\[\d+ tokens, \d+ calls, \d\.\d\d tokens per call, [\d.]+ tokens per '
-  r'second, (\w+)\]'
-)
+from specstream_jax.cli import chat as cli_chat
+from specstream_jax.data import chat as chat_lib
+from specstream_jax.serving import conversation, requests
 
 
-@pytest.fixture
-def talk():
-  engine = serving_models.engine(max_new_tokens=6)
-  template = tiny_runtime.TEMPLATE
-  engine.model = dataclasses.replace(engine.model, chat_template=template)
-  return conversation.Conversation(
-    engine, sampling=config.SamplingConfig(ignore_eos=True), system='S'
+@pytest.fixture(name='engine')
+def _engine():
+  engine = serving_models.engine()
+  engine.start()
+  yield engine
+  engine.close()
+
+
+def _chat(engine, **settings):
+  return conversation.Conversation(serving_models.base(), engine, **settings)
+
+
+def test_a_turn_sees_what_was_said_before(engine):
+  chat = _chat(engine, system='s')
+  first = chat.ask('a').result(60)
+  chat.keep(dataclasses.replace(first, text=' b '))
+  handle = chat.ask('c')
+  said = [
+    {'role': 'system', 'content': 's'},
+    {'role': 'user', 'content': 'a'},
+    {'role': 'assistant', 'content': 'b'},
+    {'role': 'user', 'content': 'c'},
+  ]
+  assert chat.messages == said
+  model = serving_models.base()
+  text = chat_lib.render(model.chat_template, said)
+  assert list(handle.request.prompt) == model.encode_prompt(text)
+  assert handle.request.seed == 1
+  handle.result(60)
+  chat.reset()
+  assert chat.messages == said[:1]
+
+
+def test_what_does_not_fit_was_not_said(engine):
+  chat = _chat(engine)
+  with pytest.raises(ValueError, match='64'):
+    chat.ask('x' * 100)
+  assert not chat.messages
+
+
+def test_a_model_without_a_template_cannot_chat(engine):
+  plain = dataclasses.replace(serving_models.base(), chat_template=None)
+  with pytest.raises(ValueError, match='no chat template, so it cannot chat'):
+    conversation.Conversation(plain, engine)
+
+
+def _talk(chat, monkeypatch, capsys, *lines):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'.join(lines)))
+  cli_chat._talk(chat, cli_chat._Screen())
+  return capsys.readouterr().out
+
+
+def test_lines_are_turns_or_commands(engine, monkeypatch, capsys):
+  chat = _chat(engine)
+  out = _talk(
+    chat,
+    monkeypatch,
+    capsys,
+    '/drafts off',
+    'a',
+    '',
+    '/what',
+    'x' * 99,
+    '/quit',
   )
+  assert not chat.has_drafts and len(chat.messages) == 2
+  assert out.startswith('drafts are off\n') and '\033' not in out
+  assert '/what is no command; there are:\n  /help' in out
+  assert '/reset makes room' in out
+  assert ' tokens, 1.0 per call, ' in out
+  out = _talk(chat, monkeypatch, capsys, '/reset', '/drafts on', '/help')
+  assert out.startswith('forgotten\ndrafts are on\n  /help')
+  assert chat.has_drafts and not chat.messages
 
 
-def _type(talk, monkeypatch, lines, is_coloured=False):
-  monkeypatch.setattr(sys, 'stdin', io.StringIO(lines))
-  chat._talk(talk, is_coloured)
+def test_runs_have_colours_that_take_turns():
+  shown = []
+  show = cli_chat._coloured(lambda *args: shown.append(args))
+  for tokens, text in (([1], 'a'), ([2, 3], 'bc'), ([4], 'd'), ([5, 6], 'ef')):
+    show(requests.Piece(tokens, text))
+  assert shown == [('a', 0), ('bc', 36), ('d', 0), ('ef', 33)]
 
 
-def test_turns_and_commands(talk, monkeypatch, capsys):
-  _type(talk, monkeypatch, 'a\n/drafts off\nb\n/x\n/help\n/quit\nc\n')
-  said, notes = capsys.readouterr()
-  assert END.findall(said) == ['length', 'length']
-  assert [m['role'] for m in talk.messages] == [
-    'system', 'user', 'assistant', 'user', 'assistant'
-  ]  # fmt: skip
-  assert "'/x' is no command; /help lists them" in notes
-  assert '/reset' in notes and 'drafts off' in notes and not talk.has_drafts
-  talk.reset()
-  assert talk.messages == [{'role': 'system', 'content': 'S'}]
-
-
-def test_a_conversation_that_is_too_long(talk, monkeypatch, capsys):
-  _type(talk, monkeypatch, f'{"a" * 80}\n/reset\nb\n')
-  said, notes = capsys.readouterr()
-  assert '/reset begins again' in notes and len(END.findall(said)) == 1
-  assert len(talk.messages) == 3
-
-
-def test_an_interrupt_ends_the_answer_alone(talk, monkeypatch, capsys):
-  step, count = talk._engine.step, []
-
-  def interrupted():
-    if not count:
-      os.kill(os.getpid(), signal.SIGINT)
-    count.append(1)
-    return step()
-
-  monkeypatch.setattr(talk._engine, 'step', interrupted)
-  before = signal.getsignal(signal.SIGINT)
-  _type(talk, monkeypatch, 'a\nb\n')
-  assert END.findall(capsys.readouterr().out) == ['cancelled', 'length']
-  assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_without_chat_a_line_is_a_text(talk, monkeypatch):
-  talk._is_chat = False
-  handle = talk.ask('ab')
-  list(talk.pieces(handle))
-  assert handle.request.prompt == tuple(talk._engine.model.encode('ab'))
-  assert len(talk.messages) == 1
-
-
-def test_colours(monkeypatch):
-  assert chat.painted('a', 1) == 'a'
-  assert chat.painted('ab', 2) == '\x1b[38;5;34mab\x1b[0m'
-  assert chat.painted('ab', 99) == '\x1b[38;5;203mab\x1b[0m'
-  monkeypatch.delenv('NO_COLOR', raising=False)
+@pytest.mark.parametrize(
+  ('no_colour', 'text'), [('', '\033[36mhi\033[0m'), ('1', 'hi')]
+)
+def test_colours_are_for_terminals_that_want_them(
+  no_colour, text, monkeypatch, capsys
+):
+  monkeypatch.setenv('NO_COLOR', no_colour)
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
-  assert chat.has_colour()
-  monkeypatch.setenv('NO_COLOR', '1')
-  assert not chat.has_colour()
+  cli_chat._Screen().show('hi', 36)
+  assert capsys.readouterr().out == text
+
+
+def test_ctrl_c_ends_the_answer_alone(engine, monkeypatch, capsys):
+  chat = _chat(engine)
+  ask = chat.ask
+
+  def interrupted(text):
+    handle = ask(text)
+
+    class Stopping:
+      result = handle.result
+      cancel = handle.cancel
+
+      def __iter__(self):
+        raise KeyboardInterrupt
+
+    return Stopping()
+
+  monkeypatch.setattr(chat, 'ask', interrupted)
+  _talk(chat, monkeypatch, capsys, 'a')
+  assert [m['role'] for m in chat.messages] == ['user', 'assistant']
+
+
+def test_the_summary_says_what_a_call_gave():
+  metrics = requests.Metrics(5, 9, (3, 1), 3, 0.0, 0.5, 1.0)
+  made = requests.Completion([1] * 9, 'x', 'length', metrics)
+  said = cli_chat._summary(made)
+  assert (
+    said == '[9 tokens, 4.0 per call, 16 tokens/s, ended by max_new_tokens]'
+  )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    ([], 'the model has no chat template; --nochat continues each line'),
-    (['--nochat', '--system=x'], '--system is for chats'),
-    (['--nochat', '--max_new_tokens=8', '--cache_length=64'], ''),
-  ],
-)
-def test_the_command(tmp_path, flags, message):
-  byte_model.write_model(tmp_path / 'tiny', byte_model.model_config())
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'specstream_jax.cli.main',
-      'chat',
-      *flags,
-      f'--model={tmp_path / "tiny"}',
-    ],
-    input='ab\n',
-    capture_output=True,
-    text=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-  )
-  assert 'Traceback' not in done.stderr
-  assert done.returncode == bool(message) and message in done.stderr
-  assert bool(END.search(done.stdout)) is not bool(message)
+def test_the_command(tmp_path, monkeypatch):
+  import byte_model
+
+  byte_model.write_model(tmp_path / 'm', byte_model.model_config())
+  done = commands.run('chat', f'--model={tmp_path}/m', '--adapter=')
+  assert done.status == 1 and 'has no chat template' in done.err

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue, the slots and the ends of requests."""
 
+import dataclasses
 import threading
 
 import pytest
 import serving_models
 
-from specstream_jax import config
+from specstream_jax import config, memory
 from specstream_jax.config import serving
-from specstream_jax.serving import answers, requests
+from specstream_jax.serving import answers, engine as engine_lib, requests
 
 CFG = serving_models.CFG
 ENDLESS = config.SamplingConfig(ignore_eos=True)
@@ -55,7 +56,9 @@ def test_pieces_are_the_completion(engine):
   assert metrics.num_prompt_tokens == 3 and metrics.num_new_tokens == 20
   assert metrics.num_calls + metrics.num_accepted == 19
   assert metrics.waited <= metrics.first_token <= metrics.total
-  assert sum(metrics.histogram(engine.path_length)) == metrics.num_calls
+  # The base has no drafts.
+  assert metrics.num_plain_calls == metrics.num_calls
+  assert sum(metrics.histogram(engine.path_length)) == 0
 
 
 def test_metrics_by_hand():
@@ -64,6 +67,10 @@ def test_metrics_by_hand():
   assert made.mean_acceptance_length == 1 + 5 / 3
   assert made.acceptance_rate == 5 / 21
   assert made.histogram(4) == [1, 0, 1, 1]
+  plain = dataclasses.replace(made, num_plain_calls=1)
+  assert (plain.num_calls, plain.num_drafted) == (3, 14)
+  assert plain.mean_acceptance_length == 1 + 5 / 2
+  assert plain.histogram(4) == [0, 0, 1, 1]
   nothing = requests.Metrics(5, 1, (), 0, 0.0, 0.1, 0.2)
   assert nothing.mean_acceptance_length == nothing.acceptance_rate == 0.0
   assert nothing.histogram(3) == [0, 0, 0]
@@ -165,7 +172,7 @@ def test_a_long_prompt_holds_rows_up_by_a_chunk_a_quantum(engine):
   engine.submit(_ask(max_new_tokens=32))
   engine.step()
   running = next(iter(engine._rows.values()))
-  engine.submit(_ask(prompt=tuple(range(1, 30))))
+  engine.submit(_ask(prompt=tuple(range(101, 130))))
   seen = []
   while engine.stats().running < 2:
     before = running.num_seen
@@ -230,7 +237,7 @@ def test_without_a_limit_a_request_takes_what_there_is(engine):
 def test_a_thread_serves_many_and_drains():
   engine = serving_models.engine()
   engine.start()
-  [want] = [engine.submit(_ask()).result(30).tokens]
+  [want] = [engine.submit(_ask()).result(120).tokens]
   got = []
 
   def client():
@@ -246,10 +253,10 @@ def test_a_thread_serves_many_and_drains():
   for one in clients:
     one.start()
   for one in clients:
-    one.join(30)
+    one.join(120)
   assert got == [want] * 6
   last = engine.submit(_ask())
-  assert engine.close(30)
+  assert engine.close(120)
   assert last.result(0).tokens == want
   with pytest.raises(requests.RefusedError, match='the engine is closing'):
     engine.submit(_ask())
@@ -262,13 +269,13 @@ def test_a_failure_reaches_everybody(monkeypatch):
   handle = engine.submit(_ask())
   engine.start()
   with pytest.raises(RuntimeError, match='no completion: integer division'):
-    handle.result(30)
+    handle.result(120)
   with pytest.raises(RuntimeError, match='no completion'):
     list(handle)
-  engine._thread.join(30)
+  engine._thread.join(120)
   with pytest.raises(requests.RefusedError, match='engine has failed: integer'):
     engine.submit(_ask())
-  assert not engine.close(30)
+  assert not engine.close(120)
 
 
 def test_closing_in_a_hurry_gives_up():
@@ -279,18 +286,29 @@ def test_closing_in_a_hurry_gives_up():
 
   def slow():
     is_in.set()
-    go_on.wait(30)
+    go_on.wait(120)
     decode()
 
   engine._decode = slow
   engine.start()
-  is_in.wait(30)
+  is_in.wait(120)
   threading.Timer(0.3, go_on.set).start()
   assert not engine.close(0.05)
   with pytest.raises(RuntimeError, match='the engine was closed'):
     handles[2].result(0)
   with pytest.raises(TimeoutError, match='not done after 0 seconds'):
     requests.Handle(_ask()).result(0)
+
+
+def test_what_does_not_fit_is_said_before_anything_compiles(monkeypatch):
+  monkeypatch.setattr(memory, 'available', lambda device: 1000)
+  cfg = dataclasses.replace(CFG, batch_sizes=(1, 2))
+  # Two slots, the one that they grow from, and the one that is read.
+  message = (
+    r'values of 5 slots of 64 positions and 256\.0 MB of shared prefixes take'
+  )
+  with pytest.raises(memory.OutOfMemoryError, match=message):
+    engine_lib.Engine(serving_models.base(), cfg)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +319,13 @@ def test_closing_in_a_hurry_gives_up():
     ({'max_new_tokens': 1024}, 'max_new_tokens is 1024; it must be less than'),
     ({'schedule': 'x'}, "schedule is 'x'; accepted"),
     ({'max_lora_rank': -1}, 'max_lora_rank is -1; it must be'),
+    ({'prefix_cache_mb': -1}, 'prefix_cache_mb is -1; it must be'),
+    ({'max_drafting_rows': -1}, 'max_drafting_rows is -1; it must be'),
+    (
+      {'batch_sizes': (1, 4)},
+      r'batch_sizes is \(1, 4\); accepted: ascending .*num_slots, which is 8',
+    ),
+    ({'batch_sizes': (4, 2, 8)}, r'batch_sizes is \(4, 2, 8\); accepted'),
   ],
 )
 def test_configs_that_are_refused(values, message):

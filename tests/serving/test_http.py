@@ -1,34 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API, against an engine of a tiny model."""
 
-import dataclasses
 import functools
 import json
+import threading
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import serving_models
 from starlette import testclient
-import tiny_runtime
+import uvicorn
 
 import specstream_jax as ss
 from specstream_jax import config
-from specstream_jax.serving import http, requests
+from specstream_jax.modeling import build, forward
+from specstream_jax.serving import http, listening, requests, shelf
 
 
 @functools.cache
 def _engine():
   made = serving_models.engine(max_waiting=8)
-  template = tiny_runtime.TEMPLATE
-  made.model = dataclasses.replace(made.model, chat_template=template)
+  made.model = serving_models.with_template(made.model)
   return made
 
 
-@pytest.fixture(scope='module')
-def client():
+def _read(path):
+  if not path.endswith('later'):
+    raise ValueError(f'{path!r} cannot be read')
+  return serving_models.fine_tuned(seed=8)
+
+
+@pytest.fixture(name='app', scope='module')
+def _app():
   options = http.Options('tiny', max_body_bytes=3000, shutdown_timeout=5)
-  server = http.Server(_engine(), options)
-  with testclient.TestClient(server.app()) as made:
+  given = {'later': '/secret/later', 'bad': '/secret/bad'}
+  server = http.Server(_engine(), options, shelf.Shelf(_read, given))
+  return server.app()
+
+
+@pytest.fixture(scope='module')
+def client(app):
+  with testclient.TestClient(app) as made:
     yield made
+
+
+@pytest.fixture(scope='module')
+def openai_client(app, client):
+  """The openai package, which talks to the same server through a port."""
+  del client  # has started it
+  why = "pip install 'specstream-jax[serve-test]'"
+  openai = pytest.importorskip('openai', reason=why)
+  cfg = uvicorn.Config(app, log_level='warning', lifespan='off')
+  server = uvicorn.Server(cfg)
+  with listening.listen('127.0.0.1', 0) as port:
+    thread = threading.Thread(target=server.run, kwargs={'sockets': [port]})
+    thread.start()
+    url = f'http://127.0.0.1:{port.getsockname()[1]}/v1'
+    yield openai.OpenAI(base_url=url, api_key='none', max_retries=0)
+    server.should_exit = True
+    thread.join(30)
 
 
 def _ask(**values):
@@ -155,6 +187,127 @@ def test_stops_are_no_part_of_the_answer(client):
   assert made['finish_reason'] == 'stop'
 
 
+@functools.cache
+def _forward(adapter):
+  """Log-probabilities of the next tokens, by a pass over the whole text."""
+  model = serving_models.alone(serving_models.kinds().get(adapter))
+  built = build.build(model.config, None, None, 'out_in')
+
+  @jax.jit
+  def run(ids):
+    module = built.merge(model.base, {})
+    places = jnp.arange(ids.shape[1])[None]
+    hidden = forward.forward_train(module, ids, places, jnp.ones_like(ids))
+    return jax.nn.log_softmax(module.logits(hidden.main))[0]
+
+  def of(tokens):
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(run(padded))[: len(tokens) - 1]
+
+  return of
+
+
+@pytest.mark.parametrize('adapter', ['tuned', 'free', 'tiny'])
+def test_logprobs_are_those_of_the_model(adapter, client):
+  ask = functools.partial(
+    _complete, client, model=adapter, prompt='abcdefghijk', logprobs=3
+  )
+  [made] = ask(max_tokens=20)['choices']
+  # All in ASCII but for what the model says, which has a name for each byte.
+  names = {_name(i): i for i in range(257)}
+  tokens = [names[name] for name in made['logprobs']['tokens']]
+  prompt = _engine().model.encode('abcdefghijk')
+  logprobs = _forward(adapter)([*prompt, *tokens])[len(prompt) - 1 :]
+  own = logprobs[range(20), tokens]
+  found = made['logprobs']
+  np.testing.assert_allclose(found['token_logprobs'], own, atol=1e-5)
+  for top, all_ in zip(found['top_logprobs'], logprobs):
+    assert {_name(i) for i in np.argsort(-all_)[:3]} <= set(top)
+  [plain] = ask(max_tokens=20, drafts=False)['choices']
+  assert plain == made
+  # Whatever drew them.
+  [warm] = ask(max_tokens=20, temperature=2.0, seed=3, min_p=0.001)['choices']
+  tokens = [names[name] for name in warm['logprobs']['tokens']]
+  own = _forward(adapter)([*prompt, *tokens])[range(10, 30), tokens]
+  found = warm['logprobs']['token_logprobs']
+  np.testing.assert_allclose(found, own, atol=1e-5)
+
+
+def _name(token):
+  """What a token of the tiny model is called."""
+  if not token:
+    return '<eos>'
+  data = _engine().model.pieces.spell(token)
+  return chr(data[0]) if data[0] < 128 else f'bytes:\\x{data[0]:02x}'
+
+
+@pytest.mark.parametrize('new', [0, 1])
+def test_a_prompt_can_be_scored_alone(new, client):
+  text = 'abcdefghijklmnopq'
+  values = dict(echo=True, logprobs=1, max_tokens=new)
+  body = _complete(client, prompt=[text, 'ab'], **values)
+  ids = _engine().model.encode(text)
+  assert body['usage']['completion_tokens'] == 2 * new
+  assert body['usage']['prompt_tokens'] == len(ids) + 2
+  made, short = body['choices']
+  assert made['text'].startswith(text) and short['text'].startswith('ab')
+  found = made['logprobs']
+  assert found['tokens'][: len(text)] == list(text)
+  assert found['text_offset'][: len(text)] == list(range(len(text)))
+  assert found['token_logprobs'][0] is found['top_logprobs'][0] is None
+  count = len(found['token_logprobs'])
+  assert count == len(ids) + new
+  own = _forward('tuned')(ids)[range(len(ids) - 1), ids[1:]]
+  np.testing.assert_allclose(
+    found['token_logprobs'][1 : len(ids)], own, atol=1e-5
+  )
+  again = _complete(client, prompt=[ids], **values)['choices']
+  assert again[0] == made
+
+
+def test_an_echo_can_be_streamed_and_has_no_logprobs_unless_asked(client):
+  [whole] = _complete(client, echo=True)['choices']
+  assert whole['text'].startswith('ab') and whole['logprobs'] is None
+  body = _ask(echo=True, stream=True)
+  events = _events(client.post('/v1/completions', json=body))
+  said = [event['choices'][0]['text'] for event in events]
+  assert said[0] == 'ab' and ''.join(said) == whole['text']
+  [one] = _complete(client, echo=True, max_tokens=0, prompt='a')['choices']
+  assert one['text'] == 'a' and one['finish_reason'] == 'length'
+  values = dict(echo=True, max_tokens=0, prompt='a', logprobs=1)
+  [one] = _complete(client, **values)['choices']
+  assert one['logprobs']['token_logprobs'] == [None]
+
+
+def test_a_chat_has_logprobs(client):
+  body = {
+    'model': 'tuned',
+    'messages': [{'role': 'user', 'content': 'ab'}],
+    'max_tokens': 6,
+    'temperature': 0,
+    'ignore_eos': True,
+    'logprobs': True,
+    'top_logprobs': 2,
+  }
+  [made] = client.post('/v1/chat/completions', json=body).json()['choices']
+  said = '<user>ab<assistant>'
+  [want] = _complete(client, prompt=said, max_tokens=6, logprobs=2)['choices']
+  content, want = made['logprobs']['content'], want['logprobs']
+  assert [one['token'] for one in content] == want['tokens']
+  assert [one['logprob'] for one in content] == want['token_logprobs']
+  for one, top in zip(content, want['top_logprobs']):
+    assert len(one['top_logprobs']) == 2
+    # The greedy token is the best.
+    assert one['top_logprobs'][0]['logprob'] == one['logprob']
+    assert {t['token']: t['logprob'] for t in one['top_logprobs']} == top
+  body |= {'top_logprobs': None}
+  [made] = client.post('/v1/chat/completions', json=body).json()['choices']
+  assert [one['top_logprobs'] for one in made['logprobs']['content']] == [
+    []
+  ] * 6
+
+
 def test_models_version_health_and_metrics(client):
   data = client.get('/v1/models').json()['data']
   assert data[0]['id'] == 'tiny' and data[0]['parent'] is None
@@ -182,6 +335,118 @@ def test_models_version_health_and_metrics(client):
   assert after['vllm:num_requests_running{model_name="tiny"}'] == 0
 
 
+def test_an_adapter_comes_and_goes_while_others_decode(client):
+  ask = functools.partial(_complete, client, max_tokens=32)
+  [want] = ask(model='free')['choices']
+  handle = _engine().submit(
+    requests.Request(
+      tuple(_engine().model.encode('ab')),
+      'free',
+      32,
+      config.SamplingConfig(ignore_eos=True),
+    )
+  )
+  answer = client.post('/v1/load_lora_adapter', json={'lora_name': 'later'})
+  assert answer.status_code == 200, answer.text
+  assert answer.text == "Success: LoRA adapter 'later' added successfully."
+  assert handle.result(30).text == want['text']
+  programs = _engine().stats().num_compilations
+  [made] = ask(model='later')['choices']
+  assert made['text'] not in (want['text'], ask()['choices'][0]['text'])
+  assert _engine().stats().num_compilations == programs
+  names = [m['id'] for m in client.get('/v1/models').json()['data']]
+  assert 'later' in names
+  for path, status in (('load', 400), ('unload', 200), ('unload', 404)):
+    answer = client.post(
+      f'/v1/{path}_lora_adapter', json={'lora_name': 'later'}
+    )
+    assert answer.status_code == status, answer.text
+  answer = client.post('/v1/completions', json=_ask(model='later'))
+  assert answer.status_code == 404
+
+
+def test_adapters_that_cannot_be_loaded_say_so_without_a_path(client):
+  answer = client.post('/v1/load_lora_adapter', json={'lora_name': 'bad'})
+  assert answer.status_code == 400
+  assert answer.json()['error']['message'] == "'bad' cannot be read"
+
+
+def test_nothing_is_loaded_unless_it_is_allowed():
+  server = http.Server(_engine(), http.Options('tiny'))
+  client = testclient.TestClient(server.app())
+  for path in ('load', 'unload'):
+    answer = client.post(f'/v1/{path}_lora_adapter', json={'lora_name': 'x'})
+    assert answer.status_code == 403
+    assert '--allow_runtime_adapters' in answer.json()['error']['message']
+
+
+@pytest.mark.parametrize(
+  ('body', 'text'),
+  [
+    ({'prompt': 'ab c'}, 'ab c'),
+    ({'prompt': 'ab', 'add_special_tokens': False, 'model': 'tuned'}, 'ab'),
+    (
+      {'messages': [{'role': 'user', 'content': 'ab'}]},
+      '<user>ab<assistant>',
+    ),
+    (
+      {
+        'messages': [{'role': 'user', 'content': 'ab'}],
+        'add_generation_prompt': False,
+      },
+      '<user>ab',
+    ),
+  ],
+)
+def test_texts_and_tokens(body, text, client):
+  body |= {'return_token_strs': True}
+  made = client.post('/tokenize', json=body).json()
+  assert made['tokens'] == _engine().model.encode(text)
+  assert made['count'] == len(text) == len(made['token_strs'])
+  assert made['max_model_len'] == 64
+  answer = client.post('/detokenize', json={'tokens': made['tokens']})
+  assert answer.json() == {'prompt': text}
+
+
+def test_a_client_can_prepare_texts_itself(client):
+  assert client.get('/tokenizer_info').json() == {
+    'bos_token': None,
+    'eos_token': '<eos>',
+    'pad_token': None,
+    'chat_template': _engine().model.chat_template,
+  }
+
+
+def test_special_tokens_have_their_names(client):
+  answer = client.post('/detokenize', json={'tokens': [0]})
+  assert answer.json() == {'prompt': '<eos>'}
+
+
+@pytest.mark.parametrize(
+  ('path', 'body', 'message'),
+  [
+    ('tokenize', {}, "'prompt' is missing"),
+    ('tokenize', {'prompt': ['a']}, "prompt is ['a']; accepted: a text"),
+    ('tokenize', {'prompt': '\ud800'}, 'not valid UTF-8'),
+    ('tokenize', {'prompt': 'a', 'x': 1}, "'x' is not supported here"),
+    ('tokenize', {'prompt': 'a', 'model': 'x'}, "no model 'x'; served"),
+    ('tokenize', {'prompt': 'a', 'return_token_strs': 1}, 'true or false'),
+    ('tokenize', {'messages': 3}, 'messages is 3; accepted: a list'),
+    ('detokenize', {}, "'tokens' is missing"),
+    ('detokenize', {'tokens': 'a'}, "tokens is 'a'; accepted: token ids"),
+    ('detokenize', {'tokens': [True]}, 'accepted: token ids'),
+    ('detokenize', {'tokens': [999]}, 'tokens: token 999 has'),
+    ('detokenize', {'tokens': [1] * 65}, 'has 65 entries; accepted: at most'),
+    ('v1/load_lora_adapter', {}, "'lora_name' is missing"),
+    ('v1/load_lora_adapter', {'lora_name': 3}, 'lora_name is 3; accepted'),
+  ],
+)
+def test_other_bodies_that_are_refused(path, body, message, client):
+  answer = client.post(f'/{path}', content=json.dumps(body))
+  assert answer.status_code in (400, 404)
+  assert message in answer.json()['error']['message'], answer.text
+
+
 def _values(client):
   lines = client.get('/metrics').text.splitlines()
   pairs = [line.rsplit(' ', 1) for line in lines if not line.startswith('#')]
@@ -200,8 +465,21 @@ def _values(client):
     ({'prompt': ''}, 400, 'the prompt is empty', None),
     ({'prompt': [[999]]}, 400, '999', None),
     ({'prompt': '\ud800'}, 400, 'not valid UTF-8', 'prompt'),
-    ({'logprobs': 0}, 400, "'logprobs' is not supported here", 'logprobs'),
-    ({'echo': True}, 400, "'echo' is not supported here", 'echo'),
+    ({'logprobs': 21}, 400, 'logprobs is 21; accepted: 0 to 20', 'logprobs'),
+    (
+      {'logprobs': True},
+      400,
+      'logprobs is True; accepted: a whole',
+      'logprobs',
+    ),
+    (
+      {'logprobs': 1, 'stream': True},
+      400,
+      "'logprobs' is not supported in a stream",
+      'logprobs',
+    ),
+    ({'echo': 1}, 400, 'echo is 1; accepted: true or false', 'echo'),
+    ({'echo': True, 'prompt': [-1]}, 400, 'token -1 has', 'prompt'),
     ({'best_of': 3}, 400, "'best_of' is not supported here", 'best_of'),
     ({'whatever': 3}, 400, "'whatever' is not supported here", 'whatever'),
     (
@@ -213,7 +491,14 @@ def _values(client):
     ({'n': 0}, 400, 'make 0 choices; accepted: 1 to 128', 'n'),
     ({'n': 1.5}, 400, 'n is 1.5; accepted: a whole number', 'n'),
     ({'stream': 'yes'}, 400, "stream is 'yes'; accepted: true", 'stream'),
-    ({'max_tokens': 0}, 400, 'max_new_tokens is 0; it must be', None),
+    (
+      {'max_tokens': 0},
+      400,
+      'max_tokens is 0; accepted: at least',
+      'max_tokens',
+    ),
+    ({'max_tokens': -1}, 400, 'max_new_tokens is -1; it must be', None),
+    ({'max_tokens': False}, 400, 'max_new_tokens is False', None),
     ({'max_tokens': 33}, 400, 'max_new_tokens is 33; accepted: 1 to 32', None),
     ({'max_tokens': 'x'}, 400, "max_new_tokens is the text 'x'", None),
     ({'prompt': [1] * 60}, 400, 'the prompt has 60 tokens and 12 new', None),
@@ -247,7 +532,11 @@ def test_bodies_that_are_refused(values, status, message, param, client):
     ),
     ({'tools': 3}, 'tools is 3; accepted: a list'),
     ({'response_format': {'type': 'json_object'}}, "'response_format' is not"),
-    ({'top_logprobs': 2}, "'top_logprobs' is not supported here"),
+    ({'top_logprobs': 2}, 'top_logprobs needs logprobs; set it to true'),
+    ({'logprobs': 1}, 'logprobs is 1; accepted: true or false'),
+    ({'logprobs': True, 'top_logprobs': 21}, 'accepted: 0 to 20'),
+    ({'logprobs': True, 'stream': True}, "'logprobs' is not supported in a"),
+    ({'echo': True}, "'echo' is not supported here"),
   ],
 )
 def test_chats_that_are_refused(values, message, client):
@@ -330,3 +619,64 @@ def test_a_key_is_needed_where_there_is_one():
   assert client.get('/v1/models', headers=headers).status_code == 200
   assert client.get('/health').status_code == 200
   assert 'geheim' not in repr(server.options)
+
+
+ASKED = dict(model='tuned', temperature=0, extra_body={'ignore_eos': True})
+CHAT = [{'role': 'user', 'content': 'ab'}]
+
+
+def test_openai_completions(openai_client):
+  made = openai_client.completions.create(
+    prompt='ab', max_tokens=9, logprobs=2, echo=True, n=2, **ASKED
+  )
+  one, two = made.choices
+  assert one.text == two.text and one.text.startswith('ab')
+  assert made.usage.completion_tokens == 18
+  assert len(one.logprobs.token_logprobs) == 11
+  assert one.logprobs.token_logprobs[0] is None
+  steps = made.metrics['speculative_decoding']['num_spec_steps']
+  assert 0 < steps <= 16
+  pieces = openai_client.completions.create(
+    prompt='ab', max_tokens=9, echo=True, stream=True, **ASKED
+  )
+  text = ''.join(piece.choices[0].text for piece in pieces)
+  assert text == one.text
+
+
+def test_openai_chats(openai_client):
+  made = openai_client.chat.completions.create(
+    messages=CHAT,
+    max_completion_tokens=9,
+    logprobs=True,
+    top_logprobs=1,
+    **ASKED,
+  )
+  [choice] = made.choices
+  assert choice.finish_reason == 'length'
+  best = [one.top_logprobs[0].logprob for one in choice.logprobs.content]
+  assert best == [one.logprob for one in choice.logprobs.content]
+  *pieces, usage = openai_client.chat.completions.create(
+    messages=CHAT,
+    max_completion_tokens=9,
+    stream=True,
+    stream_options={'include_usage': True},
+    **ASKED,
+  )
+  said = [piece.choices[0].delta.content or '' for piece in pieces]
+  assert ''.join(said) == choice.message.content
+  assert usage.usage.completion_tokens == 9
+
+
+def test_openai_models(openai_client):
+  names = [model.id for model in openai_client.models.list()]
+  assert names == ['tiny', 'both', 'free', 'plain', 'tuned']
+
+
+def test_openai_errors(openai_client):
+  openai = pytest.importorskip('openai')
+  ask = openai_client.completions.create
+  with pytest.raises(openai.NotFoundError, match="there is no model 'x'"):
+    ask(model='x', prompt='ab')
+  with pytest.raises(openai.BadRequestError, match="'best_of' is not") as error:
+    ask(model='tiny', prompt='ab', best_of=3)
+  assert error.value.param == 'best_of'

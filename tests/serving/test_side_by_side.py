@@ -156,6 +156,156 @@ def test_rows_go_on_when_their_adapter_is_unloaded():
     assert (handle.result(0).tokens, 'length') == want
 
 
+_BEGINNING = tuple(range(20, 37))  # two chunks and a token
+
+
+def _after(beginning, *rest, **values):
+  endless = config.SamplingConfig(ignore_eos=True)
+  return requests.Request(
+    (*beginning, *rest),
+    **{'max_new_tokens': 10, 'sampling': endless} | values,
+  )
+
+
+def test_prompts_that_begin_alike_are_read_once_and_say_the_same():
+  engine = _engine()
+  sampled = dataclasses.replace(SAMPLING[1], ignore_eos=True)
+  for name in NAMES:
+    asked = [
+      _after(_BEGINNING, 3, adapter=name),
+      _after(_BEGINNING, 3, adapter=name),
+      _after(_BEGINNING, 7, 8, 9, adapter=name, sampling=sampled),
+    ]
+    before = engine.stats().prefixes
+    done = _run(engine, asked)
+    after = engine.stats().prefixes
+    # Lossless streams spare main tokens: what the base has read will do.
+    first = 16 if name == 'free' else 0
+    found = [made.metrics.num_cached_tokens for made in done]
+    assert found == [first, 16, 16]
+    assert after.tokens_saved - before.tokens_saved == sum(found)
+    assert after.hits - before.hits == 2 + (name == 'free')
+    assert after.prompts - before.prompts == 3
+    for request, made in zip(asked, done, strict=True):
+      assert made.tokens == _alone(request)[0]
+  assert 0 < after.num_bytes <= 10**6 * CFG.prefix_cache_mb
+
+
+def test_what_is_found_is_what_would_be_read_bit_by_bit():
+  engine = _engine()
+  served = engine._weights.served['both']
+  prompt = [*range(40, 59), 1]
+  row = engine._row(_after(prompt, adapter='both'))
+
+  def read(owner):
+    params = engine._weights.of_row(served)
+    reading = engine._decoder.read(params, prompt, row.arrays, owner=owner)
+    while (made := reading.advance()) is None:
+      pass
+    size = len(prompt)
+    seen = jax.tree.map(lambda x: np.array(x[:, :, :size]), made.cache.keys)
+    drafts, token = np.array(made.tree.tokens), np.array(made.tokens)
+    engine._decoder.give_back(made.cache)
+    return reading.num_found, [*seen, drafts, token]
+
+  nothing, want = read(None)
+  first, kept = read(served.owner)
+  found, got = read(served.owner)
+  assert (nothing, first, found) == (0, 0, 16)
+  for one, two, three in zip(want, kept, got, strict=True):
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, three)
+
+
+def test_another_adapter_of_the_same_name_reads_for_itself():
+  engine, asked = _engine(), _after(_BEGINNING, 5, adapter='later')
+  for found in (_LATER['later'], serving_models.fine_tuned(seed=21)):
+    engine.load_adapter('later', found)
+    made = [_run(engine, [asked])[0].metrics.num_cached_tokens for _ in 'ab']
+    assert made == [0, 16]
+  engine.unload_adapter('later')
+
+
+def test_an_adapter_of_no_numbers_spoils_no_other():
+  engine = _engine()
+  broken = serving_models.peft(seed=31)
+  nan = {k: np.full_like(v, np.nan) for k, v in broken.folded.items()}
+  engine.load_adapter('later', dataclasses.replace(broken, folded=nan))
+  [made] = _run(engine, [_after(_BEGINNING, 5, adapter='later')])
+  assert (made.tokens, made.finish_reason) == ([], 'not_finite')
+  given_up = engine.submit(_after(range(60, 77), adapter='later'))
+  engine._reading = engine._begin_next()
+  engine._reading[1].advance()
+  given_up.cancel()
+  engine.step()
+  engine.unload_adapter('later')
+  request = _after((), 1, 2, 3)
+  [made] = _run(engine, [request])
+  assert made.tokens == _alone(request)[0]
+
+
+@pytest.mark.slow
+def test_a_load_that_comes_and_goes_changes_no_token():
+  """The batch grows, shrinks, drafts and does not, and compiles nothing."""
+  cfg = dataclasses.replace(
+    CFG, num_slots=4, batch_sizes=(), max_drafting_rows=1, max_waiting=1000
+  )
+  engine = engine_lib.Engine(
+    serving_models.base(), cfg, adapters=serving_models.kinds()
+  )
+  before = engine.stats().num_compilations
+  asked, done, seen = _asked(7, 60, NAMES), [], set()
+  for start in range(0, 60, 6):
+    handles = [engine.submit(request) for request in asked[start : start + 6]]
+    while engine.step():
+      now = engine.stats()
+      seen.add((now.batch_size, now.is_drafting))
+    done += [handle.result(0) for handle in handles]
+  assert seen >= {(1, True), (4, False)}
+  assert engine.stats().num_compilations == before
+  for request, made in zip(asked, done, strict=True):
+    assert (made.tokens, made.finish_reason) == _alone(request), request.adapter
+    cost = made.metrics
+    assert cost.num_calls + cost.num_accepted == len(made.tokens) - 1
+    assert sum(cost.histogram(engine.path_length)) == cost.num_drafting_calls
+  assert any(made.metrics.num_plain_calls for made in done)
+  assert any(made.metrics.num_accepted for made in done)
+
+
+def _wide():
+  found = serving_models.fine_tuned(seed=21)
+  tree = config.TreeConfig('full', depth=2, branching=2)
+  return dataclasses.replace(found, tree=tree)
+
+
+def test_an_adapter_drafts_its_own_tree():
+  engine = _engine()
+  for name, found, count in (
+    ('small', dataclasses.replace(_wide(), tree=config.TreeConfig(
+      'chain', depth=1
+    )), 1),
+    ('none', dataclasses.replace(_wide(), tree=None), 5),
+    ('wide', _wide(), 5),
+  ):  # fmt: skip
+    engine.load_adapter(name, found)
+    request = _after((3, 1), adapter=name)
+    [made] = _run(engine, [request])
+    cost = made.metrics
+    assert cost.num_drafted == count * cost.num_calls
+    assert sum(cost.histogram(engine.path_length)[count + 1 :]) == 0
+    engine.unload_adapter(name)
+
+
+def test_of_a_larger_tree_there_is_what_there_is_room_for(caplog):
+  tree = config.TreeConfig('best_first', depth=2, branching=3, num_nodes=30)
+  engine = _engine()
+  engine.load_adapter('x', dataclasses.replace(_wide(), tree=tree))
+  engine.unload_adapter('x')
+  assert "'x' has a draft tree of 30 nodes and depth 2, of which there" in (
+    caplog.text
+  )
+
+
 @pytest.mark.slow
 def test_one_folded_adapter_is_served_as_it_was_loaded():
   found = serving_models.kinds()['both']

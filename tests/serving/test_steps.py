@@ -3,7 +3,6 @@
 
 import json
 import re
-import types
 
 import pytest
 import serving_models
@@ -90,13 +89,10 @@ def test_the_tree(client):
 
 
 def test_the_parents_of_a_tree_of_one_shape():
-  made = serving_models.engine()
-  tree = config.TreeConfig('full', depth=2, branching=2)
-  drafter = streams.Streams(tree, 2)
-  setup = types.SimpleNamespace(drafter=drafter, path_length=3)
-  made._weights = types.SimpleNamespace(setup=setup)
-  assert made.tree['parents'] == [0, 0, 0, 1, 1, 2, 2]
-  assert made.tree['num_nodes'] == 7
+  cfg = config.TreeConfig('full', depth=2, branching=2)
+  found = page.tree(streams.Streams(cfg, 2))
+  assert found['parents'] == [0, 0, 0, 1, 1, 2, 2]
+  assert (found['num_nodes'], found['depth']) == (7, 2)
 
 
 def test_the_page_needs_no_key_and_nothing_from_outside(client):

@@ -117,6 +117,28 @@ def test_nll_and_rank_by_hand():
   np.testing.assert_array_equal(result.rank, [1, 2, 0])
 
 
+def test_a_frozen_main_stream_has_its_loss_but_no_gradient():
+  rng = np.random.default_rng(0)
+  main = jnp.float32(rng.normal(size=(2, 3, 1, 5)))
+  streams = jnp.float32(rng.normal(size=(2, 3, 2, 5)))
+  targets = jnp.asarray(rng.integers(0, 5, (2, 3, 3)))
+  model = Identity()
+
+  def total(main, streams, is_lossless):
+    model.is_lossless = is_lossless
+    result = objective._losses(model, main, streams, targets, 4)
+    return (result.nll * jnp.array([[[1, 2, 3]]])).sum(), result
+
+  run = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+  run = jax.jit(run, static_argnums=2)
+  (_, trained), (moved, expected) = run(main, streams, False)
+  assert np.any(moved)
+  (_, frozen), (of_main, of_streams) = run(main, streams, True)
+  jax.tree.map(np.testing.assert_array_equal, frozen, trained)
+  assert not np.any(of_main)
+  np.testing.assert_allclose(of_streams, expected, rtol=1e-6)
+
+
 def test_top1_and_top4_count_ranks():
   rank = jnp.array([[[0, 3], [1, 4], [0, 9]]])
   weights = jnp.array([[[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]]])
@@ -219,11 +241,10 @@ def test_loss_equals_the_oracle():
   for name, pairs in found.items():
     summed, weight = metrics[f'loss/{name}']
     assert float(summed / weight) == pytest.approx(means[name], abs=2e-5)
-    if name != 'pruning':
-      assert float(weight) == len(pairs)
-      for k in (1, 4):
-        hits = sum(rank < k for _, rank in pairs)
-        assert float(metrics[f'top{k}/{name}'][0]) == hits
+    assert float(weight) == len(pairs)
+    for k in (1,) if name == 'pruning' else (1, 4):
+      hits = sum(rank < k for _, rank in pairs)
+      assert float(metrics[f'top{k}/{name}'][0]) == hits
   expected = means['main'] + 0.1 * means['pruning']
   for j in range(STREAMS):
     expected += 0.25 * 0.5**j * means[f'stream_{j + 1}']
@@ -263,6 +284,27 @@ def test_without_stream_weight_no_stream_runs():
     for c in (plain, tiny_weight)
   ]
   assert flops[0] < 0.9 * flops[1]
+
+
+def test_streams_run_as_long_as_one_of_them_counts():
+  """A decay of 0 leaves the first one."""
+  cfg = config.ObjectiveConfig(stream_decay=0.0, pruning_weight=0.0)
+  assert cfg.stream_weights(STREAMS) == (0.25, *[0.0] * (STREAMS - 1))
+  built, base, adapter = tb.model()
+  trace = lambda a, b: objective.loss(
+    built.merge(base, a), b, jax.random.key(0), cfg
+  )
+  _, metrics = jax.eval_shape(trace, adapter, tb.pack(tb.examples()))
+  assert 'loss/stream_1' in metrics
+
+
+@pytest.mark.parametrize(
+  ('num_anchors', 'wanted', 'step'),
+  [(17, 5, 4), (17, 17, 1), (17, 99, 1), (17, 1, 17), (17, 0, 17), (16, 8, 2)],
+)
+def test_the_pruning_adapter_sees_every_nth_anchor(num_anchors, wanted, step):
+  cfg = config.ObjectiveConfig(pruning_anchors=wanted)
+  assert objective._pruning_step(np.zeros((3, num_anchors)), cfg) == step
 
 
 def test_pruning_loss_trains_the_pruning_adapter_alone():
@@ -341,6 +383,12 @@ def test_streams_learn_from_the_main_stream_at_their_token():
   )
   (hard, plain), (soft, metrics), (half, _) = map(run, (0.0, 1.0, 0.5))
   np.testing.assert_allclose(half, (hard + soft) / 2, rtol=1e-5)
+  mean = lambda name: metrics[f'loss/{name}'][0] / metrics[f'loss/{name}'][1]
+  change = sum(
+    a * (mean(f'teacher_{j}') - mean(f'stream_{j}'))
+    for j, a in enumerate(CFG.stream_weights(STREAMS), start=1)
+  )
+  np.testing.assert_allclose(soft - hard, change, rtol=1e-3)
   # Against the definition, position by position.
   model = built.merge(base, adapter)
   hidden = forward.forward_train(
@@ -364,11 +412,12 @@ def test_streams_learn_from_the_main_stream_at_their_token():
 
 
 def test_a_chunk_holds_so_many_rows_of_each_device(monkeypatch):
-  """Four rows of three positions; loops of so many chunks of so many rows."""
+  """Four rows of five positions; loops of so many chunks of so many rows."""
 
   def loops(chunk_size):
     seen = []
-    hidden, targets = jnp.ones((4, 3, 2)), jnp.zeros((4, 3), jnp.int32)
+    hidden = jnp.arange(40.0).reshape(4, 5, 2)
+    targets = 100 * jnp.arange(20).reshape(4, 5)
 
     def total(hidden, targets):
       seen.append(targets.shape)
@@ -377,11 +426,13 @@ def test_a_chunk_holds_so_many_rows_of_each_device(monkeypatch):
     found = objective._by_chunks(
       total, (hidden, targets), targets.shape, chunk_size
     )
-    np.testing.assert_array_equal(found, 2 * np.ones((4, 3)))
+    np.testing.assert_array_equal(found, hidden.sum(-1) + targets)
     return seen[0]
 
-  assert loops(4) == (4, 1)
+  assert loops(1) == loops(4) == (4, 1)
   assert loops(8) == (4, 2)
+  assert loops(12) == (4, 3)
   monkeypatch.setattr(partitioning, 'num_shards', lambda axis, size: 2)
   assert loops(4) == (4, 2)  # two rows of each device, two positions of each
-  assert loops(6) == loops(99) == (4, 3)
+  assert loops(6) == (4, 3)
+  assert loops(99) == (4, 5)

@@ -25,6 +25,10 @@ from specstream_jax.training import screen
       },
       'loss 0.512, top-1 0.98 | 0.23 0.20, 812 tokens/s',
     ),
+    (
+      {'top1/coupled_1': 0.4, 'top1/main': 0.7, 'top1/stream_1': 0.15},
+      'top-1 0.70 | 0.40',
+    ),
     ({'loss/main': 1.0, 'top1/main': 0.5}, 'loss 1.000, top-1 0.50'),
     (
       {'loss/total': 2.0, 'top1/stream_1': 0.5, 'tokens_per_call': 1.816},

@@ -53,10 +53,29 @@ def test_bad_rows_are_all_named(tmp_path):
   with pytest.raises(ValueError, match='12 of 32 rows are bad') as error:
     read(path)
   text = str(error.value)
-  assert f'{path}:21: the prompt is empty' in text and '… and 2 more' in text
+  assert f'  {path}:21, {path}:22, ' in text
+  assert f'{path}:30 and 1 more: the prompt is empty\n' in text
+  assert f'  {path}:32: has columns' in text
   assert text.endswith('leave them out: --skip_bad_rows')
   found = read(path, skip_bad_rows=True)
   assert (found.num_rows, found.num_bad) == (20, 12)
+
+
+def test_a_column_of_another_name_is_one_mistake(tmp_path):
+  path = write(tmp_path / 'a.jsonl', [{'ask': f'p{i}'} for i in range(40)])
+  for skip in (False, True):
+    with pytest.raises(ValueError, match='40 of 40 rows are bad') as error:
+      read(path, skip_bad_rows=skip)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3 and "and 30 more: has columns 'ask'" in lines[1]
+    assert lines[2] == 'correct them'
+
+
+def test_many_kinds_of_mistakes_are_counted(tmp_path):
+  bad = [{f'odd{i}': 'x'} for i in range(12)]
+  path = write(tmp_path / 'a.jsonl', [*ROWS, *bad])
+  with pytest.raises(ValueError, match='… and 2 more kinds'):
+    read(path)
 
 
 def test_no_rows_are_told(tmp_path):

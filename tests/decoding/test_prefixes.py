@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of prompts, and what goes when there is no room."""
+
+import numpy as np
+
+from specstream_jax.decoding import prefixes
+
+CHUNK = 3
+
+
+def _prompt(*tokens):
+  return np.array(tokens, np.int32)
+
+
+def _fill(made, owner, prompt):
+  for number, key in enumerate(made.keys(owner, prompt)):
+    made.make_room()
+    made.add(key, (owner, number))
+
+
+def _find(made, owner, prompt):
+  return made.find(made.keys(owner, prompt), len(prompt))
+
+
+def test_chunks_are_found_from_the_first_on_as_far_as_prompts_agree():
+  made = prefixes.Prefixes(1000, CHUNK, 10)
+  _fill(made, 0, _prompt(1, 2, 3, 4, 5, 6, 7, 8))
+  # The last token is always read, and with it its chunk.
+  assert len(made.keys(0, _prompt(1, 2, 3))) == 0
+  assert _find(made, 0, _prompt(1, 2, 3, 9)) == [(0, 0)]
+  assert _find(made, 0, _prompt(1, 2, 3, 4, 5, 6)) == [(0, 0)]
+  assert _find(made, 0, _prompt(1, 2, 3, 4, 5, 6, 9)) == [(0, 0), (0, 1)]
+  assert _find(made, 0, _prompt(1, 2, 4, 4, 5, 6, 9)) == []
+  # The same tokens after others have other keys and values.
+  assert _find(made, 0, _prompt(4, 5, 6, 9)) == []
+  assert made.counts == prefixes.Counts(5, 3, 4 + 6 + 7 + 7 + 4, 3 + 3 + 6, 20)
+
+
+def test_everybody_has_their_own():
+  made = prefixes.Prefixes(1000, CHUNK, 10)
+  _fill(made, 1, _prompt(1, 2, 3, 4))
+  assert _find(made, 2, _prompt(1, 2, 3, 4)) == []
+  assert _find(made, 1, _prompt(1, 2, 3, 4)) == [(1, 0)]
+
+
+def test_what_was_not_used_for_longest_goes_and_ends_before_beginnings():
+  made = prefixes.Prefixes(39, CHUNK, 10)
+  assert made.most_bytes == 30
+  long, other = _prompt(1, 2, 3, 4, 5, 6, 7), _prompt(9, 9, 9, 9)
+  _fill(made, 0, long)
+  _fill(made, 0, other)
+  assert len(_find(made, 0, long)) == 2
+  _fill(made, 0, _prompt(8, 8, 8, 8))
+  assert _find(made, 0, other) == []
+  assert len(_find(made, 0, long)) == 2
+  _fill(made, 0, other)
+  _fill(made, 0, _prompt(7, 7, 7, 7))
+  assert len(_find(made, 0, long)) == 1
+  assert made.counts.num_bytes == 30
+
+
+def test_no_room_is_off():
+  made = prefixes.Prefixes(9, CHUNK, 10)
+  assert made.most_bytes == 0
+  assert made.keys(0, _prompt(1, 2, 3, 4)) == []
