@@ -51,6 +51,9 @@ def test_a_piece_is_what_one_call_added(client, name):
   end = cost.pop()
   counts = [one['num_tokens'] for one in cost if one['num_tokens']]
   assert counts[0] == 1 and sum(counts) == 14
+  if name == 'tiny':  # which has no drafts
+    assert counts == [1] * 14 and not end['num_spec_steps']
+    return
   assert len(counts) == 1 + end['num_spec_steps']
   histogram = [0] * len(end['acceptance_histogram'])
   for count in counts[1:]:
