@@ -26,6 +26,7 @@ from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
   batch_sizes,
+  interface,
   loop,
   slots as slots_lib,
   stopping,
@@ -110,6 +111,11 @@ class Engine:
   def costs(self) -> Mapping[int, batch_sizes.Cost]:
     """What a step costs by size of the batch, where that was measured."""
     return self._decoder.costs
+
+  @property
+  def drafter(self) -> interface.Drafter:
+    """What proposes trees."""
+    return self._weights.setup.drafter
 
   @property
   def is_open(self) -> bool:
@@ -386,7 +392,10 @@ class Engine:
     for slot, row in self._rows.items():
       tokens = seen.tokens[slot, row.num_seen : seen.num_tokens[slot]]
       self._count(row, int(seen.calls[slot]), len(tokens))
-      row.take(tokens.tolist(), stopping.REASONS[int(seen.finish_reason[slot])])
+      reason, lengths = stopping.REASONS[int(seen.finish_reason[slot])], None
+      if row.handle.request.has_steps:
+        lengths = decoder.accept_lengths(slot, int(seen.calls[slot]))
+      row.take(tokens.tolist(), reason, lengths)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
     if leaving:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenAI API on an engine.
 
-GET /health, /version, /metrics, /v1/models, /tokenizer_info; POST
+GET /, a page to try it on; /health, /version, /metrics, /v1/models,
+/v1/specstream/tree, /tokenizer_info; POST
 /v1/completions, /v1/chat/completions, /tokenize, /detokenize,
 /v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
 `metrics.speculative_decoding` beside what the API has. An error never holds a
@@ -31,6 +32,7 @@ from specstream_jax.serving import (
   bodies,
   engine as engine_lib,
   measures as measures_lib,
+  page,
   payloads,
   protocol,
   requests,
@@ -105,14 +107,16 @@ class Server:
 
   def app(self) -> applications.Starlette:
     """The ASGI application, which starts and closes the engine."""
-    get = lambda path, call: routing.Route(
-      path, self._guarded(call), methods=['GET']
+    get = lambda path, call, is_open=False: routing.Route(
+      path, call if is_open else self._guarded(call), methods=['GET']
     )
     post = lambda path, call: routing.Route(
       path, self._guarded(call), methods=['POST']
     )
     return applications.Starlette(
       routes=[
+        get('/', page.show, is_open=True),
+        get('/v1/specstream/tree', self._tree),
         get('/health', self._health),
         get('/version', self._version),
         get('/metrics', self._metrics),
@@ -204,6 +208,11 @@ class Server:
     base = self.options.name
     data = [entry(base, None), *(entry(n, base) for n in self.engine.adapters)]
     return JSONResponse({'object': 'list', 'data': data})
+
+  async def _tree(self, request) -> Response:
+    """The shape of the draft tree, for the page."""
+    del request
+    return JSONResponse(page.tree(self.engine.drafter))
 
   async def _completions(self, request) -> Response:
     return await self._answer(request, protocol.read_completion, payloads.TEXT)
@@ -354,8 +363,8 @@ class Server:
             continue
           is_done = handle.is_done
           for piece in handle.take():
-            if piece.text:
-              yield _event(shape.piece(index, piece.text))
+            if piece.text or shape.call.has_steps:
+              yield _event(shape.piece(index, piece))
           if is_done:
             ended.add(index)
             yield _event(shape.end(index, handle.result(0)))

@@ -92,9 +92,15 @@ class Shape:
       elif text := self.call.echo(index):
         yield self._chunk(index, text)
 
-  def piece(self, index: int, text: str) -> dict[str, Any]:
-    """More text of a choice."""
-    return self._chunk(index, {'content': text} if self._kind.is_chat else text)
+  def piece(self, index: int, piece: requests.Piece) -> dict[str, Any]:
+    """More text of a choice, with the tokens of the call if that is asked."""
+    said = {'content': piece.text} if self._kind.is_chat else piece.text
+    chunk = self._chunk(index, said)
+    if self.call.has_steps:
+      chunk['metrics'] = {
+        'speculative_decoding': {'num_tokens': len(piece.tokens)}
+      }
+    return chunk
 
   def end(self, index: int, made: requests.Completion) -> dict[str, Any]:
     """The end of a choice, with what it cost."""

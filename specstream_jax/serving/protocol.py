@@ -47,6 +47,7 @@ class Call:
     num_choices: of each prompt.
     is_stream: whether pieces go out as they come.
     has_usage: whether a stream ends with the usage.
+    has_steps: whether a piece of a stream is what one call added, and says so.
     num_top: rivals to show beside each token with log-probabilities; None
       shows none of those.
     echoes: text of each prompt if answers begin with it, else none.
@@ -59,6 +60,7 @@ class Call:
   num_choices: int = 1
   is_stream: bool = False
   has_usage: bool = False
+  has_steps: bool = False
   num_top: int | None = None
   echoes: tuple[str, ...] = ()
   is_prompt_only: bool = False
@@ -190,6 +192,12 @@ def _call(body, model, adapters, prompts, limit) -> Call:
       f'choices; accepted: 1 to {MAX_CHOICES}',
       param='n',
     )
+  options = bodies.mapping(body.get('stream_options') or {}, 'stream_options')
+  unknown = sorted(set(options) - {'include_usage', 'include_steps'})
+  if unknown:
+    raise bodies.unsupported(f'stream_options.{unknown[0]}')
+  is_stream = bodies.flag(body, 'stream', False)
+  has_steps = is_stream and bodies.flag(options, 'include_steps', False)
   seed = body.get('seed')
   seed = secrets.randbits(31) if seed is None else seed
   common = {
@@ -202,22 +210,20 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     ),
     'timeout': body.get('timeout'),
     'has_drafts': bodies.flag(body, 'drafts', True),
+    'has_steps': has_steps,
   }
   make = lambda prompt, choice: bodies.naming(None)(
     lambda: requests.Request(
       tuple(prompt), seed=_choice_seed(seed, choice), **common
     )
   )
-  options = bodies.mapping(body.get('stream_options') or {}, 'stream_options')
-  unknown = sorted(set(options) - {'include_usage'})
-  if unknown:
-    raise bodies.unsupported(f'stream_options.{unknown[0]}')
   return Call(
     name,
     tuple(make(prompt, i) for prompt in prompts for i in range(count)),
     count,
-    bodies.flag(body, 'stream', False),
+    is_stream,
     bodies.flag(options, 'include_usage', False),
+    has_steps,
   )
 
 

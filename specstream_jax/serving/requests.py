@@ -41,6 +41,8 @@ class Request:
     stop_ids: token ids that do so.
     timeout: seconds after which it ends wherever it is; None is never.
     has_drafts: False decodes this row plainly: same tokens, more calls.
+    has_steps: whether every piece is what one call added, which costs a
+      transfer from the device per quantum.
   """
 
   prompt: tuple[int, ...]
@@ -52,6 +54,7 @@ class Request:
   stop_ids: tuple[int, ...] = ()
   timeout: float | None = None
   has_drafts: bool = True
+  has_steps: bool = False
 
   def __post_init__(self):
     """Raises ValueError if a value is of the wrong kind or out of range."""

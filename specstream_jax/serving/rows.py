@@ -2,6 +2,7 @@
 """The host's side of a row: what it has said, and when it ends."""
 
 from collections.abc import Sequence
+import itertools
 import time
 
 from specstream_jax import runtime
@@ -81,25 +82,35 @@ class Row:
     self._are_plain += plain
     return count - sum(plain)
 
-  def take(self, tokens: Sequence[int], reason: str) -> None:
+  def take(
+    self,
+    tokens: Sequence[int],
+    reason: str,
+    accept_lengths: Sequence[int] | None = None,
+  ) -> None:
     """More tokens from the device, and why the row ended there, if it did.
 
     Args:
       tokens: new ids.
       reason: of `stopping.REASONS`.
+      accept_lengths: of all calls so far, to pass tokens on call by call; None
+        passes them on together.
     """
-    self.num_seen += len(tokens)
+    ends = _ends(accept_lengths or ())
     kept, text = [], ''
-    for token in tokens:
+    for place, token in enumerate(tokens, self.num_seen):
+      if place in ends and kept:
+        self._keep(kept)
+        self._pass_on(kept, text)
+        kept, text = [], ''
       kept.append(token)
       if self._answer is not None:
         text += self._answer.add(token)
         if self._answer.is_stopped:
           self.finish_reason = 'stop'
           break
-    if kept and self._first is None:
-      self._first = time.monotonic()
-    self._tokens += kept
+    self.num_seen += len(tokens)
+    self._keep(kept)
     if self.finish_reason is None and reason != 'running':
       is_eos = bool(self._tokens) and self._tokens[-1] in self._eos_ids
       self.finish_reason = 'stop' if reason == 'eos' and not is_eos else reason
@@ -139,10 +150,20 @@ class Row:
     handle.finish(made)
     return made
 
+  def _keep(self, kept):
+    if kept and self._first is None:
+      self._first = time.monotonic()
+    self._tokens += kept
+
   def _pass_on(self, tokens, text):
     self._texts.append(text)
     if tokens or text:
       self.handle.add(requests.Piece(list(tokens), text))
+
+
+def _ends(accept_lengths: Sequence[int]) -> set[int]:
+  """Places in a completion where a call begins; the prompt gives token 0."""
+  return set(itertools.accumulate((n + 1 for n in accept_lengths), initial=1))
 
 
 def _kept(accept_lengths: Sequence[int], num_tokens: int) -> tuple[int, ...]:

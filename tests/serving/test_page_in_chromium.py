@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in headless Chromium, against a tiny model."""
+
+import contextlib
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+import serving_models
+import uvicorn
+
+from specstream_jax.serving import http
+
+playwright = pytest.importorskip(
+  'playwright.sync_api', reason='playwright is not installed'
+)
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium'),
+]
+
+
+@contextlib.contextmanager
+def _served():
+  """The address of a server."""
+  server = http.Server(serving_models.engine(), http.Options('tiny'))
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  cfg = uvicorn.Config(server.app(), port=port, log_level='error')
+  served = uvicorn.Server(cfg)
+  thread = threading.Thread(target=served.run)
+  thread.start()
+  while not served.started:
+    time.sleep(0.05)
+  yield f'http://127.0.0.1:{port}'
+  served.should_exit = True
+  thread.join()
+
+
+def test_the_page():
+  with _served() as address, playwright.sync_playwright() as driver:
+    browser = driver.chromium.launch(
+      executable_path=CHROMIUM, args=['--no-sandbox']
+    )
+    page = browser.new_page(viewport={'width': 400, 'height': 800})
+    said, asked = [], []
+    page.on('console', lambda message: said.append(message.text))
+    page.on('pageerror', lambda error: said.append(str(error)))
+    page.on('request', lambda request: asked.append(request.url))
+    page.goto(address)
+    page.wait_for_selector('#model option:nth-child(5)', state='attached')
+    page.select_option('#kind', 'text')
+    page.select_option('#model', 'tuned')
+    page.fill('#limit', '20')
+    page.fill('#prompt', 'ab')
+    page.press('#prompt', 'Control+Enter')
+    page.wait_for_selector('#off-about:has-text("ended")')
+    page.wait_for_selector('#send:not([disabled])')
+    texts = [page.text_content(f'#{side}-text') for side in ('on', 'off')]
+    assert texts[0] == texts[1] and texts[0].startswith('ab')
+    assert 'drafts off: mean acceptance length 1.00' in page.text_content(
+      '#means'
+    )
+    page.focus('.run >> nth=0')
+    page.keyboard.press('Enter')
+    assert page.locator('#tree circle').count() == serving_models.TREE.depth + 1
+    # The policy of the page forbids to evaluate an expression in it.
+    session = page.context.new_cdp_session(page)
+    size = session.send('Page.getLayoutMetrics')['cssContentSize']
+    assert size['width'] <= 400
+    assert said == [] and all(url.startswith(address) for url in asked)
+    page.fill('#limit', '9999')
+    page.fill('#prompt', 'ab')
+    page.click('#send')
+    page.wait_for_selector('#error:has-text("9999")')
+    browser.close()
