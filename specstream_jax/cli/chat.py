@@ -60,11 +60,7 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   model = decoding_flags.load_model()
-  checks.check(
-    bool(model.chat_template),
-    f'--model={args.model} has no chat template, so it cannot chat; `specstream '
-    'generate --prompt=TEXT` continues a text',
-  )
+  conversation.check_can_chat(model)  # before minutes of compiling
   if model.adapter_dir and not model.is_chat:
     print(
       f'note: the adapter {args.adapter!r} was not trained on chats; '

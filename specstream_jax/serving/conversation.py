@@ -11,6 +11,15 @@ from specstream_jax.data import chat
 from specstream_jax.serving import engine as engine_lib, requests
 
 
+def check_can_chat(model: runtime.Model) -> None:
+  """Raises ValueError if the model has no chat template."""
+  checks.check(
+    bool(model.chat_template),
+    'the model has no chat template, so it cannot chat; `specstream generate '
+    '--prompt=TEXT` continues a text',
+  )
+
+
 class Conversation:
   """Messages of a chat, and the answers to come.
 
@@ -40,11 +49,7 @@ class Conversation:
     Raises:
       ValueError: the model has no chat template.
     """
-    checks.check(
-      bool(model.chat_template),
-      'the model has no chat template, so it cannot chat; `specstream generate '
-      '--prompt=TEXT` continues a text',
-    )
+    check_can_chat(model)
     self._model, self._engine = model, engine
     self._system, self._sampling, self._seed = system, sampling, seed
     self.has_drafts = True

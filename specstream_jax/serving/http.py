@@ -145,6 +145,7 @@ class Server:
     """An endpoint whose errors are answers."""
 
     async def endpoint(request: web.Request) -> Response:
+      """What `call` answers, or the error that it ends in."""
       try:
         self._check_key(request)
         return await call(request)

@@ -80,12 +80,17 @@ class Scorer:
       return Scores(none.reshape(0), none.astype(np.int32), none)
     parts, size = [], self._chunk
     text = np.asarray(tokens, np.int32)
+    join = lambda *all_: np.concatenate(all_, axis=1)[0, : len(text) - 1]
     with self._lock:
       for start in range(0, len(text) - 1, size):
         found = self._advance(params, text, start)
         parts.append(jax.tree.map(np.asarray, found))
-    join = lambda *all_: np.concatenate(all_, axis=1)[0, : len(text) - 1]
-    return jax.tree.map(join, *parts)
+      scores = jax.tree.map(join, *parts)
+      if np.isnan(scores.logprobs).any():
+        # What an adapter of no numbers left would reach the next text: NaN
+        # times a weight of zero is NaN.
+        self._cache = None
+    return scores
 
   def _advance(self, params, text, start) -> Scores:
     """The next chunk; what comes behind the text is padding."""

@@ -228,11 +228,15 @@ def test_another_adapter_of_the_same_name_reads_for_itself():
 
 def test_an_adapter_of_no_numbers_spoils_no_other():
   engine = _engine()
+  text = [5, 9, 2]
+  scored = engine.scorer()(text)
   broken = serving_models.peft(seed=31)
   nan = {k: np.full_like(v, np.nan) for k, v in broken.folded.items()}
   engine.load_adapter('later', dataclasses.replace(broken, folded=nan))
   [made] = _run(engine, [_after(_BEGINNING, 5, adapter='later')])
   assert (made.tokens, made.finish_reason) == ([], 'not_finite')
+  assert np.isnan(engine.scorer('later')(range(1, 20)).logprobs).all()
+  np.testing.assert_array_equal(engine.scorer()(text).logprobs, scored.logprobs)
   given_up = engine.submit(_after(range(60, 77), adapter='later'))
   engine._reading = engine._begin_next()
   engine._reading[1].advance()
