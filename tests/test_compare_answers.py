@@ -2,17 +2,10 @@
 """launch/experiments/compare_answers.py: two models' answers, scored prompt by prompt."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import experiments
 import pytest
 
-SCRIPT = (
-  pathlib.Path(__file__)
-  .parents[1]
-  .joinpath('launch', 'experiments', 'compare_answers.py')
-)
 MEANINGS = ('name[Aromi], area[riverside]', 'name[Zizzi], food[Thai]')
 REFERENCES = ('Aromi is by the river.', 'Zizzi serves Thai food.')
 
@@ -29,12 +22,8 @@ def fixture_compare(tmp_path):
       path.write_text(''.join(json.dumps(row) + '\n' for row in answers))
       paths.append(str(path))
     flags = ['--task=e2e_nlg', f'--data_dir={tmp_path}']
-    return subprocess.run(
-      [sys.executable, SCRIPT, *flags, f'--answers={",".join(paths)}'],
-      capture_output=True,
-      text=True,
-      timeout=120,
-      check=False,
+    return experiments.run(
+      'compare_answers.py', *flags, f'--answers={",".join(paths)}'
     )
 
   return run

@@ -2,18 +2,10 @@
 """launch/experiments/forward_cost.py on a tiny model."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import byte_model
+import experiments
 import pytest
-
-SCRIPT = (
-  pathlib.Path(__file__)
-  .parents[1]
-  .joinpath('launch', 'experiments', 'forward_cost.py')
-)
 
 
 @pytest.mark.slow
@@ -26,12 +18,7 @@ def test_every_size_and_dtype_is_timed(tmp_path):
     '--context=8',
     '--repeats=2',
   )
-  done = subprocess.run(
-    [sys.executable, SCRIPT, *flags],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = experiments.run('forward_cost.py', *flags)
   assert done.returncode == 0, done.stderr
   document = json.loads((tmp_path / 'out' / 'forward_cost.json').read_text())
   assert document['context'] == 8

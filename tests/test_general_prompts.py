@@ -2,17 +2,10 @@
 """launch/experiments/general_prompts.py: prompts of many kinds that are nobody's benchmark."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import experiments
 import pytest
 
-SCRIPT = (
-  pathlib.Path(__file__)
-  .parents[1]
-  .joinpath('launch', 'experiments', 'general_prompts.py')
-)
 SENTENCES = [
   'Die Seite wurde noch nicht gespeichert.',
   'Bitte geben Sie eine gültige Adresse ein, sonst geht es nicht.',
@@ -60,13 +53,7 @@ def write(sources, output, *more):
     f'--output={output}',
     '--per_kind=30',
   ]
-  done = subprocess.run(
-    [sys.executable, SCRIPT, *flags, *more],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-  )
+  done = experiments.run('general_prompts.py', *flags, *more)
   rows = []
   if done.returncode == 0:
     rows = [json.loads(x) for x in output.read_text('utf-8').splitlines()]

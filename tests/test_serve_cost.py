@@ -2,18 +2,10 @@
 """launch/experiments/serve_cost.py on a tiny model."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import experiments
 import notebooks
 import pytest
-
-SCRIPT = (
-  pathlib.Path(__file__)
-  .parents[1]
-  .joinpath('launch', 'experiments', 'serve_cost.py')
-)
 
 
 @pytest.mark.slow
@@ -27,12 +19,7 @@ def test_adapters_and_clients_are_timed(tmp_path):
     *('--cache_length=128', '--new_tokens=6', '--prompt_tokens=9'),
     '--rounds=1',
   )
-  done = subprocess.run(
-    [sys.executable, SCRIPT, *flags],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = experiments.run('serve_cost.py', *flags)
   assert done.returncode == 0, done.stderr
   written = tmp_path / 'out' / 'serve_cost.json'
   rows = json.loads(written.read_text())['rows']

@@ -3,32 +3,20 @@
 
 import gzip
 import json
-import pathlib
-import subprocess
-import sys
 
 import byte_model
+import experiments
 import numpy as np
 import pytest
 
 from specstream_jax.checkpoints import draft_vocabulary
 from specstream_jax.data import records
 
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'launch' / 'experiments'
 MRS = [
   'name[Aromi], area[riverside], food[French]',
   'name[Zizzi], area[city centre]',
   'name[Aromi], area[riverside], food[French]',
 ]
-
-
-def call(script, *words):
-  return subprocess.run(
-    [sys.executable, str(EXPERIMENTS / script), *map(str, words)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 def rows(path):
@@ -47,10 +35,12 @@ def fixture_e2e(tmp_path_factory):
 def test_prompts_are_there_once_and_clear_of_other_splits(e2e, tmp_path):
   out = tmp_path / 'prompts.jsonl'
   common = ('--task=e2e_nlg', f'--data_dir={e2e}', f'--output={out}')
-  assert call('task_prompts.py', *common).returncode == 0
+  assert experiments.run('task_prompts.py', *common).returncode == 0
   found = [row['prompt'] for row in rows(out)]
   assert found == [f'{mr}\nDescription:' for mr in MRS[:2]]
-  done = call('task_prompts.py', *common, '--exclude=dev', '--shortened=9')
+  done = experiments.run(
+    'task_prompts.py', *common, '--exclude=dev', '--shortened=9'
+  )
   assert done.returncode == 0, done.stderr
   found = [row['prompt'] for row in rows(out)]
   assert found[0] == f'{MRS[0]}\nDescription:'
@@ -63,14 +53,16 @@ def test_prompts_are_there_once_and_clear_of_other_splits(e2e, tmp_path):
 def test_references_keep_every_row(e2e, tmp_path):
   out = tmp_path / 'pairs.jsonl'
   words = ('--task=e2e_nlg', f'--data_dir={e2e}', f'--output={out}')
-  assert call('task_prompts.py', *words, '--references').returncode == 0
+  assert (
+    experiments.run('task_prompts.py', *words, '--references').returncode == 0
+  )
   assert [row['completion'] for row in rows(out)] == [
     f' Text {i}.' for i in range(3)
   ]
 
 
 def test_other_tasks_cannot_be_shortened(tmp_path):
-  done = call(
+  done = experiments.run(
     'task_prompts.py', '--task=jsonl', '--shortened=1', f'--output={tmp_path}/x'
   )
   assert done.returncode == 1 and 'is for E2E tasks' in done.stderr
@@ -84,7 +76,7 @@ def test_no_table_is_on_two_sides(tmp_path):
   with gzip.open(path, 'wt') as file:
     for i, text in enumerate(contexts):
       file.write(json.dumps({'context': text, 'answer': str(i)}) + '\n')
-  done = call(
+  done = experiments.run(
     'split_sql.py', f'--rows={path}', f'--output_dir={tmp_path}/out',
     '--dev=1', '--test=1',
   )  # fmt: skip
@@ -105,7 +97,9 @@ def test_no_table_is_on_two_sides(tmp_path):
 def test_rows_without_a_table_are_named(tmp_path):
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps({'context': 'SELECT 1'}) + '\n')
-  done = call('split_sql.py', f'--rows={path}', f'--output_dir={tmp_path}/out')
+  done = experiments.run(
+    'split_sql.py', f'--rows={path}', f'--output_dir={tmp_path}/out'
+  )
   assert done.returncode == 1 and 'row 1 has no CREATE TABLE' in done.stderr
   assert len(done.stderr.splitlines()) == 1, done.stderr
 
@@ -120,7 +114,7 @@ def test_records_of_answers(tmp_path):
     '{"prompt": "ab:", "completion": " c", "finished": true}\n'
     '{"prompt": "d:", "completion": " ef", "finished": false}\n'
   )
-  done = call(
+  done = experiments.run(
     'records_of_answers.py', f'--answers={answers}',
     f'--tokenizer={tmp_path}/model', f'--output_dir={tmp_path}/records',
     f'--draft_vocabulary={tmp_path}/vocabulary.json',
