@@ -139,6 +139,38 @@ def forward_cost(
   return svg.draw(paint, title='Cost of a forward pass', size=(5, 3.2))
 
 
+def tuning(
+  predicted: Mapping[str, Sequence[tuple[int, float]]],
+  measured: Mapping[str, Sequence[tuple[int, float]]],
+) -> svg.Svg:
+  """Speed-up by the nodes of the tree: predicted as lines, measured as dots.
+
+  Args:
+    predicted: label -> (nodes, speed-up) pairs.
+    measured: likewise, of some of them.
+  """
+
+  def paint(axes):
+    ax = axes[0, 0]
+    ticks = sorted({n for pairs in predicted.values() for n, _ in pairs})
+    for i, (label, pairs) in enumerate(predicted.items()):
+      look = _line(i)
+      marker = look.pop('marker')
+      ax.plot(*zip(*sorted(pairs), strict=True), label=label, **look)
+      for nodes, value in measured.get(label, ()):
+        ax.plot(nodes, value, marker, color=look['color'], markersize=7)
+    ax.axhline(1, color=svg.MUTED, linewidth=1)
+    ax.set_xscale('log', base=2)
+    ax.set_xticks(ticks, map(str, ticks))
+    ax.minorticks_off()
+    ax.set(xlabel='nodes of the tree', ylabel='times faster')
+    ax.set_ylim(bottom=0)
+    _legend(ax, predicted)
+
+  title = 'Predicted speed-up (lines) and measured (dots)'
+  return svg.draw(paint, title=title, size=(5.5, 3.4))
+
+
 def training_curves(path: str | os.PathLike[str]) -> svg.Svg:
   """Loss and accuracy per stream, tokens per call, speed, over steps.
 

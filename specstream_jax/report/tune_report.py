@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tuning found: a table for the terminal, tune.json, a plot."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+
+from specstream_jax.bench import machine, results
+from specstream_jax.outputs import writing
+from specstream_jax.report import plots, svg
+
+_HEAD = (
+  *('drafter', 'schedule', 'batch', 'CR', 'step cost', 'predicted'),
+  'measured (95 %)',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """One way to decode, for so many rows, and what is known of it.
+
+  Attributes:
+    drafter: as `config.drafting.parse` reads it.
+    nodes: of its tree.
+    has_vocabulary: drafts come from the adapter's draft vocabulary.
+    schedule: of the streams.
+    batch: rows per call.
+    call_reduction: CR = calls without drafts / calls with, on all prompts.
+    step_cost: time of a call / time of one without drafts, medians.
+    speedup: measured against plain decoding; None if it was not.
+    speedup_ci95: its interval over prompts.
+  """
+
+  drafter: str
+  nodes: int
+  has_vocabulary: bool
+  schedule: str
+  batch: int
+  call_reduction: float
+  step_cost: float
+  speedup: float | None = None
+  speedup_ci95: tuple[float, float] | None = None
+
+  @property
+  def predicted(self) -> float:
+    """The speed-up that its two factors come to."""
+    return self.call_reduction / self.step_cost
+
+  @property
+  def label(self) -> str:
+    """For tables."""
+    return f'streams {self.nodes}' + ', vocabulary' * self.has_vocabulary
+
+  def measured_by(self, run: results.RunResult) -> 'Candidate':
+    """The candidate, with what a benchmark says of it."""
+    low, high = run.speedup_ci95
+    return dataclasses.replace(
+      self, speedup=run.speedup, speedup_ci95=(low, high)
+    )
+
+
+def best(found: Sequence[Candidate], batch: int) -> Candidate | None:
+  """The fastest that was measured; None if none beats plain decoding."""
+  ran = [one for one in found if one.batch == batch and one.speedup]
+  first = max(ran, key=lambda one: one.speedup or 0.0, default=None)
+  return first if first and (first.speedup or 0.0) > 1 else None
+
+
+def table(found: Sequence[Candidate]) -> str:
+  """Candidates in the order that they have."""
+  rows = [_HEAD, *map(_row, found)]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  pad = lambda row: (
+    text.ljust(width) if place < 2 else text.rjust(width)
+    for place, (text, width) in enumerate(zip(row, widths, strict=True))
+  )
+  lines = ['  '.join(pad(row)).rstrip() for row in rows]
+  return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
+
+
+def verdict(found: Sequence[Candidate], batch: int) -> str:
+  """What to take, and how far prediction and clock were apart."""
+  one = best(found, batch)
+  ran = [c for c in found if c.batch == batch and c.speedup is not None]
+  apart = max(abs(c.predicted / c.speedup - 1) for c in ran if c.speedup)
+  error = f'predictions were off by at most {apart:.0%}'
+  if one is None:
+    return f'batch {batch}: drafts do not pay here, plain decoding is fastest; {error}'
+  return (
+    f'batch {batch}: {one.label}, {one.schedule}, is fastest, '
+    f'{one.speedup:.2f} times plain decoding; {error}'
+  )
+
+
+def plot(found: Sequence[Candidate]) -> svg.Svg:
+  """Predicted speed-up by nodes, and dots for what was measured."""
+  lines: dict[str, list[tuple[int, float]]] = {}
+  dots: dict[str, list[tuple[int, float]]] = {}
+  for one in sorted(found, key=lambda one: one.nodes):
+    name = f'batch {one.batch}, {one.schedule}'
+    name += ', vocabulary' * one.has_vocabulary
+    lines.setdefault(name, []).append((one.nodes, one.predicted))
+    if one.speedup is not None:
+      dots.setdefault(name, []).append((one.nodes, one.speedup))
+  return plots.tuning(lines, dots)
+
+
+def write(
+  folder: str, found: Sequence[Candidate], *, command: str, task: str
+) -> None:
+  """tune.json and tune.svg in a folder.
+
+  Raises:
+    WriteError: it cannot be written.
+  """
+  rows = [
+    dataclasses.asdict(one) | {'predicted': one.predicted} for one in found
+  ]
+  value = {
+    'command': command,
+    'task': task,
+    'machine': machine.describe(),
+    'versions': results.versions(),
+    'candidates': rows,
+  }
+  text = json.dumps(value, indent=2) + '\n'
+  writing.write_text(os.path.join(folder, 'tune.json'), text)
+  writing.write_text(os.path.join(folder, 'tune.svg'), str(plot(found)))
+
+
+def _row(one: Candidate) -> tuple[str, ...]:
+  measured = ''
+  if one.speedup is not None and one.speedup_ci95 is not None:
+    low, high = one.speedup_ci95
+    measured = f'{one.speedup:.2f} ({low:.2f}-{high:.2f})'
+  return (
+    one.label,
+    one.schedule,
+    str(one.batch),
+    f'{one.call_reduction:.2f}',
+    f'{one.step_cost:.2f}',
+    f'{one.predicted:.2f}',
+    measured,
+  )

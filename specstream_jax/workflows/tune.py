@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which drafter is fastest here: few measurements, a prediction, then proof.
+
+Speed-up is calls without drafts / calls with, divided by what a call with
+drafts costs. The first factor of every tree comes out of one pass over the
+prompts (`bench.survey`), the second is timed for each tree, and only the few
+that promise most are run against plain decoding.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+import jax
+
+from specstream_jax import config, runtime
+from specstream_jax.bench import (
+  grid,
+  journal as journal_lib,
+  machine,
+  results,
+)
+from specstream_jax.checkpoints import tuning
+from specstream_jax.config import bounds, checks
+from specstream_jax.outputs import locks
+from specstream_jax.report import tune_report
+from specstream_jax.workflows import bench, tune_measures
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to try, on what.
+
+  Attributes:
+    task: whose prompts, `name[/split][@DIR]`; of chats the first turns.
+    num_prompts: evenly spread over it; 0 takes all.
+    max_new_tokens: per prompt.
+    batch_sizes: rows per call, each tuned by itself.
+    nodes: sizes of trees; empty takes some that suit the device.
+    schedules: of the streams; empty likewise.
+    num_verified: candidates that are run against plain decoding.
+    temperature: 0 is greedy.
+    sampling: everything else of how tokens are drawn.
+    seed: of the noise.
+  """
+
+  task: str = 'e2e_sample/train'
+  num_prompts: int = 24
+  max_new_tokens: int = 64
+  batch_sizes: tuple[int, ...] = (1,)
+  nodes: tuple[int, ...] = ()
+  schedules: tuple[str, ...] = ()
+  num_verified: int = 2
+  temperature: float = 0.0
+  sampling: config.SamplingConfig = config.SamplingConfig()
+  seed: int = 0
+
+  def __post_init__(self):
+    """Raises ValueError if a value is of another type or out of range."""
+    checks.option_types(self)
+    checks.at_least('num_prompts', self.num_prompts, 0)
+    checks.at_least('temperature', self.temperature, 0.0)
+    checks.count('max_new_tokens', self.max_new_tokens, 2, bounds.TOKENS)
+    checks.count('num_verified', self.num_verified, 1, config.MAX_NODES)
+    checks.not_empty('batch_sizes', self.batch_sizes)
+    for batch in self.batch_sizes:
+      checks.count('an entry of batch_sizes', batch, 1, bounds.ROWS)
+    for count in self.nodes:
+      checks.count('an entry of nodes', count, 2, config.MAX_NODES)
+    for name in self.schedules:
+      checks.one_of('an entry of schedules', name, ('deferred', 'parallel'))
+    checks.seed('seed', self.seed)
+
+  def bench(
+    self, drafters: Sequence[str], batch: int, schedule: str
+  ) -> bench.Options:
+    """The benchmark of some candidates on the same prompts."""
+    return bench.Options(
+      drafters=tuple(drafters),
+      tasks=(self.task,),
+      temperatures=(self.temperature,),
+      sampling=self.sampling,
+      batch_sizes=(batch,),
+      num_prompts=self.num_prompts,
+      max_new_tokens=self.max_new_tokens,
+      seed=self.seed,
+      schedule=schedule,
+      resume=True,
+    )
+
+
+def tune(
+  model: runtime.Model,
+  options: Options,
+  folder: str,
+  *,
+  command: str,
+  progress: bool = True,
+) -> list[tune_report.Candidate]:
+  """Measures, and keeps what is fastest with the adapter.
+
+  Args:
+    model: with an adapter that has streams.
+    options: see `Options`.
+    folder: keeps every measurement; the same call goes on where it stopped.
+    command: for the results.
+    progress: show progress bars.
+
+  Returns:
+    All candidates, by batch and then by what they promise, the best first.
+
+  Raises:
+    ValueError: there are no streams, no prompts, or the folder holds
+      measurements of other settings, or another process works in it.
+  """
+  if model.stream is None:
+    raise ValueError(
+      'there is nothing to tune: no adapter with streams is loaded; name one '
+      'with --adapter'
+    )
+  with locks.hold(folder, 'tuning'):
+    journal = journal_lib.Journal(
+      os.path.join(folder, 'measured.jsonl'),
+      _header(model, options),
+      resume=True,
+      problem=tune_measures.problem,
+    )
+    measures = _measures(model, options, journal, progress)
+    found = [one for b in options.batch_sizes for one in _rank(measures, b)]
+  found = _verified(model, options, folder, found, command, progress)
+  tune_report.write(folder, found, command=command, task=options.task)
+  for batch in options.batch_sizes:
+    tuning.keep(model.adapter_dir, _winner(model, options, found, batch))
+  return found
+
+
+def place(model: runtime.Model, num_rows: int) -> tuning.Place:
+  """Where a time of this model on this machine is true."""
+  return tuning.Place(
+    machine.describe(),
+    jax.__version__,
+    model.config.dtype,
+    tuning.bucket(num_rows),
+  )
+
+
+def find(model: runtime.Model, num_rows: int) -> tuning.Tuned | None:
+  """What was tuned for this adapter, this machine and so many rows.
+
+  Raises:
+    ValueError: tuning.json is damaged.
+  """
+  if model.stream is None or not model.adapter_dir:
+    return None
+  return tuning.find(model.adapter_dir, place(model, num_rows))
+
+
+def _header(model, options) -> dict[str, Any]:
+  """What measurements of one folder have in common."""
+  asked = dataclasses.asdict(options) | {'sampling': options.sampling.changes()}
+  del asked['num_verified']
+  return {
+    'options': asked,
+    'source': model.source,
+    'weights': runtime.fingerprint(model),
+    'machine': machine.describe(),
+    'versions': results.versions(),
+  }
+
+
+def _measures(model, options, journal, progress) -> tune_measures.Measures:
+  plan = bench.make_plan(options.bench(('none',), 1, 'deferred'))
+  grid.check_ids(model, plan)
+  prompts = grid.Bench(model, plan, [], journal_lib.Memory())
+  [cell] = plan.cells
+  return tune_measures.Measures(
+    model,
+    [row for rows in prompts.batches(cell, 0) for row in rows],
+    journal,
+    decode=config.DecodeConfig(
+      max_new_tokens=options.max_new_tokens, eos_ids=model.eos_ids
+    ),
+    sampling=dataclasses.replace(
+      options.sampling, temperature=options.temperature
+    ),
+    seed=options.seed,
+    nodes=options.nodes,
+    schedules=options.schedules,
+    progress=progress,
+  )
+
+
+def _rank(measures, batch) -> list[tune_report.Candidate]:
+  """All candidates for so many rows, the most promising first."""
+  calls = {name: measures.calls(name) for name in measures.vocabularies}
+  costs = measures.costs(batch)
+  plain, found = costs[tune_measures.PLAIN], []
+  steps = tune_measures.num_steps
+  for side, cost in costs.items():
+    if side is not tune_measures.PLAIN:
+      nodes, vocabulary, schedule = side
+      num_tokens, by_nodes = calls[vocabulary]
+      without = steps([count - 1 for count in num_tokens], batch)
+      found.append(
+        tune_report.Candidate(
+          drafter=measures.drafter(nodes, vocabulary),
+          nodes=nodes,
+          has_vocabulary=bool(vocabulary),
+          schedule=schedule,
+          batch=batch,
+          call_reduction=without / max(steps(by_nodes[nodes], batch), 1),
+          step_cost=cost / plain,
+        )
+      )
+  return sorted(found, key=lambda one: -one.predicted)
+
+
+def _verified(
+  model, options, folder, found, command, progress
+) -> list[tune_report.Candidate]:
+  """The candidates, with how the most promising of each batch size ran."""
+  chosen = []
+  for batch in options.batch_sizes:
+    promising = [one for one in found if one.batch == batch]
+    chosen += promising[: options.num_verified]
+  ran: dict[Any, results.RunResult] = {}
+  for batch, schedule in sorted({(one.batch, one.schedule) for one in chosen}):
+    group = [
+      one for one in chosen if (one.batch, one.schedule) == (batch, schedule)
+    ]
+    drafters = [f'{one.label}={one.drafter}' for one in group]
+    digest = hashlib.sha256('\n'.join(drafters).encode()).hexdigest()[:8]
+    runs = bench.bench(
+      model,
+      options.bench(drafters, batch, schedule),
+      os.path.join(folder, f'verified-{batch}-{schedule}-{digest}'),
+      command=command,
+      progress=progress,
+    )
+    ran |= dict(zip(map(id, group), runs, strict=True))
+  return [
+    one.measured_by(ran[id(one)]) if id(one) in ran else one for one in found
+  ]
+
+
+def _winner(model, options, found, batch) -> tuning.Tuned:
+  one, where = tune_report.best(found, batch), place(model, batch)
+  if one is None:
+    return tuning.Tuned(where, 'none', 'deferred', 1.0, options.task)
+  return tuning.Tuned(
+    where, one.drafter, one.schedule, one.speedup or 1.0, options.task
+  )
