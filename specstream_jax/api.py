@@ -72,7 +72,7 @@ def generate(
   max_new_tokens: int = 64,
   drafter: str | DrafterConfig | None = None,
   tree: TreeConfig | None = None,
-  schedule: str = 'deferred',
+  schedule: str | None = None,
   sampling: SamplingConfig | None = None,
   generation_config: str = 'auto',
   stop: str | Sequence[str] = (),
@@ -88,10 +88,11 @@ def generate(
     max_new_tokens: most new tokens per prompt. Decoding is compiled for the next
       of 64, 128, 256, …; another number up to it compiles nothing.
     drafter: a name, a name with settings such as 'streams:depth=2', or all
-      settings; 'none' is plain decoding, None takes streams if there is an
-      adapter.
-    tree: draft tree; None takes the adapter's.
-    schedule: 'deferred' or 'parallel'.
+      settings; 'none' is plain decoding. None takes what `specstream tune`
+      found here, else streams if there is an adapter.
+    tree: draft tree; None takes the adapter's, or the one that was tuned.
+    schedule: 'deferred' or 'parallel'; None takes the one that was tuned, else
+      'deferred'.
     sampling: how tokens are drawn; None is greedy, or what `generation_config`
       finds.
     generation_config: 'auto' takes the checkpoint's generation_config.json
@@ -130,7 +131,7 @@ def stream(
   max_new_tokens: int = 64,
   drafter: str | DrafterConfig | None = None,
   tree: TreeConfig | None = None,
-  schedule: str = 'deferred',
+  schedule: str | None = None,
   sampling: SamplingConfig | None = None,
   generation_config: str = 'auto',
   stop: str | Sequence[str] = (),
@@ -163,7 +164,7 @@ def stream_text(
   max_new_tokens: int = 64,
   drafter: str | DrafterConfig | None = None,
   tree: TreeConfig | None = None,
-  schedule: str = 'deferred',
+  schedule: str | None = None,
   sampling: SamplingConfig | None = None,
   generation_config: str = 'auto',
   stop: str | Sequence[str] = (),

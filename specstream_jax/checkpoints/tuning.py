@@ -87,14 +87,17 @@ def path(adapter_dir: str) -> str:
   return str(fetch.cache_folder() / 'tuning' / name)
 
 
+def is_there(adapter_dir: str) -> bool:
+  """Whether anything was tuned for an adapter, here or elsewhere."""
+  return os.path.isfile(path(adapter_dir))
+
+
 def find(adapter_dir: str, place: Place) -> Tuned | None:
   """What was tuned for a place; None if nothing was.
 
   Raises:
     ValueError: the file is no such file.
   """
-  if not adapter_dir:
-    return None
   where = path(adapter_dir)
   try:
     written = os.stat(where).st_mtime_ns

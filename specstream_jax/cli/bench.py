@@ -19,7 +19,7 @@ from specstream_jax import runtime
 from specstream_jax.bench import external
 from specstream_jax.cli import decoding_flags, drafter_help, task_flags
 from specstream_jax.report import table
-from specstream_jax.workflows import bench as workflow
+from specstream_jax.workflows import bench as workflow, tune
 
 RESULTS = 'results_dir'
 
@@ -33,7 +33,8 @@ def define_flags() -> None:
     'drafters',
     None,
     '[LABEL=]NAME[:setting=value,…]; `none` is always measured. Default: streams '
-    'if there is an adapter, else prompt_lookup.',
+    'if there is an adapter, as `specstream tune` has set them here if it has, '
+    'else prompt_lookup.',
   )
   flags.DEFINE_list(
     'tasks',
@@ -121,6 +122,10 @@ def main(argv: Sequence[str]) -> int:
 def _drafters(args, model) -> tuple[str, ...]:
   """Those asked for; else what the model can do without more weights."""
   if args.drafters is None:
+    batch = decoding_flags.numbers('batch_sizes', args.batch_sizes, int)[0]
+    found = tune.find(model, batch)
+    if found and found.drafter != 'none' and found.schedule == args.schedule:
+      return (f'streams, tuned={found.drafter}',)
     return ('streams' if model.stream else 'prompt_lookup',)
   texts = (text for group in args.drafters for text in group.split(';'))
   return tuple(filter(None, map(str.strip, texts)))

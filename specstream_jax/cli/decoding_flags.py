@@ -10,8 +10,10 @@ from absl import flags
 import gin
 
 from specstream_jax import config, processes, runtime
+from specstream_jax.checkpoints import tuning
 from specstream_jax.cli import text_flags
 from specstream_jax.decoding import topology
+from specstream_jax.workflows import tune
 
 
 def define(*, generation_config: str) -> None:
@@ -197,6 +199,24 @@ def decode() -> config.DecodeConfig:
     max_new_tokens=args.max_new_tokens,
     schedule=args.schedule,
   )
+
+
+def schedule() -> str | None:
+  """--schedule, then gin's; None where nobody said."""
+  bound = gin.get_bindings(config.DecodeConfig)
+  return flags.FLAGS.schedule or bound.get('schedule')
+
+
+def tuned(model: runtime.Model, num_rows: int) -> tuning.Tuned | None:
+  """What was tuned for the model and so many rows, and no flag speaks against.
+
+  Raises:
+    ValueError: tuning.json is damaged.
+  """
+  found = tune.find(model, num_rows)
+  if found is None or tree(model.tree) != model.tree:
+    return None
+  return found if schedule() in (None, found.schedule) else None
 
 
 def tree(default: config.TreeConfig) -> config.TreeConfig:

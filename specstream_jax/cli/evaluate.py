@@ -18,6 +18,7 @@ import sys
 from absl import flags
 
 from specstream_jax import config, runtime
+from specstream_jax.bench import grid
 from specstream_jax.cli import decoding_flags, task_flags
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import registry
@@ -57,7 +58,8 @@ def define_flags() -> None:
     'drafter',
     None,
     'EvalConfig.drafter, streams:setting=value,…, such as vocabulary=adapter,ngram_table=adapter for '
-    "the adapter's own files.",
+    "the adapter's own files; plain streams are those of `specstream tune`, if "
+    'it was run here.',
   )
   decoding_flags.define_shard()
   flags.DEFINE_string(
@@ -93,6 +95,11 @@ def _options() -> tuple[workflow.Options, runtime.Model]:
   decode = decoding_flags.decode()
   tree = decoding_flags.tree(model.tree)
   given = lambda name: getattr(made if args[name].value is None else args, name)
+  drafter, schedule = given('drafter'), decode.schedule
+  if drafter == config.EvalConfig.drafter:
+    found = decoding_flags.tuned(model, given('batch'))
+    if found is not None and found.drafter != grid.BASELINE:
+      drafter, schedule = found.drafter, found.schedule
   options = workflow.Options(
     task=task,
     split=args.split or config.TaskConfig().test_split,
@@ -100,12 +107,12 @@ def _options() -> tuple[workflow.Options, runtime.Model]:
     num_prompts=given('num_prompts'),
     max_new_tokens=decode.max_new_tokens,
     tree=tree,
-    schedule=decode.schedule,
+    schedule=schedule,
     sampling=decoding_flags.sampling(model),
     batch=given('batch'),
     repeats=given('repeats'),
     seed=args.seed,
-    drafter=config_drafting.parse(given('drafter'), tree),
+    drafter=config_drafting.parse(drafter, tree),
     shard=shard,
     num_shards=num_shards,
   )

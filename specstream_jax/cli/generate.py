@@ -58,8 +58,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'drafter',
     None,
-    "NAME or NAME:setting=value,…; 'none' is plain decoding, default 'streams' "
-    'if there is an adapter. `specstream bench --help` lists all.',
+    "NAME or NAME:setting=value,…; 'none' is plain decoding; what `specstream "
+    "tune` found here if not given, else 'streams' if there is an adapter. "
+    '`specstream bench --help` lists all.',
   )
   flags.DEFINE_multi_string(
     'stop',
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     max_new_tokens=decode.max_new_tokens,
     drafter=args.drafter and config_drafting.parse(args.drafter, tree),
     tree=tree,
-    schedule=decode.schedule,
+    schedule=decoding_flags.schedule(),
     sampling=decoding_flags.sampling(model),
     stop=tuple(stop),
     seed=args.seed,

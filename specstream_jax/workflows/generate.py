@@ -10,7 +10,7 @@ from absl import logging
 
 from specstream_jax import config, runtime
 from specstream_jax.config import checks, drafting as config_drafting
-from specstream_jax.workflows import prompts as prompts_lib
+from specstream_jax.workflows import prompts as prompts_lib, tune
 
 _SMALLEST_BUFFER = 64
 
@@ -55,9 +55,11 @@ class Options:
       tokens), as the cache is as long: another number up to it compiles
       nothing, a larger one once for its step.
     drafter: a name, text as `config.drafting.parse` reads it, or all settings;
-      'none' is plain decoding, None takes streams if there is an adapter.
-    tree: draft tree; None takes the adapter's.
-    schedule: 'deferred' or 'parallel'.
+      'none' is plain decoding. None takes what `specstream tune` found for this
+      machine and so many prompts, else streams if there is an adapter.
+    tree: draft tree; None takes the adapter's, or the one that was tuned.
+    schedule: 'deferred' or 'parallel'; None takes the one that was tuned, else
+      'deferred'.
     sampling: how tokens are drawn; None is greedy, or what `generation_config`
       finds. New settings compile nothing, but for the step from plainly greedy
       ones to others.
@@ -75,7 +77,7 @@ class Options:
   max_new_tokens: int = 64
   drafter: str | config_drafting.DrafterConfig | None = None
   tree: config.TreeConfig | None = None
-  schedule: str = 'deferred'
+  schedule: str | None = None
   sampling: config.SamplingConfig | None = None
   generation_config: str = 'auto'
   stop: str | Sequence[str] = ()
@@ -102,6 +104,8 @@ class Options:
       )
     checks.seed('seed', self.seed)
     checks.one_of('chat', self.chat, (True, False))
+    if self.schedule is not None:
+      checks.one_of('schedule', self.schedule, ('deferred', 'parallel'))
     for name, kind in (
       ('tree', config.TreeConfig),
       ('sampling', config.SamplingConfig),
@@ -130,8 +134,8 @@ def generate(
     ValueError: a prompt is empty or of no kind that is accepted, or the options
       do not fit the model.
   """
-  decoder = _decoder(model, options)
   encoded = _encode(model, prompts, options)
+  decoder = _decoder(model, options, len(encoded))
   sampling = _sampling(model, options)
   result = decoder.generate(
     decoder.params,
@@ -149,7 +153,7 @@ def generate(
     result.accept_lengths,
     result.finish_reasons,
   )
-  rule = output(model, options)
+  rule = output(model, options, len(encoded))
   text = lambda tokens, prompt: (
     model.decode_text(
       tokens, prompt, options.stop, ignore_eos=sampling.ignore_eos
@@ -163,17 +167,23 @@ def generate(
   ]
 
 
-def output(model: runtime.Model, options: Options) -> str:
+def output(model: runtime.Model, options: Options, num_rows: int = 1) -> str:
   """What a reader must know of the tokens, see `Generation`."""
-  return _drafter(model, options).output
+  return _drafter(model, options, num_rows)[0].output
 
 
-def _drafter(model, options):
-  """The drafter asked for; streams where there are some."""
-  drafter = options.drafter or ('streams' if model.stream else 'none')
+def _drafter(model, options, num_rows):
+  """(drafter, schedule): as asked, else as tuned, else streams if there are."""
+  tree, schedule = options.tree or model.tree, options.schedule
+  drafter = options.drafter
+  if drafter is None and tree == model.tree:
+    tuned = tune.find(model, num_rows)
+    if tuned is not None and schedule in (None, tuned.schedule):
+      drafter, schedule = tuned.drafter, tuned.schedule
+  drafter = drafter or ('streams' if model.stream else 'none')
   if isinstance(drafter, str):
-    return config_drafting.parse(drafter, options.tree or model.tree)
-  return drafter
+    drafter = config_drafting.parse(drafter, tree)
+  return drafter, schedule or 'deferred'
 
 
 def stream(
@@ -224,7 +234,7 @@ def stream_text(
 
 
 def _stream(model, encoded, options, row_ids=None):
-  decoder = _decoder(model, options)
+  decoder = _decoder(model, options, len(encoded))
   return decoder.stream(
     decoder.params,
     encoded,
@@ -266,14 +276,14 @@ def _buffer(max_new_tokens):
   return size
 
 
-def _decoder(model, options):
+def _decoder(model, options, num_rows):
   _ = config.DecodeConfig(options.max_new_tokens)  # in the words of the user
+  drafter, schedule = _drafter(model, options, num_rows)
   decode = config.DecodeConfig(
     max_new_tokens=_buffer(options.max_new_tokens),
-    schedule=options.schedule,
+    schedule=schedule,
     eos_ids=model.eos_ids,
   )
-  drafter = _drafter(model, options)
   return model.decoder(drafter, decode, tree=options.tree)
 
 

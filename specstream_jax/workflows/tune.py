@@ -152,9 +152,10 @@ def find(model: runtime.Model, num_rows: int) -> tuning.Tuned | None:
   Raises:
     ValueError: tuning.json is damaged.
   """
-  if model.stream is None or not model.adapter_dir:
+  folder = model.adapter_dir
+  if model.stream is None or not (folder and tuning.is_there(folder)):
     return None
-  return tuning.find(model.adapter_dir, place(model, num_rows))
+  return tuning.find(folder, place(model, num_rows))
 
 
 def _header(model, options) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning on a tiny model: what is measured, kept, read, and gone on with."""
+
+import dataclasses
+import json
+import os
+
+import commands
+import notebooks
+import pytest
+import tiny_runtime
+
+from specstream_jax import runtime
+from specstream_jax.checkpoints import tuning
+from specstream_jax.report import tune_report
+from specstream_jax.workflows import generate, tune
+
+PROMPTS = ['ab', 'a longer one', 'xyz']
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  """A model, an adapter, prompts: their folders."""
+  root = tmp_path_factory.mktemp('tuned')
+  model, adapter = notebooks.write_tiny(root)
+  rows = (json.dumps({'prompt': text}) + '\n' for text in PROMPTS)
+  (root / 'own.jsonl').write_text(''.join(rows))
+  return root, model, adapter
+
+
+@pytest.fixture(scope='module')
+def done(folders):
+  """The command's output; its measurements are in `run`."""
+  root, model, adapter = folders
+  return commands.run(
+    'tune',
+    f'--model={model}',
+    f'--adapter={adapter}',
+    f'--task=jsonl/own@{root}',
+    '--nodes=2,3',
+    '--max_new_tokens=8',
+    '--num_verified=1',
+    f'--results_dir={root / "run"}',
+  )
+
+
+def test_it_prints_candidates_and_keeps_the_fastest(folders, done):
+  root, _, adapter = folders
+  assert done.status == 0, done.err
+  lines = done.out.splitlines()
+  # Two sizes; the vocabulary is narrower than the tree, or there are four.
+  assert len([line for line in lines if line.startswith('streams ')]) in (2, 4)
+  assert 'predictions were off by at most' in done.out
+  assert f'kept: {os.path.realpath(adapter)}/tuning.json' in done.out
+  found = json.loads((root / 'run' / 'tune.json').read_text())
+  assert {row['nodes'] for row in found['candidates']} == {2, 3}
+  assert sum(row['speedup'] is not None for row in found['candidates']) == 1
+  assert '<svg' in (root / 'run' / 'tune.svg').read_text()
+  assert (root / 'run' / 'measured.jsonl').is_file()
+
+
+def test_generate_takes_what_was_tuned(folders, done):
+  assert done.status == 0
+  _, base, adapter = folders
+  model = runtime.load(base, adapter)
+  [kept] = tuning._read(tuning.path(adapter), 0).values()
+  told = 'streams:num_nodes=3,depth=1,branching=2'
+  tuning.keep(adapter, dataclasses.replace(kept, drafter=told))
+  drafter, schedule = generate._drafter(model, generate.Options(), 1)
+  assert (drafter.tree.num_nodes, drafter.tree.depth) == (3, 1)
+  assert schedule == 'deferred'
+  # What the user says comes first, as does another number of rows.
+  asked = generate.Options(drafter='none')
+  assert generate._drafter(model, asked, 1)[0].name == 'none'
+  wide = dataclasses.replace(model.tree, num_nodes=4)
+  asked = generate.Options(tree=wide)
+  # The decoder adds the tree that was asked for.
+  assert generate._drafter(model, asked, 1)[0].tree is None
+  asked = generate.Options(schedule='parallel')
+  assert generate._drafter(model, asked, 1) == (
+    generate._drafter(model, asked, 2)[0],
+    'parallel',
+  )
+  assert generate._drafter(model, generate.Options(), 2)[0].tree is None
+  tuning.keep(adapter, dataclasses.replace(kept, drafter='none'))
+  assert generate._drafter(model, generate.Options(), 1)[0].name == 'none'
+  tuning.keep(adapter, kept)
+
+
+def test_the_same_command_measures_nothing_twice(folders, done, monkeypatch):
+  assert done.status == 0
+  root, base, adapter = folders
+  monkeypatch.setattr(
+    tune.tune_measures.Measures, '_time', lambda *_: pytest.fail('timed again')
+  )
+  options = tune.Options(
+    f'jsonl/own@{root}', max_new_tokens=8, nodes=(2, 3), num_verified=1
+  )
+  model = runtime.load(base, adapter)
+  again = tune.tune(
+    model, options, str(root / 'run'), command='again', progress=False
+  )
+  before = json.loads((root / 'run' / 'tune.json').read_text())['candidates']
+  assert [one.predicted for one in again] == [
+    row['predicted'] for row in before
+  ]
+  other = dataclasses.replace(options, max_new_tokens=9)
+  with pytest.raises(ValueError, match='max_new_tokens'):
+    tune.tune(model, other, str(root / 'run'), command='other', progress=False)
+
+
+def test_without_streams_there_is_nothing_to_tune(tmp_path):
+  plain = dataclasses.replace(tiny_runtime.model(), stream=None)
+  with pytest.raises(ValueError, match='nothing to tune'):
+    tune.tune(plain, tune.Options(), str(tmp_path), command='')
+
+
+def test_where_no_candidate_pays_plain_decoding_is_kept():
+  one = tune_report.Candidate('streams', 8, False, 'deferred', 1, 1.4, 2.0)
+  slow = dataclasses.replace(one, speedup=0.8, speedup_ci95=(0.7, 0.9))
+  assert tune_report.best([slow, one], 1) is None
+  assert 'plain decoding is fastest' in tune_report.verdict([slow, one], 1)
+  fast = dataclasses.replace(one, nodes=4, speedup=1.4, speedup_ci95=(1.3, 1.5))
+  assert tune_report.best([slow, one, fast], 1) == fast
+  assert 'off by at most 50%' in tune_report.verdict([fast, one], 1)
