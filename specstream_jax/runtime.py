@@ -166,6 +166,7 @@ class Model:
       partitioner=self.partitioner,
       params=made.params,
       most_positions=self.config.most_positions,
+      pays_above=drafter.pays_above,
     )
 
   def wishes(self) -> generation_config.Wishes:

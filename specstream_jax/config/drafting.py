@@ -41,6 +41,8 @@ _PAIRS = {
 _OTHERS = '*'
 _SCORED = ('streams', 'draft_model', 'medusa', _OTHERS)
 _VERIFIED = (*_SCORED, 'prompt_lookup', 'lookahead')
+# Those that need not see every token as it comes.
+_PAUSING = ('streams', 'medusa', 'prompt_lookup')
 # Of installed packages: a drafter's name, and the module that registers it.
 ENTRY_POINTS = 'specstream_jax.drafters'
 
@@ -88,6 +90,9 @@ class DrafterConfig:
     typical_delta: factor of its entropy-dependent threshold.
     synthetic_acceptance: accept each draft with this chance whatever it is,
       to time a drafter that is not trained; 0 verifies.
+    pays_above: tokens per call from which on drafts pay, which is what a call
+      with them costs in plain ones. Where calls emit fewer, drafts pause for a
+      while; 0 always drafts.
   """
 
   name: str = 'streams'
@@ -109,6 +114,7 @@ class DrafterConfig:
   typical_epsilon: float = _read_by(*_VERIFIED, default=0.1)
   typical_delta: float = _read_by(*_VERIFIED, default=0.3)
   synthetic_acceptance: float = _read_by(*_VERIFIED, default=0.0)
+  pays_above: float = _read_by(*_PAUSING, default=0.0)
 
   def __post_init__(self):
     checks.config_types(self)
@@ -129,12 +135,22 @@ class DrafterConfig:
     checks.count(
       'DrafterConfig.vocabulary_size', self.vocabulary_size, 0, bounds.COUNT
     )
-    for name in ('ngram_weight', 'typical_epsilon', 'typical_delta'):
+    for name in (
+      'ngram_weight',
+      'typical_epsilon',
+      'typical_delta',
+      'pays_above',
+    ):
       checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 0.0)
     checks.check(
       0 <= self.synthetic_acceptance <= 1,
       f'DrafterConfig.synthetic_acceptance is {self.synthetic_acceptance}; '
       'accepted: 0 to 1',
+    )
+    checks.check(
+      not self.pays_above or self.verifier == 'walk',
+      f'DrafterConfig.pays_above is {self.pays_above} but the verifier is '
+      f"{self.verifier!r}; drafts pause under 'walk' only, leave one out",
     )
     reads = self.reads()
     checks.check(

@@ -90,6 +90,7 @@ def run_plain(
   max_steps: arrays.Array,
   *,
   min_running: arrays.Array,
+  stops: stopping.StopTexts | None = None,
 ) -> loop.DecodeState:
   """As `loop.run`, without the drafts that rows had, and with none after it.
 
@@ -99,11 +100,14 @@ def run_plain(
     state: of rows that draft.
     max_steps: at most so many.
     min_running: wakes when fewer rows run.
+    stops: stop texts.
   """
   drafts = state.tree
   root = tree_lib.root_only(drafts.tokens[:, 0])
   state = dataclasses.replace(state, tree=root)
-  state = loop.run(setup, params, state, max_steps, min_running=min_running)
+  state = loop.run(
+    setup, params, state, max_steps, stops, min_running=min_running
+  )
   tokens = jnp.full_like(drafts.tokens, -1).at[:, :1].set(state.tree.tokens)
   tree = dataclasses.replace(drafts, tokens=tokens)
   return dataclasses.replace(state, tree=tree)

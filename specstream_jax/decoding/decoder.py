@@ -23,6 +23,8 @@ from specstream_jax.decoding import (
   edits as edits_lib,
   interface,
   loop,
+  pauses,
+  plain,
   stopping,
   verify,
 )
@@ -84,12 +86,14 @@ class Decoder:
     partitioner: partitioning.Partitioner | None = None,
     params: Any = None,
     most_positions: int = 0,
+    pays_above: float = 0.0,
   ):
     """Takes what is compiled, and `sampling_cfg` for calls that name none.
 
     `params` are the weights it was made for; others of their shapes, such as
     those of another adapter, need no other compilation. `most_positions` is of
-    the model's config.
+    the model's config. Drafts pause where calls emit fewer tokens than
+    `pays_above`, see `pauses`; 0 always drafts.
     """
     self.params = params
     self._most_positions = most_positions
@@ -104,6 +108,13 @@ class Decoder:
       self._counted(loop.prefill), static_argnames='cache_length'
     )
     self._run = self._partitioner.jit(self._counted(loop.run), donate_argnums=1)
+    self._gauge = self._run_pausing = None
+    if pays_above:
+      self._gauge = pauses.begin(pays_above)
+      run = functools.partial(_run_pausing, pays_above=pays_above)
+      self._run_pausing = self._partitioner.jit(
+        self._counted(functools.wraps(_run_pausing)(run)), donate_argnums=1
+      )
 
   def _counted(self, fun):
     """`fun` of this setup; every trace counts as a compilation."""
@@ -170,8 +181,13 @@ class Decoder:
 
     `stops` are those that `state` was started with.
     """
-    limit = _NO_LIMIT if num_steps is None else num_steps
-    return self._run(params, state, jnp.int32(limit), stops)
+    limit = jnp.int32(_NO_LIMIT if num_steps is None else num_steps)
+    if self._run_pausing is None:
+      return self._run(params, state, limit, stops)
+    state, self._gauge = self._run_pausing(
+      params, state, self._gauge, limit, stops
+    )
+    return state
 
   def generate(
     self,
@@ -344,6 +360,12 @@ def check_positions(longest: int, most: int) -> None:
       f'prompt and new tokens come to {longest} positions, but the model has '
       f'only {most}; use a shorter prompt or fewer new tokens'
     )
+
+
+def _run_pausing(setup, *args, pays_above):
+  """`pauses.run` of a setup and the same without drafts."""
+  rest = plain.without_drafts(setup)
+  return pauses.run(setup, rest, *args, pays_above=pays_above)
 
 
 def _eos_ids(cfg, cfgs):

@@ -204,9 +204,13 @@ def _rank(measures, batch) -> list[tune_report.Candidate]:
       nodes, vocabulary, schedule = side
       num_tokens, by_nodes = calls[vocabulary]
       without = steps([count - 1 for count in num_tokens], batch)
+      # Where a text accepts less than a call costs, drafts pause.
+      text = (
+        f'{measures.drafter(nodes, vocabulary)},pays_above={cost / plain:.2f}'
+      )
       found.append(
         tune_report.Candidate(
-          drafter=measures.drafter(nodes, vocabulary),
+          drafter=text,
           nodes=nodes,
           has_vocabulary=bool(vocabulary),
           schedule=schedule,

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drafts are left alone for a while where they do not pay.
+
+A call with drafts costs so many plain ones (`pays_above`). If calls emit fewer
+tokens than that, the next steps are plain; then a few calls find out whether
+the text has become easier. Pauses double while it has not. The tokens are
+those of plain decoding either way, and only tokens that were emitted decide.
+
+Axis letters: B rows, M tree nodes.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from specstream_jax import arrays
+from specstream_jax.decoding import batch_sizes, interface, loop, stopping
+
+# Steps of a pause, the first and the longest. With calls that cost two plain
+# ones and find nothing, `_TRIES` of them cost 2 % of the longest.
+_FIRST, _LONGEST = 16, 128
+_TRIES = 3  # the first has no drafts to verify
+_NEW = 0.3  # weight of the last call in the mean
+_HEAD_START = 1.3  # of the mean at first, times `pays_above`
+
+
+class Gauge(NamedTuple):
+  """What is known of the drafts' worth; it outlives a batch.
+
+  Attributes:
+    mean: [] float32 tokens per call with drafts, lately.
+    tries: [] int32 calls before it counts.
+    resting: [] int32 plain steps still to take.
+    pause: [] int32 steps of the next pause.
+  """
+
+  mean: arrays.Array
+  tries: arrays.Array
+  resting: arrays.Array
+  pause: arrays.Array
+
+
+def begin(pays_above: float) -> Gauge:
+  """Before anything is known: with drafts."""
+  return Gauge(
+    jnp.float32(_HEAD_START * pays_above),
+    jnp.int32(_TRIES),
+    jnp.int32(0),
+    jnp.int32(_FIRST),
+  )
+
+
+def run(
+  setup: interface.DecodeSetup,
+  plain: interface.DecodeSetup,
+  params: Any,
+  state: loop.DecodeState,
+  gauge: Gauge,
+  max_steps: arrays.Array,
+  stops: stopping.StopTexts | None = None,
+  *,
+  pays_above: float,
+) -> tuple[loop.DecodeState, Gauge]:
+  """As `loop.run`, with pauses.
+
+  Args:
+    setup: with drafts, verified by `verify.walk`.
+    plain: of the same model without, see `plain.without_drafts`.
+    params: weights.
+    state: of the rows.
+    gauge: from `begin`, or from the run before.
+    max_steps: at most so many.
+    stops: stop texts.
+    pays_above: tokens per call from which on drafts pay.
+  """
+
+  def should_continue(carry):
+    state, _, num_steps = carry
+    return (~state.is_done).any() & (num_steps < max_steps)
+
+  def drafts(carry):
+    _, gauge, _ = carry
+    is_worth = (gauge.tries > 0) | (gauge.mean >= pays_above)
+    return should_continue(carry) & (gauge.resting == 0) & is_worth
+
+  def draft(carry):
+    state, gauge, num_steps = carry
+    after = loop.step(setup, params, state, stops=stops)
+    return after, _seen(gauge, state, after, pays_above), num_steps + 1
+
+  def both(carry):
+    state, gauge, num_steps = jax.lax.while_loop(drafts, draft, carry)
+    gauge = _rest(gauge, pays_above)
+    steps = jnp.minimum(gauge.resting, max_steps - num_steps)
+    rested = batch_sizes.run_plain(
+      plain, params, state, steps, min_running=jnp.int32(1), stops=stops
+    )
+    # Rows take part in every step until they are done.
+    taken = (rested.calls - state.calls).max()
+    tree = jax.tree.map(
+      lambda new, old: jnp.where(taken > 0, new, old), rested.tree, state.tree
+    )
+    state = dataclasses.replace(rested, tree=tree)
+    return state, _wake(gauge, gauge.resting - taken), num_steps + taken
+
+  start = state, gauge, jnp.int32(0)
+  state, gauge, _ = jax.lax.while_loop(should_continue, both, start)
+  return state, gauge
+
+
+def _seen(gauge, before, after, pays_above) -> Gauge:
+  """What a call with drafts tells."""
+  has_drafts = (before.tree.tokens[:, 1:] >= 0).any(axis=1) & ~before.is_done
+  emitted = jnp.where(has_drafts, after.num_tokens - before.num_tokens, 0)
+  count = has_drafts.sum()
+  mean = emitted.sum() / jnp.maximum(count, 1)
+  return _judge(gauge, mean, count > 0, pays_above)
+
+
+def _judge(gauge, emitted, had_drafts, pays_above) -> Gauge:
+  """Tokens per row of a call; a call that had no drafts to verify says nothing."""
+  mean = (1 - _NEW) * gauge.mean + _NEW * emitted
+  mean = jnp.where(had_drafts, mean, gauge.mean).astype(jnp.float32)
+  tries = jnp.maximum(gauge.tries - 1, 0)
+  # Once drafts pay for a while, the next pause is a short one again.
+  is_good = (tries == 0) & (mean >= _HEAD_START * pays_above)
+  pause = jnp.where(is_good, _FIRST, gauge.pause)
+  return Gauge(mean, tries, gauge.resting, pause)
+
+
+def _rest(gauge, pays_above) -> Gauge:
+  """A pause begins if drafts do not pay and none is on."""
+  is_worth = (gauge.tries > 0) | (gauge.mean >= pays_above)
+  begins = (gauge.resting == 0) & ~is_worth
+  return gauge._replace(
+    resting=jnp.where(begins, gauge.pause, gauge.resting),
+    pause=jnp.where(
+      begins, jnp.minimum(2 * gauge.pause, _LONGEST), gauge.pause
+    ),
+    mean=jnp.where(begins, jnp.float32(pays_above), gauge.mean),
+  )
+
+
+def _wake(gauge, left) -> Gauge:
+  """So many plain steps are left; after the last, drafts are tried again."""
+  ends = (gauge.resting > 0) & (left <= 0)
+  return gauge._replace(
+    resting=jnp.maximum(left, 0),
+    tries=jnp.where(ends, _TRIES, gauge.tries),
+  )
