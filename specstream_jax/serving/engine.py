@@ -70,7 +70,10 @@ class Engine:
       OutOfMemoryError: the slots do not fit.
     """
     self.model, self.cfg = model, cfg or serving.EngineConfig()
-    adapters = dict(adapters or {})
+    adapters = {
+      name: starting.with_tuned_tree(found, model)
+      for name, found in (adapters or {}).items()
+    }
     asked = starting.drafter(drafter, model, adapters)
     self._weights = weights.make(model, self.cfg, asked, adapters)
     self._decoder = starting.make_decoder(
@@ -160,7 +163,7 @@ class Engine:
     Raises:
       ValueError: it does not fit beside the others.
     """
-    self._weights.load(name, found)
+    self._weights.load(name, starting.with_tuned_tree(found, self.model))
 
   def unload_adapter(self, name: str) -> None:
     """Serves an adapter no more; requests that were taken go on.

@@ -2,14 +2,16 @@
 """What an engine does before it takes requests: room, programs, times."""
 
 from collections.abc import Mapping
+import dataclasses
 
 import jax
 
 from specstream_jax import memory, partitioning, runtime
-from specstream_jax.checkpoints import fitted
+from specstream_jax.checkpoints import fitted, tuning
 from specstream_jax.config import drafting, serving
-from specstream_jax.decoding import batch_sizes, slots
-from specstream_jax.serving import admission, requests, weights
+from specstream_jax.decoding import batch_sizes, plain as plain_lib, slots
+from specstream_jax.serving import admission, requests, vocabularies, weights
+from specstream_jax.workflows import tune
 
 
 def drafter(
@@ -19,17 +21,48 @@ def drafter(
 ) -> drafting.DrafterConfig:
   """All settings of the drafter; arguments as of `engine.Engine`.
 
+  Where nobody asked, it is what was tuned for the one adapter that the model was
+  loaded with; else streams, from their vocabularies if all have one.
+
   Raises:
     ValueError: a setting is unknown or out of range.
   """
   if asked is None:
     streams = model.stream or any(one.stream for one in adapters.values())
     asked = 'streams' if streams else 'none'
+    tuned = tune.find(model, 1)
+    if tuned is not None:
+      return drafting.parse(tuned.drafter, model.tree)
+    if streams and vocabularies.for_all(model, adapters):
+      asked = 'streams:vocabulary=adapter'
   if not isinstance(asked, str):
     return asked
   trees = (found.tree for found in adapters.values() if found.tree)
   tree = model.tree if model.stream else next(trees, model.tree)
   return drafting.parse(asked, tree)
+
+
+def with_tuned_tree(
+  found: fitted.Fitted, model: runtime.Model
+) -> fitted.Fitted:
+  """An adapter with the tree that was tuned for it here, if one was.
+
+  Args:
+    found: the adapter.
+    model: that serves it.
+
+  Raises:
+    ValueError: its tuning.json is damaged.
+  """
+  if found.stream is None or not (
+    found.folder and tuning.is_there(found.folder)
+  ):
+    return found
+  tuned = tuning.find(found.folder, tune.place(model, 1))
+  if tuned is None:
+    return found
+  tree = drafting.parse(tuned.drafter, found.tree or model.tree).tree
+  return dataclasses.replace(found, tree=tree or found.tree)
 
 
 def make_decoder(
@@ -44,7 +77,7 @@ def make_decoder(
   """
   most, plain = cfg.max_drafting_rows, None
   if made.setup.drafter.size > 1 and (most is None or most < cfg.num_slots):
-    plain = weights.without_drafts(made.setup)
+    plain = plain_lib.without_drafts(made.setup)
   sizes = cfg.batch_sizes or batch_sizes.default(cfg.num_slots)
   decoder = slots.SlotDecoder(
     made.setup,

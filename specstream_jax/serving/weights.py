@@ -23,10 +23,10 @@ from specstream_jax.decoding import (
   row_trees,
   transformer_fns,
   verifiers,
-  verify,
 )
-from specstream_jax.drafters import none, streams
-from specstream_jax.modeling import adapters as adapters_lib
+from specstream_jax.drafters import streams
+from specstream_jax.modeling import adapters as adapters_lib, build
+from specstream_jax.serving import vocabularies
 
 # Those that read nothing of a prompt with a model of their own.
 _ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'none')
@@ -146,6 +146,7 @@ class SideBySide:
     )
     self._model, self._drafts = model, drafter.name != 'none'
     self._room: row_trees.Room | None = None
+    self._head: Any = ()
     self._structure = adapters_lib.structure(
       {name: _parts(found) for name, found in adapters.items()},
       least_rank=cfg.max_lora_rank,
@@ -175,9 +176,11 @@ class SideBySide:
     else:
       proposer = _streams(drafter, stream, adapters)
       self._room, keep = proposer.room, proposer.cfg.keep_nodes
+    if drafter.vocabulary:
+      self._head = _head(model, adapters)
     fns = functools.partial(transformer_fns.model_fns, self._built)
     return drafters.Loaded(
-      fns(decode.schedule, keep),
+      fns(decode.schedule, keep, has_draft_head=self._head != ()),
       proposer,
       transformer_fns.Params(model.base),
       fns(is_prompt=True),
@@ -199,8 +202,8 @@ class SideBySide:
 
   def _params(self, rows: RowWeights) -> transformer_fns.Params:
     extras = ()
-    if self._room is not None:
-      extras = transformer_fns.StreamExtras(trees=rows.tree)
+    if self._room is not None or self._head != ():
+      extras = transformer_fns.StreamExtras(head=self._head, trees=rows.tree)
     return transformer_fns.Params(self._model.base, rows.adapter, extras)
 
   def seat(self, served: Served, slot: int) -> None:
@@ -262,11 +265,6 @@ class SideBySide:
 Weights = Folded | SideBySide
 
 
-def without_drafts(setup: interface.DecodeSetup) -> interface.DecodeSetup:
-  """The same model for steps that draft nothing."""
-  return setup._replace(drafter=none.NoDraft(), verifier=verify.walk)
-
-
 def make(
   model: runtime.Model,
   cfg: serving.EngineConfig,
@@ -326,12 +324,16 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
     "drafter is 'streams' but no adapter brings some; use 'prompt_lookup' or "
     "'none'",
   )
-  for name in ('ngram_table', 'vocabulary'):
-    checks.check(
-      not getattr(drafter, name),
-      f'DrafterConfig.{name} is set; adapters side by side share none, leave it '
-      'out',
-    )
+  checks.check(
+    not drafter.ngram_table,
+    'DrafterConfig.ngram_table is set; adapters side by side share none, leave '
+    'it out',
+  )
+  checks.check(
+    drafter.vocabulary in ('', 'adapter') and not drafter.vocabulary_size,
+    f'DrafterConfig.vocabulary is {drafter.vocabulary!r}; adapters side by side '
+    "accept 'adapter', which takes the tokens of all of theirs, or ''",
+  )
   trees = [one.tree for one in adapters.values() if one.stream and one.tree]
   trees = trees or [config.TreeConfig()]
   if drafter.tree is None and drafter.drafting == 'top_k':
@@ -341,6 +343,17 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
   tree = drafter.tree or trees[0]
   tree.check_fits(stream)
   return streams.Streams(tree, stream.num_streams, drafter)
+
+
+def _head(model, adapters) -> Any:
+  """The LM head of what all adapters draft; () where that is nearly all."""
+  ids = vocabularies.together(model, adapters)
+  if ids is None:
+    logging.info('adapters draft from nearly all tokens, hence from all')
+    return ()
+  built = build.build(model.config, layout=model.layout)
+  merged = built.merge(model.base, {})
+  return transformer_fns.draft_head(merged, jax.numpy.asarray(ids))
 
 
 def _parts(found: fitted.Fitted) -> adapters_lib.Parts:
