@@ -82,7 +82,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     is_job = jax.distributed.is_initialized()
     devices = jax.devices() if is_job else jax.local_devices()
   devices = list(devices)
-  if cfg == MeshConfig() and len({d.process_index for d in devices}) == 1:
+  # Not `cfg == MeshConfig()`: gin's bindings are in both.
+  is_one = set(dataclasses.astuple(cfg)) == {1}
+  if is_one and len({d.process_index for d in devices}) == 1:
     devices = devices[:1]
   ici = cfg.sizes(len(devices))
   dcn = (cfg.dcn_data, cfg.dcn_fsdp, 1)

@@ -2,7 +2,9 @@
 """Meshes and rules as data; no more than one device is needed here."""
 
 import dataclasses
+import types
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -34,6 +36,27 @@ def abstract_partitioner(data=2, fsdp=2, tensor=2, rules=None):
 )
 def test_mesh_sizes(sizes, num_devices, expected):
   assert mesh_lib.MeshConfig(**sizes).sizes(num_devices) == expected
+
+
+@pytest.mark.parametrize(
+  'bound, asked', [(None, (1, 1)), (-1, (8, 8)), (8, (8, 8))]
+)
+def test_a_mesh_that_gin_names_takes_all_devices(monkeypatch, bound, asked):
+  seen = []
+
+  def create(sizes, devices, **_):
+    seen.append((max(sizes), len(devices)))
+    return np.array(jax.devices()[:1]).reshape(1, 1, 1)
+
+  monkeypatch.setattr(mesh_lib.mesh_utils, 'create_device_mesh', create)
+  device = types.SimpleNamespace(process_index=0)
+  try:
+    if bound is not None:
+      gin.bind_parameter('MeshConfig.tensor', bound)
+    mesh_lib.make_mesh(mesh_lib.MeshConfig(), [device] * 8)
+  finally:
+    gin.clear_config()
+  assert seen == [asked]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,11 @@ class SlotDecoder:
     self._empty = free(batch_sizes.empty, static_argnums=1)
     self._start = free(_restart, donate_argnums=0)
     self._renew = free(_zeros, donate_argnums=0)
+    self._make_spare = part.jit(
+      lambda: cache_lib.settle(
+        setup.model.init_cache(1, setup.cfg.cache_length)
+      )
+    )
     self._take = free(cache_lib.take, static_argnums=2)
     self._place = free(cache_lib.place, donate_argnums=0)
     self._resize = free(batch_sizes.resize)
@@ -177,7 +182,7 @@ class SlotDecoder:
     @functools.wraps(fun)
     def traced(*args, **kwargs):
       self.num_compilations += 1
-      return fun(*first, *args, **kwargs)
+      return cache_lib.settle(fun(*first, *args, **kwargs))
 
     return traced
 
@@ -198,9 +203,7 @@ class SlotDecoder:
       is_timed: whether `costs` are measured.
     """
     cfg = self.setup.cfg
-    self._spare = jax.jit(
-      lambda: self.setup.model.init_cache(1, cfg.cache_length)
-    )()
+    self._spare = self._make_spare()
     if self.prefixes.most_bytes:
       part = self._take(self._spare, np.int32(0), self.chunk)
       self._spare = self._place(self._spare, part, np.int32(0))

@@ -199,6 +199,26 @@ def place(cache: Cache, part: arrays.Array, start: arrays.Array) -> Cache:
   )
 
 
+def settle(tree: Any) -> Any:
+  """Lays out arrays as they lie at all times, wherever XLA would put them.
+
+  So that what one program leaves is what the next was compiled for: caches split
+  by heads, all other arrays whole on every device. On one device nothing is done.
+  """
+
+  def lay(x):
+    if not isinstance(x, Cache):
+      return partitioning.constrain(x, *(None,) * x.ndim)
+    heads = lambda y: partitioning.constrain(y, None, 'kv_heads', None, None)
+    return Cache(
+      tuple(map(heads, x.keys)),
+      tuple(map(heads, x.values)),
+      partitioning.constrain(x.length, None),
+    )
+
+  return jax.tree.map(lay, tree, is_leaf=lambda x: isinstance(x, Cache))
+
+
 def _move(layer, path, length):
   """Copies slot length + path[i] to length + i, for i = 1 … P - 1."""
   slots = (length[:, None] + path[:, 1:])[:, None, :, None]

@@ -61,8 +61,13 @@ class Scorer:
     self._chunk = chunk
     part, length = partitioner or partitioning.local(), setup.cfg.cache_length
     score = functools.partial(score_chunk, setup)
-    self._score = part.jit(score, donate_argnums=1)
-    self._make_cache = part.jit(lambda: setup.model.init_cache(1, length))
+    settled = lambda fun: part.jit(
+      lambda *args: cache_lib.settle(fun(*args)), donate_argnums=1
+    )
+    self._score = settled(score)
+    self._make_cache = part.jit(
+      lambda: cache_lib.settle(setup.model.init_cache(1, length))
+    )
     self._cache: Any = None
     self._lock = threading.Lock()
 

@@ -229,7 +229,7 @@ class SideBySide:
       eos.union(self._model.eos_ids, found.eos_ids),
       self._drafts and is_drafting,
       num_drafts,
-      jax.device_put(RowWeights(leaves, tree)),
+      _put(self._model, RowWeights(leaves, tree)),
       0 if _spares_main(parts) else next(self._owners),
     )
 
@@ -274,8 +274,8 @@ def make(
   """What serves a model, and adapters by name if there are or may be some.
 
   Raises:
-    ValueError: the drafter cannot serve, an adapter does not fit, or the model
-      lies on several devices.
+    ValueError: the drafter cannot serve, an adapter does not fit, or the mesh
+      splits rows.
   """
   is_alone = not adapters and not cfg.max_lora_rank
   accepted = _ALONE if is_alone else _BESIDE
@@ -286,9 +286,9 @@ def make(
     "plain decoding: take verifier='walk' and no synthetic_acceptance",
   )
   checks.check(
-    model.partitioner.is_single,
-    f'the model lies on {model.partitioner.mesh.size} devices; an engine takes '
-    'one that lies on a single device',
+    model.partitioner.size('batch') == 1,
+    f'the mesh is {dict(model.partitioner.mesh.shape)}; an engine splits a model '
+    'by heads alone, take MeshConfig.tensor for all devices',
   )
   checks.check(
     BASE not in adapters, "an adapter cannot be named ''; give it a name"
@@ -353,7 +353,7 @@ def _head(model, adapters) -> Any:
     return ()
   built = build.build(model.config, layout=model.layout)
   merged = built.merge(model.base, {})
-  return transformer_fns.draft_head(merged, jax.numpy.asarray(ids))
+  return _put(model, transformer_fns.draft_head(merged, jax.numpy.asarray(ids)))
 
 
 def _parts(found: fitted.Fitted) -> adapters_lib.Parts:
@@ -370,6 +370,12 @@ def _spares_main(parts: adapters_lib.Parts) -> bool:
   """
   own = parts.rest.values()
   return not parts.tuned_lora.rank and all(np.isfinite(x).all() for x in own)
+
+
+def _put(model: runtime.Model, rows: Any) -> Any:
+  """Weights of rows on the device, or whole on each of several."""
+  part = model.partitioner
+  return jax.device_put(rows, None if part.is_single else part.replicated)
 
 
 def _check_known(name, served) -> None:
