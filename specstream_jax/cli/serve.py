@@ -155,14 +155,18 @@ def main(argv: Sequence[str]) -> int:
 
   def make() -> engine_lib.Engine:
     model, adapters = _load(args, pairs)
-    _say(f'compiling for {cfg.num_slots} slots …')
     made = engine_lib.Engine(
-      model, cfg, drafter=args.drafter, adapters=adapters
+      model, cfg, drafter=args.drafter, adapters=adapters, tell=tell
     )
     _say(f'ready: {", ".join([name, *made.adapters])}')
     return made
 
   server = http.Server(None, options, _shelf(args, pairs))
+
+  def tell(number, total):
+    _say(f'compiling program {number} of {total}')
+    server.warming_up = {'compiling': number, 'of': total}
+
   with listening.listen(args.host, args.port) as port:
     is_local = args.host == '127.0.0.1'
     _say(

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specstream_jax import arrays, partitioning
+from specstream_jax import partitioning
 from specstream_jax.decoding import (
   batch_sizes,
+  chunks,
   interface,
   loop,
   prefixes,
@@ -29,66 +30,6 @@ from specstream_jax.decoding import (
 from specstream_jax.modeling import cache as cache_lib
 
 _TIMES, _STEPS = 3, 3  # best of, steps of each
-
-
-def read_chunk(
-  setup: interface.DecodeSetup,
-  params: Any,
-  cache: cache_lib.Cache,
-  tokens: arrays.Array,
-  counts: arrays.Array,
-) -> interface.Forward:
-  """A pass over what comes next of prompts.
-
-  Args:
-    setup: its `chunk_model` makes the pass.
-    params: weights.
-    cache: what was read before.
-    tokens: [B, C] int32, padded on the right.
-    counts: [B] int32 valid entries of `tokens`.
-
-  Returns:
-    The pass, its cache with `counts` more tokens.
-  """
-  model = setup.chunk_model or setup.model
-  batch, size = tokens.shape
-  causal = jnp.tri(size, dtype=bool)[None]
-  forward = model.forward(
-    params,
-    tokens,
-    cache.length[:, None] + jnp.arange(size)[None],
-    jnp.broadcast_to(causal, (batch, size, size)),
-    cache,
-    with_streams=setup.drafter.with_streams,
-  )
-  grown = dataclasses.replace(forward.cache, length=cache.length + counts)
-  return forward._replace(cache=grown)
-
-
-def begin_row(
-  setup: interface.DecodeSetup,
-  params: Any,
-  cache: cache_lib.Cache,
-  tokens: arrays.Array,
-  counts: arrays.Array,
-  prompts: arrays.Array,
-  rows: loop.Rows,
-) -> loop.DecodeState:
-  """Reads the last chunk of prompts and draws the first token.
-
-  Args:
-    setup: model, drafter and configs.
-    params: weights.
-    cache: all chunks but the last.
-    tokens: [B, C] int32, the last chunk.
-    counts: [B] int32 valid entries of `tokens`, at least 1.
-    prompts: [B, T] int32, whole.
-    rows: what each of them asks for.
-  """
-  forward = read_chunk(setup, params, cache, tokens, counts)
-  own = setup._replace(prompt_model=setup.chunk_model or setup.model)
-  lengths = forward.cache.length
-  return loop.begin(own, params, forward, counts - 1, prompts, lengths, rows)
 
 
 class Seen(NamedTuple):
@@ -112,6 +53,7 @@ class SlotDecoder:
 
   Attributes:
     num_compilations: programs that were traced so far.
+    on_compile: is told the name of each before it is.
     prefixes: how prompts begin.
     sizes: of the batch, the last of them B.
     size: of them, the one that the batch has now.
@@ -144,14 +86,15 @@ class SlotDecoder:
     """
     self.setup, self.num_slots, self.chunk = setup, num_slots, chunk
     self.num_compilations = 0
+    self.on_compile: Callable[[str], None] = lambda name: None
     self.prefixes = prefixes.Prefixes(
       prefix_bytes, chunk, prefixes.chunk_bytes(setup.model, chunk)
     )
     part = partitioner or partitioning.local()
     own = lambda fun, **named: part.jit(self._counted(fun, setup), **named)
     free = lambda fun, **named: part.jit(self._counted(fun), **named)
-    self._read = own(_read_on, donate_argnums=1)
-    self._begin = own(begin_row, donate_argnums=1)
+    self._read = own(chunks.read_on, donate_argnums=1)
+    self._begin = own(chunks.begin_row, donate_argnums=1)
     self._run = own(loop.run, donate_argnums=1)
     self._run_plain = plain and part.jit(
       self._counted(batch_sizes.run_plain, plain), donate_argnums=1
@@ -182,9 +125,15 @@ class SlotDecoder:
     @functools.wraps(fun)
     def traced(*args, **kwargs):
       self.num_compilations += 1
+      self.on_compile(fun.__name__)
       return cache_lib.settle(fun(*first, *args, **kwargs))
 
     return traced
+
+  @property
+  def num_steps(self) -> int:
+    """Programs of the loop: by size, drafts, and whether all is greedy."""
+    return len(self.sizes) * (2 if self._run_plain is None else 4)
 
   def warm_up(
     self,
@@ -431,11 +380,6 @@ class Reading:
   def abandon(self) -> None:
     """Stops reading; of what was read nothing is known."""
     self._decoder.give_back(self._cache, is_finite=False)
-
-
-def _read_on(setup, params, cache, tokens, counts):
-  """The cache after a chunk."""
-  return read_chunk(setup, params, cache, tokens, counts).cache
 
 
 def _zeros(cache):

@@ -2,6 +2,7 @@
 """Parameters of a JSON body, and the answer when one of them is wrong."""
 
 from collections.abc import Callable, Mapping
+import json
 import re
 from typing import Any
 
@@ -141,3 +142,22 @@ def count(body: Mapping[str, Any], name: str, default: int) -> int:
       400, f'{name} is {value!r:.80}; accepted: a whole number', param=name
     )
   return value
+
+
+def parse(data: bytes) -> dict[str, Any]:
+  """The object of a JSON text.
+
+  Raises:
+    ApiError: it is none.
+  """
+  try:
+    body = json.loads(data, parse_constant=_no_constant)
+  except (ValueError, RecursionError) as error:
+    raise ApiError(400, f'the body is no JSON: {str(error)[:200]}') from None
+  if not isinstance(body, dict):
+    raise ApiError(400, 'the body is no JSON object')
+  return body
+
+
+def _no_constant(name: str) -> Any:
+  raise ValueError(f'{name} is no number of JSON')

@@ -46,7 +46,11 @@ _PAST = 0.9  # its weight in the mean time of a request
 
 
 class Engine:
-  """A model, its adapters, a queue and a running batch."""
+  """A model, its adapters, a queue and a running batch.
+
+  Attributes:
+    error: what ended its thread, if something did.
+  """
 
   def __init__(
     self,
@@ -55,6 +59,7 @@ class Engine:
     *,
     drafter: str | drafting.DrafterConfig | None = None,
     adapters: Mapping[str, fitted.Fitted] | None = None,
+    tell: Callable[[int, int], None] = lambda number, total: None,
   ):
     """Puts weights and slots on the device, and compiles.
 
@@ -64,16 +69,14 @@ class Engine:
       drafter: a name, perhaps with settings, or all settings; None takes
         streams if there are some.
       adapters: to serve side by side, by name; the model has none then.
+      tell: is told which of how many large programs compiles next.
 
     Raises:
       ValueError: the drafter cannot serve, or an adapter does not fit.
       OutOfMemoryError: the slots do not fit.
     """
     self.model, self.cfg = model, cfg or serving.EngineConfig()
-    adapters = {
-      name: starting.with_tuned_tree(found, model)
-      for name, found in (adapters or {}).items()
-    }
+    adapters = starting.with_tuned_trees(adapters or {}, model)
     asked = starting.drafter(drafter, model, adapters)
     self._weights = weights.make(model, self.cfg, asked, adapters)
     self._decoder = starting.make_decoder(
@@ -90,11 +93,11 @@ class Engine:
     self._wake = threading.Condition()
     self._thread: threading.Thread | None = None
     self._is_closing = self._is_aborted = False
-    self._error: BaseException | None = None
+    self.error: BaseException | None = None
     self._finished: dict[str, int] = {}
     self._mean_seconds = 1.0
     self._is_drafting = False
-    starting.warm_up(self._decoder, self._weights, self.cfg)
+    starting.warm_up(self._decoder, self._weights, self.cfg, tell)
     self.scorer()([0, 0])
     self._policy = policy.Policy(
       self._decoder.costs, self.cfg.max_drafting_rows
@@ -123,7 +126,7 @@ class Engine:
   @property
   def is_open(self) -> bool:
     """Whether it takes requests."""
-    return self._error is None and not self._is_closing
+    return self.error is None and not self._is_closing
 
   def submit(self, request: requests.Request) -> requests.Handle:
     """Takes a request into the queue; from any thread.
@@ -213,7 +216,7 @@ class Engine:
       return True
     self._thread.join(timeout)
     if not self._thread.is_alive():
-      return self._error is None
+      return self.error is None
     self._is_aborted = True
     self._thread.join()
     self._give_up(requests.RefusedError('the engine was closed'))
@@ -239,7 +242,7 @@ class Engine:
         self.step()
     except BaseException as error:
       with self._wake:
-        self._error = error
+        self.error = error
       self._give_up(error)
       raise
 
@@ -279,8 +282,8 @@ class Engine:
     )
 
   def _check_open(self) -> None:
-    if self._error is not None:
-      raise requests.RefusedError(f'the engine has failed: {self._error}')
+    if self.error is not None:
+      raise requests.RefusedError(f'the engine has failed: {self.error}')
     if self._is_closing:
       raise requests.RefusedError('the engine is closing')
 

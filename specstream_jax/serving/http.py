@@ -82,6 +82,7 @@ class Server:
     self._engine, self._shelf = engine, shelf
     self._scoring = asyncio.Lock()
     self._started = int(time.time())
+    self.warming_up: dict[str, Any] = {}
 
   @property
   def engine(self) -> engine_lib.Engine:
@@ -182,9 +183,13 @@ class Server:
     del request
     engine = self._engine
     if engine is None:
-      return JSONResponse({'status': 'warming up'}, 503)
-    status = 'ok' if engine.is_open else 'closing'
-    return JSONResponse({'status': status}, 200 if engine.is_open else 503)
+      return JSONResponse({'status': 'warming up', **self.warming_up}, 503)
+    if engine.is_open:
+      return JSONResponse({'status': 'ok'})
+    if engine.error is None:
+      return JSONResponse({'status': 'closing'}, 503)
+    kind = type(engine.error).__name__
+    return JSONResponse({'status': 'failed', 'error': kind}, 503)
 
   async def _version(self, request) -> Response:
     del request
@@ -234,7 +239,7 @@ class Server:
     handles = await concurrency.run_in_threadpool(self._submit, call)
     shape = payloads.Shape(kind, call, engine.path_length, engine.model)
     if call.is_stream:
-      stream = self._stream(shape, handles)
+      stream = self._stream(shape, handles, score)
       return StreamingResponse(stream, media_type='text/event-stream')
     made = await self._whole(request, handles)
     if call.is_prompt_only:
@@ -313,15 +318,7 @@ class Server:
         raise bodies.ApiError(
           413, f'the body is larger than {most} bytes; send less'
         )
-    try:
-      body = json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-      raise bodies.ApiError(
-        400, f'the body is no JSON: {str(error)[:200]}'
-      ) from None
-    if not isinstance(body, dict):
-      raise bodies.ApiError(400, 'the body is no JSON object')
-    return body
+    return bodies.parse(data)
 
   async def _whole(self, request, handles) -> list[requests.Completion]:
     """All completions; given up when the client is gone."""
@@ -342,15 +339,21 @@ class Server:
 
   async def _scores(self, call, made, score) -> list[scoring.Scores]:
     """What `score` says of each prompt and completion, one after the other."""
-    found = []
-    for asked, one in zip(call.requests, made):
-      text = (*asked.prompt, *one.tokens)
-      # In line here, as each that waits elsewhere would hold a thread.
-      async with self._scoring:
-        found.append(await concurrency.run_in_threadpool(score, text))
-    return found
+    return [
+      await self._score(call, index, one, score)
+      for index, one in enumerate(made)
+    ]
 
-  async def _stream(self, shape, handles) -> AsyncIterator[str]:
+  async def _score(self, call, index, made, score) -> Any:
+    """What `score` says of a prompt and its completion; None without it."""
+    if score is None:
+      return None
+    text = (*call.requests[index].prompt, *made.tokens)
+    # In line here, as each that waits elsewhere would hold a thread.
+    async with self._scoring:
+      return await concurrency.run_in_threadpool(score, text)
+
+  async def _stream(self, shape, handles, score) -> AsyncIterator[str]:
     """Server-sent events; the engine is told when nobody reads any more."""
     event, ended = _listening(handles), set()
     try:
@@ -368,7 +371,9 @@ class Server:
               yield _event(shape.piece(index, piece))
           if is_done:
             ended.add(index)
-            yield _event(shape.end(index, handle.result(0)))
+            one = handle.result(0)
+            found = await self._score(shape.call, index, one, score)
+            yield _event(shape.end(index, one, found))
       made = [handle.result(0) for handle in handles]
       self._count(shape.call, made)
       if shape.call.has_usage:
@@ -399,10 +404,6 @@ def _listening(handles) -> asyncio.Event:
 
 def _event(data: Mapping[str, Any]) -> str:
   return f'data: {json.dumps(data, ensure_ascii=False)}\n\n'
-
-
-def _no_constant(name: str) -> Any:
-  raise ValueError(f'{name} is no number of JSON')
 
 
 def _of_refusal(error: requests.RefusedError) -> bodies.ApiError:

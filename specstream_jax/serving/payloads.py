@@ -102,13 +102,26 @@ class Shape:
       }
     return chunk
 
-  def end(self, index: int, made: requests.Completion) -> dict[str, Any]:
-    """The end of a choice, with what it cost."""
+  def end(
+    self,
+    index: int,
+    made: requests.Completion,
+    scores: scoring.Scores | None = None,
+  ) -> dict[str, Any]:
+    """The end of a choice, with what it cost.
+
+    Args:
+      index: of the choice.
+      made: all of it.
+      scores: of prompt and completion, if they are asked for: only the whole
+        text is scored, so all log-probabilities come here.
+    """
     said = {} if self._kind.is_chat else ''
-    return {
-      **self._chunk(index, said, _reason(made)),
-      'metrics': self._metrics([made]),
-    }
+    chunk = self._chunk(index, said, _reason(made))
+    if scores is not None:
+      [choice] = chunk['choices']
+      choice['logprobs'] = self._likelihoods(index, made, scores)
+    return {**chunk, 'metrics': self._metrics([made])}
 
   def usage(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
     """The last piece, if it is asked for."""
@@ -142,15 +155,20 @@ class Shape:
       num_top=self.call.num_top or 0,
     )
 
-  def _usage(self, made: Sequence[requests.Completion]) -> dict[str, int]:
-    """Tokens in and out; a prompt counts once, however many its choices."""
+  def _usage(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
+    """Tokens in and out; a prompt counts once, however many its choices.
+
+    Of its tokens, cached are those that a prompt before had read.
+    """
     prompts = made[:: self.call.num_choices]
     prompt = sum(one.metrics.num_prompt_tokens for one in prompts)
     new = sum(one.metrics.num_new_tokens for one in made)
+    cached = sum(one.metrics.num_cached_tokens for one in prompts)
     return {
       'prompt_tokens': prompt,
       'completion_tokens': new,
       'total_tokens': prompt + new,
+      'prompt_tokens_details': {'cached_tokens': cached},
     }
 
   def _metrics(self, made: Sequence[requests.Completion]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def read_completion(
     echoes = bodies.naming('prompt')(echo)
   return dataclasses.replace(
     call,
-    num_top=_num_top(num_top, 'logprobs', call, model),
+    num_top=_num_top(num_top, 'logprobs', model),
     echoes=echoes,
     is_prompt_only=is_prompt_only,
   )
@@ -132,7 +132,7 @@ def read_chat(
       400, 'top_logprobs needs logprobs; set it to true', param='top_logprobs'
     )
   if has_logprobs:
-    num_top = _num_top(num_top or 0, 'top_logprobs', call, model)
+    num_top = _num_top(num_top or 0, 'top_logprobs', model)
     call = dataclasses.replace(call, num_top=num_top)
   return call
 
@@ -227,7 +227,7 @@ def _call(body, model, adapters, prompts, limit) -> Call:
   )
 
 
-def _num_top(value: Any, name: str, call: Call, model: runtime.Model):
+def _num_top(value: Any, name: str, model: runtime.Model):
   """How many rivals of each token are asked for; None for no probabilities."""
   if value is None or value is False:
     return None
@@ -235,12 +235,6 @@ def _num_top(value: Any, name: str, call: Call, model: runtime.Model):
   if not 0 <= count <= most:
     raise bodies.ApiError(
       400, f'{name} is {count}; accepted: 0 to {most}', param=name
-    )
-  if call.is_stream:
-    raise bodies.ApiError(
-      400,
-      "'logprobs' is not supported in a stream; leave out one of them",
-      param='logprobs',
     )
   bodies.naming('logprobs')(lambda: model.pieces)
   return count

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import arrays, partitioning
-from specstream_jax.decoding import interface, slots
+from specstream_jax.decoding import chunks, interface
 from specstream_jax.modeling import cache as cache_lib
 
 MOST_CANDIDATES = 20  # as many as the API lets anybody ask for
@@ -137,7 +137,7 @@ def score_chunk(
   length = jnp.full((1,), start, jnp.int32)
   begun = dataclasses.replace(cache, length=length)
   counts = jnp.full((1,), tokens.shape[1], jnp.int32)
-  forward = slots.read_chunk(setup, params, begun, tokens, counts)
+  forward = chunks.read_chunk(setup, params, begun, tokens, counts)
   logprobs = jax.nn.log_softmax(model.logits(params, forward.hidden))
   own = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
   count = min(MOST_CANDIDATES, logprobs.shape[-1])

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an engine does before it takes requests: room, programs, times."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import itertools
 
 import jax
 
@@ -12,6 +13,9 @@ from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import batch_sizes, plain as plain_lib, slots
 from specstream_jax.serving import admission, requests, vocabularies, weights
 from specstream_jax.workflows import tune
+
+# Functions that the large programs are made of, those of a pass of the model.
+_LARGE = ('read_on', 'begin_row', 'run', 'run_plain')
 
 
 def drafter(
@@ -65,6 +69,15 @@ def with_tuned_tree(
   return dataclasses.replace(found, tree=tree or found.tree)
 
 
+def with_tuned_trees(
+  adapters: Mapping[str, fitted.Fitted], model: runtime.Model
+) -> dict[str, fitted.Fitted]:
+  """`with_tuned_tree` of each."""
+  return {
+    name: with_tuned_tree(found, model) for name, found in adapters.items()
+  }
+
+
 def make_decoder(
   made: weights.Weights,
   cfg: serving.EngineConfig,
@@ -109,9 +122,27 @@ def _check_memory(decoder: slots.SlotDecoder) -> None:
 
 
 def warm_up(
-  decoder: slots.SlotDecoder, made: weights.Weights, cfg: serving.EngineConfig
+  decoder: slots.SlotDecoder,
+  made: weights.Weights,
+  cfg: serving.EngineConfig,
+  tell: Callable[[int, int], None],
 ) -> None:
-  """Compiles everything, and times steps if drafts are to be weighed."""
+  """Compiles everything, and times steps if drafts are to be weighed.
+
+  Args:
+    decoder: of which nothing is compiled yet.
+    made: weights.
+    cfg: sizes.
+    tell: is told which of how many large programs compiles next.
+  """
+  numbers = itertools.count(1)
+  total = 2 + decoder.num_steps
+
+  def on_compile(name):
+    if name in _LARGE:
+      tell(next(numbers), total)
+
+  decoder.on_compile = on_compile
   arrays = admission.as_arrays(
     requests.Request((0,)),
     most=cfg.max_new_tokens,

@@ -110,37 +110,47 @@ def say(engine, todo):
   return [handle.result(0).tokens for handle in handles]
 
 
-def main():
-  """The same requests on eight devices and on one."""
-  found = {}
-  for name, ways in (('eight', 8), ('one', 1)):
-    gin.clear_config()
-    gin.bind_parameter('MeshConfig.tensor', ways)
-    part = partitioning.local()
+class _Heard(logging.Handler):
+  """What jax says while it compiles."""
+
+  def __init__(self):
+    super().__init__()
+    self.lines = []
+
+  def emit(self, record):
+    if 'ompil' in record.getMessage():
+      self.lines.append(record.getMessage())
+
+
+def served(ways):
+  """What an engine on so many devices says, and how it lies there."""
+  gin.clear_config()
+  gin.bind_parameter('MeshConfig.tensor', ways)
+  part, heard = partitioning.local(), _Heard()
+  logging.getLogger('jax').addHandler(heard)
+  with jax.log_compiles():
     engine = engine_lib.Engine(
       model(part), CFG, adapters={'a': adapter(1), 'b': adapter(2)}
     )
-    records = []
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())
-    logging.getLogger('jax').addHandler(handler)
-    with jax.log_compiles():
-      jax.jit(lambda x: x + ways)(1)  # is heard
-      num_heard = len(records)
-      say(engine, asked()[:4])  # what eager code compiles
-      records.clear()
-      tokens = say(engine, asked())
-    logging.getLogger('jax').removeHandler(handler)
-    cache = engine._decoder._state.cache
-    found[name] = {
-      'tokens': tokens,
-      'devices': part.mesh.size,
-      'heard': num_heard,
-      'compiled': [line for line in records if 'ompil' in line][:5],
-      'heads': cache.keys[0].sharding.shard_shape(cache.keys[0].shape)[1],
-      'scores': float(np.sum(engine.scorer('a')([1, 2, 3, 4, 5]).logprobs)),
-    }
-  print(json.dumps(found))
+    num_heard = len(heard.lines)
+    say(engine, asked()[:4])  # what eager code compiles
+    heard.lines.clear()
+    tokens = say(engine, asked())
+  logging.getLogger('jax').removeHandler(heard)
+  keys = engine._decoder._state.cache.keys[0]
+  return {
+    'tokens': tokens,
+    'devices': part.mesh.size,
+    'heard': num_heard,
+    'compiled': heard.lines[:5],
+    'heads': keys.sharding.shard_shape(keys.shape)[1],
+    'scores': float(np.sum(engine.scorer('a')([1, 2, 3, 4, 5]).logprobs)),
+  }
+
+
+def main():
+  """The same requests on eight devices and on one."""
+  print(json.dumps({'eight': served(8), 'one': served(1)}))
 
 
 if __name__ == '__main__':

@@ -331,3 +331,17 @@ def test_what_does_not_fit_is_said_before_anything_compiles(monkeypatch):
 def test_configs_that_are_refused(values, message):
   with pytest.raises(ValueError, match=message):
     serving.EngineConfig(**values)
+
+
+@pytest.mark.slow
+def test_it_says_what_compiles():
+  said = []
+  cfg = dataclasses.replace(serving_models.CFG, batch_sizes=(1, 2))
+  engine_lib.Engine(
+    serving_models.base(),
+    cfg,
+    adapters=serving_models.kinds(),
+    tell=lambda number, total: said.append((number, total)),
+  )
+  # A chunk, the last chunk, and steps: two sizes, greedy or not.
+  assert said == [(number, 6) for number in range(1, 7)]

@@ -39,7 +39,7 @@ class _Engine(engine_lib.Engine):
     }
     setup = types.SimpleNamespace(drafter=drafter, path_length=3)
     self._weights = types.SimpleNamespace(served=served, setup=setup)
-    self._error = self._thread = None
+    self.error = self._thread = None
     self._is_closing = False
 
   def submit(self, request: requests.Request) -> requests.Handle:

@@ -97,7 +97,8 @@ def test_a_completion(client):
   want = _engine().submit(request).result(30)
   assert choice['text'] == want.text
   assert made['usage'] == {
-    'prompt_tokens': 2, 'completion_tokens': 12, 'total_tokens': 14
+    'prompt_tokens': 2, 'completion_tokens': 12, 'total_tokens': 14,
+    'prompt_tokens_details': {'cached_tokens': 0},
   }  # fmt: skip
   drafting = made['metrics']['speculative_decoding']
   steps = drafting['num_spec_steps']
@@ -278,6 +279,55 @@ def test_an_echo_can_be_streamed_and_has_no_logprobs_unless_asked(client):
   values = dict(echo=True, max_tokens=0, prompt='a', logprobs=1)
   [one] = _complete(client, **values)['choices']
   assert one['logprobs']['token_logprobs'] == [None]
+
+
+@pytest.mark.parametrize('echo', [False, True])
+def test_a_stream_has_the_logprobs_of_the_whole(client, echo):
+  values = dict(logprobs=2, echo=echo, max_tokens=6, n=2)
+  whole = _complete(client, **values)['choices']
+  body = _ask(stream=True, **values)
+  events = _events(client.post('/v1/completions', json=body))
+  for index, want in enumerate(whole):
+    own = [
+      choice
+      for event in events
+      for choice in event['choices']
+      if choice['index'] == index
+    ]
+    assert ''.join(choice['text'] for choice in own) == want['text']
+    *before, last = own
+    assert all(choice['logprobs'] is None for choice in before)
+    assert last['finish_reason'] and last['logprobs'] == want['logprobs']
+
+
+def test_a_streamed_chat_has_the_logprobs_of_the_whole(client):
+  body = {
+    'model': 'tuned',
+    'messages': [{'role': 'user', 'content': 'ab'}],
+    'max_tokens': 6,
+    'temperature': 0,
+    'ignore_eos': True,
+    'logprobs': True,
+    'top_logprobs': 1,
+  }
+  [want] = client.post('/v1/chat/completions', json=body).json()['choices']
+  events = _events(
+    client.post('/v1/chat/completions', json=body | {'stream': True})
+  )
+  found = [
+    choice['logprobs'] for event in events for choice in event['choices']
+  ]
+  assert [one for one in found if one] == [want['logprobs']]
+  assert len(want['logprobs']['content']) == 6
+
+
+def test_tokens_of_a_prompt_that_was_read_before_are_counted(client):
+  prompt = 'the same beginning, and longer than a chunk '
+  for end, cached in (('a', 0), ('b', 40)):
+    usage = _complete(client, prompt=prompt + end)['usage']
+    assert usage['prompt_tokens_details'] == {'cached_tokens': cached}
+  usage = _complete(client, prompt=['x', prompt + 'c'], n=2)['usage']
+  assert usage['prompt_tokens_details'] == {'cached_tokens': 40}
 
 
 def test_a_chat_has_logprobs(client):
@@ -472,12 +522,6 @@ def _values(client):
       'logprobs is True; accepted: a whole',
       'logprobs',
     ),
-    (
-      {'logprobs': 1, 'stream': True},
-      400,
-      "'logprobs' is not supported in a stream",
-      'logprobs',
-    ),
     ({'echo': 1}, 400, 'echo is 1; accepted: true or false', 'echo'),
     ({'echo': True, 'prompt': [-1]}, 400, 'token -1 has', 'prompt'),
     ({'best_of': 3}, 400, "'best_of' is not supported here", 'best_of'),
@@ -535,7 +579,6 @@ def test_bodies_that_are_refused(values, status, message, param, client):
     ({'top_logprobs': 2}, 'top_logprobs needs logprobs; set it to true'),
     ({'logprobs': 1}, 'logprobs is 1; accepted: true or false'),
     ({'logprobs': True, 'top_logprobs': 21}, 'accepted: 0 to 20'),
-    ({'logprobs': True, 'stream': True}, "'logprobs' is not supported in a"),
     ({'echo': True}, "'echo' is not supported here"),
   ],
 )

@@ -17,6 +17,7 @@ class _Engine:
 
   def __init__(self):
     self.is_open, self.may_end = True, threading.Event()
+    self.error = None
 
   def start(self):
     pass
@@ -94,6 +95,9 @@ def test_health_says_when_requests_are_taken(running):
   server.loop.handle_exit(signal.SIGTERM, None)
   _until(lambda: not engine.is_open)
   assert server.get('/health') == (503, {'status': 'closing'})
+  engine.error = MemoryError('of /secret/path')
+  failed = {'status': 'failed', 'error': 'MemoryError'}
+  assert server.get('/health') == (503, failed)
   engine.may_end.set()
   server.end()
   assert server.error is None
