@@ -40,5 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     'launching.md': (_ROOT / 'launch' / 'README.md').read_text(),
   }
   for path, text in written.items():
+    # In the repository a page of a few lines stands there.
+    if stub := files.get_file_from_path(path):
+      files.remove(stub)
     files.append(File.generated(config, path, content=text))
   return files

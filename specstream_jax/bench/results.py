@@ -15,6 +15,7 @@ import os
 import platform
 from typing import Any
 
+import specstream_jax
 from specstream_jax.bench import machine, schema
 from specstream_jax.checkpoints import files
 from specstream_jax.outputs import writing
@@ -201,12 +202,13 @@ def _ratio(name: str, numerator: float, denominator: float) -> float:
 def versions() -> dict[str, str]:
   """Installed versions; a package without metadata is 'unknown'."""
   found = {'python': platform.python_version()}
-  for name in ('jax', 'jaxlib', 'flax', 'specstream_jax'):
+  for name in ('jax', 'jaxlib', 'flax'):
     try:
       found[name] = metadata.version(name)
     except metadata.PackageNotFoundError:
       found[name] = 'unknown'
-  return found
+  # Of the code that runs; metadata may be of an older installation.
+  return found | {'specstream_jax': specstream_jax.__version__}
 
 
 def environment() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 import ast
 from collections.abc import Callable, Sequence
+import difflib
 import functools
 import importlib
 import os
@@ -14,6 +15,7 @@ from absl import app, flags, logging
 import gin
 import jax
 
+import specstream_jax
 from specstream_jax import processes
 from specstream_jax.cli import (
   exits,
@@ -132,12 +134,15 @@ def run(argv: Sequence[str] | None = None) -> None:
   given = ['specstream', *args]
   if not args or args[0] in ('-h', '--help', 'help'):
     _show_help(help_texts.usage())
+  if args[0] == '--version':
+    _show_help(f'specstream_jax {specstream_jax.__version__}')
   name = args.pop(0)
   if name not in COMMANDS:
-    print(
-      f'specstream: unknown command {name!r}\n\n{help_texts.usage()}',
-      file=sys.stderr,
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    meant = (
+      f'; did you mean {near[0]!r}?' if near else f'\n\n{help_texts.usage()}'
     )
+    print(f'specstream: unknown command {name!r}{meant}', file=sys.stderr)
     raise SystemExit(2)
   try:
     args, bindings = split_gin(args)

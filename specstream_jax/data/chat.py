@@ -45,7 +45,9 @@ def render(
   Args:
     template: the model's `chat_format.Template`, or Jinja source that uses no
       special token; None if the model has none.
-    messages: {role, content, …}, JSON types; a None among them is left out.
+    messages: {role, content, …}, JSON types; a None among them is left out, and
+      content that is None is empty. A list of parts {type: text, text} is their
+      text, as most templates know no other.
     tools: JSON schemas of functions that the model may call.
     documents: {title, text} to answer from.
     add_generation_prompt: ask for an answer; without, the text ends as the
@@ -65,8 +67,7 @@ def render(
   names = {
     **template.tokens,
     'messages': [
-      {name: value for name, value in message.items() if value is not None}
-      for message in messages
+      _plain(number, message) for number, message in enumerate(messages, 1)
     ],
     'tools': tools,
     'documents': documents,
@@ -80,6 +81,24 @@ def render(
       f'chat template{place}: {error}{_hint(str(error), template)}'
     ) from error
   return chat_format.Text(text)
+
+
+def _plain(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
+  """A message as templates know it."""
+  found = {name: value for name, value in message.items() if value is not None}
+  content = message.get('content')
+  if isinstance(content, list):
+    for part in content:
+      kind = part.get('type') if isinstance(part, Mapping) else None
+      if kind != 'text' or not isinstance(part.get('text'), str):
+        raise ValueError(
+          f'message {number} has content of type {kind!r:.40}; accepted: text, '
+          'or a list of {"type": "text", "text": …}'
+        )
+    found['content'] = ''.join(part['text'] for part in content)
+  elif content is None and 'content' in message:
+    found['content'] = ''
+  return found
 
 
 def _hint(problem: str, template: chat_format.Template) -> str:

@@ -158,7 +158,7 @@ def text_problem(texts: Mapping[str, object]) -> str:
     if not text.strip():
       return f'{name} is empty'
     if '\ufffd' in text or not is_encodable(text):
-      return f'{name} is not valid UTF-8'
+      return f'{name} is not valid UTF-8; save the file as UTF-8'
   return ''
 
 

@@ -179,10 +179,15 @@ def _messages(value: Any) -> list[dict[str, Any]]:
     )
   messages = []
   for number, message in enumerate(value, start=1):
-    message = {k: v for k, v in message.items() if v is not None}
+    message = {
+      k: v for k, v in message.items() if v is not None or k == 'content'
+    }
     if 'from' in message and 'value' in message:
       role = message['from']
-      message = {'role': _ROLES.get(role, role), 'content': message['value']}
+      message = {
+        'role': _ROLES.get(str(role), role),
+        'content': message['value'],
+      }
     if not isinstance(message.get('role'), str):
       raise ValueError(f'message {number} has no role, only {_listed(message)}')
     if any(_is_bad(text) for text in _texts(message)):

@@ -109,7 +109,8 @@ def describe(rows: str, base: str, options: Options = Options()) -> str:
   made = run.recipe(lengths, steps)
   lines.append(
     f'training: up to {steps:,} steps, fewer if they do not fit into '
-    f'{options.time_limit:g} minutes: a few are timed before it starts'
+    f'{options.time_limit:g} minutes (--time_limit, for all of it): a few are '
+    'timed before it starts, and it says then how long it takes'
   )
   remat = adapt_plan.remat(base, made, options.dtype)
   lines.append(dry_run.describe(base, made, dtype=options.dtype, remat=remat))
@@ -130,9 +131,18 @@ def _report(run: adapt_run.Run) -> Adapted:
       'mode': run.mode,
       'drafter': done.drafter,
       'adapter': done.adapter,
+      'measured on': _measured_on(run),
     },
   )
   return dataclasses.replace(done, run=max(doc.runs, key=lambda r: r.speedup))
+
+
+def _measured_on(run: adapt_run.Run) -> str:
+  """How many of the examples that were held out."""
+  count = files.read_json(run.path('tested.json'))['num_prompts']
+  held_out = len(run.found.splits.turns['test'])
+  text = f'{count:,} of {held_out:,} test examples'
+  return text + ', as many as the time allowed' * (count < held_out)
 
 
 def _other_quality(run: adapt_run.Run) -> dict[str, dict[str, float]]:

@@ -20,6 +20,8 @@ from specstream_jax.outputs import writing
 DONE = 'splits.json'
 _SHOWN = 10  # kinds of mistakes, and places of each
 _AROUND = 12  # characters of a text that are shown
+# Rows without an answer are mistakes if they are no larger a share of all.
+_FEW_WITHOUT = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Found:
     unused: columns that nothing was taken from.
     sources: of `dev` and `test` where they are those of a task, as `bench`
       names it.
+    without: places of rows that have no answer.
   """
 
   splits: splits.Splits
@@ -40,11 +43,22 @@ class Found:
   num_bad: int
   unused: tuple[str, ...]
   sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  without: tuple[str, ...] = ()
 
   @property
   def has_answers(self) -> bool:
     """Whether every row has one."""
     return all(t.answer is not None for turns in self._turns for t in turns)
+
+  @property
+  def without_answers(self) -> str:
+    """How many rows have none, and where."""
+    if not self.without:
+      return 'there are rows without answers'
+    return (
+      f'{len(self.without):,} of {self.num_rows:,} rows have no answer, such as '
+      f'{self.without[0]}'
+    )
 
   @property
   def end(self) -> str:
@@ -105,6 +119,7 @@ def read(
   *,
   split: str = 'train',
   skip_bad_rows: bool = False,
+  wants_answers: bool = False,
 ) -> Found:
   """Reads and splits rows.
 
@@ -113,11 +128,12 @@ def read(
     shape: what their columns mean.
     split: of a data set that has several.
     skip_bad_rows: leave bad rows out, with a warning each.
+    wants_answers: a few rows without an answer among many with one are bad.
 
   Raises:
     ValueError: bad rows, with the place of each; too few rows; no such source.
   """
-  rows, bad, used, known = [], [], set(), {}
+  rows, places, bad, used, known = [], [], [], set(), {}
   for row in row_files.read(source, split=split):
     known |= dict.fromkeys(row.columns)
     used |= shape.used(row.columns)
@@ -125,14 +141,23 @@ def read(
       if row.problem:
         raise ValueError(row.problem)
       rows.append(shape.turns(row.columns))
+      places.append(row.place)
     except ValueError as error:
       bad.append((row.place, str(error)))
+  lacks = [any(turn.answer is None for turn in turns) for turns in rows]
+  if wants_answers and 0 < sum(lacks) <= _FEW_WITHOUT * len(rows):
+    problem = 'has no answer, and nearly all others have one'
+    found = zip(places, lacks, strict=True)
+    bad += [(place, problem) for place, lack in found if lack]
+    rows = [row for row, lack in zip(rows, lacks, strict=True) if not lack]
+    places, lacks = places[: len(rows)], []
   if bad:
     _tell(bad, len(rows), skip_bad_rows)
   if not rows:
     raise ValueError(f'rows {source!r}: there are none')
   unused = tuple(name for name in known if name not in used)
-  return Found(splits.split(rows), len(rows), len(bad), unused)
+  without = tuple(p for p, lack in zip(places, lacks) if lack)
+  return Found(splits.split(rows), len(rows), len(bad), unused, without=without)
 
 
 def _tell(bad, num_good, skip_bad_rows):

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import loading, shipped
+from specstream_jax.checkpoints import fitted, loading, shipped
 from specstream_jax.config import checks
 from specstream_jax.data import row_shapes, vocabulary as vocabulary_lib
 from specstream_jax.workflows import (
@@ -163,6 +163,8 @@ def start(
 ) -> Run:
   """Reads what there is and says what it comes to; arguments as of `adapt`."""
   outline = loading.load_outline(base, dtype=options.dtype)
+  if options.on_adapter:
+    fitted.read(options.on_adapter, outline)  # a wrong name ends it here
   vocab = task_records.model_vocabulary(base, outline)
   tokenizer = vocab.tokenizer
   ends = {vocab.eos_id, *outline.eos_ids}
@@ -214,7 +216,11 @@ def _found(rows, options, template, ends) -> adapt_rows.Found:
     ends=ends,
   )
   return adapt_rows.read(
-    rows, shape, split=options.split, skip_bad_rows=options.skip_bad_rows
+    rows,
+    shape,
+    split=options.split,
+    skip_bad_rows=options.skip_bad_rows,
+    wants_answers=options.mode == 'auto' and not options.on_adapter,
   )
 
 
@@ -235,4 +241,7 @@ def choose(options: Options, found: adapt_rows.Found) -> tuple[str, str]:
       'as the rows have answers: the model learns them, and to draft them '
       "(--mode=lossless keeps the model's own answers)",
     )
-  return 'lossless', "as there are rows without answers: the model's own count"
+  return (
+    'lossless',
+    f"as {found.without_answers}: the model's own count",
+  )

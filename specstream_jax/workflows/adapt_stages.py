@@ -123,7 +123,7 @@ def _plan(run: adapt_run.Run) -> dict[str, Any]:
   return plan
 
 
-def _estimate(plan, made, lengths) -> str:
+def _estimate(plan, made, lengths, time_limit) -> str:
   """Steps and minutes, and what would be better if the time were there."""
   steps, wanted = plan['num_steps'], plan['wanted_steps']
   tokens = made.train.batch_size * made.data.sequence_length
@@ -135,6 +135,12 @@ def _estimate(plan, made, lengths) -> str:
   )
   if steps < wanted:
     text += f'; that is what the time allows, {wanted:,} would be better'
+  minutes = steps * plan['seconds_per_step'] / 60
+  if minutes > time_limit:
+    text += (
+      f'; no fewer steps are worth while, so the limit of {time_limit:g} minutes '
+      'will not hold'
+    )
   return text
 
 
@@ -146,7 +152,7 @@ def train(run: adapt_run.Run) -> int:
   plan = _plan(run)
   lengths = _lengths(run)
   made = run.recipe(lengths, plan['num_steps'], plan['batch_size'])
-  run.say(_estimate(plan, made, lengths))
+  run.say(_estimate(plan, made, lengths, run.options.time_limit))
   cost = plan.get('step_cost', 0.0)  # folders of older versions lack it
   if cost:
     run.say(
@@ -232,6 +238,11 @@ def test(run: adapt_run.Run) -> int:
   cost = tuned['seconds_per_prompt'] * (setting.repeats + has_base)
   fits = int(run.seconds(_TEST_SHARE) / max(cost, 1e-9))
   count = min(max(fits, 8), len(run.found.splits.turns['test']))
+  held_out = len(run.found.splits.turns['test'])
+  run.say(
+    f'{count:,} of {held_out:,} test examples'
+    + ', as many as the time allows' * (count < held_out)
+  )
   base = run.path('base_quality.json')
   if has_base and not os.path.isfile(base):
     _score(run, setting, count, base)

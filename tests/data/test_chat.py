@@ -283,6 +283,22 @@ def test_a_template_that_never_ends():
   renderer.close()
 
 
+def test_parts_of_text_are_text_and_nothing_is_empty():
+  template = (
+    '{% for m in messages %}{{ m.role + ":" + m.content }}|{% endfor %}'
+  )
+  parts = [{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]
+  messages = [
+    {'role': 'user', 'content': parts},
+    {'role': 'assistant', 'content': None, 'tool_calls': []},
+  ]
+  said = chat.render(template, messages, add_generation_prompt=False)
+  assert said == 'user:ab|assistant:|'
+  for part in ({'type': 'image_url'}, {'type': 'text'}, 'a'):
+    with pytest.raises(ValueError, match='message 1 has content of type'):
+      chat.render(template, [{'role': 'user', 'content': [part]}])
+
+
 def test_messages_that_no_template_could_read():
   with pytest.raises(ValueError, match=r'chat template: .*bytes is not JSON'):
     chat.render('{{ messages }}', [{'role': 'user', 'content': b'a'}])

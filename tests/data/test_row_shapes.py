@@ -191,3 +191,18 @@ def test_an_answer_written_otherwise_than_asked_for_is_told():
   )
   with pytest.raises(ValueError, match='otherwise than it asks for one'):
     turns({'messages': said('a', 'b')}, template=template)
+
+
+def test_content_may_be_parts_or_nothing():
+  template = chat_format.of(
+    '{% for m in messages %}<{{ m.role }}>{{ m.content }}'
+    '{% if m.tool_calls %}CALL{% endif %}{% endfor %}'
+    '{% if add_generation_prompt %}<assistant>{% endif %}'
+  )
+  shape = row_shapes.Shape(template=template)
+  messages = [
+    {'role': 'user', 'content': [{'type': 'text', 'text': 'hi'}]},
+    {'role': 'assistant', 'content': None, 'tool_calls': [{'id': 'x'}]},
+  ]
+  [turn] = shape.turns({'messages': messages})
+  assert (turn.prompt, turn.answer) == ('<user>hi<assistant>', 'CALL')

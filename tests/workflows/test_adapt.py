@@ -129,6 +129,7 @@ def test_a_run_goes_through_all_stages(root, tmp_path, fakes):
   (line,) = [line for line in said if line.startswith('estimate')]
   assert line.startswith('estimate: 20 steps of 0.25 s, 0.1 minutes, about ')
   assert any('takes 1.25 times as long as one without' in x for x in said)
+  assert '2 of 2 test examples' in said and '2 of 2 test examples' in page
   steps = [line.partition(' ')[0] for line in said if line[1:2] == '/']
   assert steps == ['1/3', '2/3', '3/3']
   assert fakes.steps == [4, 20]
@@ -136,6 +137,27 @@ def test_a_run_goes_through_all_stages(root, tmp_path, fakes):
     f'specstream generate --model=m --adapter={done.adapter} '
     "--drafter=streams:num_nodes=4 '--prompt=YOUR PROMPT'"
   )
+
+
+def test_a_limit_that_will_not_hold_is_told(root, tmp_path, fakes):
+  said = []
+  run(root, tmp_path / 'run', said.append, time_limit=0.05)
+  (line,) = [line for line in said if line.startswith('estimate')]
+  assert line.endswith('so the limit of 0.05 minutes will not hold')
+
+
+def test_an_adapter_that_is_not_there_is_told_before_anything_is_written(
+  root, tmp_path, fakes
+):
+  with pytest.raises(ValueError, match="adapter 'nope' is neither a folder"):
+    run(root, tmp_path / 'run', on_adapter='nope')
+  assert not (tmp_path / 'run').exists()
+  with pytest.raises(ValueError, match="adapter 'nope' is neither a folder"):
+    adapt.describe(
+      str(root / 'rows.jsonl'),
+      str(root / 'model'),
+      adapt.Options(on_adapter='nope'),
+    )
 
 
 @pytest.mark.parametrize('stop', ['probe', 'train', 'tune', 'base', 'test'])

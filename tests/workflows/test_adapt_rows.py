@@ -95,9 +95,30 @@ def test_auto_goes_by_the_answers(tmp_path):
   name, why = mode(adapt_run.Options(on_adapter='mine'), answered)
   assert name == 'lossless' and 'those of mine' in why
   name, why = mode(options, found(tmp_path))
-  assert name == 'lossless' and 'rows without answers' in why
+  assert name == 'lossless' and '9 of 9 rows have no answer, such as ' in why
+  assert why.count('a.jsonl:1:') == 1
   with pytest.raises(ValueError, match='learns the answers of the rows'):
     mode(adapt_run.Options(mode='fine_tuned'), found(tmp_path))
+
+
+def test_a_few_rows_without_an_answer_are_mistakes(tmp_path):
+  shape = row_shapes.Shape()
+  rows = [{'prompt': f'p{i}', 'completion': 'x'} for i in range(20)]
+  rows[3]['completion'] = None
+  path = write(tmp_path / 'a.jsonl', rows)
+  with pytest.raises(ValueError, match=r'a\.jsonl:4: has no answer, and nea'):
+    adapt_rows.read(path, shape, wants_answers=True)
+  kept = adapt_rows.read(path, shape, wants_answers=True, skip_bad_rows=True)
+  assert kept.has_answers and (kept.num_rows, kept.num_bad) == (19, 1)
+  # Who asks for no answers needs none, and many without are no mistake.
+  assert not adapt_rows.read(path, shape).has_answers
+  for row in rows[:5]:
+    row['completion'] = None
+  path = write(tmp_path / 'b.jsonl', rows)
+  found = adapt_rows.read(path, shape, wants_answers=True)
+  assert found.num_rows == 20 and len(found.without) == 5
+  why = adapt_run.choose(adapt_run.Options(), found)[1]
+  assert '5 of 20 rows have no answer' in why
 
 
 @pytest.mark.parametrize(

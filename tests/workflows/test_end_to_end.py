@@ -323,6 +323,10 @@ def test_cli_lists_commands_and_refuses_unknown_ones():
   assert status == 0 and all(name in text for name in cli.COMMANDS)
   status, text = run_cli('fly')
   assert status == 2 and "unknown command 'fly'" in text
+  status, text = run_cli('adpt')
+  assert status == 2 and text.strip().endswith("did you mean 'adapt'?")
+  status, text = run_cli('--version')
+  assert status == 0 and text.strip() == f'specstream_jax {ss.__version__}'
 
 
 def test_gin_bindings_and_unknown_names():
