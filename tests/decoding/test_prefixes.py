@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept of prompts, and what goes when there is no room."""
 
+import types
+
+import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax.decoding import prefixes
+from specstream_jax.modeling import cache as cache_lib
 
 CHUNK = 3
 
@@ -63,3 +67,14 @@ def test_no_room_is_off():
   made = prefixes.Prefixes(9, CHUNK, 10)
   assert made.most_bytes == 0
   assert made.keys(0, _prompt(1, 2, 3, 4)) == []
+
+
+def test_room_is_counted_as_it_is_taken():
+  def init_cache(rows, slots):
+    layers = tuple(jnp.zeros((rows, 2, slots, 5)) for _ in range(3))
+    length = jnp.zeros(rows, jnp.int32)
+    return cache_lib.Cache(layers, layers, length)
+
+  part = cache_lib.take(init_cache(1, 9), 2, CHUNK)
+  model = types.SimpleNamespace(init_cache=init_cache)
+  assert prefixes.chunk_bytes(model, CHUNK) == part.nbytes

@@ -107,3 +107,10 @@ def test_of_a_tree_that_comes_later_what_there_is_room_for_is_left():
   wide = row_trees.room([Tree('fixed', choices=((0,), (1,)))])
   only_wide = Tree('fixed', choices=((3,),))
   assert row_trees.fit(only_wide, wide).kind == 'best_first'
+
+
+def test_paths_wider_than_the_room_are_left_out():
+  made = row_trees.Room(Tree(depth=2, branching=2, num_nodes=9), True)
+  wide = Tree('fixed', choices=((0,), (1,), (2,), (0, 1), (0, 2), (0, 0)))
+  found = row_trees.fit(wide, made).choices
+  assert set(found) == {(0,), (1,), (0, 1), (0, 0)}
