@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A GGUF file with other weights: what a program that reads no adapters wants.
+
+Metadata, the tokenizer among them, stay as they are; every tensor of the model
+is written anew, so LoRA may be folded in. For comparisons with other engines.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gguf as gguf_package
+import numpy as np
+
+from specstream_jax.checkpoints import gguf
+
+DTYPES = ('float32', 'float16')
+_FILE_TYPE = {
+  'float32': gguf_package.LlamaFileType.ALL_F32,
+  'float16': gguf_package.LlamaFileType.MOSTLY_F16,
+}
+# Written by the package itself.
+_OWN = ('GGUF.', 'general.architecture', 'general.file_type')
+
+
+def save(
+  path: str,
+  source: str,
+  flat: Mapping[str, np.ndarray],
+  *,
+  dtype: str = 'float16',
+) -> None:
+  """Writes a file.
+
+  Args:
+    path: to write.
+    source: GGUF file of the same model.
+    flat: weights by our paths; kernels are [in, out].
+    dtype: one of `DTYPES`, of matrices; vectors are float32.
+
+  Raises:
+    ValueError: the source cannot be read, or keeps several weights in a tensor.
+  """
+  header = gguf.open_file(source)
+  made, cfg = header.architecture, header.config
+  writer = gguf_package.GGUFWriter(path, made.name)
+  for field in gguf_package.GGUFReader(source).fields.values():
+    if not field.name.startswith(_OWN):
+      kind = field.types[0]
+      sub = (
+        field.types[-1] if kind == gguf_package.GGUFValueType.ARRAY else None
+      )
+      writer.add_key_value(field.name, field.contents(), kind, sub_type=sub)
+  writer.add_file_type(_FILE_TYPE[dtype])
+  places = made.tensors(cfg, header.tensors)
+  for name, tensor in header.tensors.items():
+    if name not in places:  # a table of RoPE
+      writer.add_tensor(name, np.array(tensor.data, np.float32))
+      continue
+    writer.add_tensor(name, _stored(places[name], flat, made, cfg, dtype))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+def _stored(place: Any, flat, made, cfg, dtype) -> np.ndarray:
+  """A tensor, rows first, as the file has it."""
+  if len(place.paths) != 1:
+    raise ValueError(
+      f'tensor {place.name} holds {len(place.paths)} weights; a GGUF file is '
+      'written of models that keep each by itself'
+    )
+  [path] = place.paths
+  leaf = np.asarray(flat[path], np.float32)
+  if path.endswith('kernel'):
+    leaf = leaf.T
+  if made.is_permuted and path.endswith('query/kernel'):
+    leaf = _permute(leaf, cfg.num_heads)
+  elif made.is_permuted and path.endswith('key/kernel'):
+    leaf = _permute(leaf, cfg.num_kv_heads)
+  elif made.is_shifted and path.endswith('/scale'):
+    leaf = leaf + 1.0
+  if leaf.ndim > 1 and dtype == 'float16':
+    leaf = leaf.astype(np.float16)
+  return np.ascontiguousarray(leaf)
+
+
+def _permute(rows: np.ndarray, num_heads: int) -> np.ndarray:
+  """Halves (i, i + H/2) -> llama.cpp's pairs (2i, 2i + 1); rows [N * H, D]."""
+  split = rows.reshape(num_heads, 2, -1, rows.shape[-1])
+  return split.swapaxes(1, 2).reshape(rows.shape)

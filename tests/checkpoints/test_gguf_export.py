@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A GGUF file with other weights reads back as those weights."""
+
+import gguf as gguf_format
+import model_files
+import numpy as np
+import pytest
+
+from specstream_jax.checkpoints import gguf, gguf_export
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_weights_come_back_and_metadata_stay(tmp_path, dtype):
+  add = [
+    lambda writer: writer.add_array('tokenizer.ggml.tokens', ['a', 'b']),
+    lambda writer: writer.add_string('general.name', 'tiny'),
+  ]
+  source = model_files.write_gguf(tmp_path / 'a.gguf', extra=add)
+  rng = np.random.default_rng(5)
+  flat = {
+    path: rng.normal(size=leaf.shape).astype(np.float16).astype(np.float32)
+    for path, leaf in model_files.random_params().items()
+  }
+  path = str(tmp_path / 'b.gguf')
+  gguf_export.save(path, str(source), flat, dtype=dtype)
+  header = gguf.open_file(path)
+  assert header.config == model_files.CONFIG
+  found = gguf.open_params(header)
+  assert found.keys() == flat.keys()
+  for name, leaf in flat.items():
+    np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+  fields = gguf_format.GGUFReader(path).fields
+  assert fields['tokenizer.ggml.tokens'].contents() == ['a', 'b']
+  assert fields['general.name'].contents() == 'tiny'
