@@ -16,7 +16,6 @@ from typing import Any
 from absl import flags
 
 from specstream_jax import runtime
-from specstream_jax.bench import external
 from specstream_jax.cli import decoding_flags, drafter_help, task_flags
 from specstream_jax.report import table
 from specstream_jax.workflows import bench as workflow, tune
@@ -64,7 +63,9 @@ def define_flags() -> None:
   )
   decoding_flags.define_schedule('deferred')
   flags.DEFINE_list(
-    'external', [], f'References to run as well: {", ".join(external.NAMES)}.'
+    'external',
+    [],
+    f'References to run as well: {", ".join(workflow.EXTERNAL)}.',
   )
   flags.DEFINE_float(
     'synthetic_acceptance',

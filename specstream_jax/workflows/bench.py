@@ -16,6 +16,7 @@ from specstream_jax.bench import (
   grid,
   journal as journal_lib,
   journal_lines,
+  openvino_reference,
   results,
   runners as runners_lib,
   summary,
@@ -26,6 +27,8 @@ from specstream_jax.outputs import locks, writing
 from specstream_jax.report import bench_table, page
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+# Other programs that can be rows of the table.
+EXTERNAL = (*external.NAMES, *openvino_reference.NAMES)
 # Options that do not change what is measured.
 _OF_THE_RUN = ('resume', 'overwrite', 'num_samples')
 
@@ -47,7 +50,7 @@ class Options:
     repeats: timed passes.
     seed: of the noise.
     schedule: of streams.
-    external: names of `external.NAMES`.
+    external: names of `EXTERNAL`.
     synthetic_acceptance: chance that a draft is accepted; 0 verifies.
     resume: go on with the journal that is there.
     overwrite: start anew where there is one.
@@ -90,7 +93,7 @@ class Options:
     for temperature in self.temperatures:
       checks.at_least('an entry of temperatures', temperature, 0.0)
     for name in self.external:
-      checks.one_of('an entry of external', name, external.NAMES)
+      checks.one_of('an entry of external', name, EXTERNAL)
     others = sorted(set(self.sampling.changes()) - {'temperature'})
     checks.check(
       not (self.external and others),
@@ -228,10 +231,26 @@ def make_runners(
       runners_lib.OwnRunner(model, drafter, label, decode, options.sampling)
     )
   if options.external:
-    threads = len(os.sched_getaffinity(0))
-    target = external.load_target(model, threads)
-    runners += [_external(target, n, decode, rivals) for n in options.external]
+    runners += _others(model, options.external, decode, rivals)
   return runners
+
+
+def _others(model, names, decode, rivals) -> list[Any]:
+  """Other programs, each with as many threads as there are cores."""
+  threads, found = len(os.sched_getaffinity(0)), []
+  targets: dict[str, Any] = {}
+  for name in names:
+    if name in openvino_reference.NAMES:
+      if 'openvino' not in targets:
+        targets['openvino'] = openvino_reference.Target(model, threads)
+      found.append(
+        openvino_reference.OpenVinoRunner(targets['openvino'], name, decode)
+      )
+      continue
+    if 'hf' not in targets:
+      targets['hf'] = external.load_target(model, threads)
+    found.append(_external(targets['hf'], name, decode, rivals))
+  return found
 
 
 def _label(text: str) -> tuple[str, str]:
