@@ -163,7 +163,7 @@ def _source(model: runtime.Model) -> str:
   """The GGUF file that a model was read from."""
   name = model.source['base']
   path = str(loading.resolve(name))
-  if not gguf.is_gguf(path):
+  if not (os.path.isfile(path) and gguf.is_gguf(path)):
     raise ValueError(
       f'openvino references read GGUF files, and {name!r} is none; take a model '
       'from a GGUF file, or leave them out'
