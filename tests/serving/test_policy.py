@@ -15,6 +15,7 @@ def weighed():
   made = policy.Policy(COSTS, None)
   made.learn('good', 100, 250)  # 3.5 tokens a call
   made.learn('bad', 100, 30)  # 1.3
+  made.learn('even', 32, 32)  # 2, and just enough to be known
   return made
 
 
@@ -28,6 +29,8 @@ def weighed():
     (1, ['good', 'bad'], True),  # 2.4 on average
     (1, ['good', 'bad', 'bad'], True),  # 2.03
     (1, ['good', 'bad', 'bad', None], False),
+    (1, ['good', 'good', None], True),  # a row without drafts is one of them
+    (1, ['even'], False),  # two tokens pay nothing
     (4, ['bad'], True),  # nobody knows what it costs
   ],
 )
@@ -60,3 +63,13 @@ def test_a_bound_on_rows_decides_by_itself():
   assert not made.has_drafts(8, ['good', 'good', 'good'])
   assert not made.has_drafts(8, [None])
   assert not policy.Policy({}, 0).has_drafts(1, ['good'])
+
+
+def test_what_was_learnt_long_ago_counts_little():
+  made = policy.Policy(COSTS, None)
+  made.learn('a', 100, 250)
+  assert made._gain('a') == pytest.approx(3.5)
+  made.learn('a', 400, 100)
+  kept = (511 / 512) ** 400
+  want = 1 + (250 * kept + 100) / (100 * kept + 400)
+  assert made._gain('a') == pytest.approx(want)
