@@ -108,6 +108,8 @@ class Model:
 
   def insert(self, hidden, j):
     """Stream j (1-based) of a token whose main state is `hidden`."""
+    if self.streams.insertion == 'mask':
+      return self.a['streams/embedding'][j - 1]
     if self.streams.insertion == 'low_rank':
       down = self.a['streams/insertion/down']
       hidden = hidden + hidden @ down @ self.a['streams/insertion/up']
