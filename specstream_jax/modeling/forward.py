@@ -86,11 +86,12 @@ def forward_train(
 
 def _anchored(x, positions, visible, anchors):
   """`rows.Anchors`, and their states at the insertion, see `_append_streams`."""
-  slots = anchors if isinstance(anchors, streams_lib.Slots) else None
-  index = anchors if slots is None else slots.anchors.reshape(len(x), -1)
+  slots = None
+  if isinstance(anchors, streams_lib.Slots):
+    slots, anchors = anchors, anchors.anchors
+  index = anchors.reshape(len(x), -1)
   picked = jnp.take_along_axis(x, index[..., None], axis=1)
-  if slots is not None:
-    picked = picked.reshape(*slots.anchors.shape, -1)
+  picked = picked.reshape(*anchors.shape, -1)
   positions = jnp.take_along_axis(positions, index, axis=1)
   seen = rows_lib.pick(visible, index)
   return rows_lib.Anchors(positions, seen, slots), picked
