@@ -86,6 +86,14 @@ def test_streams_match_the_oracle(name):
       )
 
 
+def test_mask_streams_are_made_of_learned_vectors():
+  with pytest.raises(
+    ValueError,
+    match=r"insertion is 'mask' but .* is 'value_rotation'; use embedding='lea",
+  ):
+    dataclasses.replace(VARIANTS['mask'], embedding='value_rotation')
+
+
 @pytest.mark.parametrize('name', ['value_rotation', 'mask'])
 def test_first_streams_of_several_anchors_share_a_group(name):
   """Each is what it would be if its anchor had all streams."""
