@@ -46,6 +46,26 @@ def softmax(x):
   return e / e.sum()
 
 
+def token_terms(logits, main_logits, hidden, main_hidden, target):
+  """Terms of a stream's loss at one token, by name, in numpy loops.
+
+  Args:
+    logits: [V] of the stream.
+    main_logits: [V] of the main stream where it predicts the same token.
+    hidden: [D] state of the stream in front of the LM head.
+    main_hidden: [D] that of the main stream.
+    target: the token.
+  """
+  law, main = softmax(logits), softmax(main_logits)
+  return {
+    'stream': -math.log(law[target]),
+    'teacher': -sum(m * math.log(p) for m, p in zip(main, law)),
+    'total_variation': sum(abs(m - p) for m, p in zip(main, law)) / 2,
+    'hidden': sum((h - s) ** 2 for h, s in zip(hidden, main_hidden))
+    / sum(s**2 for s in main_hidden),
+  }
+
+
 def attend_one(query, keys, values):
   """Softmax attention of one query [H] over lists of keys and values [H]."""
   scale = 1 / math.sqrt(len(query))
@@ -108,6 +128,8 @@ class Model:
 
   def insert(self, hidden, j):
     """Stream j (1-based) of a token whose main state is `hidden`."""
+    if self.streams.insertion == 'mask':
+      return self.a['streams/embedding'][j - 1]
     if self.streams.insertion == 'low_rank':
       down = self.a['streams/insertion/down']
       hidden = hidden + hidden @ down @ self.a['streams/insertion/up']

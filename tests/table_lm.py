@@ -32,11 +32,12 @@ def make_params(
   quality: float = 0.5,
   vocab_size: int = VOCAB_SIZE,
   scale: float = 2.0,
+  num_streams: int = NUM_STREAMS,
 ):
   """Random tables; streams are right more often as `quality` goes to 1."""
   rng = np.random.default_rng(seed)
   table = rng.normal(size=(NUM_CONTEXTS, vocab_size)) * scale
-  noise = rng.normal(size=(NUM_STREAMS, NUM_CONTEXTS, vocab_size)) * scale
+  noise = rng.normal(size=(num_streams, NUM_CONTEXTS, vocab_size)) * scale
   return {
     'table': jnp.asarray(table, jnp.float32),
     'noise': jnp.asarray(noise, jnp.float32),
@@ -102,7 +103,7 @@ def stream_logits(params, state, cache, positions):
   previous = jnp.where(previous == state['token'] + 1, previous, 0)
   first_context = context_index(previous, before, total)
   streams = []
-  for j in range(NUM_STREAMS):
+  for j in range(len(params['noise'])):
     context = context_index(previous, before, total)
     token = jnp.argmax(params['table'][context], axis=-1) + 1
     place = positions + 1 + j

@@ -134,6 +134,21 @@ def test_an_mlp_without_a_gate_keeps_two_activations():
   assert count(gated, 'full') == count(plain, 'full')
 
 
+def test_a_budget_of_stream_tokens_is_what_counts():
+  cfg, few = byte_model.model_config(), config.StreamConfig(num_streams=4)
+  objective = config.ObjectiveConfig(stream_tokens=320)
+
+  def count(stream, **fields):
+    recipe = train_workflow.Recipe(stream=stream, **fields)
+    return dry_run.activation_bytes(cfg, recipe, remat='none')
+
+  many = dataclasses.replace(few, num_streams=16)
+  assert count(few) < count(many)
+  assert count(few, objective=objective) == count(many, objective=objective)
+  eighty = config.ObjectiveConfig(anchors_per_sequence=80)
+  assert count(few, objective=objective) == count(few, objective=eighty)
+
+
 def test_batches_that_do_not_fit_are_not_filled(tmp_path, free):
   byte_model.write_records(tmp_path / 'data', [('a', 'b')])
   recipe = train_workflow.Recipe(

@@ -74,6 +74,28 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
   ),
   'rate 3e-3': ('OptimizerConfig.learning_rate=3e-3',),
   'rate 3e-4': ('OptimizerConfig.learning_rate=3e-4',),
+  'alpha over rank 8': ('LoraConfig.alpha=128.0',),
+  'alpha over rank 16': ('LoraConfig.alpha=256.0',),
+  'alpha over rank 64': ('LoraConfig.alpha=1024.0',),
+  'total variation 0.9': ('ObjectiveConfig.total_variation_weight=0.9',),
+  'hidden states': ('ObjectiveConfig.hidden_weight=1.0',),
+  'lossless mask': (
+    'StreamConfig.mode=lossless',
+    'StreamConfig.insertion=mask',
+    'StreamConfig.num_msa_layers=30',
+  ),
+  '384 stream tokens': ('ObjectiveConfig.stream_tokens=384',),
+  '8 streams 384 stream tokens': (
+    'StreamConfig.num_streams=8',
+    'TreeConfig.depth=8',
+    'ObjectiveConfig.stream_tokens=384',
+  ),
+  '8 streams 384 stream tokens curriculum': (
+    'StreamConfig.num_streams=8',
+    'TreeConfig.depth=8',
+    'ObjectiveConfig.stream_tokens=384',
+    'ObjectiveConfig.curriculum_steps=30',
+  ),
   'half teacher': ('ObjectiveConfig.teacher_weight=0.5',),
   'teacher': ('ObjectiveConfig.teacher_weight=1.0',),
   'coupling rank 64': (

@@ -80,7 +80,9 @@ class StreamConfig:
     num_msa_layers: N_s, the top layers that carry streams.
     mode: `fine_tuned`, LoRA acts on main and stream tokens; `lossless`, LoRA
       acts on stream tokens only and the main stream is the untouched base.
-    insertion: f_η, `identity` or `low_rank`.
+    insertion: what of the main stream's state M_t a stream starts from:
+      f_η(M_t) with f_η `identity` or `low_rank`, or `mask`, nothing: stream j
+      starts as the learned P_j and sees the token through attention alone.
     insertion_rank: rank of f_η when `low_rank`.
     embedding: `learned` adds P_j; `value_rotation` rotates the values of
       stream j by j·rotation_step and has no parameters (paper, appendix B).
@@ -126,13 +128,19 @@ class StreamConfig:
       checks.at_least(f'StreamConfig.{name}', getattr(self, name), 0.0)
     checks.one_of('StreamConfig.mode', self.mode, ('fine_tuned', 'lossless'))
     checks.one_of(
-      'StreamConfig.insertion', self.insertion, ('identity', 'low_rank')
+      'StreamConfig.insertion', self.insertion, ('identity', 'low_rank', 'mask')
     )
     checks.one_of(
       'StreamConfig.embedding', self.embedding, ('learned', 'value_rotation')
     )
     checks.one_of('StreamConfig.position', self.position, ('anchor', 'future'))
     checks.one_of('StreamConfig.coupling', self.coupling, ('bilinear', 'mlp'))
+    checks.check(
+      self.insertion != 'mask' or self.embedding == 'learned',
+      f"StreamConfig.insertion is 'mask' but StreamConfig.embedding is "
+      f"{self.embedding!r}; use embedding='learned', of which mask streams are "
+      'made',
+    )
 
   def check_fits(self, model: ModelConfig) -> None:
     """Raises ValueError if the model has fewer layers than N_s."""

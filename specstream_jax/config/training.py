@@ -18,13 +18,24 @@ class ObjectiveConfig:
     stream_weight: a_j, the same for every stream; 0 is plain LoRA, no streams
       run.
     stream_decay: a_j = stream_weight * stream_decay**(j - 1).
-    teacher_weight: share of the streams' loss that compares with the main
-      stream's own distribution at the same token instead of the token; 0 to 1.
+    teacher_weight: share of the streams' loss that is the cross-entropy with
+      the main stream's own distribution at the same token; 0 to 1.
+    total_variation_weight: share that is the total variation to that
+      distribution, how often sampling refuses what the stream draws; 0 to 1,
+      and at most 1 with teacher_weight. The rest is cross-entropy with the
+      token.
+    hidden_weight: beside those shares, weight of the squared distance to the
+      main stream's last hidden state at the same token.
     pruning_weight: weight of the pruning adapter's next-token loss.
     pruning_anchors: anchors per row the pruning adapter is trained on; its
       loss goes through the LM head, so a subset keeps it cheap.
     anchors_per_sequence: positions per row that carry loss, hence streams;
       rows with more are sampled.
+    stream_tokens: stream tokens per row of a training step, whatever the number
+      of streams: random positions get random numbers of their first streams,
+      see `training.anchors`. 0 gives every anchor all streams.
+    curriculum_steps: steps during which no position gets more than a number of
+      streams that grows evenly from 1 to all; needs stream_tokens.
     coupling_weight: of the loss of stream states that know their token's
       parent, with the a_j of the streams; see `modeling.streams.Coupling`.
     chunk_size: rows of the LM head product that a device computes at once.
@@ -34,10 +45,14 @@ class ObjectiveConfig:
   stream_weight: float = 0.25
   stream_decay: float = 1.0
   teacher_weight: float = 0.0
+  total_variation_weight: float = 0.0
+  hidden_weight: float = 0.0
   pruning_weight: float = 0.1
   pruning_anchors: int = 16
   coupling_weight: float = 1.0
   anchors_per_sequence: int = 128
+  stream_tokens: int = 0
+  curriculum_steps: int = 0
   chunk_size: int = 512
 
   def __post_init__(self):
@@ -54,8 +69,46 @@ class ObjectiveConfig:
       f'ObjectiveConfig.teacher_weight is {self.teacher_weight}; accepted: 0 to '
       '1',
     )
+    room = 1 - self.teacher_weight
+    checks.check(
+      self.total_variation_weight <= room + 1e-9,
+      f'ObjectiveConfig.total_variation_weight is {self.total_variation_weight} '
+      f'beside a teacher_weight of {self.teacher_weight}; accepted: 0 to '
+      f'{room:g}, as both are shares of one loss',
+    )
+    checks.check(
+      self.stream_tokens > 0 or not self.curriculum_steps,
+      f'ObjectiveConfig.curriculum_steps is {self.curriculum_steps} but '
+      'stream_tokens is 0; set stream_tokens, whose blocks it keeps short, or '
+      'curriculum_steps=0',
+    )
     checks.at_least(
       'ObjectiveConfig.anchors_per_sequence', self.anchors_per_sequence, 1
+    )
+
+  @property
+  def stream_terms(self) -> dict[str, float]:
+    """Weights of the terms of a stream's loss, see `training.losses`."""
+    shares = self.teacher_weight + self.total_variation_weight
+    terms = {
+      'stream': max(1.0 - shares, 0.0),
+      'teacher': self.teacher_weight,
+      'total_variation': self.total_variation_weight,
+      'hidden': self.hidden_weight,
+    }
+    return {name: weight for name, weight in terms.items() if weight}
+
+  def num_groups(self, num_streams: int) -> int:
+    """Groups of slots per row, with room for all streams of one anchor each."""
+    return self.stream_tokens // num_streams
+
+  def check_fits(self, num_streams: int) -> None:
+    """Raises ValueError if the streams of an anchor exceed the budget."""
+    checks.check(
+      not self.stream_tokens or self.stream_tokens >= num_streams,
+      f'ObjectiveConfig.stream_tokens is {self.stream_tokens} but '
+      f'StreamConfig.num_streams is {num_streams}; use stream_tokens >= '
+      f'{num_streams}, or 0 for all streams of every anchor',
     )
 
   def stream_weights(self, num_streams: int) -> tuple[float, ...]:

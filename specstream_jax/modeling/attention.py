@@ -20,7 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import arrays, config
-from specstream_jax.modeling import layers, norms, rope
+from specstream_jax.modeling import (
+  layers,
+  norms,
+  rope,
+  streams as streams_lib,
+)
 
 
 class Rows(NamedTuple):
@@ -41,6 +46,8 @@ class Rows(NamedTuple):
     cache_mask: [B, T, S] bool, the same of the cache's slots, or None without.
     start: [B] int32 cache slot of the first main token; None if their keys and
       values are not kept.
+    numbers: [B, A, J] int32, which streams they are, see `streams.Slots`; None
+      if every anchor has all.
   """
 
   cos: arrays.Array | None
@@ -51,6 +58,7 @@ class Rows(NamedTuple):
   lora_start: int = 0
   cache_mask: arrays.Array | None = None
   start: arrays.Array | None = None
+  numbers: arrays.Array | None = None
 
   def tables(self) -> dict[str, arrays.Array | None]:
     """What differs between kinds of layers."""
@@ -93,6 +101,7 @@ def attend(
   seen: Sequence[Seen],
   streams: KeyValues | None = None,
   softcap: float = 0.0,
+  own_mask: arrays.Array | None = None,
 ) -> arrays.Array:
   """One softmax over main slots, part by part, and the own stream group.
 
@@ -103,13 +112,15 @@ def attend(
     streams: keys and values [B, A, J, K, H] with T = A * J; stream j sees
       streams <= j of its own anchor.
     softcap: see `config.AttentionConfig`.
+    own_mask: [B, A, J, J] bool, which streams of its group a stream sees; None
+      for those up to itself.
 
   Returns:
     [B, T, K, G, H] in the dtype of `query`; logits and softmax are float32.
   """
   logits = [_logits(query, part, softcap) for part in seen]
   if streams is not None:
-    logits.append(_own_logits(query, streams, softcap))
+    logits.append(_own_logits(query, streams, softcap, own_mask))
   weights = jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
   weights = weights.astype(query.dtype)
   outs, first = [], 0
@@ -148,16 +159,18 @@ def _mix(weights, values):
   return out.reshape(*weights.shape[:4], -1).transpose(0, 3, 1, 2, 4)
 
 
-def _own_logits(query, streams, softcap):
-  """Logits [B, K, G, T, J] of streams against streams <= j of their group."""
+def _own_logits(query, streams, softcap, own_mask):
+  """Logits [B, K, G, T, J] of streams against those they see of their group."""
   f32 = jnp.float32
   grouped = query.reshape(*streams.keys.shape[:3], *query.shape[2:])
   own = jnp.einsum(
     'BAJKGH,BALKH->BKGAJL', grouped, streams.keys, preferred_element_type=f32
   )
   own = layers.softcap(own, softcap)
-  causal = jnp.tri(own.shape[-1], dtype=bool)
-  own = jnp.where(causal, own, jnp.finfo(f32).min)
+  seen = jnp.tri(own.shape[-1], dtype=bool)
+  if own_mask is not None:
+    seen = own_mask[:, None, None]
+  own = jnp.where(seen, own, jnp.finfo(f32).min)
   return own.reshape(*own.shape[:3], -1, own.shape[-1])
 
 
@@ -230,7 +243,9 @@ class Attention(nnx.Module):
     if x.shape[1] > num_main:
       seen = [Seen(main, mask[:, num_main:]) for main, mask in parts]
       streams = self._stream_keys(key, value, rows)
-      outs.append(attend(query[:, num_main:], seen, streams, softcap))
+      own = rows.numbers
+      own = None if own is None else streams_lib.own_mask(own)
+      outs.append(attend(query[:, num_main:], seen, streams, softcap, own))
     out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
     out = self.out(out.reshape(*x.shape[:2], -1), rows.lora_start)
     return out, None if rows.start is None else new
@@ -264,7 +279,10 @@ class Attention(nnx.Module):
     value = value[:, rows.num_main :].reshape(shape)
     if self.rotation_step:
       # Paper, appendix B: V_tj = V_t e^{i eps j}, pairs as in RoPE.
-      angles = self.rotation_step * (1 + jnp.arange(rows.num_streams))
-      angles = angles[None, None, :, None, None].astype(jnp.float32)
+      numbers = jnp.arange(rows.num_streams)[None, None]
+      if rows.numbers is not None:
+        numbers = rows.numbers
+      angles = self.rotation_step * (1 + numbers)
+      angles = angles[..., None, None].astype(jnp.float32)
       value = rope.rotate(value, jnp.cos(angles), jnp.sin(angles))
     return KeyValues(key, value)

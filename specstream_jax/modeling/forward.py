@@ -17,6 +17,7 @@ from specstream_jax.modeling import (
   blocks,
   cache as cache_lib,
   rows as rows_lib,
+  streams as streams_lib,
   transformer,
 )
 
@@ -45,7 +46,7 @@ def forward_train(
   tokens: arrays.Array,
   positions: arrays.Array,
   segment_ids: arrays.Array,
-  anchors: arrays.Array | None = None,
+  anchors: arrays.Array | streams_lib.Slots | None = None,
   *,
   remat: str = 'none',
 ) -> TrainHidden:
@@ -59,7 +60,8 @@ def forward_train(
     tokens: [B, T] int32.
     positions: [B, T] int32, restarting at each segment.
     segment_ids: [B, T] int32, 0 = padding.
-    anchors: [B, A] int32 indices into T that carry streams; None for none.
+    anchors: [B, A] int32 indices into T that carry all streams, or slots for
+      some of them; None for none.
     remat: a name of `blocks.REMAT`.
   """
   num_main = tokens.shape[1]
@@ -69,12 +71,10 @@ def forward_train(
   x, _ = _layers(model, x, rows, None, False, remat)
   insertion = x
   if anchors is not None:
-    pick = lambda y: jnp.take_along_axis(y, anchors[..., None], axis=1)
-    anchor_positions = jnp.take_along_axis(positions, anchors, axis=1)
-    carries = (anchor_positions, rows_lib.pick(visible, anchors))
+    carries, anchored = _anchored(x, positions, visible, anchors)
     if model.is_lossless:
-      return _streams_after_main(model, x, rows, carries, pick(x), remat)
-    x = _append_streams(model, x, pick(x))
+      return _streams_after_main(model, x, rows, carries, anchored, remat)
+    x = _append_streams(model, x, anchored, carries.slots)
     rows = rows_lib.of_tokens(model, positions, visible, num_main, carries)
   x, _ = _layers(model, x, rows, None, True, remat)
   x = model.final_norm(x)
@@ -84,15 +84,28 @@ def forward_train(
   return TrainHidden(x[:, :num_main], streams, insertion)
 
 
+def _anchored(x, positions, visible, anchors):
+  """`rows.Anchors`, and their states at the insertion, see `_append_streams`."""
+  slots = None
+  if isinstance(anchors, streams_lib.Slots):
+    slots, anchors = anchors, anchors.anchors
+  index = anchors.reshape(len(x), -1)
+  picked = jnp.take_along_axis(x, index[..., None], axis=1)
+  picked = picked.reshape(*anchors.shape, -1)
+  positions = jnp.take_along_axis(positions, index, axis=1)
+  seen = rows_lib.pick(visible, index)
+  return rows_lib.Anchors(positions, seen, slots), picked
+
+
 def _streams_after_main(model, insertion, rows, carries, anchored, remat):
   """The MSA layers of `forward_train` in lossless mode."""
   start = jnp.zeros((len(insertion),), jnp.int32)
   rows = {kind: one._replace(start=start) for kind, one in rows.items()}
   x, new = _layers(model, insertion, rows, None, True)
   x, new, anchored = jax.lax.stop_gradient((x, new, anchored))
-  nothing = anchored[:, :0]
-  rows = rows_lib.of_streams(model, *carries)
-  streams = _append_streams(model, nothing, anchored)
+  nothing = x[:, :0]
+  rows = rows_lib.of_streams(model, carries)
+  streams = _append_streams(model, nothing, anchored, carries.slots)
   cached = [layer.by_head() for layer in new]
   streams, _ = _layers(model, streams, rows, cached, True, remat)
   streams = _split_streams(model, model.final_norm(streams), 0)
@@ -162,7 +175,7 @@ def forward_tree(
     visible = rows_lib.restrict(visible, survivors)
     num_nodes = survivors.shape[1]
   stream_state = x
-  anchors = (positions, visible) if with_streams else None
+  anchors = rows_lib.Anchors(positions, visible) if with_streams else None
   rows = rows_lib.of_tokens(
     model, positions, visible, num_nodes, anchors, start
   )
@@ -193,15 +206,16 @@ def forward_streams(
     Normalised stream hidden states [B, J, D].
   """
   visible = rows_lib.to_anchor(model, positions, cache.length, cache.num_slots)
-  rows = rows_lib.of_streams(model, positions[:, None], visible)
+  anchors = rows_lib.Anchors(positions[:, None], visible)
+  rows = rows_lib.of_streams(model, anchors)
   x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
   x, _ = _layers(model, x, rows, _cached(model, cache, True), True)
   return model.final_norm(x)
 
 
-def _append_streams(model, x, hidden):
-  """Concatenates the streams of `hidden` [B, A, D] to x [B, T, D] along T."""
-  streams = model.streams(hidden)
+def _append_streams(model, x, hidden, slots=None):
+  """Concatenates streams to x [B, T, D] along T; see `StreamInsertion`."""
+  streams = model.streams(hidden, slots)
   streams = streams.reshape(x.shape[0], -1, x.shape[-1])
   return jnp.concatenate([x, streams], axis=1)
 

@@ -36,6 +36,20 @@ class Visible(NamedTuple):
   near: 'Visible | None' = None
 
 
+class Anchors(NamedTuple):
+  """Tokens that have streams; with slots, the token of every slot.
+
+  Attributes:
+    positions: [B, A] int32; with slots [B, A * J].
+    visible: what those tokens may attend to.
+    slots: None if every anchor has all its streams.
+  """
+
+  positions: arrays.Array
+  visible: Visible
+  slots: streams_lib.Slots | None = None
+
+
 def to_sequence(
   model: Any, segment_ids: arrays.Array, positions: arrays.Array
 ) -> Visible:
@@ -111,7 +125,7 @@ def of_tokens(
   positions: arrays.Array,
   visible: Visible,
   num_main: int,
-  anchors: tuple[arrays.Array, Visible] | None = None,
+  anchors: Anchors | None = None,
   start: arrays.Array | None = None,
 ) -> Rows:
   """Rows for main tokens and, after them, streams of some of them.
@@ -121,17 +135,22 @@ def of_tokens(
     positions: [B, N] int32 of the main tokens.
     visible: what the main tokens may attend to.
     num_main: N.
-    anchors: positions [B, A] and what those tokens may attend to, or None.
+    anchors: those that have streams, or None.
     start: [B] int32, see `attention.Rows`.
   """
-  num_streams = 0
+  num_streams, numbers = 0, None
   if anchors is not None:
     num_streams = model.stream_cfg.num_streams
-    stream_pos = streams_lib.stream_positions(anchors[0], model.stream_cfg)
+    slots = anchors.slots
+    stream_pos = streams_lib.stream_positions(
+      anchors.positions, model.stream_cfg, slots
+    )
     positions = jnp.concatenate([positions, stream_pos], axis=1)
-    repeat = lambda mask: jnp.repeat(mask, num_streams, axis=1)
+    times = num_streams if slots is None else 1
+    repeat = lambda mask: jnp.repeat(mask, times, axis=1)
     join = lambda main, own: jnp.concatenate([main, repeat(own)], axis=1)
-    visible = jax.tree.map(join, visible, anchors[1])
+    visible = jax.tree.map(join, visible, anchors.visible)
+    numbers = None if slots is None else slots.numbers
   lora_start = model.lora_start(num_main)
 
   def of_kind(kind):
@@ -142,21 +161,22 @@ def of_tokens(
       cos, sin = rope.tables(positions, model.cfg, kind)
     return attention.Rows(
       cos, sin, seen.mask, num_main, num_streams, lora_start
-    )._replace(cache_mask=seen.cache_mask, start=start)
+    )._replace(cache_mask=seen.cache_mask, start=start, numbers=numbers)
 
   return {kind: of_kind(kind) for kind in sorted(set(model.cfg.kinds))}
 
 
-def of_streams(model: Any, positions: arrays.Array, visible: Visible) -> Rows:
+def of_streams(model: Any, anchors: Anchors) -> Rows:
   """Rows for streams alone, whose main tokens all lie in the cache.
 
   Args:
     model: the transformer.
-    positions: [B, A] int32 of the anchors.
-    visible: slots [B, A, S] that they see, as its `mask`.
+    anchors: the cache's slots that they see are the `mask` of `visible`.
   """
   cached = lambda one: Visible(one.mask[..., :0], one.mask)
+  visible = anchors.visible
   near = None if visible.near is None else cached(visible.near)
   anchored = cached(visible)._replace(near=near)
   nothing = jax.tree.map(lambda mask: mask[:, :0], anchored)
-  return of_tokens(model, positions[:, :0], nothing, 0, (positions, anchored))
+  anchors, positions = anchors._replace(visible=anchored), anchors.positions
+  return of_tokens(model, positions[:, :0], nothing, 0, anchors)

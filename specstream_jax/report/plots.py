@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from specstream_jax.checkpoints import fields, files
+from specstream_jax.outputs import ordering
 from specstream_jax.report import svg, tree_plot
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]
@@ -259,7 +260,9 @@ def _curves(records: Sequence[Mapping[str, Any]], metric: str) -> Curves:
         steps[record['step']] = value
   return {
     series: {name: sorted(steps.items()) for name, steps in splits.items()}
-    for series, splits in sorted(curves.items())
+    for series, splits in sorted(
+      curves.items(), key=lambda item: ordering.natural(item[0])
+    )
   }
 
 

@@ -23,7 +23,11 @@ import optax
 from specstream_jax import arrays, config
 from specstream_jax.config import model as config_model
 from specstream_jax.modeling import build, forward, transformer
-from specstream_jax.training import objective, step as step_lib
+from specstream_jax.training import (
+  anchors as anchors_lib,
+  objective,
+  step as step_lib,
+)
 
 Metrics = dict[str, tuple[arrays.Array, arrays.Array]]
 
@@ -152,7 +156,7 @@ def loss(
     divergence, top1/main and top4/main how often the target's best token is
     the draft model's best, or among its four best.
   """
-  anchors, scale = objective.choose_anchors(
+  anchors, scale = anchors_lib.choose_anchors(
     key, batch['decoder_loss_weights'], cfg.anchors_per_sequence
   )
   weights = scale * jnp.take_along_axis(
@@ -271,11 +275,11 @@ def eval_step(
   models = target.merge(base, {}), draft.merge(weights, {})
   key = jax.random.key(0)
   _, metrics = loss(*models, batch, key, cfg)
-  anchors, scale = objective.choose_anchors(
+  anchors, scale = anchors_lib.choose_anchors(
     key, batch['decoder_loss_weights'], tree_anchors
   )
   depth = tree.max_depth
-  targets, truth_weights = objective.stream_targets(batch, anchors, depth)
+  targets, truth_weights = anchors_lib.stream_targets(batch, anchors, depth)
   hidden = hidden_states(models[1], batch)
   offsets = 1 + jnp.arange(depth)
   ahead = anchors[..., None] + offsets[None, None]  # [B, A, J]

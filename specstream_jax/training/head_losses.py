@@ -19,7 +19,12 @@ import jax.numpy as jnp
 
 from specstream_jax import arrays, config
 from specstream_jax.modeling import build, forward, heads as heads_lib
-from specstream_jax.training import objective, step as step_lib
+from specstream_jax.training import (
+  anchors as anchors_lib,
+  losses,
+  objective,
+  step as step_lib,
+)
 
 Metrics = dict[str, tuple[arrays.Array, arrays.Array]]
 
@@ -64,15 +69,17 @@ def loss(
 
 def _ranked(heads, hidden, batch, key, cfg):
   """(TokenLoss, weights), each [B, A], per head."""
-  anchors, scale = objective.choose_anchors(
+  anchors, scale = anchors_lib.choose_anchors(
     key, batch['decoder_loss_weights'], cfg.anchors_per_sequence
   )
-  targets, weights = objective.stream_targets(batch, anchors, len(heads.heads))
+  targets, weights = anchors_lib.stream_targets(
+    batch, anchors, len(heads.heads)
+  )
   weights *= scale[..., None]
   picked = jnp.take_along_axis(hidden, anchors[..., None], axis=1)
   picked = jax.lax.stop_gradient(picked)
   for j, head in enumerate(heads.heads):
-    result = objective.token_loss(
+    result = losses.token_loss(
       head, picked, targets[..., j + 1], cfg.chunk_size
     )
     yield result, weights[..., j + 1]
@@ -131,10 +138,10 @@ def eval_step(
   module, key = heads.merge(weights), jax.random.key(0)
   hidden = main_hidden(built, base, batch)
   _, metrics = loss(module, hidden, batch, key, cfg)
-  anchors, scale = objective.choose_anchors(
+  anchors, scale = anchors_lib.choose_anchors(
     key, batch['decoder_loss_weights'], tree_anchors
   )
-  targets, target_weights = objective.stream_targets(
+  targets, target_weights = anchors_lib.stream_targets(
     batch, anchors, heads.num_heads
   )
   picked = jnp.take_along_axis(hidden, anchors[..., None], axis=1)

@@ -11,7 +11,7 @@ import jax
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from specstream_jax.outputs import writing
+from specstream_jax.outputs import ordering, writing
 
 _EVENTS: Any = event_pb2  # its classes are made when it is imported
 
@@ -31,10 +31,9 @@ class Means:
   def result(self) -> dict[str, float]:
     """sum / weight per metric as floats, and forgets them."""
     total, self._total = jax.device_get(self._total or {}), None
-    return {
-      name: float(value) / max(float(weight), 1e-9)
-      for name, (value, weight) in sorted(total.items())
-    }
+    names = sorted(total, key=ordering.natural)
+    pairs = {name: tuple(map(float, total[name])) for name in names}
+    return {name: pair[0] / max(pair[1], 1e-9) for name, pair in pairs.items()}
 
 
 class Writer:

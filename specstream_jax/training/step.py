@@ -17,7 +17,11 @@ import optax
 from specstream_jax import arrays, config, partitioning
 from specstream_jax.decoding import tree as tree_lib
 from specstream_jax.modeling import build, forward, params as params_lib
-from specstream_jax.training import accumulation, objective
+from specstream_jax.training import (
+  accumulation,
+  anchors as anchors_lib,
+  objective,
+)
 
 
 @functools.partial(
@@ -128,7 +132,9 @@ def train_step(
 
   def loss(adapter, key, norms):
     model = built.merge(base, freeze(adapter, trainable))
-    return objective.loss(model, batch, key, cfg, remat=remat, norms=norms)
+    return objective.loss(
+      model, batch, key, cfg, remat=remat, norms=norms, step=state.step
+    )
 
   return gradient_step(
     state, loss, batch, group, optimizer=optimizer, seed=seed
@@ -220,12 +226,14 @@ def eval_step(
   """
   model = built.merge(base, adapter)
   key = jax.random.key(0)
+  # All streams of the anchors: what they score does not depend on the budget.
+  cfg = dataclasses.replace(cfg, stream_tokens=0, curriculum_steps=0)
   _, metrics = objective.loss(model, batch, key, cfg)
-  anchors, scale = objective.choose_anchors(
+  anchors, scale = anchors_lib.choose_anchors(
     key, batch['decoder_loss_weights'], tree_anchors
   )
   num_streams = model.stream_settings.num_streams
-  targets, weights = objective.stream_targets(batch, anchors, num_streams)
+  targets, weights = anchors_lib.stream_targets(batch, anchors, num_streams)
   hidden = forward.forward_train(
     model,
     batch['decoder_input_tokens'],
@@ -258,7 +266,7 @@ def tokens_per_call(
 
   Args:
     logits: [B, A, J, V].
-    targets: int32 [B, A, J + 1], see `objective.stream_targets`.
+    targets: int32 [B, A, J + 1], see `anchors.stream_targets`.
     weights: float32 [B, A, J + 1].
     scale: float32 [B, A], 0 for filler.
     tree: the draft tree.

@@ -99,9 +99,11 @@ def activation_bytes(
   of logits and its gradient.
   """
   rows, length = recipe.train.batch_size, recipe.data.sequence_length
-  streams = recipe.stream.num_streams * min(
-    recipe.objective.anchors_per_sequence, length
-  )
+  objective = recipe.objective
+  anchors = min(objective.anchors_per_sequence, length)
+  if objective.stream_tokens:
+    anchors = objective.num_groups(recipe.stream.num_streams)
+  streams = recipe.stream.num_streams * anchors
   size = 2 if cfg.dtype == 'bfloat16' else 4
   width = cfg.num_heads * cfg.head_dim + cfg.num_kv_heads * cfg.head_dim
   wide = (3 if cfg.mlp.is_gated else 2) * cfg.intermediate_size
@@ -112,7 +114,7 @@ def activation_bytes(
   msa = recipe.stream.num_msa_layers
   tokens = rows * (cfg.num_layers * length + msa * streams)
   attention = (4 + size) * cfg.num_heads * tokens * length * keeps_all
-  logits = 2 * 4 * recipe.objective.chunk_size * cfg.vocab_size
+  logits = 2 * 4 * objective.chunk_size * cfg.vocab_size
   return tokens * per_token + attention + logits
 
 

@@ -41,6 +41,7 @@ class Recipe(train_run.BaseRecipe):
   def __post_init__(self):
     super().__post_init__()
     self.tree.check_fits(self.stream)
+    self.objective.check_fits(self.stream.num_streams)
 
 
 @checks.names_options

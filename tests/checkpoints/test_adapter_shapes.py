@@ -28,7 +28,7 @@ STREAMS = [
     ('learned', 'value_rotation'),
     (0, 5),
   )
-]
+] + [config.StreamConfig(num_streams=3, num_msa_layers=2, insertion='mask')]
 LORA = (
   config.LoraConfig(rank=0),
   config.LoraConfig(rank=4, modules=('query', 'out', 'down')),

@@ -18,6 +18,7 @@ from specstream_jax.checkpoints import (
   huggingface,
   loading,
   shipped,
+  sidecar,
   weights,
 )
 from specstream_jax.cli import info
@@ -91,6 +92,25 @@ def test_adapters_that_were_saved_long_ago_still_load(folder):
   # The hash of a base does not change when the language of models grows.
   assert cfg.base_config_hash == weights.config_hash(model_files.SMOLLM2)
   adapters.check_weights(folder, flat, cfg, model_files.SMOLLM2)
+
+
+def test_mask_streams_are_read_described_and_told_as_such(
+  tmp_path, cfg, loaded
+):
+  stream = dataclasses.replace(STREAM, insertion='mask')
+  cfg = dataclasses.replace(cfg, stream=stream)
+  folder = tmp_path / 'a'
+  adapters.save_adapter(folder, weights_of_adapter(), cfg)
+  flat, read = adapters.load_adapter(folder)
+  assert read == cfg
+  adapters.check_weights(folder, flat, read, loaded.config)
+  assert 'insertion mask' in info.describe(str(folder))
+  export(tmp_path, 'm')
+  said = json.loads(
+    (tmp_path / 'm' / sidecar.FOLDER / sidecar.DESCRIPTION).read_text()
+  )
+  assert said['streams']['insertion'] == 'mask'
+  assert runtime.load(str(tmp_path / 'base'), str(folder)).stream == stream
 
 
 def export(root, name):

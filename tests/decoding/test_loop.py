@@ -6,6 +6,7 @@ and leaves are all exercised. Every decoder runs one shape bucket and compiles
 once; prompts, lengths, limits, weights and trees vary.
 """
 
+import dataclasses
 import functools
 
 from hypothesis import given, settings, strategies as st
@@ -181,6 +182,42 @@ def test_rows_do_not_depend_on_their_batch():
     single = alone.generate(params, [prompts[row]], seed=7, row_ids=[row_id])
     assert single.tokens == [together.tokens[row]]
   assert alone.num_compilations == 2
+
+
+DEEP = config.TreeConfig('best_first', depth=16, branching=2, num_nodes=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'tree',
+  [
+    DEEP,
+    dataclasses.replace(DEEP, depth=8, num_nodes=12),
+    config.TreeConfig('chain', depth=16),
+  ],
+  ids=['few nodes', 'shallower', 'chain'],
+)
+def test_sixteen_streams_are_accepted_as_deep_as_the_tree_goes(tree):
+  cfg = config.DecodeConfig(max_new_tokens=60, prompt_bucket=BUCKET)
+  decoder = decoder_lib.Decoder(
+    table_lm.MODEL, streams.Streams(tree, 16), cfg, SAMPLING['greedy']
+  )
+  plain = decoder_lib.Decoder(
+    table_lm.MODEL, none.NoDraft(), cfg, SAMPLING['greedy']
+  )
+  assert decoder.setup.path_length == 1 + tree.max_depth
+  prompts, deepest = [[1, 2, 3], [4], [5, 6]], []
+  for quality in (0.0, 0.7, 1.0):
+    params = table_lm.make_params(
+      3, quality=quality, num_streams=16, scale=30.0
+    )
+    got = decoder.generate(params, prompts)
+    assert got.tokens == plain.generate(params, prompts).tokens
+    check_accounts(got)
+    histogram = got.accept_histogram(decoder.setup.path_length)
+    assert sum(histogram) == sum(got.calls)
+    deepest.append(np.flatnonzero(histogram).max())
+  assert deepest[0] < deepest[2] == tree.max_depth
 
 
 @pytest.mark.parametrize('steps', [1, 3])

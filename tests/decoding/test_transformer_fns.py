@@ -28,15 +28,29 @@ DECODE = config.DecodeConfig(
 SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
 
 
+# All of them leave the main stream as it is.
+LOSSLESS = dataclasses.replace(tiny.STREAMS, mode='lossless')
+DEEP = dataclasses.replace(LOSSLESS, num_streams=16)
+MASK = dataclasses.replace(LOSSLESS, insertion='mask', num_msa_layers=3)
+DEEP_TREE = config.TreeConfig('best_first', 16, 2, 20)
+
+
 def make(
-  tree=None, schedule='deferred', sampling=None, mode='fine_tuned', **cfg
+  tree=None,
+  schedule='deferred',
+  sampling=None,
+  mode='fine_tuned',
+  stream_cfg=None,
+  **cfg,
 ):
   """A decoder on the tiny model, and its weights."""
-  stream_cfg = dataclasses.replace(tiny.STREAMS, mode=mode)
+  stream_cfg = stream_cfg or dataclasses.replace(tiny.STREAMS, mode=mode)
   model_cfg = dataclasses.replace(tiny.CONFIG, **cfg)
   built, base, adapter = tiny.model(model_cfg, stream_cfg)
   fns = functools.partial(transformer_fns.model_fns, built)
-  drafter = streams.Streams(tree, 3) if tree else none.NoDraft()
+  drafter = (
+    streams.Streams(tree, stream_cfg.num_streams) if tree else none.NoDraft()
+  )
   keep = tree.keep_nodes if tree else 0
   made = decoder.Decoder(
     fns(schedule, keep),
@@ -81,6 +95,25 @@ def test_lossless_tokens_equal_the_untouched_base():
   ).generate(transformer_fns.Params(base), PROMPTS, seed=3)
   made, weights = make(TREES['best_first'], mode='lossless')
   assert made.generate(weights, PROMPTS, seed=3).tokens == untouched.tokens
+
+
+@pytest.mark.parametrize(
+  ('stream_cfg', 'tree', 'schedule'),
+  [
+    (DEEP, DEEP_TREE, 'deferred'),
+    pytest.param(DEEP, DEEP_TREE, 'parallel', marks=pytest.mark.slow),
+    pytest.param(DEEP, TREES['chain'], 'deferred', marks=pytest.mark.slow),
+    pytest.param(MASK, TREES['best_first'], 'deferred', marks=pytest.mark.slow),
+    (MASK, TREES['best_first'], 'parallel'),
+    pytest.param(MASK, TREES['pruned'], 'parallel', marks=pytest.mark.slow),
+  ],
+)
+def test_deep_and_mask_streams_give_the_same_tokens(stream_cfg, tree, schedule):
+  made, weights = make(tree, schedule, stream_cfg=stream_cfg)
+  want = plain(mode='lossless')
+  result = made.generate(weights, PROMPTS, seed=3)
+  assert result.tokens == want.tokens
+  assert result.finish_reasons == want.finish_reasons
 
 
 @pytest.mark.slow

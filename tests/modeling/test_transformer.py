@@ -19,6 +19,7 @@ from specstream_jax.modeling import (
   initialize,
   params,
   stacks,
+  streams as streams_lib,
 )
 
 VARIANTS = {
@@ -30,6 +31,9 @@ VARIANTS = {
   ),
   'value_rotation': dataclasses.replace(
     tiny.STREAMS, embedding='value_rotation', rotation_step=0.3
+  ),
+  'mask': dataclasses.replace(
+    tiny.STREAMS, mode='lossless', insertion='mask', num_msa_layers=3
   ),
 }
 HEADS = {'multi_head': (6, 6), 'grouped': (6, 2), 'multi_query': (6, 1)}
@@ -80,6 +84,33 @@ def test_streams_match_the_oracle(name):
       np.testing.assert_allclose(
         hidden.streams[row, i], groups[anchor], atol=2e-5
       )
+
+
+def test_mask_streams_are_made_of_learned_vectors():
+  with pytest.raises(
+    ValueError,
+    match=r"insertion is 'mask' but .* is 'value_rotation'; use embedding='lea",
+  ):
+    dataclasses.replace(VARIANTS['mask'], embedding='value_rotation')
+
+
+@pytest.mark.parametrize('name', ['value_rotation', 'mask'])
+def test_first_streams_of_several_anchors_share_a_group(name):
+  """Each is what it would be if its anchor had all streams."""
+  built, base, adapter = tiny.model(streams=VARIANTS[name])
+  tokens = tiny.tokens(3, (2, 7))
+  slots = streams_lib.Slots(
+    jnp.array([[[1, 1, 4], [6, 2, 4]], [[0, 0, 0], [5, 3, 3]]]),
+    jnp.array([[[0, 1, 0], [0, 0, 0]], [[0, 1, 2], [0, 0, 1]]]),
+  )
+  everywhere = jnp.broadcast_to(jnp.arange(7), tokens.shape)
+  whole = run_train(built, base, adapter, tokens, everywhere)
+  parts = run_train(built, base, adapter, tokens, slots)
+  np.testing.assert_allclose(parts.main, whole.main, atol=2e-5)
+  rows = jnp.arange(2)[:, None, None]
+  np.testing.assert_allclose(
+    parts.streams, whole.streams[rows, slots.anchors, slots.numbers], atol=2e-5
+  )
 
 
 @pytest.mark.parametrize('heads', HEADS)

@@ -13,8 +13,8 @@ import training_batches as tb
 
 from specstream_jax import config, partitioning
 from specstream_jax.data import features
-from specstream_jax.modeling import forward, params
-from specstream_jax.training import objective
+from specstream_jax.modeling import forward, params, streams as streams_lib
+from specstream_jax.training import anchors as anchors_lib, losses, objective
 
 STREAMS = tiny.STREAMS.num_streams
 CFG = config.ObjectiveConfig(
@@ -33,7 +33,7 @@ def all_positions(batch):
 @pytest.mark.parametrize('num_streams', [1, 3, 19])
 def test_stream_targets_equal_those_of_the_data(num_streams):
   batch = tb.pack(tb.examples())
-  targets, weights = objective.stream_targets(
+  targets, weights = anchors_lib.stream_targets(
     batch, all_positions(batch), num_streams
   )
   expected, expected_weights = features.stream_targets(batch, num_streams)
@@ -49,7 +49,7 @@ def test_stream_targets_equal_those_of_the_data(num_streams):
 def test_stream_targets_stop_at_the_end_of_their_segment():
   rows = tb.examples()
   batch = tb.pack(rows)
-  targets, weights = objective.stream_targets(
+  targets, weights = anchors_lib.stream_targets(
     batch, all_positions(batch), STREAMS
   )
   for row, row_examples in enumerate(rows):
@@ -71,7 +71,7 @@ def test_stream_targets_stop_at_the_end_of_their_segment():
 
 def test_every_position_with_loss_is_an_anchor_when_there_is_room():
   weights = tb.pack(tb.examples())['decoder_loss_weights']
-  anchors, scale = objective.choose_anchors(jax.random.key(3), weights, 128)
+  anchors, scale = anchors_lib.choose_anchors(jax.random.key(3), weights, 128)
   assert anchors.shape == weights.shape
   placed = np.zeros_like(weights)
   np.put_along_axis(placed, np.asarray(anchors), np.asarray(scale), axis=1)
@@ -84,7 +84,7 @@ def test_anchors_are_a_uniform_unbiased_subset_without_room():
   weights[1, [0, 6]] = 1
   weights[2, 8] = 1
   keys = jax.random.split(jax.random.key(0), 4000)
-  choose = lambda key: objective.choose_anchors(key, weights, 3)
+  choose = lambda key: anchors_lib.choose_anchors(key, weights, 3)
   anchors, scale = jax.tree.map(np.asarray, jax.jit(jax.vmap(choose))(keys))
   assert np.all(np.diff(anchors, axis=-1) > 0)
   placed = np.zeros((len(keys), *weights.shape))
@@ -111,47 +111,63 @@ class Identity:
 def test_nll_and_rank_by_hand():
   logits = jnp.log(jnp.array([[1, 2, 4, 1.0], [4, 2, 1, 1.0], [2, 2, 2, 2.0]]))
   targets = jnp.array([1, 2, 3])
-  result = objective.token_loss(Identity(), logits, targets, chunk_size=2)
+  result = losses.token_loss(Identity(), logits, targets, chunk_size=2)
   expected = -np.log([2 / 8, 1 / 8, 1 / 4])
   np.testing.assert_allclose(result.nll, expected, rtol=1e-6)
   np.testing.assert_array_equal(result.rank, [1, 2, 0])
 
 
 def test_a_frozen_main_stream_has_its_loss_but_no_gradient():
-  rng = np.random.default_rng(0)
-  main = jnp.float32(rng.normal(size=(2, 3, 1, 5)))
-  streams = jnp.float32(rng.normal(size=(2, 3, 2, 5)))
-  targets = jnp.asarray(rng.integers(0, 5, (2, 3, 3)))
-  model = Identity()
+  batch, model = tb.pack(tb.examples()), Identity()
+  chosen = anchors_lib.choose_anchors(
+    jax.random.key(0), batch['decoder_loss_weights'], tb.LENGTH
+  )
+  shape = (*batch['decoder_target_tokens'].shape, tb.CONFIG.vocab_size)
+  hidden = jax.random.normal(jax.random.key(1), shape)
 
-  def total(main, streams, is_lossless):
+  def total(hidden, is_lossless):
     model.is_lossless = is_lossless
-    result = objective._losses(model, main, streams, targets, 4)
-    return (result.nll * jnp.array([[[1, 2, 3]]])).sum(), result
+    return objective._main_loss(model, hidden, batch, chosen, CFG, None)
 
-  run = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
-  run = jax.jit(run, static_argnums=2)
-  (_, trained), (moved, expected) = run(main, streams, False)
-  assert np.any(moved)
-  (_, frozen), (of_main, of_streams) = run(main, streams, True)
+  run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
+  trained, moved = run(hidden, False)
+  frozen, still = run(hidden, True)
   jax.tree.map(np.testing.assert_array_equal, frozen, trained)
-  assert not np.any(of_main)
-  np.testing.assert_allclose(of_streams, expected, rtol=1e-6)
+  assert np.any(moved) and not np.any(still)
+
+
+def predicted(weights, slots=None):
+  """What `objective` is told of stream tokens with these weights [B, A, J]."""
+  zeros = jnp.zeros(weights.shape, jnp.int32)
+  anchors = zeros[..., 0] if slots is None else slots
+  return anchors_lib.Predicted(anchors, zeros, zeros, zeros, weights)
 
 
 def test_top1_and_top4_count_ranks():
   rank = jnp.array([[[0, 3], [1, 4], [0, 9]]])
   weights = jnp.array([[[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]]])
-  result = objective.TokenLoss(rank.astype(jnp.float32), rank)
-  metrics = objective._metrics(result, weights)
+  kinds = objective._kinds(losses.TokenLoss(rank.astype(jnp.float32), rank))
+  metrics = objective._by_stream(kinds, predicted(weights))
   as_floats = {name: tuple(map(float, pair)) for name, pair in metrics.items()}
   assert as_floats == {
-    'loss/main': (1.0, 2.0),
-    'top1/main': (1.0, 2.0),
-    'top4/main': (2.0, 2.0),
-    'loss/stream_1': (14.0, 4.0),
-    'top1/stream_1': (0.0, 4.0),
-    'top4/stream_1': (2.0, 4.0),
+    'loss_1': (1.0, 2.0),
+    'top1_1': (1.0, 2.0),
+    'top4_1': (2.0, 2.0),
+    'loss_2': (14.0, 4.0),
+    'top1_2': (0.0, 4.0),
+    'top4_2': (2.0, 4.0),
+  }
+
+
+def test_slots_count_for_the_stream_they_hold():
+  numbers = jnp.array([[[0, 1], [0, 0]]])
+  slots = streams_lib.Slots(jnp.zeros_like(numbers), numbers)
+  weights = jnp.array([[[1.0, 2.0], [3.0, 5.0]]])
+  values = {'loss/x': jnp.array([[[7.0, 11.0], [13.0, 17.0]]])}
+  metrics = objective._by_stream(values, predicted(weights, slots))
+  assert {k: tuple(map(float, v)) for k, v in metrics.items()} == {
+    'loss/x_1': (7 + 3 * 13 + 5 * 17, 9.0),
+    'loss/x_2': (22.0, 2.0),
   }
 
 
@@ -319,20 +335,20 @@ def test_pruning_loss_trains_the_pruning_adapter_alone():
 @pytest.mark.parametrize('subset', [1, 5, 16, 100])
 def test_pruning_uses_at_most_its_share_of_anchors(subset, monkeypatch):
   cfg = config.ObjectiveConfig(pruning_anchors=subset)
-  shapes, original = [], objective.token_loss
+  shapes, original = [], losses.token_loss
 
-  def spy(model, hidden, targets, chunk_size):
+  def spy(model, hidden, targets, *rest):
     shapes.append(targets.shape)
-    return original(model, hidden, targets, chunk_size)
+    return original(model, hidden, targets, *rest)
 
-  monkeypatch.setattr(objective, 'token_loss', spy)
+  monkeypatch.setattr(losses, 'token_loss', spy)
   built, base, adapter = tb.model()
   trace = lambda a, b: objective.loss(
     built.merge(base, a), b, jax.random.key(0), cfg
   )
   jax.eval_shape(trace, adapter, tb.pack(tb.examples()))
-  assert shapes[0] == (3, tb.LENGTH, STREAMS + 1)
-  assert 1 <= shapes[1][1] <= min(subset, tb.LENGTH)
+  assert shapes[:2] == [(3, tb.LENGTH), (3, tb.LENGTH, STREAMS)]
+  assert 1 <= shapes[2][1] <= min(subset, tb.LENGTH)
 
 
 def test_no_pruning_anchors_means_no_pruning_loss():
@@ -354,16 +370,6 @@ def test_a_batch_without_targets_has_no_loss_and_no_weight():
 
 
 # The main stream as teacher
-
-
-def test_cross_entropy_by_hand():
-  model = Identity()
-  rng = np.random.default_rng(0)
-  own, other = (jnp.asarray(rng.normal(size=(3, 2, 5))) for _ in range(2))
-  found = objective.cross_entropy(model, own, other, chunk_size=4)
-  law = np.exp(other) / np.exp(other).sum(-1, keepdims=True)
-  log_probs = own - np.log(np.exp(own).sum(-1, keepdims=True))
-  np.testing.assert_allclose(found, -(law * log_probs).sum(-1), rtol=1e-5)
 
 
 def test_streams_learn_from_the_main_stream_at_their_token():
@@ -398,7 +404,7 @@ def test_streams_learn_from_the_main_stream_at_their_token():
     batch['decoder_segment_ids'],
     all_positions(batch),
   )
-  _, weights = objective.stream_targets(batch, all_positions(batch), STREAMS)
+  _, weights = anchors_lib.stream_targets(batch, all_positions(batch), STREAMS)
   main = np.asarray(jax.nn.softmax(model.logits(hidden.main), axis=-1))
   own = np.asarray(jax.nn.log_softmax(model.logits(hidden.streams), axis=-1))
   for j in range(1, STREAMS + 1):
@@ -423,7 +429,7 @@ def test_a_chunk_holds_so_many_rows_of_each_device(monkeypatch):
       seen.append(targets.shape)
       return hidden.sum(-1) + targets
 
-    found = objective._by_chunks(
+    found = losses.by_chunks(
       total, (hidden, targets), targets.shape, chunk_size
     )
     np.testing.assert_array_equal(found, hidden.sum(-1) + targets)
