@@ -176,8 +176,9 @@ class SideBySide:
       proposer = _streams(drafter, stream, adapters)
       self._room, keep = proposer.room, proposer.cfg.keep_nodes
     fns = functools.partial(transformer_fns.model_fns, self._built)
+    drafter = drafter.used_schedule(decode)
     return drafters.Loaded(
-      fns(decode.schedule, keep),
+      fns(drafter.schedule, keep, likely_nodes=drafter.likely_nodes),
       proposer,
       transformer_fns.Params(model.base),
       fns(is_prompt=True),
