@@ -67,8 +67,10 @@ def read(cache, visible, positions):
   return at(0), at(1), total
 
 
-def forward(params, tokens, positions, tree_mask, cache, *, with_streams):
-  del with_streams
+def forward(
+  params, tokens, positions, tree_mask, cache, *, with_streams, scores=None
+):
+  del with_streams, scores
   new = jnp.stack([tokens, positions], axis=-1)[:, :, None]  # [B, M, K=1, 2]
   # A tree that grows: its earlier nodes lie in the slots from `length` on.
   start = cache.length + tree_mask.shape[-1] - tokens.shape[1]

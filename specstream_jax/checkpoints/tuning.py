@@ -15,6 +15,7 @@ import os
 import pathlib
 from typing import Any
 
+from specstream_jax import config
 from specstream_jax.checkpoints import fetch, fields, files, shipped
 
 FILE = 'tuning.json'
@@ -64,7 +65,8 @@ _KINDS = {
   'batch': fields.SIZE,
   'drafter': fields.TEXT,
   'schedule': fields.Kind(
-    "'deferred' or 'parallel'", lambda value: value in ('deferred', 'parallel')
+    ' or '.join(map(repr, config.SCHEDULES)),
+    lambda value: value in config.SCHEDULES,
   ),
   'speedup': fields.POSITIVE,
   'task': fields.TEXT,

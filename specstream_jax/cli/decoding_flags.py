@@ -85,9 +85,10 @@ def define_schedule(default: str | None = None) -> None:
   flags.DEFINE_enum(
     'schedule',
     default,
-    ['deferred', 'parallel'],
-    'When streams run: parallel, in one pass with the tree (GPU, TPU), or '
-    'deferred, after it and for the accepted token alone (CPU).',
+    config.SCHEDULES,
+    'When streams run: parallel, in one pass with the tree (GPU, TPU); '
+    'deferred, after it and for the accepted token alone (CPU); likely, in one '
+    'pass at the nodes where it probably ends, deferred where it does not.',
   )
 
 

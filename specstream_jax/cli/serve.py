@@ -20,7 +20,7 @@ import sys
 
 from absl import flags
 
-from specstream_jax import runtime
+from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted, loading
 from specstream_jax.config import checks, serving
 
@@ -121,9 +121,7 @@ def define_sizes() -> None:
     None,
     'If more rows run, nobody drafts; measured at the start.',
   )
-  flags.DEFINE_enum(
-    'schedule', None, ['deferred', 'parallel'], 'When streams run.'
-  )
+  flags.DEFINE_enum('schedule', None, config.SCHEDULES, 'When streams run.')
 
 
 def main(argv: Sequence[str]) -> int:

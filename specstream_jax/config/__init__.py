@@ -239,6 +239,9 @@ class TreeConfig:
     )
 
 
+SCHEDULES = ('deferred', 'parallel', 'likely')
+
+
 @checks.names_options
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
@@ -248,8 +251,9 @@ class DecodeConfig:
   Attributes:
     max_new_tokens: size of the output buffer and the largest per-row limit.
     cache_length: S, cache slots per row; 0 derives it from the prompt bucket.
-    schedule: `parallel` (streams at every node, one pass) or `deferred`
-      (verify first, then the streams of the accepted leaf alone).
+    schedule: `parallel` (streams at every node, one pass), `deferred` (verify
+      first, then the streams of the accepted leaf alone) or `likely` (streams
+      at the likeliest leaves, `deferred` where it was another node).
     eos_ids: token ids that end a row; the id itself is emitted.
     stop_sequences: token id sequences that end a row; emitted as well.
     prompt_bucket: prompts are padded to a multiple of this many tokens.
@@ -275,9 +279,7 @@ class DecodeConfig:
     for name, least in (('cache_length', 0), ('prompt_bucket', 1)):
       value = getattr(self, name)
       checks.count(f'DecodeConfig.{name}', value, least, bounds.TOKENS)
-    checks.one_of(
-      'DecodeConfig.schedule', self.schedule, ('parallel', 'deferred')
-    )
+    checks.one_of('DecodeConfig.schedule', self.schedule, SCHEDULES)
     checks.check(
       all(self.stop_sequences),
       'DecodeConfig.stop_sequences has an empty sequence; remove it',

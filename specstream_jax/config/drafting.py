@@ -27,6 +27,7 @@ _MOST = {
   'window': config.MAX_STREAMS,
   'ngram': config.MAX_STREAMS,
   'num_guesses': config.MAX_NODES,
+  'likely_nodes': 4,
   'pool_size': config.MAX_NODES,
 }
 # The law that each way of drafting needs its verifier to know.
@@ -86,6 +87,9 @@ class DrafterConfig:
     vocabulary: file of the tokens that streams may draft, 'adapter' as above;
       all without.
     vocabulary_size: how many of the file, most frequent first; 0 takes all.
+    schedule: when streams run, see `DecodeConfig`, which says so where this is
+      empty.
+    likely_nodes: nodes that carry streams under the schedule `likely`, 1 to 4.
     typical_epsilon: hard threshold of typical acceptance.
     typical_delta: factor of its entropy-dependent threshold.
     synthetic_acceptance: accept each draft with this chance whatever it is,
@@ -111,6 +115,8 @@ class DrafterConfig:
   ngram_weight: float = _read_by('streams', default=1.0)
   vocabulary: str = _read_by('streams', default='')
   vocabulary_size: int = _read_by('streams', default=0)
+  schedule: str = _read_by('streams', default='')
+  likely_nodes: int = _read_by('streams', default=2)
   typical_epsilon: float = _read_by(*_VERIFIED, default=0.1)
   typical_delta: float = _read_by(*_VERIFIED, default=0.3)
   synthetic_acceptance: float = _read_by(*_VERIFIED, default=0.0)
@@ -134,6 +140,18 @@ class DrafterConfig:
       checks.at_least('DrafterConfig.noise_weight', self.noise_weight, 0.0)
     checks.count(
       'DrafterConfig.vocabulary_size', self.vocabulary_size, 0, bounds.COUNT
+    )
+    checks.one_of(
+      'DrafterConfig.schedule', self.schedule, ('', *config.SCHEDULES)
+    )
+    checks.count(
+      'DrafterConfig.likely_nodes', self.likely_nodes, 1, _MOST['likely_nodes']
+    )
+    checks.check(
+      self.schedule != 'likely' or self.drafting == 'top_k',
+      "DrafterConfig.schedule is 'likely', which goes by the chances of chosen "
+      f"drafts, but drafting is {self.drafting!r}; use drafting='top_k' or "
+      "schedule='deferred'",
     )
     for name in (
       'ngram_weight',
@@ -173,6 +191,16 @@ class DrafterConfig:
       for field in dataclasses.fields(self)
       if name in field.metadata.get('read_by', (name,)) and field.name != 'name'
     )
+
+  def used_schedule(self, decode: config.DecodeConfig) -> 'DrafterConfig':
+    """These settings with the schedule that a decoder asks for, if none is set.
+
+    Raises:
+      ValueError: the drafting cannot be had with that schedule.
+    """
+    if self.schedule:
+      return self
+    return dataclasses.replace(self, schedule=decode.schedule)
 
   def used_noise_weight(self, default: float) -> float:
     """What `couple_noise` and `noise_weight`, if it is not None, come to."""

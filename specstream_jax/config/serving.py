@@ -6,6 +6,7 @@ import itertools
 
 import gin
 
+from specstream_jax import config
 from specstream_jax.config import bounds, checks
 
 _MEGABYTES = 10**7  # ten terabytes, beyond any device
@@ -92,9 +93,7 @@ class EngineConfig:
       f'EngineConfig.max_new_tokens is {self.max_new_tokens}; it must be less '
       f'than EngineConfig.cache_length, which is {self.cache_length}',
     )
-    checks.one_of(
-      'EngineConfig.schedule', self.schedule, ('parallel', 'deferred')
-    )
+    checks.one_of('EngineConfig.schedule', self.schedule, config.SCHEDULES)
 
   def _check_batch_sizes(self) -> None:
     sizes = self.batch_sizes

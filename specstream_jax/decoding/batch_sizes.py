@@ -108,6 +108,7 @@ def run_plain(
   state = loop.run(
     setup, params, state, max_steps, stops, min_running=min_running
   )
-  tokens = jnp.full_like(drafts.tokens, -1).at[:, :1].set(state.tree.tokens)
+  tokens = drafts.tokens.at[:, :1].set(state.tree.tokens)
   tree = dataclasses.replace(drafts, tokens=tokens)
+  tree = tree_lib.without_drafts(tree, jnp.ones_like(state.is_done))
   return dataclasses.replace(state, tree=tree)

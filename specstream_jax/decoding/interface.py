@@ -65,8 +65,10 @@ class ModelFns(NamedTuple):
   Attributes:
     init_cache: (batch, cache_length) -> empty Cache.
     forward: (params, tokens [B, M], positions [B, M], tree_mask [B, M, M],
-      cache, *, with_streams) -> Forward. A node sees the slots below
-      cache.length and the nodes that `tree_mask` shows it.
+      cache, *, with_streams, scores) -> Forward. A node sees the slots below
+      cache.length and the nodes that `tree_mask` shows it. `scores` are those
+      of `tree.DraftTree` and can only decide where streams run along; passes
+      that are not over a draft tree leave them out.
     logits: (params, hidden [..., D]) -> float32 [..., V].
     stream_logits: (params, stream_state of one node [B, ...], cache,
       positions [B] of that node) -> `StreamLogits`. The cache is committed up

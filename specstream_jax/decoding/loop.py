@@ -276,6 +276,7 @@ def _forward_tree(setup, params, state):
     tree_lib.ancestor_mask(tree.parents),
     state.cache,
     with_streams=setup.drafter.with_streams,
+    scores=tree.scores,
   )
 
 
@@ -419,8 +420,11 @@ def _draft(
   tree, drafter_state = setup.drafter.propose(
     params, context, state.drafter_state
   )
+  # Rows that have ended need no streams any more.
+  has_ended = state.is_done
   if state.has_drafts is not None:
-    tree = tree_lib.without_drafts(tree, ~state.has_drafts)
+    has_ended |= ~state.has_drafts
+  tree = tree_lib.without_drafts(tree, has_ended)
   return dataclasses.replace(state, tree=tree, drafter_state=drafter_state)
 
 

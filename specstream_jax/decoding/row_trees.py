@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -140,19 +141,21 @@ def from_stream_logits(
     return grown
   fixed = _fixed(logits, root, rows, made.cfg.branching)
   choose = lambda one, other: jnp.where(rows.is_fixed[:, None], one, other)
-  return tree_lib.DraftTree(
-    choose(fixed.tokens, grown.tokens),
-    choose(fixed.parents, grown.parents),
-    choose(fixed.depths, grown.depths),
-  )
+  return jax.tree.map(choose, fixed, grown)
 
 
 def _fixed(logits, root, rows, width):
   """The trees whose shape is known."""
-  _, top = sampling.top_k(logits.astype(jnp.float32), width)
+  log_probs, top = sampling.top_k(
+    jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), width
+  )
   index = jnp.arange(len(root))[:, None]
   stream = jnp.maximum(rows.depths - 1, 0)
-  tokens = top[index, stream, jnp.maximum(rows.ranks, 0)]
-  tokens = jnp.where(rows.ranks == _UNUSED, -1, tokens)
+  at_node = index, stream, jnp.maximum(rows.ranks, 0)
+  is_unused = rows.ranks == _UNUSED
+  tokens = jnp.where(is_unused, -1, top[at_node])
   tokens = tokens.at[:, 0].set(root).astype(jnp.int32)
-  return tree_lib.DraftTree(tokens, rows.parents, rows.depths)
+  tree = tree_lib.DraftTree(tokens, rows.parents, rows.depths)
+  own = jnp.where(is_unused, -jnp.inf, log_probs[at_node])
+  scores = tree_lib.path_scores(tree, own, max_depth=logits.shape[1])
+  return dataclasses.replace(tree, scores=scores)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer as the decode loop sees it.
 
-Two schedules for drafting give the same tokens at different cost. `parallel`
+Three schedules for drafting give the same tokens at different cost. `parallel`
 (the paper): streams at every node in the verifying pass. `deferred`: verify
 first, then the streams of the accepted leaf alone through the MSA layers.
+`likely`: streams at the few nodes that are likeliest to be the leaf, and the
+deferred pass when a row's leaf was none of them.
 
 LM head economy. Paper: logits for all tokens of the pass. Here: stream logits
 for the accepted leaf only, since no other node's streams are ever read; the
@@ -13,10 +15,11 @@ result is the same.
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from specstream_jax import arrays
-from specstream_jax.decoding import interface, pruning
+from specstream_jax.decoding import interface, likely, pruning
 from specstream_jax.modeling import (
   build,
   cache as cache_lib,
@@ -81,6 +84,7 @@ def model_fns(
   schedule: str = 'deferred',
   keep_nodes: int = 0,
   *,
+  likely_nodes: int = 0,
   has_draft_head: bool = False,
   is_prompt: bool = False,
 ) -> interface.ModelFns:
@@ -88,39 +92,51 @@ def model_fns(
 
   Args:
     built: structure of the model, with streams if a drafter wants them.
-    schedule: `parallel` or `deferred`.
+    schedule: `parallel`, `deferred` or `likely`.
     keep_nodes: nodes the pruning adapter lets into the MSA layers; 0 is all.
+    likely_nodes: how many carry streams, under `likely`.
     has_draft_head: streams draft from `params.drafter.head` alone.
     is_prompt: for passes over prompts, whose cache is empty.
   """
-  is_parallel, cfg = schedule == 'parallel', built.cfg
+  cfg = built.cfg
   merge = lambda params: built.merge(params.base, params.adapter)
   init_cache = lambda rows, slots: cache_lib.init(cfg, rows, slots, cfg.dtype)
 
   def forward(
-    params, tokens, positions, tree_mask, cache, *, with_streams
+    params, tokens, positions, tree_mask, cache, *, with_streams, scores=None
   ) -> interface.Forward:
     """See `interface.ModelFns`; streams run along if the schedule says so."""
-    model = merge(params)
+    model, carriers_of = merge(params), None
+    if schedule == 'likely' and scores is not None:
+      carriers_of = functools.partial(
+        _carriers, likely_nodes, scores, tree_mask, positions
+      )
     result = forward_lib.forward_tree(
       model,
       tokens,
       positions,
       tree_mask,
       cache,
-      with_streams=with_streams and is_parallel,
+      with_streams=with_streams
+      and (schedule == 'parallel' or carriers_of is not None),
       survivors_of=pruning.best(keep_nodes),
+      carriers_of=carriers_of,
       is_prompt=is_prompt,
     )
     seen = result.survivors
     pruned = None if seen is None else interface.Pruned(seen, model.first_msa)
-    return interface.Forward(result.main, result.cache, result.streams, pruned)
+    streams = result.streams
+    if result.carried is not None:
+      streams = likely.spread(streams, *result.carried)
+    return interface.Forward(result.main, result.cache, streams, pruned)
 
   logits = lambda params, hidden: merge(params).logits(hidden)
 
   def stream_logits(params, stream_state, cache, positions):
     model = merge(params)
-    if not is_parallel:
+    if isinstance(stream_state, likely.Carried):
+      stream_state = _carried_or_deferred(model, stream_state, positions, cache)
+    elif schedule != 'parallel':
       stream_state = forward_lib.forward_streams(
         model, stream_state, positions, cache
       )
@@ -135,6 +151,30 @@ def model_fns(
   return interface.ModelFns(
     init_cache, forward, logits, stream_logits, coupling
   )
+
+
+def _carriers(count, scores, tree_mask, positions, survivors) -> arrays.Array:
+  """The likeliest leaves [B, C], as the survivors are numbered."""
+  if survivors is not None:
+    take = functools.partial(jnp.take_along_axis, axis=1)
+    scores, positions = take(scores, survivors), take(positions, survivors)
+    tree_mask = take(tree_mask, survivors[..., None])
+    tree_mask = jnp.take_along_axis(tree_mask, survivors[:, None], axis=2)
+  found = likely.leaf_probabilities(scores, tree_mask, positions)
+  return likely.choose(found, count)
+
+
+def _carried_or_deferred(model, state, positions, cache) -> arrays.Array:
+  """Streams [B, J, D] of the leaves, in a pass of their own if one has none."""
+  found = jax.lax.cond(
+    state.is_known.all(),
+    lambda: state.streams,
+    lambda: forward_lib.forward_streams(
+      model, state.insertion, positions, cache
+    ),
+  )
+  # What a row drafts must not depend on its neighbours.
+  return jnp.where(state.is_known[:, None, None], state.streams, found)
 
 
 def with_vocabulary(

@@ -45,12 +45,15 @@ class DraftTree:
     depths: [B, M] int32; the root has depth 0, unused nodes depth 1.
     law: of drafts that were drawn at random, siblings in the order of their
       draws; None for drafts that were chosen.
+    scores: [B, M] float32 log-probability of each node's path as the drafter
+      sees it, -inf for unused nodes; None if it does not say.
   """
 
   tokens: arrays.Array
   parents: arrays.Array
   depths: arrays.Array
   law: DraftLaw | None = None
+  scores: arrays.Array | None = None
 
 
 def root_only(root: arrays.Array) -> DraftTree:
@@ -62,8 +65,12 @@ def root_only(root: arrays.Array) -> DraftTree:
 def without_drafts(tree: DraftTree, rows: arrays.Array) -> DraftTree:
   """The tree with only the root of each of `rows` [B] bool left in use."""
   is_draft = (jnp.arange(tree.tokens.shape[1]) > 0)[None]
-  tokens = jnp.where(is_draft & rows[:, None], -1, tree.tokens)
-  return dataclasses.replace(tree, tokens=tokens)
+  is_gone = is_draft & rows[:, None]
+  scores = tree.scores
+  if scores is not None:
+    scores = jnp.where(is_gone, -jnp.inf, scores)
+  tokens = jnp.where(is_gone, -1, tree.tokens)
+  return dataclasses.replace(tree, tokens=tokens, scores=scores)
 
 
 def ancestor_mask(parents: arrays.Array) -> arrays.Array:
@@ -139,11 +146,16 @@ def from_stream_logits(
   if cfg.kind == 'best_first':
     return _best_first(logits, root, cfg, edge_scores, before_root, limits)
   parents, depths, ranks = topology.arrays(cfg)
-  _, top = sampling.top_k(logits, topology.width(cfg))
+  log_probs, top = sampling.top_k(
+    jax.nn.log_softmax(logits, axis=-1), topology.width(cfg)
+  )
   drafts = top[:, depths[1:] - 1, ranks[1:]]
   tokens = jnp.concatenate([root[:, None], drafts], axis=1).astype(jnp.int32)
   spread = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.int32), tokens.shape)
-  return DraftTree(tokens, spread(parents), spread(depths))
+  tree = DraftTree(tokens, spread(parents), spread(depths))
+  own = log_probs[:, jnp.maximum(depths - 1, 0), ranks]
+  scores = path_scores(tree, own, max_depth=cfg.max_depth)
+  return dataclasses.replace(tree, scores=scores)
 
 
 def _check_width(cfg, vocab_size):
@@ -217,7 +229,9 @@ def _select(scores, tokens, parents, depths, root, num_drafts):
   scores = jnp.pad(scores, ((0, 0), (1, short)), constant_values=-jnp.inf)
   tokens = pad(tokens, -1).at[:, 0].set(root)
   whole = DraftTree(tokens, pad(parents, 0), pad(depths, 1))
-  return prune(whole, scores, num_drafts + 1)[0]
+  tree, chosen = prune(whole, scores, num_drafts + 1)
+  scores = jnp.take_along_axis(scores.at[:, 0].set(0.0), chosen, axis=1)
+  return dataclasses.replace(tree, scores=scores)
 
 
 def coupled_edges(

@@ -55,11 +55,13 @@ def load(
   tree = cfg.tree or model.tree
   tree.check_fits(model.stream)
   built = build.build(model.config, model.stream, model.lora, model.layout)
+  cfg = cfg.used_schedule(decode)
   return loaded.Loaded(
     transformer_fns.model_fns(
       built,
-      decode.schedule,
+      cfg.schedule,
       tree.keep_nodes,
+      likely_nodes=cfg.likely_nodes,
       has_draft_head=bool(cfg.vocabulary),
     ),
     Streams(tree, model.stream.num_streams, cfg),

@@ -25,6 +25,8 @@ from specstream_jax.modeling import (
 # tree_mask [B, M, M]) -> indices [B, M'] of the nodes that survive, ascending, or
 # None for all.
 Survivors = Callable[..., arrays.Array | None]
+# (survivors) -> indices [B, C] of the nodes among them that carry streams.
+Carriers = Callable[[arrays.Array | None], arrays.Array]
 
 
 class TrainHidden(NamedTuple):
@@ -119,14 +121,17 @@ class TreeHidden(NamedTuple):
     main: [B, M, D] normalised; [B, M', D] of the survivors if pruned.
     cache: with the tree's K/V, length not advanced.
     streams: [B, M, J, D] normalised, or the insertion-layer states [B, M, D]
-      if the pass carried no streams.
+      if the pass carried no streams, or not at all nodes.
     survivors: [B, M'] int32 node indices, or None if nothing was pruned.
+    carried: normalised streams [B, C, J, D] of some nodes, and which [B, C]
+      they are, or None.
   """
 
   main: arrays.Array
   cache: cache_lib.Cache
   streams: arrays.Array
   survivors: arrays.Array | None
+  carried: tuple[arrays.Array, arrays.Array] | None = None
 
 
 def forward_tree(
@@ -138,6 +143,7 @@ def forward_tree(
   *,
   with_streams: bool,
   survivors_of: Survivors | None = None,
+  carriers_of: Carriers | None = None,
   is_prompt: bool = False,
 ) -> TreeHidden:
   """One pass over a draft tree, writing node m's K/V to slot length + m.
@@ -151,10 +157,11 @@ def forward_tree(
     positions: [B, M] int32.
     tree_mask: [B, M, M] bool; [B, M, L + M] after L earlier nodes.
     cache: committed prefix; its length is not advanced.
-    with_streams: run streams at every node (schedule `parallel`).
+    with_streams: run streams at every node (schedule `parallel`), or at some.
     survivors_of: chooses the nodes that go on into the MSA layers; None lets
       all. Survivor i then writes slot length + i of those layers. Only for a
       tree that is whole.
+    carriers_of: chooses the nodes whose streams run; None takes all.
     is_prompt: the cache is empty, so nobody looks there.
   """
   num_nodes = tokens.shape[1]
@@ -174,18 +181,27 @@ def forward_tree(
     positions = jnp.take_along_axis(positions, survivors, axis=1)
     visible = rows_lib.restrict(visible, survivors)
     num_nodes = survivors.shape[1]
-  stream_state = x
-  anchors = rows_lib.Anchors(positions, visible) if with_streams else None
+  insertion, anchors, carriers = x, None, None
+  if with_streams:
+    anchors, anchored = rows_lib.Anchors(positions, visible), x
+    if carriers_of is not None:
+      carriers = carriers_of(survivors)
+      picked = jnp.take_along_axis(positions, carriers, axis=1)
+      anchors = rows_lib.Anchors(picked, rows_lib.pick(visible, carriers))
+      anchored = jnp.take_along_axis(x, carriers[..., None], axis=1)
+    x = _append_streams(model, x, anchored)
   rows = rows_lib.of_tokens(
     model, positions, visible, num_nodes, anchors, start
   )
-  if with_streams:
-    x = _append_streams(model, x, x)
   x, cache = _run(model, x, rows, cache, True)
   x = model.final_norm(x)
-  if with_streams:
-    stream_state = _split_streams(model, x, num_nodes)
-  return TreeHidden(x[:, :num_nodes], cache, stream_state, survivors)
+  main = x[:, :num_nodes]
+  if not with_streams:
+    return TreeHidden(main, cache, insertion, survivors)
+  streams = _split_streams(model, x, num_nodes)
+  if carriers is None:
+    return TreeHidden(main, cache, streams, survivors)
+  return TreeHidden(main, cache, insertion, survivors, (streams, carriers))
 
 
 def forward_streams(

@@ -179,8 +179,14 @@ class SideBySide:
     if drafter.vocabulary:
       self._head = _head(model, adapters)
     fns = functools.partial(transformer_fns.model_fns, self._built)
+    drafter = drafter.used_schedule(decode)
     return drafters.Loaded(
-      fns(decode.schedule, keep, has_draft_head=self._head != ()),
+      fns(
+        drafter.schedule,
+        keep,
+        has_draft_head=self._head != (),
+        likely_nodes=drafter.likely_nodes,
+      ),
       proposer,
       transformer_fns.Params(model.base),
       fns(is_prompt=True),

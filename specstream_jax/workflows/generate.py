@@ -105,7 +105,7 @@ class Options:
     checks.seed('seed', self.seed)
     checks.one_of('chat', self.chat, (True, False))
     if self.schedule is not None:
-      checks.one_of('schedule', self.schedule, ('deferred', 'parallel'))
+      checks.one_of('schedule', self.schedule, config.SCHEDULES)
     for name, kind in (
       ('tree', config.TreeConfig),
       ('sampling', config.SamplingConfig),

@@ -70,7 +70,7 @@ class Options:
     for count in self.nodes:
       checks.count('an entry of nodes', count, 2, config.MAX_NODES)
     for name in self.schedules:
-      checks.one_of('an entry of schedules', name, ('deferred', 'parallel'))
+      checks.one_of('an entry of schedules', name, config.SCHEDULES)
     checks.seed('seed', self.seed)
 
   def bench(

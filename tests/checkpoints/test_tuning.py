@@ -53,7 +53,7 @@ def test_what_ships_is_tuned_in_the_cache(tmp_path, monkeypatch):
     ),
     (
       lambda value: value['tuned'][0].update(schedule='soon'),
-      "schedule is 'soon'; accepted: 'deferred' or 'parallel'",
+      "schedule is 'soon'; accepted: 'deferred' or 'parallel' or 'likely'",
     ),
   ],
 )

@@ -53,7 +53,7 @@ def make(
   )
   keep = tree.keep_nodes if tree else 0
   made = decoder.Decoder(
-    fns(schedule, keep),
+    fns(schedule, keep, likely_nodes=2),
     drafter,
     dataclasses.replace(DECODE, schedule=schedule),
     sampling or config.SamplingConfig(),
@@ -161,6 +161,8 @@ def test_one_compilation_for_new_prompts_lengths_limits_and_adapters():
   ('batch', 'schedule', 'sampling'),
   [
     (1, 'deferred', None),
+    (1, 'likely', None),
+    pytest.param(3, 'likely', None, marks=pytest.mark.slow),
     pytest.param(3, 'deferred', None, marks=pytest.mark.slow),
     pytest.param(1, 'parallel', None, marks=pytest.mark.slow),
     (3, 'parallel', None),

@@ -119,7 +119,10 @@ SMALL = config.TreeConfig('full', depth=3, branching=2)
 def _pruning_model(keep_nodes):
   """The table model; what the target likes least survives."""
 
-  def forward(params, tokens, positions, tree_mask, cache, *, with_streams):
+  def forward(
+    params, tokens, positions, tree_mask, cache, *, with_streams, scores=None
+  ):
+    del scores
     full = table_lm.forward(
       params, tokens, positions, tree_mask, cache, with_streams=with_streams
     )

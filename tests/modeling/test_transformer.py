@@ -296,7 +296,7 @@ def test_tree_pass_equals_a_fresh_pass_over_each_path(name):
   nodes = tiny.tokens(19, (2, 5))
   parents = jnp.array([[0, 0, 0, 1, 3], [0, 0, 1, 1, 2]])
   depths = jnp.array([[0, 1, 1, 2, 3], [0, 1, 2, 2, 3]])
-  hidden, cache, streams, _ = tree_pass(built, with_streams=True)(
+  hidden, cache, streams, *_ = tree_pass(built, with_streams=True)(
     base,
     adapter,
     nodes,
@@ -370,10 +370,10 @@ def test_deferred_streams_equal_parallel_streams():
   depths = jnp.array([[0, 1, 2], [0, 1, 1]])
   args = (nodes, lengths[:, None] + depths, tree_lib.ancestor_mask(parents))
   weights = (base, adapter)
-  _, _, parallel, _ = tree_pass(built, with_streams=True)(
+  _, _, parallel, *_ = tree_pass(built, with_streams=True)(
     *weights, *args, cache
   )
-  _, after, insertion, _ = tree_pass(built, with_streams=False)(
+  _, after, insertion, *_ = tree_pass(built, with_streams=False)(
     *weights, *args, cache
   )
   path, accept = jnp.array([[0, 1, 2], [0, 2, 0]]), jnp.array([2, 1])
