@@ -6,7 +6,7 @@ J streams, D model width, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from specstream_jax import arrays, config, sampling
 from specstream_jax.decoding import (
@@ -148,6 +148,19 @@ class Drafter(Protocol):
     self, params: Any, context: DraftContext, state: Any
   ) -> tuple[tree_lib.DraftTree, Any]:
     """The next tree, rooted at `context.root`, and the new own state."""
+    ...
+
+
+@runtime_checkable
+class Copier(Drafter, Protocol):
+  """A drafter that copies, also from what an answer is guessed to be."""
+
+  def foresee(self, state: Any, guesses: arrays.Array) -> Any:
+    """The state of `init` with guesses [B, R] int32, padded with -1."""
+    ...
+
+  def num_foreseen(self, state: Any) -> arrays.Array:
+    """[B] int32 draft tokens of the guesses that were right so far."""
     ...
 
 
