@@ -105,6 +105,8 @@ class DraftContext(NamedTuple):
       prompt pass.
     draws: [B, M'] int32 token the target drew at each node of `last_tree`;
       None after the prompt pass, or if the verifier draws no such tokens.
+    is_drafting: [B] bool, rows whose drafts will be verified; None if that is
+      not known.
     stream_logits: () -> what the streams of the leaf say.
     coupling_logits: (hidden [B, ...] of one stream, parents [B, W],
       candidates [B, k]) -> float32 [B, W, k]; None without such weights.
@@ -122,6 +124,7 @@ class DraftContext(NamedTuple):
   edits: edits_lib.Edits | None = None
   last_tree: tree_lib.DraftTree | None = None
   draws: arrays.Array | None = None
+  is_drafting: arrays.Array | None = None
   stream_logits: Callable[[], StreamLogits] = _no_streams
   coupling_logits: Callable[..., arrays.Array] | None = None
 

@@ -409,6 +409,9 @@ def _draft(
   coupling = model.coupling_logits and functools.partial(
     model.coupling_logits, params
   )
+  is_drafting = ~state.is_done
+  if state.has_drafts is not None:
+    is_drafting &= state.has_drafts
   context = interface.DraftContext(
     root=root,
     hidden=_at(forward.hidden, leaf),
@@ -422,6 +425,7 @@ def _draft(
     edits=state.edits,
     last_tree=last_tree,
     draws=draws,
+    is_drafting=is_drafting,
     stream_logits=functools.partial(
       model.stream_logits, params, streams, state.cache, positions
     ),

@@ -122,6 +122,16 @@ class Scored(NamedTuple):
   scores: arrays.Array
 
 
+def blank(root: arrays.Array, size: int) -> Scored:
+  """Room for `size` nodes of which only the root [B] is used."""
+  shape = len(root), size
+  tokens = jnp.full(shape, -1, jnp.int32).at[:, 0].set(root)
+  zeros = jnp.zeros(shape, jnp.int32)
+  depths = zeros.at[:, 1:].set(1)
+  scores = jnp.full(shape, -jnp.inf, jnp.float32).at[:, 0].set(0.0)
+  return Scored(DraftTree(tokens, zeros, depths), scores)
+
+
 def from_stream_logits(
   logits: arrays.Array,
   root: arrays.Array,
