@@ -262,6 +262,7 @@ def _init_drafter(setup, params, prompts, prompt_lengths, rows):
   state = setup.drafter.init(params, prompts, prompt_lengths)
   if rows.guesses is None:
     return state
+  assert isinstance(setup.drafter, interface.Copier)
   return setup.drafter.foresee(state, rows.guesses)
 
 

@@ -221,7 +221,7 @@ def best_first(
       edges += edge_scores(depth, above, own, *candidates)
       # Never above 0, so that no child outscores its parent.
       edges = jnp.minimum(edges, 0.0)
-    if limits is not None:
+    if limits is not None and is_within is not None:
       is_kept = is_within & (depth <= limits.depth)[:, None]
       edges = jnp.where(is_kept[:, None], edges, -jnp.inf)
     joint = (scores[:, :, None] + edges).reshape(batch, -1)

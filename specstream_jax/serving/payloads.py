@@ -142,16 +142,24 @@ class Shape:
       num_top=self.call.num_top or 0,
     )
 
-  def _usage(self, made: Sequence[requests.Completion]) -> dict[str, int]:
+  def _usage(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
     """Tokens in and out; a prompt counts once, however many its choices."""
     prompts = made[:: self.call.num_choices]
     prompt = sum(one.metrics.num_prompt_tokens for one in prompts)
     new = sum(one.metrics.num_new_tokens for one in made)
-    return {
+    usage: dict[str, Any] = {
       'prompt_tokens': prompt,
       'completion_tokens': new,
       'total_tokens': prompt + new,
     }
+    costs = [one.metrics for one in made if one.metrics.num_predicted]
+    if costs:
+      left = (max(cost.num_predicted - cost.num_foreseen, 0) for cost in costs)
+      usage['completion_tokens_details'] = {
+        'accepted_prediction_tokens': sum(cost.num_foreseen for cost in costs),
+        'rejected_prediction_tokens': sum(left),
+      }
+    return usage
 
   def _metrics(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
     """Drafting of one or several completions together."""
