@@ -125,7 +125,7 @@ def test_tokens_are_those_of_plain_decoding(how):
   for seed, quality in enumerate((0.0, 0.0, 0.5, 1.0)):
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(0, 13, n).tolist() for n in (11, 4, 1)]
-    params = table_lm.make_params(seed, quality=quality)
+    params = table_lm.make_params(seed, quality=quality, scale=5.0)
     got, want = (
       _decoder(name, how).generate(params, prompts, seed=seed)
       for name in ('mix', 'none')

@@ -11,6 +11,7 @@ import serving_models
 from starlette import testclient
 
 from specstream_jax.serving import (
+  admission,
   engine as engine_lib,
   http,
   requests,
@@ -88,7 +89,7 @@ def test_no_row_has_more_than_there_is_room_for():
 def test_who_copies_nothing_takes_no_prediction():
   request = dataclasses.replace(_asked()[0], prediction=(1,))
   with pytest.raises(ValueError, match='prediction is not supported'):
-    serving_models.engine().submit(request)
+    admission.check(request, serving_models.base(), 24, 0)
 
 
 def _ask(client, path, **more):
