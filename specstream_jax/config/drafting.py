@@ -18,7 +18,10 @@ DRAFTERS = (
   'medusa',
   'prompt_lookup',
   'lookahead',
+  'mix',
 )
+# Those that grow a tree of an adapter's streams.
+STREAMS = ('streams', 'mix')
 DRAFTING = ('top_k', 'gumbel_top_k', 'beam', 'independent')
 # Rules whose output does not follow the target's law.
 LOSSY_VERIFIERS = ('typical',)
@@ -40,10 +43,10 @@ _PAIRS = {
 # Who reads a field: these, or drafters that were registered (`_OTHERS`). What
 # names nobody is a field that a registered drafter has added for itself.
 _OTHERS = '*'
-_SCORED = ('streams', 'draft_model', 'medusa', _OTHERS)
+_SCORED = (*STREAMS, 'draft_model', 'medusa', _OTHERS)
 _VERIFIED = (*_SCORED, 'prompt_lookup', 'lookahead')
 # Those that need not see every token as it comes.
-_PAUSING = ('streams', 'medusa', 'prompt_lookup')
+_PAUSING = (*STREAMS, 'medusa', 'prompt_lookup')
 # Of installed packages: a drafter's name, and the module that registers it.
 ENTRY_POINTS = 'specstream_jax.drafters'
 
@@ -90,6 +93,8 @@ class DrafterConfig:
     schedule: when streams run, see `DecodeConfig`, which says so where this is
       empty.
     likely_nodes: nodes that carry streams under the schedule `likely`, 1 to 4.
+    skip_streams: streams are not asked where a copy alone is expected to have
+      such a share of its tokens right; 1 always asks.
     typical_epsilon: hard threshold of typical acceptance.
     typical_delta: factor of its entropy-dependent threshold.
     synthetic_acceptance: accept each draft with this chance whatever it is,
@@ -106,17 +111,18 @@ class DrafterConfig:
   verifier: str = _read_by(*_VERIFIED, default='walk')
   couple_noise: bool = _read_by(*_SCORED, default=True)
   noise_weight: float | None = _read_by(*_SCORED, default=None)
-  coupling: bool = _read_by('streams', default=True)
+  coupling: bool = _read_by(*STREAMS, default=True)
   ngram: int = _read_by('prompt_lookup', 'lookahead', default=3)
   window: int = _read_by('lookahead', default=2)
   pool_size: int = _read_by('lookahead', default=64)
   num_guesses: int | None = _read_by('prompt_lookup', 'lookahead', default=None)
-  ngram_table: str = _read_by('streams', default='')
-  ngram_weight: float = _read_by('streams', default=1.0)
-  vocabulary: str = _read_by('streams', default='')
-  vocabulary_size: int = _read_by('streams', default=0)
-  schedule: str = _read_by('streams', default='')
-  likely_nodes: int = _read_by('streams', default=2)
+  ngram_table: str = _read_by(*STREAMS, default='')
+  ngram_weight: float = _read_by(*STREAMS, default=1.0)
+  vocabulary: str = _read_by(*STREAMS, default='')
+  vocabulary_size: int = _read_by(*STREAMS, default=0)
+  schedule: str = _read_by(*STREAMS, default='')
+  likely_nodes: int = _read_by(*STREAMS, default=2)
+  skip_streams: float = _read_by('mix', default=0.5)
   typical_epsilon: float = _read_by(*_VERIFIED, default=0.1)
   typical_delta: float = _read_by(*_VERIFIED, default=0.3)
   synthetic_acceptance: float = _read_by(*_VERIFIED, default=0.0)
@@ -160,11 +166,11 @@ class DrafterConfig:
       'pays_above',
     ):
       checks.at_least(f'DrafterConfig.{name}', getattr(self, name), 0.0)
-    checks.check(
-      0 <= self.synthetic_acceptance <= 1,
-      f'DrafterConfig.synthetic_acceptance is {self.synthetic_acceptance}; '
-      'accepted: 0 to 1',
-    )
+    for name in ('synthetic_acceptance', 'skip_streams'):
+      value = getattr(self, name)
+      checks.check(
+        0 <= value <= 1, f'DrafterConfig.{name} is {value}; accepted: 0 to 1'
+      )
     checks.check(
       not self.pays_above or self.verifier == 'walk',
       f'DrafterConfig.pays_above is {self.pays_above} but the verifier is '
@@ -180,7 +186,7 @@ class DrafterConfig:
       checks.check(
         not getattr(self, name) or name in reads,
         f'DrafterConfig.{name} is set for {self.name!r}; only the trees of '
-        "'streams' take one, leave it out",
+        "'streams' and 'mix' take one, leave it out",
       )
 
   def reads(self) -> tuple[str, ...]:
@@ -285,7 +291,7 @@ def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
     target[key] = _value(value, (own | of_tree)[key])
   try:
     if shape:
-      values['tree'] = _tree(shape, tree if name == 'streams' else None)
+      values['tree'] = _tree(shape, tree if name in STREAMS else None)
     drafter = cls(**values)
   except ValueError as error:
     raise ValueError(f'drafter {text!r}: {checks.message(error)}') from error

@@ -6,7 +6,7 @@ J streams, D model width, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from specstream_jax import arrays, config, sampling
 from specstream_jax.decoding import (
@@ -107,6 +107,8 @@ class DraftContext(NamedTuple):
       prompt pass.
     draws: [B, M'] int32 token the target drew at each node of `last_tree`;
       None after the prompt pass, or if the verifier draws no such tokens.
+    is_drafting: [B] bool, rows whose drafts will be verified; None if that is
+      not known.
     stream_logits: () -> what the streams of the leaf say.
     coupling_logits: (hidden [B, ...] of one stream, parents [B, W],
       candidates [B, k]) -> float32 [B, W, k]; None without such weights.
@@ -124,6 +126,7 @@ class DraftContext(NamedTuple):
   edits: edits_lib.Edits | None = None
   last_tree: tree_lib.DraftTree | None = None
   draws: arrays.Array | None = None
+  is_drafting: arrays.Array | None = None
   stream_logits: Callable[[], StreamLogits] = _no_streams
   coupling_logits: Callable[..., arrays.Array] | None = None
 
@@ -150,6 +153,19 @@ class Drafter(Protocol):
     self, params: Any, context: DraftContext, state: Any
   ) -> tuple[tree_lib.DraftTree, Any]:
     """The next tree, rooted at `context.root`, and the new own state."""
+    ...
+
+
+@runtime_checkable
+class Copier(Drafter, Protocol):
+  """A drafter that copies, also from what an answer is guessed to be."""
+
+  def foresee(self, state: Any, guesses: arrays.Array) -> Any:
+    """The state of `init` with guesses [B, R] int32, padded with -1."""
+    ...
+
+  def num_foreseen(self, state: Any) -> arrays.Array:
+    """[B] int32 draft tokens of the guesses that were right so far."""
     ...
 
 

@@ -87,6 +87,8 @@ class Rows(NamedTuple):
     settings: how tokens are drawn; None where all are plainly greedy.
     edits: of the logits; None together with `settings`.
     has_drafts: [B] bool, rows that draft; None where all of them do.
+    guesses: [B, R] int32 of the answers, padded with -1, for a drafter that is
+      an `interface.Copier`; None for no room.
   """
 
   limits: arrays.Array
@@ -95,6 +97,7 @@ class Rows(NamedTuple):
   settings: sampling.RowSettings | None = None
   edits: edits_lib.Request | None = None
   has_drafts: arrays.Array | None = None
+  guesses: arrays.Array | None = None
 
 
 def prefill(
@@ -176,7 +179,7 @@ def begin(
     finish_reason=zeros,
     cache=dataclasses.replace(forward.cache, length=prompt_lengths),
     tree=tree_lib.root_only(first[:, 0]),
-    drafter_state=setup.drafter.init(params, prompts, prompt_lengths),
+    drafter_state=_init_drafter(setup, params, prompts, prompt_lengths, rows),
     eos_ids=rows.eos_ids,
     row_keys=rows.keys,
     settings=rows.settings,
@@ -252,6 +255,15 @@ def run(
 
   start = state, jnp.int32(0)
   return jax.lax.while_loop(should_continue, body, start)[0]
+
+
+def _init_drafter(setup, params, prompts, prompt_lengths, rows):
+  """What the drafter knows of rows before it drafts."""
+  state = setup.drafter.init(params, prompts, prompt_lengths)
+  if rows.guesses is None:
+    return state
+  assert isinstance(setup.drafter, interface.Copier)
+  return setup.drafter.foresee(state, rows.guesses)
 
 
 def _forward_prompts(setup, params, prompts, cache_length):
@@ -399,6 +411,9 @@ def _draft(
   coupling = model.coupling_logits and functools.partial(
     model.coupling_logits, params
   )
+  is_drafting = ~state.is_done
+  if state.has_drafts is not None:
+    is_drafting &= state.has_drafts
   context = interface.DraftContext(
     root=root,
     hidden=_at(forward.hidden, leaf),
@@ -412,6 +427,7 @@ def _draft(
     edits=state.edits,
     last_tree=last_tree,
     draws=draws,
+    is_drafting=is_drafting,
     stream_logits=functools.partial(
       model.stream_logits, params, streams, state.cache, positions
     ),

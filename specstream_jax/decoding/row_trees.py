@@ -110,6 +110,13 @@ def as_arrays(cfg: config.TreeConfig, made: Room) -> RowTree:
   )
 
 
+def nothing(made: Room) -> RowTree:
+  """For a batch of one row whose streams say nothing, room as of all."""
+  tree = as_arrays(made.cfg, made)
+  none = np.zeros_like(tree.limits.branching)
+  return tree._replace(limits=tree.limits._replace(branching=none))
+
+
 def from_stream_logits(
   logits: arrays.Array,
   root: arrays.Array,

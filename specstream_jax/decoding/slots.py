@@ -40,12 +40,14 @@ class Seen(NamedTuple):
     num_tokens: [B] int32.
     finish_reason: [B] int32, see `stopping.REASONS`.
     calls: [B] int32.
+    num_foreseen: [B] int32, see `interface.Copier`; None of another drafter.
   """
 
   tokens: np.ndarray
   num_tokens: np.ndarray
   finish_reason: np.ndarray
   calls: np.ndarray
+  num_foreseen: np.ndarray | None
 
 
 class SlotDecoder:
@@ -309,13 +311,16 @@ class SlotDecoder:
 
   def look(self) -> Seen:
     """Waits for the device, and copies what the host wants to know."""
-    state = self._state
+    state, drafter, foreseen = self._state, self.setup.drafter, None
+    if isinstance(drafter, interface.Copier):
+      foreseen = np.array(drafter.num_foreseen(state.drafter_state))
     # Copied, as the next call consumes the state.
     return Seen(
       np.array(state.tokens),
       np.array(state.num_tokens),
       np.array(state.finish_reason),
       np.array(state.calls),
+      foreseen,
     )
 
   def accept_lengths(self, slot: int, calls: int) -> list[int]:

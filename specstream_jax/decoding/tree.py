@@ -116,6 +116,30 @@ class Limits(NamedTuple):
   branching: arrays.Array
 
 
+class Scored(NamedTuple):
+  """A tree, and how likely its nodes are.
+
+  Attributes:
+    tree: M nodes.
+    scores: [B, M] float32 log-probability of each node's path, 0 of the root,
+      -inf of unused nodes. No child outscores its parent.
+  """
+
+  tree: DraftTree
+  scores: arrays.Array
+
+
+def blank(root: arrays.Array, size: int) -> Scored:
+  """Room for `size` nodes of which only the root [B] is used."""
+  shape = len(root), size
+  tokens = jnp.full(shape, -1, jnp.int32).at[:, 0].set(root)
+  zeros = jnp.zeros(shape, jnp.int32)
+  depths = zeros.at[:, 1:].set(1)
+  scores = jnp.full(shape, -jnp.inf, jnp.float32).at[:, 0].set(0.0)
+  tree = DraftTree(tokens, zeros, depths, scores=scores)
+  return Scored(tree, scores)
+
+
 def from_stream_logits(
   logits: arrays.Array,
   root: arrays.Array,
@@ -140,11 +164,16 @@ def from_stream_logits(
     ValueError: the tree is deeper than there are streams, or wider than the
       vocabulary.
   """
-  cfg.check_fits(config.StreamConfig(num_streams=logits.shape[1]))
-  _check_width(cfg, logits.shape[-1])
-  logits = logits[:, : cfg.max_depth].astype(jnp.float32)
   if cfg.kind == 'best_first':
-    return _best_first(logits, root, cfg, edge_scores, before_root, limits)
+    return best_first(
+      logits,
+      root,
+      cfg,
+      edge_scores=edge_scores,
+      before_root=before_root,
+      limits=limits,
+    ).tree
+  logits = _checked(logits, cfg)
   parents, depths, ranks = topology.arrays(cfg)
   log_probs, top = sampling.top_k(
     jax.nn.log_softmax(logits, axis=-1), topology.width(cfg)
@@ -158,23 +187,34 @@ def from_stream_logits(
   return dataclasses.replace(tree, scores=scores)
 
 
-def _check_width(cfg, vocab_size):
-  width = topology.width(cfg)
+def _checked(logits, cfg):
+  """The logits that a tree needs, if it fits them."""
+  cfg.check_fits(config.StreamConfig(num_streams=logits.shape[1]))
+  width, vocab_size = topology.width(cfg), logits.shape[-1]
   if width > vocab_size:
     raise ValueError(
       f'draft tree needs the top {width} tokens of a stream but the vocabulary '
       f'has {vocab_size}; use branching (or ranks in choices) <= {vocab_size}'
     )
+  return logits[:, : cfg.max_depth].astype(jnp.float32)
 
 
-def _best_first(
-  logits, root, cfg, edge_scores=None, before_root=None, limits=None
-):
+def best_first(
+  logits: arrays.Array,
+  root: arrays.Array,
+  cfg: config.TreeConfig,
+  *,
+  edge_scores: EdgeScores | None = None,
+  before_root: arrays.Array | None = None,
+  limits: Limits | None = None,
+) -> Scored:
   """The M - 1 nodes of highest joint probability; closed under ancestors.
 
   Level by level the best M - 1 nodes, then the best M - 1 of all levels: a
   child never outscores its parent, so each chosen node's ancestors are chosen.
+  Arguments and errors are those of `from_stream_logits`.
   """
+  logits = _checked(logits, cfg)
   batch, num_drafts = logits.shape[0], cfg.num_nodes - 1
   log_probs, tokens = sampling.top_k(
     jnp.minimum(jax.nn.log_softmax(logits, axis=-1), 0.0), cfg.branching
@@ -194,7 +234,7 @@ def _best_first(
       edges += edge_scores(depth, above, own, *candidates)
       # Never above 0, so that no child outscores its parent.
       edges = jnp.minimum(edges, 0.0)
-    if limits is not None:
+    if limits is not None and is_within is not None:
       is_kept = is_within & (depth <= limits.depth)[:, None]
       edges = jnp.where(is_kept[:, None], edges, -jnp.inf)
     joint = (scores[:, :, None] + edges).reshape(batch, -1)
@@ -211,12 +251,17 @@ def _best_first(
     jnp.concatenate(x, axis=1) for x in zip(*levels, strict=True)
   )
   if limits is not None:
-    # A row's last node is as good as any that it has no room for, or better.
-    best = jax.lax.top_k(scores, min(num_drafts, scores.shape[1]))[0]
-    last = jnp.clip(limits.size - 2, 0, best.shape[1] - 1)
-    least = jnp.take_along_axis(best, last[:, None], axis=1)
-    scores = jnp.where(scores >= least, scores, -jnp.inf)
+    scores = within(scores, limits.size - 1)
   return _select(scores, tokens, parents, depths, root, num_drafts)
+
+
+def within(scores: arrays.Array, counts: arrays.Array) -> arrays.Array:
+  """Scores [B, C] with -inf for what is not of a row's best `counts` [B]."""
+  # A row's last node is as good as any that it has no room for, or better.
+  best = jax.lax.top_k(scores, scores.shape[1])[0]
+  last = jnp.clip(counts - 1, 0, best.shape[1] - 1)
+  least = jnp.take_along_axis(best, last[:, None], axis=1)
+  return jnp.where(scores >= least, scores, -jnp.inf)
 
 
 def _select(scores, tokens, parents, depths, root, num_drafts):
@@ -229,9 +274,10 @@ def _select(scores, tokens, parents, depths, root, num_drafts):
   scores = jnp.pad(scores, ((0, 0), (1, short)), constant_values=-jnp.inf)
   tokens = pad(tokens, -1).at[:, 0].set(root)
   whole = DraftTree(tokens, pad(parents, 0), pad(depths, 1))
-  tree, chosen = prune(whole, scores, num_drafts + 1)
-  scores = jnp.take_along_axis(scores.at[:, 0].set(0.0), chosen, axis=1)
-  return dataclasses.replace(tree, scores=scores)
+  tree, survivors = prune(whole, scores, num_drafts + 1)
+  scores = jnp.take_along_axis(scores, survivors, axis=1)
+  scores = jnp.where(tree.tokens < 0, -jnp.inf, scores).at[:, 0].set(0.0)
+  return Scored(dataclasses.replace(tree, scores=scores), scores)
 
 
 def coupled_edges(

@@ -30,6 +30,7 @@ from specstream_jax.drafters import (
   draft_model,
   lookahead,
   medusa,
+  mix,
   none,
   prompt_lookup,
   streams,
@@ -50,6 +51,7 @@ _LOAD: dict[str, Load] = {
   'medusa': medusa.load,
   'prompt_lookup': prompt_lookup.load,
   'lookahead': lookahead.load,
+  'mix': mix.load,
 }
 
 

@@ -51,7 +51,7 @@ def load(
       the n-gram table does not fit.
   """
   if model.stream is None:
-    raise ValueError(_without_streams(model))
+    raise ValueError(_without_streams(model, cfg.name))
   tree = cfg.tree or model.tree
   tree.check_fits(model.stream)
   built = build.build(model.config, model.stream, model.lora, model.layout)
@@ -77,16 +77,16 @@ def load(
   )
 
 
-def _without_streams(model) -> str:
+def _without_streams(model, name: str) -> str:
   """What a user reads who asks for streams that are not there."""
   folder = model.adapter_dir
   if not folder:
     return (
-      "drafter is 'streams' but no adapter is loaded; load one with adapter=…, "
+      f'drafter is {name!r} but no adapter is loaded; load one with adapter=…, '
       "or use drafter='none'"
     )
   return (
-    f"drafter is 'streams' but the adapter {folder!r} brings none; use "
+    f'drafter is {name!r} but the adapter {folder!r} brings no streams; use '
     "drafter='none' or 'prompt_lookup', or teach it some with `specstream train "
     f'--fold_adapter={folder} --gin.StreamConfig.mode=lossless`'
   )
@@ -216,25 +216,20 @@ class Streams:
     state: Any,
   ) -> tree_lib.DraftTree:
     """The tree of what streams, or heads, say at the leaf."""
-    # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
-    ahead = 2 + jnp.arange(self.max_depth)[None]
-    positions = context.leaf_positions[:, None] + ahead
-    # Streams do not know the path, so of the text the output alone counts.
-    logits = said.logits[:, : self.max_depth]
-    logits = edits_lib.apply(context.edits, logits, positions)
     if self.options.drafting == 'top_k':
-      scores = sampling.perturb(
-        logits,
-        context.row_keys,
-        positions,
-        context.settings,
-        self.options.used_noise_weight(NOISE_WEIGHT),
+      scores = self._scores(said, context)
+      asked = self._edges(said, params, context, state)
+      if self.room is not None:
+        return row_trees.from_stream_logits(
+          scores, context.root, params.drafter.trees, self.room, **asked
+        )
+      return tree_lib.from_stream_logits(
+        scores, context.root, self.cfg, **asked
       )
-      edges = self._coupled(context, said.hidden)
-      return self._best(params, scores, edges, context, state)
     keys = sampling.call_keys(
       context.row_keys, context.leaf_positions + 2, sampling.DRAFT_NOISE
     )
+    logits, _ = self._logits(said, context)
     return random_trees.draw(
       logits,
       context.root,
@@ -244,27 +239,63 @@ class Streams:
       self.options.drafting,
     )
 
-  def _best(self, params, scores, edges, context, state):
-    """The tree of the streams' best tokens."""
+  def scored(
+    self, params: Any, context: interface.DraftContext, state: Any
+  ) -> tree_lib.Scored:
+    """The `best_first` tree of the leaf's streams, and how likely its nodes are.
+
+    Rows whose trees have another shape get such a tree, too.
+    """
+    said = context.stream_logits()
+    return tree_lib.best_first(
+      self._scores(said, context),
+      context.root,
+      self.cfg,
+      limits=self.limits(params),
+      **self._edges(said, params, context, state),
+    )
+
+  def limits(self, params: Any) -> tree_lib.Limits | None:
+    """Of the rows' trees, if they have their own."""
+    return None if self.room is None else params.drafter.trees.limits
+
+  def _logits(self, said, context):
+    """What the streams say as far as the tree goes; of which positions."""
+    # Main stream: leaf + 1, the root. Stream j (from 0): leaf + 2 + j.
+    ahead = 2 + jnp.arange(self.cfg.max_depth)[None]
+    positions = context.leaf_positions[:, None] + ahead
+    # Streams do not know the path, so of the text the output alone counts.
+    logits = said.logits[:, : self.cfg.max_depth]
+    return edits_lib.apply(context.edits, logits, positions), positions
+
+  def _scores(self, said, context):
+    """The logits that the best tokens are picked by."""
+    logits, positions = self._logits(said, context)
+    return sampling.perturb(
+      logits,
+      context.row_keys,
+      positions,
+      context.settings,
+      self.options.used_noise_weight(NOISE_WEIGHT),
+    )
+
+  def _edges(self, said, params, context, state):
+    """What else ranks the nodes of a `best_first` tree, as named arguments."""
     before_root = context.root  # The coupling does not look that far back.
+    edges = self._coupled(context, said.hidden)
     if ngrams.is_used(self.options):
       edges.append(
         ngrams.edge_scores(params.drafter.ngrams, self.options.ngram_weight)
       )
       before_root = ngrams.before_root(context, state)
-    asked = {}
-    if edges:
-      asked = {
-        'edge_scores': lambda *nodes: functools.reduce(
-          operator.add, (score(*nodes) for score in edges)
-        ),
-        'before_root': before_root,
-      }
-    if self.room is not None:
-      return row_trees.from_stream_logits(
-        scores, context.root, params.drafter.trees, self.room, **asked
-      )
-    return tree_lib.from_stream_logits(scores, context.root, self.cfg, **asked)
+    if not edges:
+      return {}
+    return {
+      'edge_scores': lambda *nodes: functools.reduce(
+        operator.add, (score(*nodes) for score in edges)
+      ),
+      'before_root': before_root,
+    }
 
   def _coupled(self, context, hidden):
     """The edge scores of the coupling, if parents re-rank their children."""

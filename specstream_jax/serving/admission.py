@@ -5,7 +5,12 @@ import numpy as np
 
 from specstream_jax import runtime, sampling as sampling_lib
 from specstream_jax.config import checks, serving
-from specstream_jax.decoding import decoder as decoder_lib, edits, loop
+from specstream_jax.decoding import (
+  decoder as decoder_lib,
+  edits,
+  interface,
+  loop,
+)
 from specstream_jax.serving import requests, weights
 from specstream_jax.text import stops as stops_lib
 
@@ -51,15 +56,24 @@ def limit(
   return asked
 
 
-def check(request: requests.Request, model: runtime.Model, most: int) -> None:
+def room_to_guess(drafter: interface.Drafter, cfg: serving.EngineConfig) -> int:
+  """Most tokens of a prediction; 0 if nobody copies from one."""
+  return cfg.max_new_tokens if isinstance(drafter, interface.Copier) else 0
+
+
+def check(
+  request: requests.Request, model: runtime.Model, most: int, num_guessed: int
+) -> None:
   """Raises ValueError if a request does not fit the model, or itself.
 
   Args:
     request: what is asked for.
     model: what decodes.
     most: new tokens that it may have.
+    num_guessed: room for a prediction.
   """
   model.check_ids(request.prompt, 'the prompt')
+  _check_prediction(request, model, num_guessed)
   model.check_ids(request.stop_ids, 'stop_ids')
   request.sampling.check_fits(model.config.vocab_size)
   least = request.sampling.min_new_tokens
@@ -79,6 +93,24 @@ def check(request: requests.Request, model: runtime.Model, most: int) -> None:
     "stop texts need a tokenizer that decodes token by token, and this one's "
     'decoder does not; leave stop out',
   )
+
+
+def _check_prediction(request, model, num_guessed) -> None:
+  """Raises ValueError if there is a prediction that cannot be used."""
+  prediction = request.prediction
+  if not prediction:
+    return
+  checks.check(
+    num_guessed > 0,
+    'prediction is not supported: the drafts here are not copied; start the '
+    "server with drafter 'mix' or 'prompt_lookup', or leave it out",
+  )
+  checks.check(
+    len(prediction) <= num_guessed,
+    f'prediction has {len(prediction)} tokens; accepted: at most {num_guessed}, '
+    'as many as a completion may have',
+  )
+  model.check_ids(prediction, 'prediction')
 
 
 def end_ids(
@@ -111,6 +143,7 @@ def as_arrays(
   most: int,
   ids: list[int],
   num_ids: int,
+  num_guessed: int,
   has_drafts: bool,
 ) -> loop.Rows:
   """A request as a batch of one row.
@@ -120,12 +153,17 @@ def as_arrays(
     most: new tokens that it may have.
     ids: token ids that end it.
     num_ids: E, room for them.
+    num_guessed: R, room for a prediction, 0 for none.
     has_drafts: whether the row drafts.
   """
   unique = sorted(set(ids))
   eos_ids = np.full((1, num_ids), -1, np.int32)
   eos_ids[0, : len(unique)] = unique
   cfgs = [request.sampling]
+  guesses = None
+  if num_guessed:
+    guesses = np.full((1, num_guessed), -1, np.int32)
+    guesses[0, : len(request.prediction)] = request.prediction
   return loop.Rows(
     limits=np.array([most], np.int32),  # pyright: ignore[reportArgumentType]
     eos_ids=eos_ids,  # pyright: ignore[reportArgumentType]
@@ -133,4 +171,5 @@ def as_arrays(
     settings=sampling_lib.row_settings(cfgs),
     edits=edits.request(cfgs),
     has_drafts=np.array([has_drafts]),  # pyright: ignore[reportArgumentType]
+    guesses=guesses,  # pyright: ignore[reportArgumentType]
   )

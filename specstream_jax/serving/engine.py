@@ -260,7 +260,8 @@ class Engine:
     setup, model = self._weights.setup, self.model
     size = setup.drafter.size
     most = admission.limit(request, model, self.cfg, size)
-    admission.check(request, model, most)
+    guessed = admission.room_to_guess(setup.drafter, self.cfg)
+    admission.check(request, model, most, guessed)
     room = self.cfg.max_end_ids
     own, asked = admission.end_ids(request, model, served, room)
     has_drafts = request.has_drafts and served.has_drafts
@@ -269,6 +270,7 @@ class Engine:
       most=most,
       ids=[*own, *asked],
       num_ids=room,
+      num_guessed=guessed,
       has_drafts=has_drafts,
     )
     return rows.Row(
@@ -386,7 +388,7 @@ class Engine:
       return
     self._fit(len(self._rows))
     decoder, running = self._decoder, self._rows.values()
-    names = [row.served.name if row.has_drafts else None for row in running]
+    names = [row.kind if row.has_drafts else None for row in running]
     self._is_drafting = self._policy.has_drafts(decoder.size, names)
     decoder.advance(
       self._weights.of_slots(decoder.size),
@@ -412,7 +414,7 @@ class Engine:
     new = calls - row.num_calls
     drafting = row.count_calls(calls, has_drafts=self._is_drafting)
     if drafting:
-      self._policy.learn(row.served.name, drafting, num_tokens - new)
+      self._policy.learn(row.kind, drafting, num_tokens - new)
 
   def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:
     """Ends the rows of some slots, for a reason each, and frees those."""
@@ -422,7 +424,10 @@ class Engine:
     }
     self._decoder.release(list(leaving))
     for slot, reason in leaving.items():
-      self._finish(self._rows.pop(slot), lengths[slot], reason)
+      row = self._rows.pop(slot)
+      if seen.num_foreseen is not None:
+        row.num_foreseen = int(seen.num_foreseen[slot])
+      self._finish(row, lengths[slot], reason)
 
   def _finish(self, row, accept_lengths, reason=None) -> None:
     made = row.finish(accept_lengths, reason)

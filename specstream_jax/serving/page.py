@@ -13,7 +13,7 @@ from starlette import requests as web
 from starlette.responses import HTMLResponse, Response
 
 from specstream_jax.decoding import interface, topology
-from specstream_jax.drafters import streams
+from specstream_jax.drafters import mix, streams
 
 _HEADERS = {
   'Content-Security-Policy': (
@@ -41,7 +41,9 @@ def tree(drafter: interface.Drafter) -> dict[str, Any]:
   is 'none'.
   """
   kind, parents = 'none', None
-  if isinstance(drafter, streams.Streams):
+  if isinstance(drafter, mix.Mix):
+    kind = drafter.streams.cfg.kind
+  elif isinstance(drafter, streams.Streams):
     kind = drafter.cfg.kind
     if kind != 'best_first' and drafter.room is None:
       parents = topology.arrays(drafter.cfg)[0].tolist()

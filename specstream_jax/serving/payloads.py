@@ -164,12 +164,20 @@ class Shape:
     prompt = sum(one.metrics.num_prompt_tokens for one in prompts)
     new = sum(one.metrics.num_new_tokens for one in made)
     cached = sum(one.metrics.num_cached_tokens for one in prompts)
-    return {
+    usage: dict[str, Any] = {
       'prompt_tokens': prompt,
       'completion_tokens': new,
       'total_tokens': prompt + new,
       'prompt_tokens_details': {'cached_tokens': cached},
     }
+    costs = [one.metrics for one in made if one.metrics.num_predicted]
+    if costs:
+      left = (max(cost.num_predicted - cost.num_foreseen, 0) for cost in costs)
+      usage['completion_tokens_details'] = {
+        'accepted_prediction_tokens': sum(cost.num_foreseen for cost in costs),
+        'rejected_prediction_tokens': sum(left),
+      }
+    return usage
 
   def _metrics(self, made: Sequence[requests.Completion]) -> dict[str, Any]:
     """Drafting of one or several completions together."""

@@ -29,7 +29,7 @@ _SAMPLING = {
 _COMMON = {
   *_SAMPLING,
   *('model', 'n', 'stream', 'stream_options', 'max_tokens', 'seed', 'stop'),
-  *('stop_token_ids', 'logit_bias', 'timeout', 'drafts'),
+  *('stop_token_ids', 'logit_bias', 'timeout', 'drafts', 'prediction'),
   'user',  # names who asks, and asks for nothing
 }
 COMPLETION = _COMMON | {'prompt', 'echo', 'logprobs'}
@@ -209,6 +209,7 @@ def _call(body, model, adapters, prompts, limit) -> Call:
       bodies.listed(body.get('stop_token_ids') or [], 'stop_token_ids')
     ),
     'timeout': body.get('timeout'),
+    'prediction': _prediction(body.get('prediction'), model),
     'has_drafts': bodies.flag(body, 'drafts', True),
     'has_steps': has_steps,
   }
@@ -225,6 +226,24 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     bodies.flag(options, 'include_usage', False),
     has_steps,
   )
+
+
+def _prediction(value: Any, model: runtime.Model) -> tuple[int, ...]:
+  """Tokens of what a client guesses the answer to be; () without."""
+  if value is None:
+    return ()
+  guess = bodies.mapping(value, 'prediction')
+  content = _joined(guess.get('content'), 'prediction')
+  if set(guess) - {'type', 'content'} or guess.get('type') != 'content':
+    content = None
+  if not isinstance(content, str):
+    raise bodies.ApiError(
+      400,
+      f'prediction is {str(value)[:80]}; accepted: {{"type": "content", '
+      '"content": a text, or a list of parts}',
+      param='prediction',
+    )
+  return tuple(bodies.naming('prediction')(lambda: model.encode(content)))
 
 
 def _num_top(value: Any, name: str, model: runtime.Model):
@@ -314,21 +333,27 @@ def _message(value: Any) -> dict[str, Any]:
     raise bodies.ApiError(
       400, 'a message has no role; name one', param='messages'
     )
-  content = message.get('content')
+  if (content := _joined(message.get('content'), 'messages')) is not None:
+    message['content'] = content
+  return message
+
+
+def _joined(content: Any, param: str) -> str | None:
+  """A content as one text; parts of text are joined."""
   if isinstance(content, list):
-    parts = [bodies.mapping(part, 'messages') for part in content]
+    parts = [bodies.mapping(part, param) for part in content]
     if any(part.get('type') != 'text' for part in parts):
       kinds = sorted({str(part.get('type')) for part in parts} - {'text'})
       raise bodies.ApiError(
         400,
         f'content of type {kinds[0]!r:.80} is not supported; use text',
-        param='messages',
+        param=param,
       )
-    message['content'] = ''.join(str(part.get('text', '')) for part in parts)
-  elif not isinstance(content, str | None):
+    return ''.join(str(part.get('text', '')) for part in parts)
+  if not isinstance(content, str | None):
     raise bodies.ApiError(
       400,
       f'content is {content!r:.80}; accepted: a text, or a list of parts',
-      param='messages',
+      param=param,
     )
-  return message
+  return content

@@ -40,6 +40,8 @@ class Request:
     stop: texts that end the completion, and are not in it.
     stop_ids: token ids that do so.
     timeout: seconds after which it ends wherever it is; None is never.
+    prediction: token ids that the completion is guessed to be, to copy drafts
+      from; the tokens are the same without.
     has_drafts: False decodes this row plainly: same tokens, more calls.
     has_steps: whether every piece is what one call added, which costs a
       transfer from the device per quantum.
@@ -53,6 +55,7 @@ class Request:
   stop: tuple[str, ...] = ()
   stop_ids: tuple[int, ...] = ()
   timeout: float | None = None
+  prediction: tuple[int, ...] = ()
   has_drafts: bool = True
   has_steps: bool = False
 
@@ -98,6 +101,8 @@ class Metrics:
     num_cached_tokens: of the prompt, read before for another one.
     num_plain_calls: of the calls, those that verified no drafts, of the request
       or of the whole batch; they have accept length 0.
+    num_predicted: token ids of the request's prediction.
+    num_foreseen: draft tokens that were right, and copied from the prediction.
   """
 
   num_prompt_tokens: int
@@ -109,6 +114,8 @@ class Metrics:
   total: float
   num_cached_tokens: int = 0
   num_plain_calls: int = 0
+  num_predicted: int = 0
+  num_foreseen: int = 0
 
   @property
   def num_calls(self) -> int:
@@ -176,6 +183,7 @@ class Completion:
       accept_lengths=(),
       first_token=None,
       num_plain_calls=0,
+      num_foreseen=0,
     )
     return Completion([], '', 'length', cost)
 

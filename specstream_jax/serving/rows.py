@@ -21,6 +21,7 @@ class Row:
     has_drafts: whether it drafts when the batch does.
     num_seen: tokens that have come from the device.
     num_found: tokens of the prompt that were not read again.
+    num_foreseen: of its prediction, drafts that were right so far.
     finish_reason: None while it goes on.
   """
 
@@ -37,7 +38,7 @@ class Row:
   ):
     self.handle, self.served, self.arrays = handle, served, arrays
     self.finish_reason: str | None = None
-    self.num_seen = self.num_found = 0
+    self.num_seen = self.num_found = self.num_foreseen = 0
     self._tokens: list[int] = []
     self._eos_ids = frozenset(eos_ids)
     self._drafts_per_call = drafts_per_call
@@ -53,6 +54,11 @@ class Row:
         model.pieces, request.prompt, eos_ids=(*eos_ids, *stop_ids)
       )
       self._answer = answers.Answer(text, request.stop)
+
+  @property
+  def kind(self) -> str:
+    """Rows that a policy learns of together; a prediction changes much."""
+    return self.served.name + '+' * bool(self.handle.request.prediction)
 
   @property
   def num_calls(self) -> int:
@@ -145,6 +151,9 @@ class Row:
         total=now - handle.submitted,
         num_cached_tokens=self.num_found,
         num_plain_calls=sum(self._are_plain[: len(kept)]),
+        num_predicted=len(handle.request.prediction),
+        # Without those behind a stop that was found later.
+        num_foreseen=min(self.num_foreseen, sum(kept)),
       ),
     )
     handle.finish(made)

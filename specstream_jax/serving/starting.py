@@ -148,6 +148,7 @@ def warm_up(
     most=cfg.max_new_tokens,
     ids=[],
     num_ids=cfg.max_end_ids,
+    num_guessed=admission.room_to_guess(decoder.setup.drafter, cfg),
     has_drafts=True,
   )
   decoder.warm_up(

@@ -24,13 +24,13 @@ from specstream_jax.decoding import (
   transformer_fns,
   verifiers,
 )
-from specstream_jax.drafters import streams
+from specstream_jax.drafters import mix, streams
 from specstream_jax.modeling import adapters as adapters_lib, build
 from specstream_jax.serving import vocabularies
 
 # Those that read nothing of a prompt with a model of their own.
-_ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'none')
-_BESIDE = ('streams', 'prompt_lookup', 'lookahead', 'none')
+_ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'mix', 'none')
+_BESIDE = ('streams', 'prompt_lookup', 'lookahead', 'mix', 'none')
 BASE = ''
 
 
@@ -171,11 +171,13 @@ class SideBySide:
       self._structure.stream,
       _decode_config(cfg),
     )
-    if drafter.name != 'streams':
+    if drafter.name not in drafting.STREAMS:
       proposer, keep = drafters.load(model, drafter, decode).drafter, 0
     else:
       proposer = _streams(drafter, stream, adapters)
       self._room, keep = proposer.room, proposer.cfg.keep_nodes
+      if drafter.name == 'mix':
+        proposer = mix.Mix(proposer, drafter)
     if drafter.vocabulary:
       self._head = _head(model, adapters)
     fns = functools.partial(transformer_fns.model_fns, self._built)
@@ -229,7 +231,12 @@ class SideBySide:
     tree, num_drafts = self._tree(name, found)
     leaves = adapters_lib.leaves(self._built, self._structure, parts)
     has_streams = found.stream is not None
-    is_drafting = has_streams or not self.setup.drafter.with_streams
+    drafter = self.setup.drafter
+    is_drafting = (
+      has_streams
+      or not drafter.with_streams
+      or isinstance(drafter, interface.Copier)
+    )
     self.served[name] = Served(
       name,
       eos.union(self._model.eos_ids, found.eos_ids),
@@ -244,6 +251,8 @@ class SideBySide:
     room = self._room
     if room is None:
       return (), self.setup.drafter.size - 1
+    if found.stream is None:
+      return row_trees.nothing(room), room.cfg.size - 1
     asked = room.cfg if found.tree is None else found.tree
     tree = row_trees.fit(asked, room)
     if tree.size < asked.size or tree.max_depth < asked.max_depth:
@@ -327,8 +336,8 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
   """The drafter of rows with streams of their own."""
   checks.check(
     stream is not None,
-    "drafter is 'streams' but no adapter brings some; use 'prompt_lookup' or "
-    "'none'",
+    f'drafter is {drafter.name!r} but no adapter brings streams; use '
+    "'prompt_lookup' or 'none'",
   )
   checks.check(
     not drafter.ngram_table,
@@ -342,6 +351,12 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
   )
   trees = [one.tree for one in adapters.values() if one.stream and one.tree]
   trees = trees or [config.TreeConfig()]
+  if drafter.name == 'mix':
+    # The likeliest nodes of any adapter's tree, whatever shape it has alone.
+    room = row_trees.room([drafter.tree] if drafter.tree else trees)
+    room = room._replace(has_fixed=False)
+    room.cfg.check_fits(stream)
+    return streams.Streams(room.cfg, stream.num_streams, drafter, room=room)
   if drafter.tree is None and drafter.drafting == 'top_k':
     room = row_trees.room(trees)
     room.cfg.check_fits(stream)

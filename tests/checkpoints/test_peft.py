@@ -201,7 +201,9 @@ def test_pickles_are_refused_with_the_command(tmp_path):
 
 def test_streams_are_missed_by_name():
   model = ss.load(str(BASE), str(GOLDEN / 'list'))
-  with pytest.raises(ValueError, match=r'brings none; use.*--fold_adapter='):
+  with pytest.raises(
+    ValueError, match=r'brings no streams; use.*--fold_adapter='
+  ):
     ss.generate(model, [[1, 2]], max_new_tokens=2, drafter='streams')
   with pytest.raises(ValueError, match='is a PEFT LoRA, which has no streams'):
     adapters.load_adapter(GOLDEN / 'list')

@@ -204,7 +204,7 @@ def test_the_second_pass_runs_where_a_row_needs_it(is_known):
   ('change', 'message'),
   [
     ({'schedule': 'x'}, "schedule is 'x'; accepted"),
-    ({'likely_nodes': 0}, 'likely_nodes is 0; .*1 to 4'),
+    ({'likely_nodes': 0}, 'likely_nodes is 0; it must be'),
     ({'likely_nodes': 5}, 'likely_nodes is 5; .*1 to 4'),
     (
       {'schedule': 'likely', 'drafting': 'beam'},

@@ -17,6 +17,7 @@ from specstream_jax import config, sampling
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.decoding import (
   chains as chains_lib,
+  copies,
   decoder as decoder_lib,
   transformer_fns,
   tree as tree_lib,
@@ -54,7 +55,7 @@ def _compile_fast():
 def compiled_look_up():
   return jax.jit(
     functools.partial(
-      prompt_lookup.look_up,
+      copies.look_up,
       ngram=NGRAM,
       num_chains=CHAINS,
       chain_length=LENGTH,
@@ -68,7 +69,7 @@ def look_up(texts):
   for row, text in enumerate(texts):
     padded[row, : len(text)] = text
   lengths = np.array([len(text) for text in texts], np.int32)
-  chains = np.asarray(compiled_look_up()(padded, lengths))
+  chains = np.asarray(compiled_look_up()(padded, lengths).chains)
   return [[c.tolist() for c in row if c[0] >= 0] for row in chains]
 
 

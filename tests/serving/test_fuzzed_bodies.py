@@ -90,7 +90,7 @@ VALID = {
 }
 NAMES = sorted(
   {*protocol.COMPLETION, *protocol.CHAT, *bodies.ASKS_NOTHING, *tokens.FIELDS}
-  | {'load_inplace', 'lora_name', 'lora_path', 'prediction', 'functions', ''}
+  | {'load_inplace', 'lora_name', 'lora_path', 'functions', ''}
 )
 NUMBERS = st.one_of(
   st.integers(-3, 70),
@@ -210,7 +210,6 @@ def test_all_parameters_together(path, more, client):
 @pytest.mark.parametrize(
   'more',
   [
-    {'prediction': {'type': 'content', 'content': 'x'}},
     {'response_format': {'type': 'json_schema', 'json_schema': {}}},
     {'tool_choice': 'required'},
     {'functions': []},
