@@ -105,11 +105,15 @@ class SlotDecoder:
     self._release = free(batch_sizes.release, donate_argnums=0)
     self._empty = free(batch_sizes.empty, static_argnums=1)
     self._start = free(_restart, donate_argnums=0)
-    self._renew = free(_zeros, donate_argnums=0)
+    # What depends on no argument lies nowhere in particular unless it is told,
+    # and who reads it would compile again for what others give.
+    home = part.replicated if part.is_single else None
+    self._renew = free(_zeros, donate_argnums=0, out_shardings=home)
     self._make_spare = part.jit(
       lambda: cache_lib.settle(
         setup.model.init_cache(1, setup.cfg.cache_length)
-      )
+      ),
+      out_shardings=home,
     )
     self._take = free(cache_lib.take, static_argnums=2)
     self._place = free(cache_lib.place, donate_argnums=0)

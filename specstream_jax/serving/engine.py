@@ -302,18 +302,22 @@ class Engine:
     now = time.monotonic()
     with self._wake:
       waiting = list(self._queue)
-      given_up = [row for row in waiting if _why(row, now)]
+      given_up = [row for row in waiting if rows.why_it_ends(row, now)]
       for row in given_up:
         self._queue.remove(row)
     for row in given_up:
-      self._finish(row, [], _why(row, now))
-    if self._reading is not None and (why := _why(self._reading[0], now)):
+      self._finish(row, [], rows.why_it_ends(row, now))
+    if self._reading is not None and (
+      why := rows.why_it_ends(self._reading[0], now)
+    ):
       row, reading = self._reading
       self._reading = None
       reading.abandon()
       self._finish(row, [], why)
     leaving = {
-      s: why for s, row in self._rows.items() if (why := _why(row, now))
+      s: why
+      for s, row in self._rows.items()
+      if (why := rows.why_it_ends(row, now))
     }
     if leaving:
       self._leave(leaving, self._decoder.look())
@@ -350,8 +354,9 @@ class Engine:
 
   def _seat(self, row: rows.Row, made: loop.DecodeState) -> None:
     """Passes on the first token of a row, and gives it a slot to go on in."""
-    count = int(made.num_tokens[0])
-    reason = stopping.REASONS[int(made.finish_reason[0])]
+    # On the host, as an index on the device is one more program.
+    count = int(np.asarray(made.num_tokens)[0])
+    reason = stopping.REASONS[int(np.asarray(made.finish_reason)[0])]
     row.take(np.asarray(made.tokens)[0, :count].tolist(), reason)
     if row.finish_reason is not None:
       is_finite = row.finish_reason != 'not_finite'
@@ -446,10 +451,3 @@ class Engine:
     self._rows, self._reading = {}, None
     for row in left:
       row.handle.fail(error)
-
-
-def _why(row: rows.Row, now: float) -> str:
-  """Why a row has to end though it could go on; '' if it need not."""
-  if row.handle.is_cancelled:
-    return 'cancelled'
-  return 'timeout' if row.handle.is_late(now) else ''

@@ -187,3 +187,10 @@ def _kept(accept_lengths: Sequence[int], num_tokens: int) -> tuple[int, ...]:
     kept.append(min(length, left - 1))
     left -= length + 1
   return tuple(kept)
+
+
+def why_it_ends(row: Row, now: float) -> str:
+  """Why a row has to end though it could go on; '' if it need not."""
+  if row.handle.is_cancelled:
+    return 'cancelled'
+  return 'timeout' if row.handle.is_late(now) else ''

@@ -66,7 +66,8 @@ class Scorer:
     )
     self._score = settled(score)
     self._make_cache = part.jit(
-      lambda: cache_lib.settle(setup.model.init_cache(1, length))
+      lambda: cache_lib.settle(setup.model.init_cache(1, length)),
+      out_shardings=part.replicated if part.is_single else None,
     )
     self._cache: Any = None
     self._lock = threading.Lock()
