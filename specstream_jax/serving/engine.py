@@ -302,22 +302,18 @@ class Engine:
     now = time.monotonic()
     with self._wake:
       waiting = list(self._queue)
-      given_up = [row for row in waiting if rows.why_it_ends(row, now)]
+      given_up = [row for row in waiting if row.why_ends(now)]
       for row in given_up:
         self._queue.remove(row)
     for row in given_up:
-      self._finish(row, [], rows.why_it_ends(row, now))
-    if self._reading is not None and (
-      why := rows.why_it_ends(self._reading[0], now)
-    ):
+      self._finish(row, [], row.why_ends(now))
+    if self._reading is not None and (why := self._reading[0].why_ends(now)):
       row, reading = self._reading
       self._reading = None
       reading.abandon()
       self._finish(row, [], why)
     leaving = {
-      s: why
-      for s, row in self._rows.items()
-      if (why := rows.why_it_ends(row, now))
+      s: why for s, row in self._rows.items() if (why := row.why_ends(now))
     }
     if leaving:
       self._leave(leaving, self._decoder.look())

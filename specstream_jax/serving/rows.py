@@ -65,6 +65,12 @@ class Row:
     """Calls of the model that it took part in so far."""
     return len(self._are_plain)
 
+  def why_ends(self, now: float) -> str:
+    """Why it has to end though it could go on; '' if it need not."""
+    if self.handle.is_cancelled:
+      return 'cancelled'
+    return 'timeout' if self.handle.is_late(now) else ''
+
   def start(self) -> None:
     """It has left the queue."""
     self._started = time.monotonic()
@@ -187,10 +193,3 @@ def _kept(accept_lengths: Sequence[int], num_tokens: int) -> tuple[int, ...]:
     kept.append(min(length, left - 1))
     left -= length + 1
   return tuple(kept)
-
-
-def why_it_ends(row: Row, now: float) -> str:
-  """Why a row has to end though it could go on; '' if it need not."""
-  if row.handle.is_cancelled:
-    return 'cancelled'
-  return 'timeout' if row.handle.is_late(now) else ''
