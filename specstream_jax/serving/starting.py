@@ -2,11 +2,12 @@
 """What an engine does before it takes requests: room, programs, times."""
 
 from collections.abc import Mapping
+import os
 
 import jax
 
 from specstream_jax import memory, partitioning, runtime
-from specstream_jax.checkpoints import fitted
+from specstream_jax.checkpoints import draft_vocabulary, fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import batch_sizes, slots
 from specstream_jax.serving import admission, requests, weights
@@ -24,12 +25,23 @@ def drafter(
   """
   if asked is None:
     streams = model.stream or any(one.stream for one in adapters.values())
-    asked = 'streams' if streams else 'none'
+    asked = _streams(model, adapters) if streams else 'none'
   if not isinstance(asked, str):
     return asked
   trees = (found.tree for found in adapters.values() if found.tree)
   tree = model.tree if model.stream else next(trees, model.tree)
   return drafting.parse(asked, tree)
+
+
+def _streams(model, adapters) -> str:
+  """Streams that draft from their tasks' tokens, if all know them."""
+  folders = [one.folder for one in adapters.values() if one.stream]
+  folders = folders or [model.adapter_dir]
+  has_own = all(
+    folder and os.path.isfile(os.path.join(folder, draft_vocabulary.FILE))
+    for folder in folders
+  )
+  return 'streams:vocabulary=adapter' if has_own else 'streams'
 
 
 def make_decoder(

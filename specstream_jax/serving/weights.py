@@ -27,6 +27,7 @@ from specstream_jax.decoding import (
 )
 from specstream_jax.drafters import none, streams
 from specstream_jax.modeling import adapters as adapters_lib
+from specstream_jax.serving import vocabularies
 
 # Those that read nothing of a prompt with a model of their own.
 _ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'none')
@@ -146,6 +147,7 @@ class SideBySide:
     )
     self._model, self._drafts = model, drafter.name != 'none'
     self._room: row_trees.Room | None = None
+    self._vocabulary: vocabularies.Union | None = None
     self._structure = adapters_lib.structure(
       {name: _parts(found) for name, found in adapters.items()},
       least_rank=cfg.max_lora_rank,
@@ -175,9 +177,16 @@ class SideBySide:
     else:
       proposer = _streams(drafter, stream, adapters)
       self._room, keep = proposer.room, proposer.cfg.keep_nodes
+      self._vocabulary = vocabularies.union(
+        model,
+        drafter,
+        adapters,
+        is_growing=bool(cfg.max_lora_rank),
+      )
     fns = functools.partial(transformer_fns.model_fns, self._built)
+    has_head = self._vocabulary is not None
     return drafters.Loaded(
-      fns(decode.schedule, keep),
+      fns(decode.schedule, keep, has_draft_head=has_head),
       proposer,
       transformer_fns.Params(model.base),
       fns(is_prompt=True),
@@ -198,9 +207,8 @@ class SideBySide:
     return self._params(self._first[1])
 
   def _params(self, rows: RowWeights) -> transformer_fns.Params:
-    extras = ()
-    if self._room is not None:
-      extras = transformer_fns.StreamExtras(trees=rows.tree)
+    head = () if self._vocabulary is None else self._vocabulary.head
+    extras = transformer_fns.StreamExtras(head=head, trees=rows.tree)
     return transformer_fns.Params(self._model.base, rows.adapter, extras)
 
   def seat(self, served: Served, slot: int) -> None:
@@ -217,6 +225,8 @@ class SideBySide:
     """
     parts = _parts(found)
     self._structure.check_fits(name, parts)
+    if self._vocabulary is not None and name != BASE:
+      self._vocabulary.load(name, found, set(self.served))
     tree, num_drafts = self._tree(name, found)
     leaves = adapters_lib.leaves(self._built, self._structure, parts)
     has_streams = found.stream is not None
@@ -326,12 +336,11 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
     "drafter is 'streams' but no adapter brings some; use 'prompt_lookup' or "
     "'none'",
   )
-  for name in ('ngram_table', 'vocabulary'):
-    checks.check(
-      not getattr(drafter, name),
-      f'DrafterConfig.{name} is set; adapters side by side share none, leave it '
-      'out',
-    )
+  checks.check(
+    not drafter.ngram_table,
+    'DrafterConfig.ngram_table is set; adapters side by side share none, leave '
+    'it out',
+  )
   trees = [one.tree for one in adapters.values() if one.stream and one.tree]
   trees = trees or [config.TreeConfig()]
   if drafter.tree is None and drafter.drafting == 'top_k':
