@@ -15,7 +15,12 @@ from specstream_jax.config import drafting
 from specstream_jax.decoding import decoder as decoder_lib, transformer_fns
 from specstream_jax.drafters import none
 from specstream_jax.modeling import build
-from specstream_jax.serving import engine as engine_lib, requests, vocabularies
+from specstream_jax.serving import (
+  engine as engine_lib,
+  requests,
+  starting,
+  vocabularies,
+)
 
 # Most frequent first; neither is ascending, and they overlap.
 IDS = {'tuned': [90, 10, 11, 12, 13, 14, 15], 'free': [40, 13, 12, 41, 42, 43]}
@@ -164,6 +169,20 @@ def test_when_the_whole_vocabulary_is_taken(kinds, caplog, monkeypatch):
   whole = drafting.DrafterConfig()
   base = serving_models.base()
   assert vocabularies.union(base, whole, own, is_growing=False) is None
+
+
+def test_streams_draft_their_tasks_tokens_unless_told_otherwise(kinds):
+  base, tuned = serving_models.base(), kinds['tuned']
+  drafter = lambda *args: starting.drafter(*args).vocabulary
+  own = {'tuned': tuned, 'plain': kinds['plain']}
+  assert drafter(None, base, own) == 'adapter'
+  assert not drafter('streams', base, own)
+  assert not drafter(None, base, own | {'x': serving_models.lossless()})
+  alone = serving_models.alone(tuned)
+  assert not drafter(None, alone, {})
+  alone = dataclasses.replace(alone, adapter_dir=tuned.folder)
+  assert drafter(None, alone, {}) == 'adapter'
+  assert starting.drafter(None, base, {}).name == 'none'
 
 
 def test_what_cannot_be_a_draft_vocabulary(kinds, tmp_path):
