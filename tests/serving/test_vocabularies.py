@@ -128,6 +128,13 @@ def _union(kinds, size=0, *, is_growing=False):
   return vocabularies.union(model, cfg, kinds, is_growing=is_growing)
 
 
+def _made(kinds, size=0, *, is_growing=False) -> vocabularies.Union:
+  """A union that is no whole vocabulary."""
+  made = _union(kinds, size, is_growing=is_growing)
+  assert made is not None
+  return made
+
+
 def _ids(made):
   ids = np.array(made.head.ids)
   assert len(ids) == made.size and (np.diff(ids) > 0).all()
@@ -139,7 +146,7 @@ def test_where_room_is_short_the_rare_tokens_of_each_go(
 ):
   monkeypatch.setattr(vocabularies, '_STEP', 1)
   two = {name: kinds[name] for name in ('tuned', 'free')}
-  made = _union(two, size=2)
+  made = _made(two, size=2)
   assert made.size == made.count == 4
   assert _ids(made) == [10, 13, 40, 90]
   made.load('later', kinds['later'], {'tuned', 'free'})
@@ -159,13 +166,13 @@ def test_where_room_is_short_the_rare_tokens_of_each_go(
 def test_when_the_whole_vocabulary_is_taken(kinds, caplog, monkeypatch):
   own = {'tuned': kinds['tuned']}
   monkeypatch.setattr(vocabularies, '_STEP', 4)
-  assert _union(own).size == 8
+  assert _made(own).size == 8
   spare = serving_models.base().config.vocab_size // 4
-  assert _union(own, is_growing=True).size >= 7 + spare
+  assert _made(own, is_growing=True).size >= 7 + spare
   assert _union(own | {'x': serving_models.lossless()}) is None
   assert "no draft_vocabulary.json comes with 'x': all adapters" in caplog.text
   # LoRA without streams drafts nothing, and asks for nothing.
-  assert _union(own | {'x': serving_models.peft()}).size == 8
+  assert _made(own | {'x': serving_models.peft()}).size == 8
   whole = drafting.DrafterConfig()
   base = serving_models.base()
   assert vocabularies.union(base, whole, own, is_growing=False) is None
