@@ -50,7 +50,21 @@ def save(path: str, ids: np.ndarray, metadata: dict[str, Any]) -> None:
 def load(
   path: str, *, tokenizer_sha256: str | None, vocab_size: int, size: int = 0
 ) -> np.ndarray:
-  """The first `size` ids of a file, ascending; 0 takes all.
+  """The first `size` ids of a file, ascending; see `by_frequency`."""
+  return np.unique(
+    by_frequency(
+      path,
+      tokenizer_sha256=tokenizer_sha256,
+      vocab_size=vocab_size,
+      size=size,
+    )
+  )
+
+
+def by_frequency(
+  path: str, *, tokenizer_sha256: str | None, vocab_size: int, size: int = 0
+) -> np.ndarray:
+  """The first `size` ids of a file, most frequent first; 0 takes all.
 
   Args:
     path: written by `save`.
@@ -81,4 +95,4 @@ def load(
       f'{source} has ids {min(ids)} to {max(ids)}; the model has 0 to '
       f'{vocab_size - 1}; {fix}'
     )
-  return np.unique(np.asarray(ids, np.int32))
+  return np.asarray(ids, np.int32)

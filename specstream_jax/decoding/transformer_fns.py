@@ -49,7 +49,7 @@ class DraftHead(NamedTuple):
   """The LM head of the tokens that streams may draft.
 
   Attributes:
-    ids: int32 [N], ascending.
+    ids: int32 [N], ascending; those from V on are padding.
     rows: [N, D] their rows of the LM head.
     bias: [N] of their logits, () without.
   """
@@ -210,5 +210,5 @@ def _draft_logits(hidden, head: DraftHead, cfg) -> arrays.Array:
   logits = transformer.finish_logits(cfg, logits, bias)
   nothing = jnp.full((*logits.shape[:-1], cfg.vocab_size), _NEVER, jnp.float32)
   return nothing.at[..., head.ids].set(
-    logits, indices_are_sorted=True, unique_indices=True
+    logits, mode='drop', indices_are_sorted=True, unique_indices=True
   )

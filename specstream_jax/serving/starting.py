@@ -4,14 +4,20 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import itertools
+import os
 
 import jax
 
 from specstream_jax import memory, partitioning, runtime
-from specstream_jax.checkpoints import fitted, tuning
+from specstream_jax.checkpoints import draft_vocabulary, files, fitted, tuning
 from specstream_jax.config import drafting, serving
-from specstream_jax.decoding import batch_sizes, plain as plain_lib, slots
-from specstream_jax.serving import admission, requests, vocabularies, weights
+from specstream_jax.decoding import (
+  batch_sizes,
+  plain as plain_lib,
+  slots,
+  topology,
+)
+from specstream_jax.serving import admission, requests, weights
 from specstream_jax.workflows import tune
 
 # Functions that the large programs are made of, those of a pass of the model.
@@ -33,17 +39,34 @@ def drafter(
   """
   if asked is None:
     streams = model.stream or any(one.stream for one in adapters.values())
-    asked = 'streams' if streams else 'none'
+    asked = _streams(model, adapters) if streams else 'none'
     tuned = tune.find(model, 1)
     if tuned is not None:
       return drafting.parse(tuned.drafter, model.tree)
-    if streams and vocabularies.for_all(model, adapters):
-      asked = 'streams:vocabulary=adapter'
   if not isinstance(asked, str):
     return asked
   trees = (found.tree for found in adapters.values() if found.tree)
   tree = model.tree if model.stream else next(trees, model.tree)
   return drafting.parse(asked, tree)
+
+
+def _streams(model, adapters) -> str:
+  """Streams that draft from their tasks' tokens, if all know enough of them."""
+  found = [one for one in adapters.values() if one.stream]
+  pairs = [(one.folder, one.tree or model.tree) for one in found]
+  pairs = pairs or [(model.adapter_dir, model.tree)]
+  has_own = all(
+    _num_tokens(folder) >= topology.width(tree) for folder, tree in pairs
+  )
+  return 'streams:vocabulary=adapter' if has_own else 'streams'
+
+
+def _num_tokens(folder: str) -> int:
+  """Of an adapter's draft vocabulary; 0 without."""
+  path = os.path.join(folder, draft_vocabulary.FILE)
+  if not (folder and os.path.isfile(path)):
+    return 0
+  return len(files.read_json(path).get('ids', ()))
 
 
 def with_tuned_tree(

@@ -25,7 +25,7 @@ from specstream_jax.decoding import (
   verifiers,
 )
 from specstream_jax.drafters import mix, streams
-from specstream_jax.modeling import adapters as adapters_lib, build
+from specstream_jax.modeling import adapters as adapters_lib
 from specstream_jax.serving import vocabularies
 
 # Those that read nothing of a prompt with a model of their own.
@@ -146,7 +146,7 @@ class SideBySide:
     )
     self._model, self._drafts = model, drafter.name != 'none'
     self._room: row_trees.Room | None = None
-    self._head: Any = ()
+    self._vocabulary: vocabularies.Union | None = None
     self._structure = adapters_lib.structure(
       {name: _parts(found) for name, found in adapters.items()},
       least_rank=cfg.max_lora_rank,
@@ -178,15 +178,19 @@ class SideBySide:
       self._room, keep = proposer.room, proposer.cfg.keep_nodes
       if drafter.name == 'mix':
         proposer = mix.Mix(proposer, drafter)
-    if drafter.vocabulary:
-      self._head = _head(model, adapters)
+      self._vocabulary = vocabularies.union(
+        model,
+        drafter,
+        adapters,
+        is_growing=bool(cfg.max_lora_rank),
+      )
     fns = functools.partial(transformer_fns.model_fns, self._built)
     drafter = drafter.used_schedule(decode)
     return drafters.Loaded(
       fns(
         drafter.schedule,
         keep,
-        has_draft_head=self._head != (),
+        has_draft_head=self._vocabulary is not None,
         likely_nodes=drafter.likely_nodes,
       ),
       proposer,
@@ -209,9 +213,8 @@ class SideBySide:
     return self._params(self._first[1])
 
   def _params(self, rows: RowWeights) -> transformer_fns.Params:
-    extras = ()
-    if self._room is not None or self._head != ():
-      extras = transformer_fns.StreamExtras(head=self._head, trees=rows.tree)
+    head = () if self._vocabulary is None else self._vocabulary.head
+    extras = transformer_fns.StreamExtras(head=head, trees=rows.tree)
     return transformer_fns.Params(self._model.base, rows.adapter, extras)
 
   def seat(self, served: Served, slot: int) -> None:
@@ -228,6 +231,8 @@ class SideBySide:
     """
     parts = _parts(found)
     self._structure.check_fits(name, parts)
+    if self._vocabulary is not None and name != BASE:
+      self._vocabulary.load(name, found, set(self.served))
     tree, num_drafts = self._tree(name, found)
     leaves = adapters_lib.leaves(self._built, self._structure, parts)
     has_streams = found.stream is not None
@@ -344,11 +349,6 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
     'DrafterConfig.ngram_table is set; adapters side by side share none, leave '
     'it out',
   )
-  checks.check(
-    drafter.vocabulary in ('', 'adapter') and not drafter.vocabulary_size,
-    f'DrafterConfig.vocabulary is {drafter.vocabulary!r}; adapters side by side '
-    "accept 'adapter', which takes the tokens of all of theirs, or ''",
-  )
   trees = [one.tree for one in adapters.values() if one.stream and one.tree]
   trees = trees or [config.TreeConfig()]
   if drafter.name == 'mix':
@@ -364,17 +364,6 @@ def _streams(drafter, stream, adapters) -> streams.Streams:
   tree = drafter.tree or trees[0]
   tree.check_fits(stream)
   return streams.Streams(tree, stream.num_streams, drafter)
-
-
-def _head(model, adapters) -> Any:
-  """The LM head of what all adapters draft; () where that is nearly all."""
-  ids = vocabularies.together(model, adapters)
-  if ids is None:
-    logging.info('adapters draft from nearly all tokens, hence from all')
-    return ()
-  built = build.build(model.config, layout=model.layout)
-  merged = built.merge(model.base, {})
-  return _put(model, transformer_fns.draft_head(merged, jax.numpy.asarray(ids)))
 
 
 def _parts(found: fitted.Fitted) -> adapters_lib.Parts:
