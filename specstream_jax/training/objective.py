@@ -75,16 +75,20 @@ def loss(
     None if streams is None else streams.anchors,
     remat=remat,
   )
-  total, metrics = _main_loss(model, hidden.main, batch, chosen, cfg, norms)
-  for more, found in _extras(model, hidden, batch, chosen, streams, cfg, norms):
+  main = _main_targets(batch, chosen)
+  results = _head_losses(model, hidden, chosen[0], main[0], streams, cfg)
+  total, metrics = _main_loss(results[0], main[1], cfg, norms)
+  for more, found in _extras(
+    model, hidden, batch, chosen, streams, results[1], cfg, norms
+  ):
     total, metrics = total + more, metrics | found
   return total, metrics
 
 
-def _extras(model, hidden, batch, chosen, streams, cfg, norms):
+def _extras(model, hidden, batch, chosen, streams, result, cfg, norms):
   """(loss, metrics) of streams, coupling and pruning adapter, what there is."""
   if streams is not None:
-    yield _stream_loss(model, hidden, streams, cfg, norms)
+    yield _stream_loss(hidden, streams, result, cfg, norms)
   has_coupling = model.stream_cfg.coupling_rank and cfg.coupling_weight
   if has_coupling and streams is not None:
     yield _coupling_loss(model, hidden.streams, streams, cfg, norms)
@@ -138,13 +142,41 @@ def _main_targets(batch, chosen):
   return targets[..., 0], weights[..., 0] * chosen[1]
 
 
-def _main_loss(model, hidden, batch, chosen, cfg, norms):
-  """Next-token loss; a frozen main stream only goes forward."""
-  targets, weights = _main_targets(batch, chosen)
-  hidden = anchors_lib.take(hidden, chosen[0])
+def _head_losses(model, hidden, anchors, targets, streams, cfg):
+  """TokenLoss of the main stream [B, A] and of streams [B, A, J] or None.
+
+  A frozen main stream only goes forward. Where both learn from their tokens,
+  the head is gone through once, for every chunk gathers it where it is split.
+  """
+  main = anchors_lib.take(hidden.main, anchors)
+  run = lambda *args: losses.token_loss(model, *args)
+  if streams is None:
+    return run(main, targets, cfg.chunk_size), None
+  teacher = None
+  if cfg.stream_terms.keys() & {'teacher', 'total_variation'}:
+    teacher = anchors_lib.take(hidden.main, streams.places)
+  own = hidden.streams, streams.targets
   if model.is_lossless:
-    hidden = jax.lax.stop_gradient(hidden)
-  result = losses.token_loss(model, hidden, targets, cfg.chunk_size)
+    main = jax.lax.stop_gradient(main)
+  if model.is_lossless or teacher is not None:
+    return (
+      run(main, targets, cfg.chunk_size),
+      run(*own, cfg.chunk_size, teacher),
+    )
+  flat = lambda x, like: x.reshape(len(x), -1, *like.shape[2:])
+  joined = [
+    jnp.concatenate([a, flat(b, a)], axis=1)
+    for a, b in zip((main, targets), own, strict=True)
+  ]
+  result, count = run(*joined, cfg.chunk_size), targets.shape[1]
+  return (
+    jax.tree.map(lambda x: x[:, :count], result),
+    jax.tree.map(lambda x: x[:, count:].reshape(own[1].shape), result),
+  )
+
+
+def _main_loss(result, weights, cfg, norms):
+  """Next-token loss from a TokenLoss [B, A]."""
   total = weights.sum()
   metrics = {
     f'{kind}/main': ((value * weights).sum(), total)
@@ -158,24 +190,15 @@ def _kinds(result):
   return {'loss': result.nll, 'top1': result.rank < 1, 'top4': result.rank < 4}
 
 
-def _stream_loss(model, hidden, streams, cfg, norms):
-  """The terms of every stream; see `losses`."""
-  terms, teacher = cfg.stream_terms, None
-  if terms.keys() - {'stream'}:
-    teacher = anchors_lib.take(hidden.main, streams.places)
-  has_law = terms.keys() & {'teacher', 'total_variation'}
-  result = losses.token_loss(
-    model,
-    hidden.streams,
-    streams.targets,
-    cfg.chunk_size,
-    teacher if has_law else None,
-  )
+def _stream_loss(hidden, streams, result, cfg, norms):
+  """The terms of every stream, from its TokenLoss; see `losses`."""
+  terms = cfg.stream_terms
   values = {f'{kind}/stream': value for kind, value in _kinds(result).items()}
   for name in ('teacher', 'total_variation'):
     if name in terms:
       values[f'loss/{name}'] = getattr(result, name)
-  if 'hidden' in terms and teacher is not None:
+  if 'hidden' in terms:
+    teacher = anchors_lib.take(hidden.main, streams.places)
     values['loss/hidden'] = losses.hidden_error(hidden.streams, teacher)
   metrics = _by_stream(values, streams)
   total = _weighted(metrics, terms, cfg, norms, streams)

@@ -100,7 +100,7 @@ def test_lossless_tokens_equal_the_untouched_base():
 @pytest.mark.parametrize(
   ('stream_cfg', 'tree', 'schedule'),
   [
-    (DEEP, DEEP_TREE, 'deferred'),
+    pytest.param(DEEP, DEEP_TREE, 'deferred', marks=pytest.mark.slow),
     pytest.param(DEEP, DEEP_TREE, 'parallel', marks=pytest.mark.slow),
     pytest.param(DEEP, TREES['chain'], 'deferred', marks=pytest.mark.slow),
     pytest.param(MASK, TREES['best_first'], 'deferred', marks=pytest.mark.slow),

@@ -118,22 +118,36 @@ def test_nll_and_rank_by_hand():
 
 
 def test_a_frozen_main_stream_has_its_loss_but_no_gradient():
-  batch, model = tb.pack(tb.examples()), Identity()
-  chosen = anchors_lib.choose_anchors(
-    jax.random.key(0), batch['decoder_loss_weights'], tb.LENGTH
+  rng = np.random.default_rng(0)
+  main, streams = (
+    jnp.float32(rng.normal(size=(2, 3, *more, 5))) for more in ((), (2,))
   )
-  shape = (*batch['decoder_target_tokens'].shape, tb.CONFIG.vocab_size)
-  hidden = jax.random.normal(jax.random.key(1), shape)
+  targets = jnp.asarray(rng.integers(0, 5, (2, 3, 3)))
+  anchors = jnp.tile(jnp.arange(3), (2, 1))
+  own = predicted(jnp.ones((2, 3, 2)))._replace(targets=targets[..., 1:])
+  model = Identity()
 
-  def total(hidden, is_lossless):
+  def total(main, streams, is_lossless):
     model.is_lossless = is_lossless
-    return objective._main_loss(model, hidden, batch, chosen, CFG, None)
+    result = objective._head_losses(
+      model,
+      forward.TrainHidden(main, streams, main),
+      anchors,
+      targets[..., 0],
+      own,
+      CFG,
+    )
+    return sum((i + 1) * one.nll.sum() for i, one in enumerate(result)), result
 
-  run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
-  trained, moved = run(hidden, False)
-  frozen, still = run(hidden, True)
-  jax.tree.map(np.testing.assert_array_equal, frozen, trained)
-  assert np.any(moved) and not np.any(still)
+  run = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+  run = jax.jit(run, static_argnums=2)
+  (_, trained), (moved, expected) = run(main, streams, False)
+  assert np.any(moved)
+  (_, frozen), (of_main, of_streams) = run(main, streams, True)
+  check = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)
+  jax.tree.map(check, frozen, trained)
+  assert not np.any(of_main)
+  check(of_streams, expected)
 
 
 def predicted(weights, slots=None):
@@ -347,8 +361,8 @@ def test_pruning_uses_at_most_its_share_of_anchors(subset, monkeypatch):
     built.merge(base, a), b, jax.random.key(0), cfg
   )
   jax.eval_shape(trace, adapter, tb.pack(tb.examples()))
-  assert shapes[:2] == [(3, tb.LENGTH), (3, tb.LENGTH, STREAMS)]
-  assert 1 <= shapes[2][1] <= min(subset, tb.LENGTH)
+  assert shapes[0] == (3, tb.LENGTH * (1 + STREAMS))
+  assert 1 <= shapes[1][1] <= min(subset, tb.LENGTH)
 
 
 def test_no_pruning_anchors_means_no_pruning_loss():

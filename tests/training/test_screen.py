@@ -7,7 +7,8 @@ import pytest
 import tqdm
 
 from specstream_jax.outputs import progress
-from specstream_jax.training import screen
+from specstream_jax.report import plots
+from specstream_jax.training import metric_files, screen
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,14 @@ def test_lines_appear_where_the_bar_does(shown, capsys):
   with tqdm.tqdm(disable=not shown, file=io.StringIO()) as bar:
     progress.say(bar, 'evaluation at step 3')
   assert capsys.readouterr().err == 'evaluation at step 3\n' * shown
+
+
+def test_the_tenth_stream_comes_after_the_ninth():
+  names = [f'top1/stream_{j + 1}' for j in range(16)]
+  means = metric_files.Means()
+  means.add({name: (j, 1.0) for j, name in enumerate(names)})
+  found = means.result()
+  assert list(found) == names
+  assert screen.line(found) == 'top-1 ' + ' '.join(f'{j}.00' for j in range(16))
+  curves = plots._curves([{'step': 1, **found}], 'top1')
+  assert list(curves) == [name.partition('/')[2] for name in names]
