@@ -138,9 +138,9 @@ def _decode(*args, **asked):
   ('name', 'likely_nodes', 'sampling'),
   [
     ('best_first', 1, None),
-    ('best_first', 3, SAMPLED),
-    ('full', 2, None),
-    ('pruned', 2, SAMPLED),
+    pytest.param('best_first', 3, SAMPLED, marks=pytest.mark.slow),
+    pytest.param('full', 2, None, marks=pytest.mark.slow),
+    pytest.param('pruned', 2, SAMPLED, marks=pytest.mark.slow),
   ],
 )
 def test_tokens_and_calls_equal_those_of_deferred(name, likely_nodes, sampling):
@@ -169,6 +169,7 @@ def _states(made, weights, prompts, steps):
     yield state, np.asarray(known), np.asarray(has_ended)
 
 
+@pytest.mark.slow
 def test_so_many_nodes_carry_streams_and_the_root_of_rows_that_have_ended():
   made, weights = _made('best_first', 'likely')
   seen = 0
