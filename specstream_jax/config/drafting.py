@@ -30,7 +30,6 @@ _MOST = {
   'window': config.MAX_STREAMS,
   'ngram': config.MAX_STREAMS,
   'num_guesses': config.MAX_NODES,
-  'likely_nodes': 4,
   'pool_size': config.MAX_NODES,
 }
 # The law that each way of drafting needs its verifier to know.
@@ -150,8 +149,9 @@ class DrafterConfig:
     checks.one_of(
       'DrafterConfig.schedule', self.schedule, ('', *config.SCHEDULES)
     )
-    checks.count(
-      'DrafterConfig.likely_nodes', self.likely_nodes, 1, _MOST['likely_nodes']
+    checks.check(
+      1 <= self.likely_nodes <= 4,
+      f'DrafterConfig.likely_nodes is {self.likely_nodes}; accepted: 1 to 4',
     )
     checks.check(
       self.schedule != 'likely' or self.drafting == 'top_k',

@@ -106,44 +106,32 @@ def model_fns(
     params, tokens, positions, tree_mask, cache, *, with_streams, scores=None
   ) -> interface.Forward:
     """See `interface.ModelFns`; streams run along if the schedule says so."""
-    model, carriers_of = merge(params), None
-    if schedule == 'likely' and scores is not None:
-      carriers_of = functools.partial(
-        _carriers, likely_nodes, scores, tree_mask, positions
-      )
+    model = merge(params)
+    is_likely = schedule == 'likely' and scores is not None
+    carriers_of = functools.partial(
+      _carriers, likely_nodes, scores, tree_mask, positions
+    )
     result = forward_lib.forward_tree(
       model,
       tokens,
       positions,
       tree_mask,
       cache,
-      with_streams=with_streams
-      and (schedule == 'parallel' or carriers_of is not None),
+      with_streams=with_streams and (is_likely or schedule == 'parallel'),
       survivors_of=pruning.best(keep_nodes),
-      carriers_of=carriers_of,
+      carriers_of=carriers_of if is_likely else None,
       is_prompt=is_prompt,
     )
-    seen = result.survivors
-    pruned = None if seen is None else interface.Pruned(seen, model.first_msa)
-    streams = result.streams
-    if result.carried is not None:
-      streams = likely.spread(streams, *result.carried)
-    return interface.Forward(result.main, result.cache, streams, pruned)
+    return _as_forward(result, model.first_msa)
 
   logits = lambda params, hidden: merge(params).logits(hidden)
 
   def stream_logits(params, stream_state, cache, positions):
-    model = merge(params)
-    if isinstance(stream_state, likely.Carried):
-      stream_state = _carried_or_deferred(model, stream_state, positions, cache)
-    elif schedule != 'parallel':
-      stream_state = forward_lib.forward_streams(
-        model, stream_state, positions, cache
-      )
-    if not has_draft_head:
-      return interface.StreamLogits(model.logits(stream_state), stream_state)
-    own = _draft_logits(stream_state, params.drafter.head, cfg)
-    return interface.StreamLogits(own, stream_state)
+    model, state = merge(params), stream_state
+    if schedule != 'parallel':
+      state = _leaf_streams(model, state, positions, cache)
+    head = params.drafter.head if has_draft_head else None
+    return interface.StreamLogits(_draft_logits(model, state, head), state)
 
   coupling = None
   if 'coupling' in built.adapter:
@@ -151,6 +139,15 @@ def model_fns(
   return interface.ModelFns(
     init_cache, forward, logits, stream_logits, coupling
   )
+
+
+def _as_forward(result: forward_lib.TreeHidden, first_msa) -> interface.Forward:
+  """The pass as the loop sees it."""
+  seen, streams = result.survivors, result.streams
+  if result.carried is not None:
+    streams = likely.spread(streams, *result.carried)
+  pruned = None if seen is None else interface.Pruned(seen, first_msa)
+  return interface.Forward(result.main, result.cache, streams, pruned)
 
 
 def _carriers(count, scores, tree_mask, positions, survivors) -> arrays.Array:
@@ -164,14 +161,15 @@ def _carriers(count, scores, tree_mask, positions, survivors) -> arrays.Array:
   return likely.choose(found, count)
 
 
-def _carried_or_deferred(model, state, positions, cache) -> arrays.Array:
+def _leaf_streams(model, state, positions, cache) -> arrays.Array:
   """Streams [B, J, D] of the leaves, in a pass of their own if one has none."""
+  run = lambda hidden: forward_lib.forward_streams(
+    model, hidden, positions, cache
+  )
+  if not isinstance(state, likely.Carried):
+    return run(state)
   found = jax.lax.cond(
-    state.is_known.all(),
-    lambda: state.streams,
-    lambda: forward_lib.forward_streams(
-      model, state.insertion, positions, cache
-    ),
+    state.is_known.all(), lambda: state.streams, lambda: run(state.insertion)
   )
   # What a row drafts must not depend on its neighbours.
   return jnp.where(state.is_known[:, None, None], state.streams, found)
@@ -203,8 +201,11 @@ def _coupling_logits(
   return model.coupling_logits(hidden, parents, candidates)
 
 
-def _draft_logits(hidden, head: DraftHead, cfg) -> arrays.Array:
+def _draft_logits(model, hidden, head: DraftHead | None) -> arrays.Array:
   """Logits [..., V] of the head's tokens; the others are never drafted."""
+  if head is None:
+    return model.logits(hidden)
+  cfg = model.cfg
   logits = layers.project(hidden, head.rows, jnp.float32)
   bias = head.bias if cfg.has_head_bias else None
   logits = transformer.finish_logits(cfg, logits, bias)

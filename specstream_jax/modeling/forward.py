@@ -121,7 +121,7 @@ class TreeHidden(NamedTuple):
     main: [B, M, D] normalised; [B, M', D] of the survivors if pruned.
     cache: with the tree's K/V, length not advanced.
     streams: [B, M, J, D] normalised, or the insertion-layer states [B, M, D]
-      if the pass carried no streams, or not at all nodes.
+      if not all of them carried streams.
     survivors: [B, M'] int32 node indices, or None if nothing was pruned.
     carried: normalised streams [B, C, J, D] of some nodes, and which [B, C]
       they are, or None.
@@ -177,18 +177,12 @@ def forward_tree(
   if survivors_of is not None:
     survivors = survivors_of(model, x, tokens, positions, tree_mask)
   if survivors is not None:
-    x = jnp.take_along_axis(x, survivors[..., None], axis=1)
-    positions = jnp.take_along_axis(positions, survivors, axis=1)
+    x, positions = _pick(x, positions, survivors)
     visible = rows_lib.restrict(visible, survivors)
-    num_nodes = survivors.shape[1]
-  insertion, anchors, carriers = x, None, None
+  insertion, anchors, carriers, num_nodes = x, None, None, x.shape[1]
   if with_streams:
-    anchors, anchored = rows_lib.Anchors(positions, visible), x
-    if carriers_of is not None:
-      carriers = carriers_of(survivors)
-      picked = jnp.take_along_axis(positions, carriers, axis=1)
-      anchors = rows_lib.Anchors(picked, rows_lib.pick(visible, carriers))
-      anchored = jnp.take_along_axis(x, carriers[..., None], axis=1)
+    carriers = None if carriers_of is None else carriers_of(survivors)
+    anchors, anchored = _anchors(x, positions, visible, carriers)
     x = _append_streams(model, x, anchored)
   rows = rows_lib.of_tokens(
     model, positions, visible, num_nodes, anchors, start
@@ -196,12 +190,24 @@ def forward_tree(
   x, cache = _run(model, x, rows, cache, True)
   x = model.final_norm(x)
   main = x[:, :num_nodes]
-  if not with_streams:
-    return TreeHidden(main, cache, insertion, survivors)
-  streams = _split_streams(model, x, num_nodes)
+  streams = _split_streams(model, x, num_nodes) if with_streams else insertion
   if carriers is None:
     return TreeHidden(main, cache, streams, survivors)
   return TreeHidden(main, cache, insertion, survivors, (streams, carriers))
+
+
+def _anchors(x, positions, visible, carriers):
+  """What `rows.of_tokens` takes of the carriers, and x [B, C, D] at them."""
+  if carriers is None:
+    return rows_lib.Anchors(positions, visible), x
+  x, positions = _pick(x, positions, carriers)
+  return rows_lib.Anchors(positions, rows_lib.pick(visible, carriers)), x
+
+
+def _pick(x, positions, nodes):
+  """x [B, M, D] and positions [B, M] of nodes [B, C]."""
+  x = jnp.take_along_axis(x, nodes[..., None], axis=1)
+  return x, jnp.take_along_axis(positions, nodes, axis=1)
 
 
 def forward_streams(
