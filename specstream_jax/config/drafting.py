@@ -121,7 +121,7 @@ class DrafterConfig:
   vocabulary_size: int = _read_by(*STREAMS, default=0)
   schedule: str = _read_by(*STREAMS, default='')
   likely_nodes: int = _read_by(*STREAMS, default=2)
-  skip_streams: float = _read_by('mix', default=0.5)
+  skip_streams: float = _read_by('mix', default=0.7)
   typical_epsilon: float = _read_by(*_VERIFIED, default=0.1)
   typical_delta: float = _read_by(*_VERIFIED, default=0.3)
   synthetic_acceptance: float = _read_by(*_VERIFIED, default=0.0)

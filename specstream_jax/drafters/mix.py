@@ -28,10 +28,11 @@ from specstream_jax.decoding import (
 )
 from specstream_jax.drafters import loaded, streams as streams_lib
 
-# That a copied token is right after a match of 1, 2, …, K or more tokens;
-# docs/LOG.md has the measurement. Of a guess of the answer the client knows
-# more than nothing.
-RATES = (0.30, 0.50, 0.60, 0.70, 0.75, 0.80, 0.85, 0.90)
+# That a copied token is right after a match of 1, 2, …, K or more tokens. The
+# mean of 24 answers each to E2E and SQL prompts (dev) of the adapters for them,
+# 897 copied tokens. A guess of the answer is not measured, but supposed to be
+# better than chance.
+RATES = (0.37, 0.54, 0.64, 0.67, 0.67, 0.67, 0.80, 0.80)
 GUESS_RATES = (0.50, 0.80, 0.85, 0.90, 0.90, 0.95, 0.95, 0.95)
 LONGEST = len(RATES)
 # Observations of a row that weigh as much as those.

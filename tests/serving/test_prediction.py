@@ -12,8 +12,11 @@ from starlette import testclient
 
 from specstream_jax.serving import (
   admission,
+  bodies,
   engine as engine_lib,
   http,
+  payloads,
+  protocol,
   requests,
 )
 
@@ -55,6 +58,7 @@ def _asked():
   ]
 
 
+@pytest.mark.slow
 def test_rows_with_streams_and_without_copy_their_predictions():
   plain = _run(_asked())
   assert not any(one.metrics.num_accepted for one in plain)
@@ -78,6 +82,7 @@ def test_rows_with_streams_and_without_copy_their_predictions():
   assert right.num_foreseen == right.num_accepted and not without.num_foreseen
 
 
+@pytest.mark.slow
 def test_no_row_has_more_than_there_is_room_for():
   room, request = CFG.max_new_tokens, _asked()[0]
   with pytest.raises(ValueError, match=r'prediction has 33 tokens.*at most 32'):
@@ -100,6 +105,7 @@ def _ask(client, path, **more):
   return client.post(f'/v1/{path}', json=body)
 
 
+@pytest.mark.slow
 def test_predictions_of_a_client():
   """The last test, as the server closes the engine."""
   with testclient.TestClient(http.Server(_engine(), OPTIONS).app()) as client:
@@ -124,3 +130,33 @@ def _check_answers(client, path):
   for wrong in ('he', {'type': 'text', 'content': 'he'}, {'content': 1}):
     error = _ask(client, path, prediction=wrong).json()['error']
     assert error['code'] == 400 and error['param'] == 'prediction'
+
+
+BODY = {'model': 'tiny', 'prompt': 'ab', 'n': 2}
+
+
+def test_bodies_with_predictions():
+  model, read = serving_models.base(), protocol.read_completion
+  parts = [{'type': 'text', 'text': 'he'}, {'type': 'text', 'text': 'llo'}]
+  for content in (parts, 'hello'):
+    asked = {'prediction': {'type': 'content', 'content': content}}
+    for request in read(BODY | asked, model, {'tiny': ''}).requests:
+      assert list(request.prediction) == model.encode('hello')
+  for wrong in ('he', {'type': 'content'}, {'type': 'text', 'content': 'he'}):
+    with pytest.raises(bodies.ApiError, match='prediction is') as error:
+      read(BODY | {'prediction': wrong}, model, {'tiny': ''})
+    assert error.value.param == 'prediction'
+
+
+def test_usage_counts_what_was_predicted():
+  model = serving_models.base()
+  call = protocol.read_completion(BODY, model, {'tiny': ''})
+  shape = payloads.Shape(payloads.TEXT, call, 4, model)
+  cost = requests.Metrics(2, 9, (3, 2, 1), 5, 0.0, 0.0, 0.0)
+  predicted = dataclasses.replace(cost, num_predicted=7, num_foreseen=4)
+  made = [requests.Completion([1], '', 'eos', x) for x in (cost, predicted)]
+  assert shape.whole(made)['usage']['completion_tokens_details'] == {
+    'accepted_prediction_tokens': 4,
+    'rejected_prediction_tokens': 3,
+  }
+  assert 'completion_tokens_details' not in shape.whole(made[:1])['usage']
