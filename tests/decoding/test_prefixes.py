@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept of prompts, and what goes when there is no room."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax.decoding import prefixes
+from specstream_jax.modeling import cache as cache_lib
 
 CHUNK = 3
 
@@ -63,3 +67,19 @@ def test_no_room_is_off():
   made = prefixes.Prefixes(9, CHUNK, 10)
   assert made.most_bytes == 0
   assert made.keys(0, _prompt(1, 2, 3, 4)) == []
+
+
+class _Model:
+  """Two layers of 2 heads of 5; half as many bytes a value."""
+
+  @staticmethod
+  def init_cache(rows: int, slots: int) -> cache_lib.Cache:
+    layers = lambda dtype: (jnp.zeros((rows, 2, slots, 5), dtype),) * 2
+    length = jnp.zeros(rows, jnp.int32)
+    return cache_lib.Cache(layers(jnp.float32), layers(jnp.float16), length)
+
+
+def test_bytes_of_a_chunk_by_hand():
+  model: Any = _Model
+  # 30 numbers a layer: keys of 4 bytes and values of 2.
+  assert prefixes.chunk_bytes(model, CHUNK) == 2 * 30 * 4 + 2 * 30 * 2

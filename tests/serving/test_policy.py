@@ -15,6 +15,7 @@ def weighed():
   made = policy.Policy(COSTS, None)
   made.learn('good', 100, 250)  # 3.5 tokens a call
   made.learn('bad', 100, 30)  # 1.3
+  made.learn('even', 100, 100)  # 2
   return made
 
 
@@ -28,6 +29,8 @@ def weighed():
     (1, ['good', 'bad'], True),  # 2.4 on average
     (1, ['good', 'bad', 'bad'], True),  # 2.03
     (1, ['good', 'bad', 'bad', None], False),
+    (1, ['good', 'good', None], True),  # 2.67; one row without drafts
+    (1, ['even'], False),  # as many tokens as a step costs
     (4, ['bad'], True),  # nobody knows what it costs
   ],
 )
@@ -41,6 +44,16 @@ def test_what_is_not_known_yet_is_tried(weighed):
   assert weighed.has_drafts(8, ['new'])
   weighed.learn('new', 2, 0)
   assert not weighed.has_drafts(8, ['new'])
+  weighed.learn('enough', 32, 0)
+  assert not weighed.has_drafts(1, ['enough'])
+
+
+def test_what_was_learnt_is_forgotten(weighed):
+  weighed.learn('changed', 512, 3 * 512)
+  assert weighed.has_drafts(1, ['changed'])
+  # A third is left, (511/512)^512: 1 + 3 * 0.3675 / 1.3675 = 1.81 tokens.
+  weighed.learn('changed', 512, 0)
+  assert not weighed.has_drafts(1, ['changed'])
 
 
 def test_now_and_then_one_tries_again(weighed):
