@@ -51,8 +51,11 @@ def test_what_is_not_known_yet_is_tried(weighed):
 def test_what_was_learnt_is_forgotten(weighed):
   weighed.learn('changed', 512, 3 * 512)
   assert weighed.has_drafts(1, ['changed'])
-  # A third is left, (511/512)^512: 1 + 3 * 0.3675 / 1.3675 = 1.81 tokens.
-  weighed.learn('changed', 512, 0)
+  # (511/512)^350 = 0.504 is left: 1 + 3 * 258 / (258 + 350) = 2.27 tokens.
+  weighed.learn('changed', 350, 0)
+  assert weighed.has_drafts(1, ['changed'])
+  # Of it 0.728: 1 + 3 * 188 / (188 + 255 + 162) = 1.93.
+  weighed.learn('changed', 162, 0)
   assert not weighed.has_drafts(1, ['changed'])
 
 
