@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept of prompts, and what goes when there is no room."""
 
-import types
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -69,12 +69,17 @@ def test_no_room_is_off():
   assert made.keys(0, _prompt(1, 2, 3, 4)) == []
 
 
-def test_room_is_counted_as_it_is_taken():
-  def init_cache(rows, slots):
-    layers = tuple(jnp.zeros((rows, 2, slots, 5)) for _ in range(3))
-    length = jnp.zeros(rows, jnp.int32)
-    return cache_lib.Cache(layers, layers, length)
+class _Model:
+  """Two layers of 2 heads of 5; half as many bytes a value."""
 
-  part = cache_lib.take(init_cache(1, 9), 2, CHUNK)
-  model = types.SimpleNamespace(init_cache=init_cache)
-  assert prefixes.chunk_bytes(model, CHUNK) == part.nbytes
+  @staticmethod
+  def init_cache(rows: int, slots: int) -> cache_lib.Cache:
+    layers = lambda dtype: (jnp.zeros((rows, 2, slots, 5), dtype),) * 2
+    length = jnp.zeros(rows, jnp.int32)
+    return cache_lib.Cache(layers(jnp.float32), layers(jnp.float16), length)
+
+
+def test_bytes_of_a_chunk_by_hand():
+  model: Any = _Model
+  # 30 numbers a layer: keys of 4 bytes and values of 2.
+  assert prefixes.chunk_bytes(model, CHUNK) == 2 * 30 * 4 + 2 * 30 * 2

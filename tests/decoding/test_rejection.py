@@ -254,6 +254,31 @@ def test_what_is_typical_by_hand(epsilon, delta, is_typical):
   assert judged.tolist() == [is_typical]
 
 
+def test_of_equally_long_paths_the_likelier_as_a_whole():
+  # The last edge of the other path is the likelier one.
+  law = np.full((1, 7, 4), 0.1, np.float32)
+  law[0, 0] = 0.6, 0.3, 0.05, 0.05
+  law[0, 1] = 0.5, 0.2, 0.2, 0.1
+  law[0, 2] = 0.05, 0.4, 0.3, 0.25
+  law[0, 3] = 0.5, 0.2, 0.2, 0.1
+  law[0, 4] = 0.1, 0.55, 0.25, 0.1
+  as_ids = lambda *ids: np.array([ids], np.int32)
+  tree = tree_lib.DraftTree(
+    as_ids(0, 0, 1, 0, 1, 0, 1),
+    as_ids(0, 0, 0, 1, 2, 3, 4),
+    as_ids(0, 1, 1, 2, 2, 3, 3),
+  )
+  warm = sampling.row_settings([config.SamplingConfig(temperature=1.0)])
+  keys = sampling.row_keys(0, [0])
+  verification = interface.Verification(
+    tree, None, jnp.log(law), keys, np.zeros(1, np.int32)
+  )
+  rule = functools.partial(typical.typical, epsilon=0.01, delta=0.3)
+  got = jax.jit(rule, static_argnums=2)(verification, warm, 4)
+  # 0.6 * 0.5 * 0.5 = 0.150 and 0.3 * 0.4 * 0.55 = 0.066
+  assert (got.leaf.tolist(), got.accept_length.tolist()) == ([5], [3])
+
+
 def test_chosen_drafts_have_no_law():
   verification = _verification(False)
   tree = tree_lib.root_only(verification.tree.tokens[:, 0])

@@ -34,7 +34,7 @@ def _paths(tree, row):
       paths[node] = (*above, int(token))
       assert depths[node] == len(above)
     elif node:
-      assert (parents[node], depths[node]) == (0, 1)
+      assert (token, parents[node], depths[node]) == (-1, 0, 1)
   return set(paths.values())
 
 
@@ -105,6 +105,9 @@ def test_of_a_tree_that_comes_later_what_there_is_room_for_is_left():
   full = Tree('full', depth=3, branching=3)
   assert row_trees.fit(full, narrow) == narrow.cfg
   wide = row_trees.room([Tree('fixed', choices=((0,), (1,)))])
+  made = row_trees.room([Tree('fixed', choices=((0,), (1,), (0, 0)))])
+  wider = Tree('fixed', choices=((0,), (2,), (0, 2), (0, 1)))
+  assert row_trees.fit(wider, made).choices == ((0,), (0, 1))
   only_wide = Tree('fixed', choices=((3,),))
   assert row_trees.fit(only_wide, wide).kind == 'best_first'
 

@@ -116,6 +116,7 @@ def test_the_text_of_a_special_token_is_a_stop(engine):
     (['ab', 'c'], ('cd',), ['ab', '', 'c']),
     (['aab', 'aab', 'y'], ('aabaaby', 'q'), ['', '', '', '']),
     (['xaab', 'aaz'], ('aaby',), ['x', 'aabaaz', '']),
+    (['xab', 'cd', 'y'], ('abcd',), ['x', '', '', '']),
     (['one two', ' three'], ('two', 'one'), ['', '', '']),
   ],
 )

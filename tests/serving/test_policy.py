@@ -44,6 +44,19 @@ def test_what_is_not_known_yet_is_tried(weighed):
   assert weighed.has_drafts(8, ['new'])
   weighed.learn('new', 2, 0)
   assert not weighed.has_drafts(8, ['new'])
+  weighed.learn('enough', 32, 0)
+  assert not weighed.has_drafts(1, ['enough'])
+
+
+def test_what_was_learnt_is_forgotten(weighed):
+  weighed.learn('changed', 512, 3 * 512)
+  assert weighed.has_drafts(1, ['changed'])
+  # (511/512)^350 = 0.504 is left: 1 + 3 * 258 / (258 + 350) = 2.27 tokens.
+  weighed.learn('changed', 350, 0)
+  assert weighed.has_drafts(1, ['changed'])
+  # Of it 0.728: 1 + 3 * 188 / (188 + 255 + 162) = 1.93.
+  weighed.learn('changed', 162, 0)
+  assert not weighed.has_drafts(1, ['changed'])
 
 
 def test_now_and_then_one_tries_again(weighed):

@@ -2,6 +2,7 @@
 """The n-gram objective against the oracle, and its choice of anchors."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -363,6 +364,17 @@ def test_pruning_uses_at_most_its_share_of_anchors(subset, monkeypatch):
   jax.eval_shape(trace, adapter, tb.pack(tb.examples()))
   assert shapes[0] == (3, tb.LENGTH * (1 + STREAMS))
   assert 1 <= shapes[1][1] <= min(subset, tb.LENGTH)
+
+
+def test_top1_of_the_pruning_adapter_counts_first_places(monkeypatch):
+  ranks = np.array([[0, 1, 2, 0], [1, 1, 3, 0]])
+  weights = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])[..., None]
+  scored = objective.TokenLoss(ranks, ranks)
+  monkeypatch.setattr(objective, 'token_loss', lambda *_: scored)
+  model = types.SimpleNamespace(early_hidden=lambda x: x)
+  rest = np.zeros((2, 4), np.int32), weights, weights, CFG, {}
+  metrics = objective._pruning_loss(model, np.zeros((2, 4, 3)), *rest)[1]
+  assert metrics['top1/pruning'] == (2, 7)
 
 
 def test_no_pruning_anchors_means_no_pruning_loss():
