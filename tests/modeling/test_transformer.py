@@ -284,7 +284,7 @@ def prefix_cache(built, base, adapter, tokens, lengths, num_slots=19):
   )
   positions = jnp.broadcast_to(jnp.arange(padded), tokens.shape)
   run = tree_pass(built, with_streams=False)
-  _, cache, _, _ = run(base, adapter, tokens, positions, causal, cache)
+  _, cache, _, *_ = run(base, adapter, tokens, positions, causal, cache)
   return dataclasses.replace(cache, length=lengths)
 
 
