@@ -30,6 +30,7 @@ def python_example():
   return found
 
 
+@pytest.mark.slow
 @pytest.mark.smollm
 @pytest.mark.skipif(
   fetch.cached(NAME) is None, reason=f'run specstream fetch {NAME}'

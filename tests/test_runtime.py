@@ -76,7 +76,9 @@ def test_chats_have_a_default_adapter_of_their_own(folders, monkeypatch):
 def test_drafters_that_a_command_takes_by_itself(folders):
   one = runtime.load(folders / 'one', runtime.AUTO)
   two = runtime.load(folders / 'two', runtime.AUTO)
-  unset = types.SimpleNamespace(drafters=None)
+  unset = types.SimpleNamespace(
+    drafters=None, batch_sizes=['1'], schedule='deferred'
+  )
   assert bench._drafters(unset, one) == ('streams',)
   assert bench._drafters(unset, two) == ('prompt_lookup',)
   given = types.SimpleNamespace(drafters=['none; lookahead', 'streams'])

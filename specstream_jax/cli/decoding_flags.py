@@ -205,7 +205,8 @@ def decode() -> config.DecodeConfig:
 def schedule() -> str | None:
   """--schedule, then gin's; None where nobody said."""
   bound = gin.get_bindings(config.DecodeConfig)
-  return flags.FLAGS.schedule or bound.get('schedule')
+  asked = flags.FLAGS.schedule if 'schedule' in flags.FLAGS else None
+  return asked or bound.get('schedule')
 
 
 def tuned(model: runtime.Model, num_rows: int) -> tuning.Tuned | None:

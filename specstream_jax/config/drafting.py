@@ -146,19 +146,7 @@ class DrafterConfig:
     checks.count(
       'DrafterConfig.vocabulary_size', self.vocabulary_size, 0, bounds.COUNT
     )
-    checks.one_of(
-      'DrafterConfig.schedule', self.schedule, ('', *config.SCHEDULES)
-    )
-    checks.check(
-      1 <= self.likely_nodes <= 4,
-      f'DrafterConfig.likely_nodes is {self.likely_nodes}; accepted: 1 to 4',
-    )
-    checks.check(
-      self.schedule != 'likely' or self.drafting == 'top_k',
-      "DrafterConfig.schedule is 'likely', which goes by the chances of chosen "
-      f"drafts, but drafting is {self.drafting!r}; use drafting='top_k' or "
-      "schedule='deferred'",
-    )
+    self._check_schedule()
     for name in (
       'ngram_weight',
       'typical_epsilon',
@@ -188,6 +176,21 @@ class DrafterConfig:
         f'DrafterConfig.{name} is set for {self.name!r}; only the trees of '
         "'streams' and 'mix' take one, leave it out",
       )
+
+  def _check_schedule(self) -> None:
+    checks.one_of(
+      'DrafterConfig.schedule', self.schedule, ('', *config.SCHEDULES)
+    )
+    checks.check(
+      1 <= self.likely_nodes <= 4,
+      f'DrafterConfig.likely_nodes is {self.likely_nodes}; accepted: 1 to 4',
+    )
+    checks.check(
+      self.schedule != 'likely' or self.drafting == 'top_k',
+      "DrafterConfig.schedule is 'likely', which goes by the chances of chosen "
+      f"drafts, but drafting is {self.drafting!r}; use drafting='top_k' or "
+      "schedule='deferred'",
+    )
 
   def reads(self) -> tuple[str, ...]:
     """Names of the fields that the drafter reads, `tree` among them."""

@@ -92,7 +92,21 @@ class SlotDecoder:
     self.prefixes = prefixes.Prefixes(
       prefix_bytes, chunk, prefixes.chunk_bytes(setup.model, chunk)
     )
-    part = partitioner or partitioning.local()
+    self._make_programs(plain, partitioner or partitioning.local())
+    self.sizes = (*sizes, num_slots)
+    self.size = num_slots
+    self.costs: dict[int, batch_sizes.Cost] = {}
+    self._state: Any = None
+    self._spare: Any = None
+    self._is_greedy = np.ones(num_slots, bool)
+
+  def _make_programs(
+    self,
+    plain: interface.DecodeSetup | None,
+    part: partitioning.Partitioner,
+  ) -> None:
+    """All that will compile; arguments as of `__init__`."""
+    setup = self.setup
     own = lambda fun, **named: part.jit(self._counted(fun, setup), **named)
     free = lambda fun, **named: part.jit(self._counted(fun), **named)
     self._read = own(chunks.read_on, donate_argnums=1)
@@ -118,12 +132,6 @@ class SlotDecoder:
     self._take = free(cache_lib.take, static_argnums=2)
     self._place = free(cache_lib.place, donate_argnums=0)
     self._resize = free(batch_sizes.resize)
-    self.sizes = (*sizes, num_slots)
-    self.size = num_slots
-    self.costs: dict[int, batch_sizes.Cost] = {}
-    self._state: Any = None
-    self._spare: Any = None
-    self._is_greedy = np.ones(num_slots, bool)
 
   def _counted(self, fun: Callable[..., Any], *first: Any):
     """`fun` after its first arguments; every trace counts as a compilation."""

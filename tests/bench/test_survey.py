@@ -32,9 +32,8 @@ def model():
   return runtime.with_random_streams(small, stream)
 
 
-@pytest.mark.parametrize(
-  'temperature', [0.0, pytest.param(0.9, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('temperature', [0.0, 0.9])
 def test_the_calls_are_those_that_decoding_makes(model, temperature):
   sampling = config.SamplingConfig(temperature=temperature)
   ids = [4, 0, 7]

@@ -157,7 +157,13 @@ def test_every_setting_changes_some_row():
       assert found != warm[cfg.temperature], name
 
 
-SLOW = ('streams gumbel', 'draft_model beam', 'draft_model independent')
+SLOW = (
+  'streams gumbel',
+  'streams beam',
+  'draft_model',
+  'draft_model beam',
+  'draft_model independent',
+)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def test_greedy_tokens_equal_plain_decoding(name):
   assert len({len(row) for row in result.tokens}) > 1
 
 
-@pytest.mark.parametrize('couple_noise', [True, False])
+@pytest.mark.parametrize(
+  'couple_noise', [True, pytest.param(False, marks=pytest.mark.slow)]
+)
 def test_sampled_tokens_equal_plain_decoding(couple_noise):
   options = config_drafting.DrafterConfig('medusa', couple_noise=couple_noise)
   drafter = medusa.Medusa(HEADS, TREES['best_first'], options)

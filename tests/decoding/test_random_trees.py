@@ -126,6 +126,7 @@ def _path(tree, node):
   return np.stack([tree.tokens[rows, above], tree.tokens[:, node]], axis=1)
 
 
+@pytest.mark.slow
 def test_a_beam_draws_paths_without_replacement():
   """Kool et al.: the best W of each depth, in order, by the joint law."""
   tree = _trees(BEAM, 'beam')

@@ -69,7 +69,13 @@ def plain(sampling=None, mode='fine_tuned'):
 
 
 @pytest.mark.parametrize('schedule', ['deferred', 'parallel'])
-@pytest.mark.parametrize('name', TREES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] if name == 'pruned' else [])
+    for name in TREES
+  ],
+)
 def test_greedy_tokens_equal_plain_decoding(name, schedule):
   made, weights = make(TREES[name], schedule)
   result = made.generate(weights, PROMPTS, seed=3)
@@ -77,7 +83,9 @@ def test_greedy_tokens_equal_plain_decoding(name, schedule):
   assert result.finish_reasons == plain().finish_reasons
 
 
-@pytest.mark.parametrize('name', ['best_first', 'pruned'])
+@pytest.mark.parametrize(
+  'name', ['best_first', pytest.param('pruned', marks=pytest.mark.slow)]
+)
 def test_sampled_tokens_equal_plain_decoding(name):
   made, weights = make(TREES[name], sampling=SAMPLED)
   result = made.generate(weights, PROMPTS, seed=3)

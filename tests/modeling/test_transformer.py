@@ -193,7 +193,7 @@ def test_padding_changes_nothing_and_gives_no_nan():
   [
     pytest.param('fine_tuned', 'minimal', False, marks=pytest.mark.slow),
     ('fine_tuned', 'full', False),
-    ('fine_tuned', 'none', True),
+    pytest.param('fine_tuned', 'none', True, marks=pytest.mark.slow),
     pytest.param('lossless', 'minimal', False, marks=pytest.mark.slow),
     ('lossless', 'full', True),
   ],

@@ -67,19 +67,19 @@ def test_one_more_is_too_many(num_prompt, asked, positions, message):
 def test_bounds_may_be_reached():
   biases = dict.fromkeys(range(edits.ROOM), 1.0)
   cfg = config.SamplingConfig(min_new_tokens=4, logit_bias=biases)
-  admission.check(_request(sampling=cfg), _model(), 4)
+  admission.check(_request(sampling=cfg), _model(), 4, 0)
   cfg = config.SamplingConfig(logit_bias=biases | {edits.ROOM: 1.0})
   with pytest.raises(ValueError, match=f'{edits.ROOM + 1} tokens are biased'):
-    admission.check(_request(sampling=cfg), _model(), 4)
+    admission.check(_request(sampling=cfg), _model(), 4, 0)
 
 
 def test_a_stop_text_needs_exact_pieces():
   model = _model()
-  admission.check(_request(stop=('a',)), model, 4)
+  admission.check(_request(stop=('a',)), model, 4, 0)
   model.pieces.is_exact = False
-  admission.check(_request(), model, 4)
+  admission.check(_request(), model, 4, 0)
   with pytest.raises(ValueError, match='stop texts need a tokenizer'):
-    admission.check(_request(stop=('a',)), model, 4)
+    admission.check(_request(stop=('a',)), model, 4, 0)
 
 
 def test_ids_count_once():
@@ -97,7 +97,7 @@ def test_ids_count_once():
 
 def test_a_batch_of_one():
   rows = admission.as_arrays(
-    _request(), most=4, ids=[9, 7, 9], num_ids=4, has_drafts=True
+    _request(), most=4, ids=[9, 7, 9], num_ids=4, num_guessed=0, has_drafts=True
   )
   assert np.asarray(rows.limits).tolist() == [4]
   assert np.asarray(rows.eos_ids).tolist() == [[7, 9, -1, -1]]

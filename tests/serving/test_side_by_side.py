@@ -376,7 +376,7 @@ def test_adapters_that_do_not_fit(found, message):
       serving_models.base,
       'streams',
       {'a': serving_models.peft()},
-      "drafter is 'streams' but no adapter brings some; use 'prompt_lookup'",
+      "drafter is 'streams' but no adapter brings streams; use 'prompt_lookup'",
     ),
     (
       serving_models.base,

@@ -317,6 +317,7 @@ def test_trained_heads_accept_more_than_untrained_ones(trained):
   assert fast.tokens_per_call() > 1.3 * slow.tokens_per_call()
 
 
+@pytest.mark.slow
 def test_calibrated_tree_is_the_default_and_is_saved(trained):
   cfg = checkpoint.read_config(trained / 'run' / 'medusa')
   assert cfg.tree.kind == 'fixed' and 1 < cfg.tree.size <= 6

@@ -369,8 +369,8 @@ def test_pruning_uses_at_most_its_share_of_anchors(subset, monkeypatch):
 def test_top1_of_the_pruning_adapter_counts_first_places(monkeypatch):
   ranks = np.array([[0, 1, 2, 0], [1, 1, 3, 0]])
   weights = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])[..., None]
-  scored = objective.TokenLoss(ranks, ranks)
-  monkeypatch.setattr(objective, 'token_loss', lambda *_: scored)
+  scored = losses.TokenLoss(ranks, ranks)
+  monkeypatch.setattr(losses, 'token_loss', lambda *_: scored)
   model = types.SimpleNamespace(early_hidden=lambda x: x)
   rest = np.zeros((2, 4), np.int32), weights, weights, CFG, {}
   metrics = objective._pruning_loss(model, np.zeros((2, 4, 3)), *rest)[1]

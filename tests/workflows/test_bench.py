@@ -186,6 +186,7 @@ def test_a_drafter_may_have_a_label(model, options, tmp_path):
   assert found.drafter == 'streams' and found.tree['num_nodes'] == 3
 
 
+@pytest.mark.slow
 def test_grid_of_temperatures_and_batches(model, options, tmp_path):
   grid = bench.dataclasses.replace(
     options, temperatures=(0.0, 0.7), batch_sizes=(1, 2), repeats=2

@@ -31,6 +31,7 @@ def run(model, options=OPTIONS, **kwargs):
   return {found.name: found for found in check.check(model, options, **kwargs)}
 
 
+@pytest.mark.slow
 def test_lossless_decoding_passes_every_property(model):
   found = run(model)
   assert all(p.passed for p in found.values())

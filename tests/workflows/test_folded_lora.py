@@ -153,6 +153,7 @@ def test_merging_keeps_streams_lossless(root):
   assert tokens(model, 'streams') == tokens(load(root, 'tuned'), 'none')
 
 
+@pytest.mark.slow
 def test_going_on_keeps_the_folded_lora(root):
   train(
     root, 'more', recipe(steps=2), init_adapter=str(root / 'run' / 'adapter')

@@ -44,6 +44,7 @@ def done(folders):
   )
 
 
+@pytest.mark.slow
 def test_it_prints_candidates_and_keeps_the_fastest(folders, done):
   root, _, adapter = folders
   assert done.status == 0, done.err
@@ -59,6 +60,7 @@ def test_it_prints_candidates_and_keeps_the_fastest(folders, done):
   assert (root / 'run' / 'measured.jsonl').is_file()
 
 
+@pytest.mark.slow
 def test_generate_takes_what_was_tuned(folders, done):
   assert done.status == 0
   _, base, adapter = folders
@@ -88,6 +90,7 @@ def test_generate_takes_what_was_tuned(folders, done):
   tuning.keep(adapter, kept)
 
 
+@pytest.mark.slow
 def test_the_same_command_measures_nothing_twice(folders, done, monkeypatch):
   assert done.status == 0
   root, base, adapter = folders
