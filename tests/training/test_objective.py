@@ -368,11 +368,14 @@ def test_pruning_uses_at_most_its_share_of_anchors(subset, monkeypatch):
 
 def test_top1_of_the_pruning_adapter_counts_first_places(monkeypatch):
   ranks = np.array([[0, 1, 2, 0], [1, 1, 3, 0]])
-  weights = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])[..., None]
+  weights = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
   scored = losses.TokenLoss(ranks, ranks)
   monkeypatch.setattr(losses, 'token_loss', lambda *_: scored)
   model = types.SimpleNamespace(early_hidden=lambda x: x)
-  rest = np.zeros((2, 4), np.int32), weights, weights, CFG, {}
+  anchors = np.zeros((2, 4), np.int32)
+  monkeypatch.setattr(objective, '_main_targets', lambda *_: (ranks, weights))
+  monkeypatch.setattr(objective, '_pruning_step', lambda *_: 1)
+  rest = {}, (anchors, weights), CFG, {}
   metrics = objective._pruning_loss(model, np.zeros((2, 4, 3)), *rest)[1]
   assert metrics['top1/pruning'] == (2, 7)
 
