@@ -38,6 +38,14 @@ def test_the_first_call_after_plain_ones_has_no_drafts():
   assert not plain.has_drafts and plain.count_calls(3, has_drafts=True) == 0
 
 
+def test_one_plain_call_is_enough_and_one_call_may_come_after_it():
+  row = _row()
+  assert row.count_calls(2, has_drafts=True) == 2
+  assert row.count_calls(3, has_drafts=False) == 0
+  assert row.count_calls(4, has_drafts=True) == 0
+  assert row.count_calls(6, has_drafts=True) == 2
+
+
 def test_plain_calls_are_those_that_gave_tokens():
   row = _row()
   row.count_calls(2, has_drafts=True)
