@@ -44,6 +44,7 @@ class Row:
     self._drafts_per_call = drafts_per_call
     self.has_drafts = drafts_per_call > 0
     self._are_plain: list[bool] = []  # of each call
+    self._has_tree = True  # drafts that the next call verifies
     self._started: float | None = None
     self._first: float | None = None
     self._answer: answers.Answer | None = None
@@ -86,11 +87,12 @@ class Row:
       How many of them verified drafts.
     """
     count = num_calls - len(self._are_plain)
-    # After calls without drafts there are none to verify at first.
-    is_first_plain = bool(self._are_plain) and self._are_plain[-1]
-    plain = [not (has_drafts and self.has_drafts)] * count
-    if plain and is_first_plain:
-      plain[0] = True
+    is_drafting = has_drafts and self.has_drafts
+    plain = [not is_drafting] * count
+    if plain:
+      # After a call without drafts there are none to verify at first.
+      plain[0] |= not self._has_tree
+      self._has_tree = is_drafting
     self._are_plain += plain
     return count - sum(plain)
 
