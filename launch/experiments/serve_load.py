@@ -87,6 +87,8 @@ class Load:
     self, num_clients: int, *, drafts: bool
   ) -> tuple[float, list[Answer]]:
     """(seconds that it took, answers) of so many clients for a while."""
+    # Every phase asks the same, from the first on.
+    self._numbers = itertools.count()
     end, answers = time.monotonic() + FLAGS.seconds, []
 
     def client():
