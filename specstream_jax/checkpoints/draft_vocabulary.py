@@ -47,6 +47,18 @@ def save(path: str, ids: np.ndarray, metadata: dict[str, Any]) -> None:
   files.write_all(folder, {name: lambda path: files.write_text(path, text)})
 
 
+def num_tokens(folder: str) -> int:
+  """How many an adapter's folder has; 0 without a vocabulary.
+
+  Raises:
+    ValueError: the file cannot be read.
+  """
+  path = os.path.join(folder, FILE)
+  if not (folder and os.path.isfile(path)):
+    return 0
+  return len(files.read_json(path).get('ids', ()))
+
+
 def load(
   path: str, *, tokenizer_sha256: str | None, vocab_size: int, size: int = 0
 ) -> np.ndarray:

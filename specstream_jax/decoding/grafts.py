@@ -10,8 +10,6 @@ Such a node is as likely as the surer of the two says.
 Axis letters: B rows, M tree nodes including the root, L tokens of a chain.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 
 from specstream_jax import arrays
@@ -19,19 +17,20 @@ from specstream_jax.decoding import tree as tree_lib
 
 
 def graft(
-  scored: tree_lib.Scored, chain: arrays.Array, log_probs: arrays.Array
-) -> tree_lib.Scored:
+  tree: tree_lib.DraftTree, chain: arrays.Array, log_probs: arrays.Array
+) -> tree_lib.DraftTree:
   """The tree with the chain below its root, M + L nodes.
 
   Nodes 0 to M - 1 are those of the tree; of the others, those that the tree
   has come back unused.
 
   Args:
-    scored: a tree in which no path is there twice.
+    tree: with scores; no path is there twice.
     chain: [B, L] int32; -1 marks a token, and all after it, as unused.
     log_probs: [B, L] float32 of the chain up to each token, which never rises.
   """
-  tree, scores = scored
+  scores = tree.scores
+  assert scores is not None
   count = tree.tokens.shape[1]
   log_probs = jnp.where(chain >= 0, log_probs, -jnp.inf)
   node = jnp.zeros(len(chain), jnp.int32)  # the tree's, where they part
@@ -52,31 +51,27 @@ def graft(
     [x, jnp.where(is_used, values, unused)], axis=1
   ).astype(x.dtype)
   depths = jnp.arange(1, chain.shape[1] + 1)[None]
-  return tree_lib.Scored(
-    tree_lib.DraftTree(
-      add(tree.tokens, chain, -1),
-      add(tree.parents, jnp.stack(parents, axis=1), 0),
-      add(tree.depths, depths, 1),
-    ),
-    add(scores, log_probs, -jnp.inf),
+  return tree_lib.DraftTree(
+    add(tree.tokens, chain, -1),
+    add(tree.parents, jnp.stack(parents, axis=1), 0),
+    add(tree.depths, depths, 1),
+    scores=add(scores, log_probs, -jnp.inf),
   )
 
 
 def best(
-  scored: tree_lib.Scored, size: int, sizes: arrays.Array | None = None
+  tree: tree_lib.DraftTree, size: int, sizes: arrays.Array | None = None
 ) -> tree_lib.DraftTree:
   """The tree of the root and the nodes that are likeliest.
 
   Args:
-    scored: of at least `size` nodes.
+    tree: with scores, of at least `size` nodes.
     size: of the tree to make, the root among them.
     sizes: [B] int32, how many of them each row uses; None for all.
   """
-  scores = scored.scores
+  scores = tree.scores
+  assert scores is not None
   if sizes is not None:
     drafts = tree_lib.within(scores[:, 1:], sizes - 1)
     scores = jnp.concatenate([scores[:, :1], drafts], axis=1)
-  tree, survivors = tree_lib.prune(scored.tree, scores, size)
-  scores = jnp.take_along_axis(scores, survivors, axis=1)
-  scores = jnp.where(tree.tokens < 0, -jnp.inf, scores).at[:, 0].set(0.0)
-  return dataclasses.replace(tree, scores=scores)
+  return tree_lib.likeliest(tree, scores, size)

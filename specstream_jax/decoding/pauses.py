@@ -91,6 +91,7 @@ def run(
     return after, _seen(gauge, state, after, pays_above), num_steps + 1
 
   def both(carry):
+    """Calls with drafts for as long as they pay, then a pause."""
     state, gauge, num_steps = jax.lax.while_loop(drafts, draft, carry)
     gauge = _rest(gauge, pays_above)
     steps = jnp.minimum(gauge.resting, max_steps - num_steps)

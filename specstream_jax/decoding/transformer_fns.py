@@ -131,7 +131,7 @@ def model_fns(
     if schedule != 'parallel':
       state = _leaf_streams(model, state, positions, cache)
     head = params.drafter.head if has_draft_head else None
-    return interface.StreamLogits(_draft_logits(model, state, head), state)
+    return interface.StreamLogits(draft_logits(model, state, head), state)
 
   coupling = None
   if 'coupling' in built.adapter:
@@ -201,8 +201,19 @@ def _coupling_logits(
   return model.coupling_logits(hidden, parents, candidates)
 
 
-def _draft_logits(model, hidden, head: DraftHead | None) -> arrays.Array:
-  """Logits [..., V] of the head's tokens; the others are never drafted."""
+def draft_logits(
+  model: transformer.Transformer, hidden: arrays.Array, head: DraftHead | None
+) -> arrays.Array:
+  """Logits of the head's tokens; the others are never drafted.
+
+  Args:
+    model: whose head there is without one for drafts.
+    hidden: [..., D] normalised.
+    head: of some tokens, or None for all.
+
+  Returns:
+    float32 [..., V].
+  """
   if head is None:
     return model.logits(hidden)
   cfg = model.cfg

@@ -46,7 +46,7 @@ class DraftTree:
     law: of drafts that were drawn at random, siblings in the order of their
       draws; None for drafts that were chosen.
     scores: [B, M] float32 log-probability of each node's path as the drafter
-      sees it, -inf for unused nodes; None if it does not say.
+      sees it, 0 of the root, -inf of unused nodes; None if it does not say.
   """
 
   tokens: arrays.Array
@@ -116,28 +116,14 @@ class Limits(NamedTuple):
   branching: arrays.Array
 
 
-class Scored(NamedTuple):
-  """A tree, and how likely its nodes are.
-
-  Attributes:
-    tree: M nodes.
-    scores: [B, M] float32 log-probability of each node's path, 0 of the root,
-      -inf of unused nodes. No child outscores its parent.
-  """
-
-  tree: DraftTree
-  scores: arrays.Array
-
-
-def blank(root: arrays.Array, size: int) -> Scored:
+def blank(root: arrays.Array, size: int) -> DraftTree:
   """Room for `size` nodes of which only the root [B] is used."""
   shape = len(root), size
   tokens = jnp.full(shape, -1, jnp.int32).at[:, 0].set(root)
   zeros = jnp.zeros(shape, jnp.int32)
   depths = zeros.at[:, 1:].set(1)
   scores = jnp.full(shape, -jnp.inf, jnp.float32).at[:, 0].set(0.0)
-  tree = DraftTree(tokens, zeros, depths, scores=scores)
-  return Scored(tree, scores)
+  return DraftTree(tokens, zeros, depths, scores=scores)
 
 
 def from_stream_logits(
@@ -172,7 +158,7 @@ def from_stream_logits(
       edge_scores=edge_scores,
       before_root=before_root,
       limits=limits,
-    ).tree
+    )
   logits = _checked(logits, cfg)
   parents, depths, ranks = topology.arrays(cfg)
   log_probs, top = sampling.top_k(
@@ -207,7 +193,7 @@ def best_first(
   edge_scores: EdgeScores | None = None,
   before_root: arrays.Array | None = None,
   limits: Limits | None = None,
-) -> Scored:
+) -> DraftTree:
   """The M - 1 nodes of highest joint probability; closed under ancestors.
 
   Level by level the best M - 1 nodes, then the best M - 1 of all levels: a
@@ -274,10 +260,15 @@ def _select(scores, tokens, parents, depths, root, num_drafts):
   scores = jnp.pad(scores, ((0, 0), (1, short)), constant_values=-jnp.inf)
   tokens = pad(tokens, -1).at[:, 0].set(root)
   whole = DraftTree(tokens, pad(parents, 0), pad(depths, 1))
-  tree, survivors = prune(whole, scores, num_drafts + 1)
+  return likeliest(whole, scores, num_drafts + 1)
+
+
+def likeliest(tree: DraftTree, scores: arrays.Array, keep: int) -> DraftTree:
+  """The tree that `prune` leaves, with the scores of its nodes."""
+  tree, survivors = prune(tree, scores, keep)
   scores = jnp.take_along_axis(scores, survivors, axis=1)
   scores = jnp.where(tree.tokens < 0, -jnp.inf, scores).at[:, 0].set(0.0)
-  return Scored(dataclasses.replace(tree, scores=scores), scores)
+  return dataclasses.replace(tree, scores=scores)
 
 
 def coupled_edges(

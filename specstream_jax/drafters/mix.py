@@ -152,7 +152,7 @@ class Mix:
       right=add(state.right, outcome.is_right),
     )
 
-  def _grown(self, params, context, state, log_probs) -> tree_lib.Scored:
+  def _grown(self, params, context, state, log_probs) -> tree_lib.DraftTree:
     """The streams' tree, or none of its nodes where copies will do."""
     ask = lambda: self.streams.scored(params, context, state.streams)
     chain = state.copies.last.chains[:, 0]

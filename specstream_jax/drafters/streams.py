@@ -241,7 +241,7 @@ class Streams:
 
   def scored(
     self, params: Any, context: interface.DraftContext, state: Any
-  ) -> tree_lib.Scored:
+  ) -> tree_lib.DraftTree:
     """The `best_first` tree of the leaf's streams, and how likely its nodes are.
 
     Rows whose trees have another shape get such a tree, too.

@@ -152,6 +152,7 @@ def tuning(
   """
 
   def paint(axes):
+    """One line per label, and its dots."""
     ax = axes[0, 0]
     ticks = sorted({n for pairs in predicted.values() for n, _ in pairs})
     for i, (label, pairs) in enumerate(predicted.items()):

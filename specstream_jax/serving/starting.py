@@ -4,12 +4,11 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import itertools
-import os
 
 import jax
 
 from specstream_jax import memory, partitioning, runtime
-from specstream_jax.checkpoints import draft_vocabulary, files, fitted, tuning
+from specstream_jax.checkpoints import draft_vocabulary, fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
   batch_sizes,
@@ -56,17 +55,10 @@ def _streams(model, adapters) -> str:
   pairs = [(one.folder, one.tree or model.tree) for one in found]
   pairs = pairs or [(model.adapter_dir, model.tree)]
   has_own = all(
-    _num_tokens(folder) >= topology.width(tree) for folder, tree in pairs
+    draft_vocabulary.num_tokens(folder) >= topology.width(tree)
+    for folder, tree in pairs
   )
   return 'streams:vocabulary=adapter' if has_own else 'streams'
-
-
-def _num_tokens(folder: str) -> int:
-  """Of an adapter's draft vocabulary; 0 without."""
-  path = os.path.join(folder, draft_vocabulary.FILE)
-  if not (folder and os.path.isfile(path)):
-    return 0
-  return len(files.read_json(path).get('ids', ()))
 
 
 def with_tuned_tree(
@@ -81,11 +73,7 @@ def with_tuned_tree(
   Raises:
     ValueError: its tuning.json is damaged.
   """
-  if found.stream is None or not (
-    found.folder and tuning.is_there(found.folder)
-  ):
-    return found
-  tuned = tuning.find(found.folder, tune.place(model, 1))
+  tuned = tune.find(model, 1, folder=found.folder) if found.stream else None
   if tuned is None:
     return found
   tree = drafting.parse(tuned.drafter, found.tree or model.tree).tree

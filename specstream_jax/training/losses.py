@@ -66,6 +66,7 @@ def token_loss(
 
   @jax.checkpoint
   def chunk(hidden, targets, *teacher):
+    """Losses of the rows [B, c] of a chunk."""
     logits = model.logits(hidden)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
     total = jax.nn.logsumexp(logits, axis=-1)

@@ -12,7 +12,7 @@ import shutil
 
 from specstream_jax import config, runtime
 from specstream_jax.bench import results, summary
-from specstream_jax.checkpoints import adapters, draft_vocabulary, files
+from specstream_jax.checkpoints import adapters, draft_vocabulary
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import records
 from specstream_jax.workflows import adapt_plan, bench, generate, generate_file
@@ -62,8 +62,7 @@ def write_vocabulary(adapter: str, data_dir: str) -> None:
 
 def candidates(model: runtime.Model) -> list[str]:
   """Drafters to choose from, for a model with an adapter and its vocabulary."""
-  path = os.path.join(model.adapter_dir, draft_vocabulary.FILE)
-  num_tokens = files.read_json(path)['num_tokens']
+  num_tokens = draft_vocabulary.num_tokens(model.adapter_dir)
   kind = 'accelerator' if adapt_plan.is_accelerated() else 'cpu'
   plain = [f'streams:num_nodes={count}' for count in _NODES[kind]]
   is_smaller = (

@@ -146,14 +146,23 @@ def place(model: runtime.Model, num_rows: int) -> tuning.Place:
   )
 
 
-def find(model: runtime.Model, num_rows: int) -> tuning.Tuned | None:
-  """What was tuned for this adapter, this machine and so many rows.
+def find(
+  model: runtime.Model, num_rows: int, *, folder: str | None = None
+) -> tuning.Tuned | None:
+  """What was tuned for an adapter, this machine and so many rows.
+
+  Args:
+    model: of which the number type counts.
+    num_rows: that decode together.
+    folder: of the adapter; None takes the one that the model was loaded with,
+      if it has streams.
 
   Raises:
     ValueError: tuning.json is damaged.
   """
-  folder = model.adapter_dir
-  if model.stream is None or not (folder and tuning.is_there(folder)):
+  if folder is None:
+    folder = model.adapter_dir if model.stream else ''
+  if not (folder and tuning.is_there(folder)):
     return None
   return tuning.find(folder, place(model, num_rows))
 

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import os
 import statistics
 from typing import Any
 
@@ -15,7 +14,7 @@ from specstream_jax.bench import (
   journal as journal_lib,
   survey as survey_lib,
 )
-from specstream_jax.checkpoints import draft_vocabulary, fields, files
+from specstream_jax.checkpoints import draft_vocabulary, fields
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.outputs import progress as progress_lib
 
@@ -205,10 +204,7 @@ def _in_turns(sides: Sequence[Side]) -> Iterator[tuple[int, Side]]:
 
 def _vocabularies(model) -> tuple[str, ...]:
   """Settings of `vocabulary` to try: all tokens, and the adapter's own."""
-  path = os.path.join(model.adapter_dir, draft_vocabulary.FILE)
-  if not os.path.isfile(path):
-    return ('',)
-  num_tokens = files.read_json(path)['num_tokens']
+  num_tokens = draft_vocabulary.num_tokens(model.adapter_dir)
   return ('', 'adapter') if num_tokens >= _width(model) else ('',)
 
 

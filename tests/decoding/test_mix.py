@@ -94,12 +94,12 @@ def test_a_mix_is_the_likeliest_paths_of_both(seed):
   logits, root, chain, log_probs = _case(seed)
   sizes = np.array([6, 6, 4])
   grown, whole, best = _mixed()(logits, root, chain, log_probs, sizes)
-  for row, want in enumerate(paths(grown.tree, grown.scores)):
+  for row, want in enumerate(paths(grown, grown.scores)):
     for end in range(1, LENGTH + 1):
       if chain[row, end - 1] >= 0:
         path, own = tuple(chain[row, :end].tolist()), log_probs[row, end - 1]
         want[path] = max(float(own), want.get(path, -np.inf))
-    assert paths(whole.tree, whole.scores)[row] == pytest.approx(want)
+    assert paths(whole, whole.scores)[row] == pytest.approx(want)
     order = sorted(want, key=want.get, reverse=True)
     assert set(paths(best)[row]) == set(order[: sizes[row] - 1])
 
@@ -109,7 +109,7 @@ def test_without_a_copy_the_tree_is_the_streams_bit_for_bit():
   nothing = np.full_like(chain, -1)
   sizes = np.full(BATCH, TREE.size)
   grown, _, best = _mixed()(logits, root, nothing, log_probs, sizes)
-  for got, want in zip(jax.tree.leaves(best), jax.tree.leaves(grown.tree)):
+  for got, want in zip(jax.leaves(best), jax.tree.leaves(grown.tree)):
     np.testing.assert_array_equal(got, want)
 
 
