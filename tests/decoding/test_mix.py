@@ -109,7 +109,7 @@ def test_without_a_copy_the_tree_is_the_streams_bit_for_bit():
   nothing = np.full_like(chain, -1)
   sizes = np.full(BATCH, TREE.size)
   grown, _, best = _mixed()(logits, root, nothing, log_probs, sizes)
-  for got, want in zip(jax.leaves(best), jax.tree.leaves(grown.tree)):
+  for got, want in zip(jax.tree.leaves(best), jax.tree.leaves(grown)):
     np.testing.assert_array_equal(got, want)
 
 
