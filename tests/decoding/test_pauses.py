@@ -119,8 +119,11 @@ def test_the_cache_stays_where_it_is(model):
   lowered = decoder._run_pausing.lower(
     decoder.params, state, decoder._gauge, jnp.int32(9), None
   )
-  text = lowered.compile().as_text()
-  lines = hlo.copies_of_size(text, state.cache.keys[0].nbytes)
+  compiled, layer_bytes = lowered.compile(), state.cache.keys[0].nbytes
+  lines = hlo.copies_of_size(compiled.as_text(), layer_bytes)
   # Attention weights have the slots in them, but not the width of a head.
   lines = [line for line in lines if 8 in hlo.dims(line)]
   assert not lines, '\n'.join(lines)
+  # Keys and values of two layers are given, and given back, in place.
+  aliased = compiled.memory_analysis().alias_size_in_bytes
+  assert aliased >= 4 * layer_bytes

@@ -49,8 +49,8 @@ def test_it_prints_candidates_and_keeps_the_fastest(folders, done):
   root, _, adapter = folders
   assert done.status == 0, done.err
   lines = done.out.splitlines()
-  # Two sizes; the vocabulary is narrower than the tree, or there are four.
-  assert len([line for line in lines if line.startswith('streams ')]) in (2, 4)
+  # Two sizes, each with all tokens and with the adapter's.
+  assert len([line for line in lines if line.startswith('streams ')]) == 4
   assert 'predictions were off by at most' in done.out
   assert f'kept: {os.path.realpath(adapter)}/tuning.json' in done.out
   found = json.loads((root / 'run' / 'tune.json').read_text())
