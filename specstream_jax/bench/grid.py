@@ -117,13 +117,13 @@ class Bench:
       key = _key(cell, runner.label, turn, repeat, number)
       bar.set_description(f'{cell.task} {runner.label}'[:32])
       if key in self._journal:
-        bar.update()
+        progress_lib.skip(bar)
         continue
       line = self._measure(cell, runner, batches[number])
       self._journal.add(key, line)
       bar.update()
-      if line['compile_seconds']:
-        progress_lib.forget_so_far(bar)
+      # Each rival compiles once, some of them late.
+      progress_lib.leave_out(bar, line['compile_seconds'])
 
   def _visits(
     self, cell, num_batches, shard=(0, 1)

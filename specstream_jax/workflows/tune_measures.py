@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import statistics
+import time
 from typing import Any
 
 import jax
@@ -127,14 +128,19 @@ class Measures:
       warm: set[Side] = set()
       for number, side in _in_turns(sides):
         key = ('cost', batch, number, *(side or ('none',)))
-        if key not in self._journal:
+        is_old = key in self._journal
+        if not is_old:
           if side not in warm:
-            self._time(side, batch)
+            start = time.time()
+            self._time(side, batch)  # compiles
             warm.add(side)
-            progress_lib.forget_so_far(bar)
+            progress_lib.leave_out(bar, time.time() - start)
           self._journal.add(key, {'seconds': self._time(side, batch)})
         seconds[side].append(self._journal[key]['seconds'])
-        bar.update()
+        if is_old:
+          progress_lib.skip(bar)
+        else:
+          bar.update()
     return {side: statistics.median(found) for side, found in seconds.items()}
 
   def _tree(self, nodes) -> config.TreeConfig:

@@ -35,3 +35,14 @@ def test_a_bar_that_is_not_shown_is_left_alone():
   progress.forget_so_far(made)
   progress.leave_out(made, 1.0)
   assert made.disable and made.n == 0
+
+
+def test_what_was_done_before_is_no_part_of_the_pace():
+  made = progress.bar(total=10, unit='step', show=True)
+  for _ in range(6):
+    progress.skip(made)
+  made.update(2)
+  assert (made.n, made.initial) == (8, 6)
+  made.close()
+  hidden = progress.bar(total=2, unit='step', show=False)
+  progress.skip(hidden)
