@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_computed_again(monkeypatch):
 def adapter(folder, num_tokens=40, vocab_size=400):
   """A model with an adapter's folder and vocabulary, as far as it is asked."""
   path = folder / draft_vocabulary.FILE
-  path.write_text(json.dumps({'num_tokens': num_tokens}))
+  path.write_text(json.dumps({'ids': list(range(num_tokens))}))
   return types.SimpleNamespace(
     adapter_dir=str(folder),
     tree=config.TreeConfig(branching=32),
