@@ -11,7 +11,7 @@ from specstream_jax.decoding import (
   interface,
   loop,
 )
-from specstream_jax.serving import requests, weights
+from specstream_jax.serving import requests, rows, weights
 from specstream_jax.text import stops as stops_lib
 
 
@@ -172,4 +172,47 @@ def as_arrays(
     edits=edits.request(cfgs),
     has_drafts=np.array([has_drafts]),  # pyright: ignore[reportArgumentType]
     guesses=guesses,  # pyright: ignore[reportArgumentType]
+  )
+
+
+def row(
+  request: requests.Request,
+  served: weights.Served,
+  model: runtime.Model,
+  setup: interface.DecodeSetup,
+  cfg: serving.EngineConfig,
+) -> rows.Row:
+  """A request as it stands in the queue.
+
+  Args:
+    request: what is asked for.
+    served: its adapter.
+    model: what decodes.
+    setup: drafter and sizes.
+    cfg: of the engine.
+
+  Raises:
+    ValueError: it does not fit.
+  """
+  most = limit(request, model, cfg, setup.drafter.size)
+  guessed = room_to_guess(setup.drafter, cfg)
+  check(request, model, most, guessed)
+  own, asked = end_ids(request, model, served, cfg.max_end_ids)
+  has_drafts = request.has_drafts and served.has_drafts
+  arrays = as_arrays(
+    request,
+    most=most,
+    ids=[*own, *asked],
+    num_ids=cfg.max_end_ids,
+    num_guessed=guessed,
+    has_drafts=has_drafts,
+  )
+  return rows.Row(
+    requests.Handle(request),
+    model,
+    served,
+    arrays,
+    eos_ids=own,
+    stop_ids=asked,
+    drafts_per_call=served.num_drafts * has_drafts,
   )

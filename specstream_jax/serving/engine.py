@@ -256,31 +256,12 @@ class Engine:
 
   def _row(self, request) -> rows.Row:
     """A request as it will stand in the queue; raises if it cannot."""
-    served = self._served(request.adapter)
-    setup, model = self._weights.setup, self.model
-    size = setup.drafter.size
-    most = admission.limit(request, model, self.cfg, size)
-    guessed = admission.room_to_guess(setup.drafter, self.cfg)
-    admission.check(request, model, most, guessed)
-    room = self.cfg.max_end_ids
-    own, asked = admission.end_ids(request, model, served, room)
-    has_drafts = request.has_drafts and served.has_drafts
-    arrays = admission.as_arrays(
+    return admission.row(
       request,
-      most=most,
-      ids=[*own, *asked],
-      num_ids=room,
-      num_guessed=guessed,
-      has_drafts=has_drafts,
-    )
-    return rows.Row(
-      requests.Handle(request),
-      model,
-      served,
-      arrays,
-      eos_ids=own,
-      stop_ids=asked,
-      drafts_per_call=served.num_drafts * has_drafts,
+      self._served(request.adapter),
+      self.model,
+      self._weights.setup,
+      self.cfg,
     )
 
   def _check_open(self) -> None:
@@ -389,33 +370,37 @@ class Engine:
       return
     self._fit(len(self._rows))
     decoder, running = self._decoder, self._rows.values()
-    names = [row.kind if row.has_drafts else None for row in running]
-    self._is_drafting = self._policy.has_drafts(decoder.size, names)
+    self._is_drafting = self._policy.has_drafts(
+      decoder.size, [row.running for row in running]
+    )
     decoder.advance(
       self._weights.of_slots(decoder.size),
       self.cfg.quantum,
       min_running=len(running),
       has_drafts=self._is_drafting,
     )
-    seen, leaving = decoder.look(), {}
+    seen, leaving, calls, num_tokens = decoder.look(), {}, [], 0
     for slot, row in self._rows.items():
       tokens = seen.tokens[slot, row.num_seen : seen.num_tokens[slot]]
-      self._count(row, int(seen.calls[slot]), len(tokens))
+      calls.append(self._count(row, int(seen.calls[slot]), len(tokens)))
+      num_tokens += len(tokens)
       reason, lengths = stopping.REASONS[int(seen.finish_reason[slot])], None
       if row.handle.request.has_steps:
         lengths = decoder.accept_lengths(slot, int(seen.calls[slot]))
       row.take(tokens.tolist(), reason, lengths)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
+    self._policy.note(decoder.size, calls, num_tokens)
     if leaving:
       self._leave(leaving, seen)
 
-  def _count(self, row: rows.Row, calls: int, num_tokens: int) -> None:
-    """Notes what a row's calls, so many by now, gave in this quantum."""
+  def _count(self, row: rows.Row, calls: int, num_tokens: int) -> int:
+    """Notes what a row's calls, so many by now, gave; how many are new."""
     new = calls - row.num_calls
     drafting = row.count_calls(calls, has_drafts=self._is_drafting)
     if drafting:
       self._policy.learn(row.kind, drafting, num_tokens - new)
+    return new
 
   def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:
     """Ends the rows of some slots, for a reason each, and frees those."""

@@ -6,15 +6,38 @@ size of the batch and on the device. It was measured at the start. Drafts pay if
 rows get more tokens of a call, on average, than the step costs more; what rows
 get is measured as they go, adapter by adapter. As the shape of a step is that of
 the batch, a row alone saves nothing by not drafting: the batch decides.
+
+Texts change, and nothing is learnt without drafts. So a batch for which they do
+not pay tries them now and then, as long as what that lost is a small share of
+the time.
 """
 
 from collections.abc import Mapping, Sequence
+import math
+from typing import NamedTuple
 
 from specstream_jax.decoding import batch_sizes
 
-_LEAST = 32  # calls that tell something of an adapter
+# Calls, and tokens of each, that count for an adapter that nobody knows.
+_PRIOR_CALLS, _PRIOR_GAIN = 16, 3.0
 _MEMORY = 512  # calls after which what they told is forgotten by two thirds
-_PROBE = 64  # quanta without drafts after which one tries again
+_MARGIN = 1.05  # by which drafts must pay more before a batch begins with them
+_SHARE = 0.01  # of the time, that trying may lose
+
+
+class Running(NamedTuple):
+  """A row, as far as it matters here.
+
+  Attributes:
+    name: of its adapter; None for a row without drafts.
+    left: tokens that it may still have.
+    has_tree: whether the next call has drafts to verify; without, it gives one
+      token, whatever it costs.
+  """
+
+  name: str | None
+  left: int
+  has_tree: bool = True
 
 
 class Policy:
@@ -35,36 +58,46 @@ class Policy:
     self._costs, self._most = costs, max_drafting_rows
     self._calls: dict[str, float] = {}
     self._accepted: dict[str, float] = {}
-    self._num_plain = 0
+    self._is_drafting = self._is_trying = False
+    self._busy = self._lost = 0.0  # seconds of all steps, and by trying
 
-  def has_drafts(self, size: int, names: Sequence[str | None]) -> bool:
+  def has_drafts(self, size: int, rows: Sequence[Running]) -> bool:
     """Whether a batch drafts now.
 
     Args:
       size: of the batch.
-      names: of the adapter of each row that runs; None for rows without drafts.
+      rows: those that run, at least one.
     """
-    if all(name is None for name in names):
+    self._is_trying = False
+    if all(row.name is None for row in rows):
       return False
     if self._most is not None:
-      return len(names) <= self._most
+      return len(rows) <= self._most
     if size not in self._costs:
       return True
-    least = self._costs[size].break_even * len(names)
-    if sum(map(self._gain, names)) > least:
-      return True
-    self._num_plain += 1
-    # Texts change, and nothing is learnt without drafts.
-    return self._num_plain % _PROBE == 0
+    needed = self._costs[size].break_even * len(rows)
+    if not self._is_drafting:
+      needed *= _MARGIN
+    self._is_drafting = sum(map(self._per_call, rows)) > needed
+    self._is_trying = not self._is_drafting and (
+      self._lost < _SHARE * self._busy
+    )
+    return self._is_drafting or self._is_trying
 
-  def _gain(self, name: str | None) -> float:
-    """Tokens per call that a row can hope for."""
-    if name is None:
+  def _per_call(self, row: Running) -> float:
+    """Tokens that a call gives a row on average, if it drafts to its end."""
+    if row.name is None:
       return 1.0
-    calls = self._calls.get(name, 0.0)
-    if calls < _LEAST:
-      return float('inf')
-    return 1.0 + self._accepted[name] / calls
+    calls = int(not row.has_tree)
+    left = max(row.left - calls, 0)
+    calls += math.ceil(left / self.gain(row.name))
+    return max(row.left, 1) / max(calls, 1)
+
+  def gain(self, name: str) -> float:
+    """Tokens per call with drafts that rows of an adapter can hope for."""
+    calls = self._calls.get(name, 0.0) + _PRIOR_CALLS
+    hoped = (_PRIOR_GAIN - 1) * _PRIOR_CALLS
+    return 1.0 + (self._accepted.get(name, 0.0) + hoped) / calls
 
   def learn(self, name: str, calls: int, accepted: int) -> None:
     """What calls with drafts came to.
@@ -77,3 +110,22 @@ class Policy:
     kept = (1 - 1 / _MEMORY) ** calls
     self._calls[name] = self._calls.get(name, 0.0) * kept + calls
     self._accepted[name] = self._accepted.get(name, 0.0) * kept + accepted
+
+  def note(self, size: int, calls: Sequence[int], num_tokens: int) -> None:
+    """What the quantum came to that `has_drafts` was asked for.
+
+    Args:
+      size: of the batch.
+      calls: of the model, by row.
+      num_tokens: of all rows.
+    """
+    cost, num_calls = self._costs.get(size), sum(calls)
+    if cost is None or not num_calls:
+      return
+    has_drafts = self._is_drafting or self._is_trying
+    spent = max(calls) * (cost.drafting if has_drafts else cost.plain)
+    self._busy += spent
+    if self._is_trying:
+      # Without drafts the tokens take as many calls as there are of them.
+      plain = max(calls) * num_tokens / num_calls * cost.plain
+      self._lost = max(self._lost + spent - plain, 0.0)

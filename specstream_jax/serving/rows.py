@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import itertools
 import time
 
+import numpy as np
+
 from specstream_jax import runtime
 from specstream_jax.decoding import loop
-from specstream_jax.serving import answers, requests, weights
+from specstream_jax.serving import answers, policy, requests, weights
 from specstream_jax.text import completion as completion_lib
 
 
@@ -65,6 +67,13 @@ class Row:
   def num_calls(self) -> int:
     """Calls of the model that it took part in so far."""
     return len(self._are_plain)
+
+  @property
+  def running(self) -> policy.Running:
+    """What a policy wants to know of it."""
+    limit = int(np.asarray(self.arrays.limits)[0])
+    name = self.kind if self.has_drafts else None
+    return policy.Running(name, limit - self.num_seen, self._has_tree)
 
   def why_ends(self, now: float) -> str:
     """Why it has to end though it could go on; '' if it need not."""

@@ -8,81 +8,133 @@ from specstream_jax.serving import policy
 
 # Two tokens a call pay for drafts of one row, four for those of eight.
 COSTS = {1: batch_sizes.Cost(0.1, 0.2), 8: batch_sizes.Cost(0.2, 0.8)}
+_LEFT = 10_000  # tokens, enough for what comes at the end not to count
+
+
+def _rows(names, left=_LEFT, has_tree=True):
+  return [policy.Running(name, left, has_tree) for name in names]
 
 
 @pytest.fixture
 def weighed():
   made = policy.Policy(COSTS, None)
-  made.learn('good', 100, 250)  # 3.5 tokens a call
-  made.learn('bad', 100, 30)  # 1.3
-  made.learn('even', 32, 32)  # 2, and just enough to be known
+  # 16 calls of three tokens count beside what was seen.
+  made.learn('good', 100, 258)  # (258 + 32) / 116 = 2.5: 3.5 tokens a call
+  made.learn('bad', 100, 0)  # 1.276
+  made.learn('even', 64, 48)  # 2 exactly
   return made
 
 
 @pytest.mark.parametrize(
-  ('size', 'rows', 'want'),
+  ('size', 'names', 'want'),
   [
     (1, ['good'], True),
     (1, ['bad'], False),
     (1, [None], False),
     (8, ['good'] * 6, False),
-    (1, ['good', 'bad'], True),  # 2.4 on average
-    (1, ['good', 'bad', 'bad'], True),  # 2.03
-    (1, ['good', 'bad', 'bad', None], False),
+    (1, ['good', 'bad'], True),  # 2.39 on average
+    (1, ['good', 'bad', 'bad'], False),  # 2.02, which is not enough to begin
     (1, ['good', 'good', None], True),  # a row without drafts is one of them
     (1, ['even'], False),  # two tokens pay nothing
     (4, ['bad'], True),  # nobody knows what it costs
   ],
 )
-def test_gains_are_weighed_against_costs(size, rows, want, weighed):
-  assert weighed.has_drafts(size, rows) == want
+def test_gains_are_weighed_against_costs(size, names, want, weighed):
+  assert weighed.gain('good') == pytest.approx(3.5)
+  assert weighed.gain('even') == 2
+  assert weighed.has_drafts(size, _rows(names)) == want
 
 
-def test_what_is_not_known_yet_is_tried(weighed):
-  assert weighed.has_drafts(8, ['bad', 'bad', 'new'])
-  weighed.learn('new', 31, 0)
-  assert weighed.has_drafts(8, ['new'])
-  weighed.learn('new', 2, 0)
-  assert not weighed.has_drafts(8, ['new'])
-  weighed.learn('enough', 32, 0)
-  assert not weighed.has_drafts(1, ['enough'])
+def test_who_drafts_goes_on_where_nobody_would_begin(weighed):
+  between = _rows(['good', 'bad', 'bad'])
+  assert not weighed.has_drafts(1, between)
+  assert weighed.has_drafts(1, _rows(['good']))
+  assert weighed.has_drafts(1, between)
+  assert not weighed.has_drafts(1, _rows(['bad']))
+  assert not weighed.has_drafts(1, between)
 
 
-def test_what_was_learnt_is_forgotten(weighed):
-  weighed.learn('changed', 512, 3 * 512)
-  assert weighed.has_drafts(1, ['changed'])
-  # (511/512)^350 = 0.504 is left: 1 + 3 * 258 / (258 + 350) = 2.27 tokens.
-  weighed.learn('changed', 350, 0)
-  assert weighed.has_drafts(1, ['changed'])
-  # Of it 0.728: 1 + 3 * 188 / (188 + 255 + 162) = 1.93.
-  weighed.learn('changed', 162, 0)
-  assert not weighed.has_drafts(1, ['changed'])
+@pytest.mark.parametrize(
+  ('left', 'has_tree', 'want'),
+  [
+    (7, True, True),  # two calls of 3.5 tokens
+    (7, False, True),  # one without drafts, two that give the other six
+    (5, False, False),  # one without, two for four more
+    (9, False, True),  # four calls, 2.25 tokens each
+    (2, True, False),  # one call, and more than two tokens are not needed
+    (3, True, True),
+    (1, False, False),
+  ],
+)
+def test_what_is_left_of_a_row_counts(left, has_tree, want, weighed):
+  asked = _rows(['good'], left, has_tree)
+  assert weighed.has_drafts(1, asked) == want
 
 
-def test_now_and_then_one_tries_again(weighed):
-  tried = [weighed.has_drafts(1, ['bad']) for _ in range(300)]
-  assert sum(tried) == 4
-  # Where nobody drafts there is nothing to try.
-  assert not any(weighed.has_drafts(1, [None]) for _ in range(300))
-  for _ in range(60):
-    weighed.learn('bad', 32, 96)
-  assert weighed.has_drafts(1, ['bad'])
+def test_who_is_not_known_drafts_where_three_tokens_pay():
+  made = policy.Policy(COSTS, None)
+  assert made.gain('new') == 3
+  assert made.has_drafts(1, _rows(['new']))
+  assert not made.has_drafts(8, _rows(['new']))
+
+
+def test_a_hundredth_of_the_time_may_be_lost_by_trying(weighed):
+  asked = _rows(['bad'] * 8)
+  assert not weighed.has_drafts(8, asked)  # nothing was done yet
+  weighed.note(8, [5] * 8, 40)  # one second
+  assert weighed.has_drafts(8, asked)
+  # 0.8 s for 16 tokens, two calls of all rows, which take 0.4 s without.
+  weighed.note(8, [1] * 8, 16)
+  assert not weighed.has_drafts(8, asked)
+  # 0.4 s are lost: 40 s must pass, of which 1.8 have.
+  weighed.note(8, [190] * 8, 8 * 190)
+  assert not weighed.has_drafts(8, asked)
+  weighed.note(8, [2] * 8, 16)
+  assert weighed.has_drafts(8, asked)
+  # What does not lose may go on.
+  weighed.note(8, [1] * 8, 32)
+  assert weighed.has_drafts(8, asked)
+
+
+def test_rows_that_end_early_lose_what_the_others_took(weighed):
+  asked = _rows(['bad'] * 2)
+  assert not weighed.has_drafts(8, asked)
+  weighed.note(8, [100, 100], 200)  # 20 s, of which 0.2 may be lost
+  assert weighed.has_drafts(8, asked)
+  # One step of 0.8 s; each call of the two rows gave 3.5 tokens: 0.7 s.
+  weighed.note(8, [1, 1], 7)
+  assert weighed.has_drafts(8, asked)
+  # Two steps, of which one row took one: 3 calls, 9 tokens, 2 * 3 * 0.2 s.
+  weighed.note(8, [2, 1], 9)
+  assert not weighed.has_drafts(8, asked)
+
+
+def test_steps_that_pay_lose_nothing(weighed):
+  assert weighed.has_drafts(1, _rows(['good']))
+  weighed.note(1, [100], 100)  # bad luck, but nobody tried anything
+  assert weighed.has_drafts(1, _rows(['bad']))  # 20 s have passed
+
+
+def test_where_nobody_can_draft_nothing_is_tried(weighed):
+  weighed.note(1, [1000], 1000)
+  assert not any(weighed.has_drafts(1, _rows([None])) for _ in range(3))
+  weighed.note(4, [1000], 1000)  # a size that was not timed
 
 
 def test_a_bound_on_rows_decides_by_itself():
   made = policy.Policy(COSTS, 2)
   made.learn('bad', 100, 0)
-  assert made.has_drafts(8, ['bad', 'bad'])
-  assert not made.has_drafts(8, ['good', 'good', 'good'])
-  assert not made.has_drafts(8, [None])
-  assert not policy.Policy({}, 0).has_drafts(1, ['good'])
+  assert made.has_drafts(8, _rows(['bad', 'bad']))
+  assert not made.has_drafts(8, _rows(['good', 'good', 'good']))
+  assert not made.has_drafts(8, _rows([None]))
+  assert not policy.Policy({}, 0).has_drafts(1, _rows(['good']))
 
 
 def test_what_was_learnt_long_ago_counts_little():
   made = policy.Policy(COSTS, None)
   made.learn('a', 100, 250)
-  assert made._gain('a') == pytest.approx(3.5)
+  assert made.gain('a') == pytest.approx(1 + (250 + 32) / 116)
   made.learn('a', 400, 100)
   kept = (511 / 512) ** 400
-  want = 1 + (250 * kept + 100) / (100 * kept + 400)
-  assert made._gain('a') == pytest.approx(want)
+  want = 1 + (250 * kept + 100 + 32) / (100 * kept + 400 + 16)
+  assert made.gain('a') == pytest.approx(want)
