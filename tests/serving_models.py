@@ -42,6 +42,7 @@ CFG = serving.EngineConfig(
   max_end_ids=3,
   batch_sizes=(2,),
   max_drafting_rows=2,
+  max_folded=1,
 )
 
 

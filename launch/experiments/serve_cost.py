@@ -31,6 +31,7 @@ import script
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted, loading
 from specstream_jax.config import checks, serving
+from specstream_jax.decoding import batch_sizes
 from specstream_jax.serving import engine as engine_lib, requests
 from specstream_jax.workflows import distill
 
@@ -84,6 +85,7 @@ class Models(NamedTuple):
       max_new_tokens=FLAGS.new_tokens,
       max_waiting=FLAGS.requests,
       prefix_cache_mb=0,
+      max_folded=0,
       **sizes,
     )
     model, adapters = self.base, {_name(i): self.found for i in range(count)}
@@ -138,7 +140,7 @@ def gather(models: Models) -> Iterator[dict[str, Any]]:
       _round(engine, models, count) for _ in range(FLAGS.rounds)
     )
     folded = folded or rate
-    cost = engine.costs[FLAGS.num_slots]
+    cost = engine.costs[batch_sizes.Shape(FLAGS.num_slots)]
     yield {
       'part': 'gather',
       'adapters': count or 'folded',

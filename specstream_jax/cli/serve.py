@@ -28,7 +28,7 @@ _KEY = 'SPECSTREAM_API_KEY'
 # Flags of the same name as fields of `EngineConfig`.
 _SIZES = ('num_slots', 'cache_length', 'max_new_tokens', 'chunk', 'quantum')
 _SIZES += ('max_waiting', 'max_lora_rank', 'schedule', 'prefix_cache_mb')
-_SIZES += ('max_drafting_rows',)
+_SIZES += ('max_drafting_rows', 'max_folded')
 
 
 def define_flags() -> None:
@@ -120,6 +120,12 @@ def define_sizes() -> None:
     'max_drafting_rows',
     None,
     'If more rows run, nobody drafts; measured at the start.',
+  )
+  flags.DEFINE_integer(
+    'max_folded',
+    None,
+    'Adapters that are folded into copies of the model for when all rows have '
+    'the same; 2, and 0 never does.',
   )
   flags.DEFINE_enum('schedule', None, config.SCHEDULES, 'When streams run.')
 

@@ -42,6 +42,9 @@ class EngineConfig:
       () come 1, 8, 64, … and `num_slots`. Each takes time to compile.
     max_drafting_rows: if more rows run, they decode without drafts; None weighs
       what drafts bring against what they cost, which is measured at the start.
+    max_folded: adapters whose LoRA is folded into a copy of the model, for times
+      when all rows have the same one; 0 never does it, and compiles half as
+      much. Adapters that leave the text as it is need no copy.
   """
 
   num_slots: int = 8
@@ -57,6 +60,7 @@ class EngineConfig:
   prefix_cache_mb: int = 256
   batch_sizes: tuple[int, ...] = ()
   max_drafting_rows: int | None = None
+  max_folded: int = 2
 
   def __post_init__(self):
     checks.config_types(self)
@@ -77,6 +81,7 @@ class EngineConfig:
     checks.count(
       'EngineConfig.prefix_cache_mb', self.prefix_cache_mb, 0, _MEGABYTES
     )
+    checks.count('EngineConfig.max_folded', self.max_folded, 0, bounds.COUNT)
     if self.max_drafting_rows is not None:
       most = bounds.ROWS
       checks.count(

@@ -17,6 +17,34 @@ import jax.numpy as jnp
 from specstream_jax import arrays
 from specstream_jax.decoding import interface, loop, stopping, tree as tree_lib
 
+SIDE_BY_SIDE = -1  # the kind of rows with weights of their own
+
+
+class Shape(NamedTuple):
+  """What steps are compiled for, and timed.
+
+  Attributes:
+    size: of the batch.
+    kind: of `Solo.kinds`, or `SIDE_BY_SIDE`.
+  """
+
+  size: int
+  kind: int = SIDE_BY_SIDE
+
+
+class Solo(NamedTuple):
+  """For a batch whose rows have their weights in common.
+
+  Attributes:
+    setup: as of the others, for weights without an axis of rows; None without.
+    plain: the same, which drafts nothing; None without.
+    kinds: of such weights when they draft; those of a kind have the same shapes.
+  """
+
+  setup: interface.DecodeSetup | None = None
+  plain: interface.DecodeSetup | None = None
+  kinds: tuple[int, ...] = ()
+
 
 class Cost(NamedTuple):
   """Seconds of a step of a batch.

@@ -71,6 +71,7 @@ class SlotDecoder:
     prefix_bytes: int = 0,
     sizes: Sequence[int] = (),
     plain: interface.DecodeSetup | None = None,
+    solo: batch_sizes.Solo = batch_sizes.Solo(),
     partitioner: partitioning.Partitioner | None = None,
   ):
     """Compiles nothing yet.
@@ -84,6 +85,7 @@ class SlotDecoder:
       sizes: ascending numbers of slots below B that there are programs for.
       plain: `setup` with a drafter that drafts nothing, for steps without
         drafts; None if there are none.
+      solo: the same two for rows that have their weights in common.
       partitioner: where arrays lie.
     """
     self.setup, self.num_slots, self.chunk = setup, num_slots, chunk
@@ -92,29 +94,43 @@ class SlotDecoder:
     self.prefixes = prefixes.Prefixes(
       prefix_bytes, chunk, prefixes.chunk_bytes(setup.model, chunk)
     )
-    self._make_programs(plain, partitioner or partitioning.local())
+    self._solo = solo
+    part = partitioner or partitioning.local()
+    self._make_programs(part)
+    self._steps = self._make_steps(plain, part)
     self.sizes = (*sizes, num_slots)
     self.size = num_slots
-    self.costs: dict[int, batch_sizes.Cost] = {}
+    self.costs: dict[batch_sizes.Shape, batch_sizes.Cost] = {}
     self._state: Any = None
     self._spare: Any = None
     self._is_greedy = np.ones(num_slots, bool)
 
-  def _make_programs(
+  def _make_steps(
     self,
     plain: interface.DecodeSetup | None,
     part: partitioning.Partitioner,
-  ) -> None:
-    """All that will compile; arguments as of `__init__`."""
+  ) -> dict[tuple[bool, bool], Callable[..., Any]]:
+    """Programs of the loop, by whether rows are solo and whether they draft."""
+    setups = {
+      (False, True): self.setup,
+      (False, False): plain,
+      (True, True): self._solo.setup,
+      (True, False): self._solo.plain,
+    }
+    runs = {True: loop.run, False: batch_sizes.run_plain}
+    return {
+      key: part.jit(self._counted(runs[key[1]], setup), donate_argnums=1)
+      for key, setup in setups.items()
+      if setup is not None
+    }
+
+  def _make_programs(self, part: partitioning.Partitioner) -> None:
+    """All that will compile, but steps."""
     setup = self.setup
     own = lambda fun, **named: part.jit(self._counted(fun, setup), **named)
     free = lambda fun, **named: part.jit(self._counted(fun), **named)
     self._read = own(chunks.read_on, donate_argnums=1)
     self._begin = own(chunks.begin_row, donate_argnums=1)
-    self._run = own(loop.run, donate_argnums=1)
-    self._run_plain = plain and part.jit(
-      self._counted(batch_sizes.run_plain, plain), donate_argnums=1
-    )
     self._insert = free(batch_sizes.insert, donate_argnums=0)
     self._release = free(batch_sizes.release, donate_argnums=0)
     self._empty = free(batch_sizes.empty, static_argnums=1)
@@ -145,13 +161,22 @@ class SlotDecoder:
     return traced
 
   @property
+  def has_plain(self) -> bool:
+    """Whether there are steps without drafts."""
+    return (False, False) in self._steps
+
+  @property
   def num_steps(self) -> int:
-    """Programs of the loop: by size, drafts, and whether all is greedy."""
-    return len(self.sizes) * (2 if self._run_plain is None else 4)
+    """Programs of the loop: by size, weights, drafts, and if all is greedy."""
+    count = sum(
+      len(self._solo.kinds) if is_solo and has_drafts else 1
+      for is_solo, has_drafts in self._steps
+    )
+    return 2 * len(self.sizes) * count
 
   def warm_up(
     self,
-    params: Callable[[int], Any],
+    params: Callable[[batch_sizes.Shape, bool], Any],
     row_params: Any,
     rows: loop.Rows,
     *,
@@ -160,7 +185,7 @@ class SlotDecoder:
     """Compiles all there is, and makes the slots.
 
     Args:
-      params: weights for so many slots.
+      params: weights for so many slots, of a kind, with drafts or without.
       row_params: weights for one row.
       rows: any request, as a batch of one.
       is_timed: whether `costs` are measured.
@@ -177,43 +202,58 @@ class SlotDecoder:
     while (row := reading.advance()) is None:
       pass
     for size in self.sizes:
-      self._warm_up_size(size, params(size), row)
-      if is_timed and self._run_plain is not None:
-        self.costs[size] = batch_sizes.Cost(
-          *(
-            self._seconds(params(size), row, drafts) for drafts in (False, True)
+      self._warm_up_size(size, row)
+      for kind in (batch_sizes.SIDE_BY_SIDE, *self._solo.kinds):
+        shape = batch_sizes.Shape(size, kind)
+        self._compile_steps(shape, params)
+        if is_timed and len(self._ways(shape)) == 2:
+          self.costs[shape] = batch_sizes.Cost(
+            *(self._seconds(shape, params, row, way) for way in (False, True))
           )
-        )
       self.release(range(size))
     self.give_back(row.cache)
     jax.block_until_ready(self._state)
 
-  def _warm_up_size(
-    self, size: int, params: Any, row: loop.DecodeState
-  ) -> None:
-    """Compiles what there is for a size, and makes it the batch's."""
+  def _warm_up_size(self, size: int, row: loop.DecodeState) -> None:
+    """Compiles what comes and goes with a size, and makes it the batch's."""
     self._state, self.size = self._empty(row, size), size
     for other in self.sizes:
       if other != size:
         index = np.zeros(other, np.int32)
         self._resize(self._state, index, np.zeros(other, bool))
     self._state = self._insert(self._state, row, np.int32(0))
+
+  def _ways(self, shape: batch_sizes.Shape) -> list[bool]:
+    """Whether steps of a shape may draft, and may not."""
+    is_solo = shape.kind != batch_sizes.SIDE_BY_SIDE
+    return [way for way in (False, True) if (is_solo, way) in self._steps]
+
+  def _compile_steps(
+    self,
+    shape: batch_sizes.Shape,
+    params: Callable[[batch_sizes.Shape, bool], Any],
+  ) -> None:
+    """Compiles the steps of the batch's size."""
     for is_greedy in (False, True):
       self._is_greedy[0] = is_greedy
-      for has_drafts in (False, True):
-        self.advance(params, 0, has_drafts=has_drafts)
+      for way in self._ways(shape):
+        self.advance(params(shape, way), 0, kind=shape.kind, has_drafts=way)
 
   def _seconds(
-    self, params: Any, row: loop.DecodeState, has_drafts: bool
+    self,
+    shape: batch_sizes.Shape,
+    params: Callable[[batch_sizes.Shape, bool], Any],
+    row: loop.DecodeState,
+    has_drafts: bool,
   ) -> float:
     """Of a step when all slots are taken."""
-    found = []
+    found, given = [], params(shape, has_drafts)
     for _ in range(_TIMES):
       for slot in range(self.size):
         self._state = self._insert(self._state, row, np.int32(slot))
       jax.block_until_ready(self._state)
       start = time.perf_counter()
-      self.advance(params, _STEPS, has_drafts=has_drafts)
+      self.advance(given, _STEPS, kind=shape.kind, has_drafts=has_drafts)
       calls = int(self.look().calls.max())
       found.append((time.perf_counter() - start) / max(calls, 1))
     return min(found)
@@ -293,6 +333,7 @@ class SlotDecoder:
     max_steps: int,
     *,
     min_running: int = 1,
+    kind: int = batch_sizes.SIDE_BY_SIDE,
     has_drafts: bool = True,
   ) -> None:
     """At most so many steps; returns before the device is done.
@@ -301,16 +342,15 @@ class SlotDecoder:
       params: weights for the slots that there are now.
       max_steps: the quantum.
       min_running: wakes when fewer rows run.
-      has_drafts: False takes steps without, if there is a program for them.
+      kind: of `Solo.kinds`, whose weights they are, or `batch_sizes.SIDE_BY_SIDE`.
+      has_drafts: False takes steps without, for which there is a program.
     """
     state = self._state
     settings, edits = state.settings, state.edits
     is_greedy = bool(self._is_greedy.all())
     if is_greedy:  # another program, without the rest
       state = dataclasses.replace(state, settings=None, edits=None)
-    run = self._run
-    if not has_drafts and self._run_plain is not None:
-      run = self._run_plain
+    run = self._steps[kind != batch_sizes.SIDE_BY_SIDE, has_drafts]
     state = run(
       params,
       state,

@@ -114,8 +114,8 @@ class Engine:
     return self._weights.setup.path_length
 
   @property
-  def costs(self) -> Mapping[int, batch_sizes.Cost]:
-    """What a step costs by size of the batch, where that was measured."""
+  def costs(self) -> Mapping[batch_sizes.Shape, batch_sizes.Cost]:
+    """What a step costs by its shape, where that was measured."""
     return self._decoder.costs
 
   @property
@@ -369,15 +369,22 @@ class Engine:
     if not self._rows:
       return
     self._fit(len(self._rows))
-    decoder, running = self._decoder, self._rows.values()
+    decoder, running = self._decoder, list(self._rows.values())
+    kind = weights.kind([row.served for row in running])
+    shape = batch_sizes.Shape(decoder.size, kind)
     self._is_drafting = self._policy.has_drafts(
-      decoder.size, [row.running for row in running]
+      shape, [row.running for row in running]
+    )
+    has_drafts = self._is_drafting or not decoder.has_plain
+    params = self._weights.of_slots(
+      shape, running[0].served, has_drafts=has_drafts
     )
     decoder.advance(
-      self._weights.of_slots(decoder.size),
+      params,
       self.cfg.quantum,
       min_running=len(running),
-      has_drafts=self._is_drafting,
+      kind=kind,
+      has_drafts=has_drafts,
     )
     seen, leaving, calls, num_tokens = decoder.look(), {}, [], 0
     for slot, row in self._rows.items():
@@ -390,7 +397,7 @@ class Engine:
       row.take(tokens.tolist(), reason, lengths)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
-    self._policy.note(decoder.size, calls, num_tokens)
+    self._policy.note(shape, calls, num_tokens)
     if leaving:
       self._leave(leaving, seen)
 

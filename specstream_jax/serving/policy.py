@@ -45,13 +45,13 @@ class Policy:
 
   def __init__(
     self,
-    costs: Mapping[int, batch_sizes.Cost],
+    costs: Mapping[batch_sizes.Shape, batch_sizes.Cost],
     max_drafting_rows: int | None,
   ):
     """Knows nothing of adapters yet.
 
     Args:
-      costs: of a step, by size of batch; empty if drafts cost nothing, or if
+      costs: of a step, by its shape; empty if drafts cost nothing, or if
         they are not to be weighed.
       max_drafting_rows: if more run, nobody drafts; None leaves it to costs.
     """
@@ -61,11 +61,13 @@ class Policy:
     self._is_drafting = self._is_trying = False
     self._busy = self._lost = 0.0  # seconds of all steps, and by trying
 
-  def has_drafts(self, size: int, rows: Sequence[Running]) -> bool:
+  def has_drafts(
+    self, shape: batch_sizes.Shape, rows: Sequence[Running]
+  ) -> bool:
     """Whether a batch drafts now.
 
     Args:
-      size: of the batch.
+      shape: of the batch's steps.
       rows: those that run, at least one.
     """
     self._is_trying = False
@@ -73,9 +75,9 @@ class Policy:
       return False
     if self._most is not None:
       return len(rows) <= self._most
-    if size not in self._costs:
+    if shape not in self._costs:
       return True
-    needed = self._costs[size].break_even * len(rows)
+    needed = self._costs[shape].break_even * len(rows)
     if not self._is_drafting:
       needed *= _MARGIN
     self._is_drafting = sum(map(self._per_call, rows)) > needed
@@ -111,15 +113,17 @@ class Policy:
     self._calls[name] = self._calls.get(name, 0.0) * kept + calls
     self._accepted[name] = self._accepted.get(name, 0.0) * kept + accepted
 
-  def note(self, size: int, calls: Sequence[int], num_tokens: int) -> None:
+  def note(
+    self, shape: batch_sizes.Shape, calls: Sequence[int], num_tokens: int
+  ) -> None:
     """What the quantum came to that `has_drafts` was asked for.
 
     Args:
-      size: of the batch.
+      shape: of its steps.
       calls: of the model, by row.
       num_tokens: of all rows.
     """
-    cost, num_calls = self._costs.get(size), sum(calls)
+    cost, num_calls = self._costs.get(shape), sum(calls)
     if cost is None or not num_calls:
       return
     has_drafts = self._is_drafting or self._is_trying

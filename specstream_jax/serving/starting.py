@@ -110,13 +110,14 @@ def make_decoder(
     prefix_bytes=cfg.prefix_cache_mb * 10**6,
     sizes=sizes[:-1],
     plain=plain,
+    solo=made.programs(has_plain=plain is not None),
     partitioner=partitioner,
   )
-  _check_memory(decoder)
+  _check_memory(decoder, made.copied_bytes)
   return decoder
 
 
-def _check_memory(decoder: slots.SlotDecoder) -> None:
+def _check_memory(decoder: slots.SlotDecoder, copied: int) -> None:
   cfg, init = decoder.setup.cfg, decoder.setup.model.init_cache
   # With those that are read and scored, and those of the size that they come
   # from.
@@ -125,10 +126,13 @@ def _check_memory(decoder: slots.SlotDecoder) -> None:
   shared = decoder.prefixes.most_bytes
   memory.check(
     f'the keys and values of {num_rows:,} slots of {cfg.cache_length:,} '
-    f'positions and {memory.size(shared)} of shared prefixes',
-    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) + shared,
+    f'positions, {memory.size(shared)} of shared prefixes and '
+    f'{memory.size(copied)} of folded weights',
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    + shared
+    + copied,
     'fewer slots, a smaller cache_length, batch_sizes of num_slots alone, a '
-    'smaller prefix_cache_mb or bfloat16 need less',
+    'smaller prefix_cache_mb or max_folded, or bfloat16 need less',
   )
 
 
@@ -162,9 +166,13 @@ def warm_up(
     num_guessed=admission.room_to_guess(decoder.setup.drafter, cfg),
     has_drafts=True,
   )
+  base = made.served[weights.BASE]
+  examples = {served.kind: served for served in made.served.values()}
   decoder.warm_up(
-    made.of_slots,
-    made.of_row(made.served[weights.BASE]),
+    lambda shape, has_drafts: made.of_slots(
+      shape, examples.get(shape.kind, base), has_drafts=has_drafts
+    ),
+    made.of_row(base),
     arrays,
     is_timed=cfg.max_drafting_rows is None,
   )

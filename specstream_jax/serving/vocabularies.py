@@ -88,6 +88,17 @@ class Union:
     kept.pop(name, None)
     self._update(kept | {name: ids})
 
+  def own(self, name: str) -> np.ndarray:
+    """The token ids that an adapter brought, most frequent first."""
+    return self._own.get(name, np.zeros(0, np.int32))
+
+  def head_of(self, ids: np.ndarray, size: int) -> Any:
+    """A `transformer_fns.DraftHead` of `ids`, with room for `size` tokens."""
+    kept = np.sort(ids)
+    past = self._model.config.vocab_size + np.arange(size - len(kept))
+    padded = np.concatenate([kept, past]).astype(np.int32)
+    return self._head_of(self._model.base, padded)
+
   def _update(self, own: Mapping[str, np.ndarray]) -> None:
     """Makes the head that of these; where room is short, rare tokens go."""
     ids = _by_rank(own)
@@ -99,11 +110,8 @@ class Union:
         len(ids),
         self.size,
       )
-    kept = np.sort(ids[: self.size])
-    self.count = len(kept)
-    past = self._model.config.vocab_size + np.arange(self.size - len(kept))
-    padded = np.concatenate([kept, past]).astype(np.int32)
-    self.head: Any = self._head_of(self._model.base, padded)
+    self.count = min(len(ids), self.size)
+    self.head: Any = self.head_of(ids[: self.size], self.size)
     self._own = dict(own)
 
 

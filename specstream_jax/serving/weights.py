@@ -9,7 +9,7 @@ them, each row with its own (`SideBySide`).
 from collections.abc import Mapping
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import jax
@@ -19,6 +19,7 @@ from specstream_jax import config, drafters, runtime
 from specstream_jax.checkpoints import eos, fitted
 from specstream_jax.config import checks, drafting, serving
 from specstream_jax.decoding import (
+  batch_sizes,
   interface,
   row_trees,
   transformer_fns,
@@ -26,45 +27,17 @@ from specstream_jax.decoding import (
 )
 from specstream_jax.drafters import mix, streams
 from specstream_jax.modeling import adapters as adapters_lib
-from specstream_jax.serving import vocabularies
+from specstream_jax.serving import solo, vocabularies
+from specstream_jax.serving.served import (
+  RowWeights as RowWeights,
+  Served as Served,
+  kind as kind,
+)
 
 # Those that read nothing of a prompt with a model of their own.
 _ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'mix', 'none')
 _BESIDE = ('streams', 'prompt_lookup', 'lookahead', 'mix', 'none')
 BASE = ''
-
-
-class RowWeights(NamedTuple):
-  """What rows have of their own; leaves have an axis of rows in front.
-
-  Attributes:
-    adapter: nested weights.
-    tree: a `row_trees.RowTree`; () if all have the same tree.
-  """
-
-  adapter: Any
-  tree: Any = ()
-
-
-class Served(NamedTuple):
-  """An adapter as rows have it.
-
-  Attributes:
-    name: of it; '' is the model as it was loaded.
-    eos_ids: token ids that end its texts.
-    has_drafts: whether it drafts.
-    num_drafts: draft tokens that each of its calls verifies.
-    weights: `RowWeights` [1, ...] on the device; () where there are none.
-    owner: whose keys and values its prompts have; those of another adapter of
-      the same name have another.
-  """
-
-  name: str
-  eos_ids: tuple[int, ...]
-  has_drafts: bool
-  num_drafts: int
-  weights: Any = ()
-  owner: int = 0
 
 
 class Folded:
@@ -93,10 +66,19 @@ class Folded:
     del served
     return self._params
 
-  def of_slots(self, size: int) -> Any:
+  def of_slots(
+    self, shape: batch_sizes.Shape, served: Served, *, has_drafts: bool
+  ) -> Any:
     """Weights for so many slots."""
-    del size
+    del shape, served, has_drafts
     return self._params
+
+  copied_bytes = 0
+
+  def programs(self, *, has_plain: bool) -> batch_sizes.Solo:
+    """Those of all rows are the ones that there are."""
+    del has_plain
+    return batch_sizes.Solo()
 
   def seat(self, served: Served, slot: int) -> None:
     """Makes a slot's weights those of an adapter."""
@@ -154,6 +136,18 @@ class SideBySide:
     )
     self._built = self._structure.build(model.config, model.layout)
     self.setup = _setup(self._make(cfg, drafter, adapters), cfg, drafter)
+    self._solos: solo.Solos | None = None
+    if cfg.max_folded:
+      self._solos = solo.Solos(
+        model,
+        self._structure,
+        self.setup,
+        self._vocabulary,
+        self._options,
+        [name for name, found in adapters.items() if found.stream],
+        most=cfg.max_folded,
+        is_growing=bool(cfg.max_lora_rank),
+      )
     self.served: dict[str, Served] = {}
     self._owners = itertools.count(1)  # 0 is the base
     self.load(BASE, fitted.Fitted())
@@ -186,13 +180,14 @@ class SideBySide:
       )
     fns = functools.partial(transformer_fns.model_fns, self._built)
     drafter = drafter.used_schedule(decode)
+    self._options = {
+      'schedule': drafter.schedule,
+      'keep_nodes': keep,
+      'has_draft_head': self._vocabulary is not None,
+      'likely_nodes': drafter.likely_nodes,
+    }
     return drafters.Loaded(
-      fns(
-        drafter.schedule,
-        keep,
-        has_draft_head=self._vocabulary is not None,
-        likely_nodes=drafter.likely_nodes,
-      ),
+      fns(**self._options),
       proposer,
       transformer_fns.Params(model.base),
       fns(is_prompt=True),
@@ -203,14 +198,47 @@ class SideBySide:
     """Weights for a batch of one row."""
     return self._params(served.weights)
 
-  def of_slots(self, size: int) -> Any:
-    """Weights for so many slots, the first ones."""
+  def of_slots(
+    self, shape: batch_sizes.Shape, served: Served, *, has_drafts: bool
+  ) -> Any:
+    """Weights for so many slots, the first ones.
+
+    Args:
+      shape: of the steps to come.
+      served: the adapter of all rows, where its kind says that there is one.
+      has_drafts: whether the steps draft.
+    """
+    size = shape.size
+    if shape.kind != batch_sizes.SIDE_BY_SIDE:
+      return self._shared(size, served, has_drafts)
     if size == len(self._held):
       return self._params(self._rows)
     if self._first is None or self._first[0] != size:
       self._first = None  # frees what it held
       self._first = size, adapters_lib.first(self._rows, size)
     return self._params(self._first[1])
+
+  @property
+  def copied_bytes(self) -> int:
+    """Most that folded copies of the base take."""
+    return 0 if self._solos is None else self._solos.most_bytes
+
+  def _shared(self, size, served, has_drafts) -> transformer_fns.Params:
+    """Weights that so many rows have in common."""
+    assert self._solos is not None
+    rows, is_base = served.weights, served.owner == 0
+    found = self._solos.weights(served, rows.adapter, is_base=is_base)
+    if not has_drafts:
+      return transformer_fns.Params(*found)
+    trees = adapters_lib.spread(rows.tree, size)
+    extras = transformer_fns.StreamExtras(head=served.head, trees=trees)
+    return transformer_fns.Params(*found, extras)
+
+  def programs(self, *, has_plain: bool) -> batch_sizes.Solo:
+    """For rows of one adapter; `has_plain` if some steps draft nothing."""
+    if self._solos is None:
+      return batch_sizes.Solo()
+    return self._solos.programs(has_plain=has_plain)
 
   def _params(self, rows: RowWeights) -> transformer_fns.Params:
     head = () if self._vocabulary is None else self._vocabulary.head
@@ -242,6 +270,10 @@ class SideBySide:
       or not drafter.with_streams
       or isinstance(drafter, interface.Copier)
     )
+    kind, head = batch_sizes.SIDE_BY_SIDE, ()
+    if self._solos is not None:
+      kind = self._solos.kind(name)
+      head = self._solos.head(name, kind)
     self.served[name] = Served(
       name,
       eos.union(self._model.eos_ids, found.eos_ids),
@@ -249,6 +281,8 @@ class SideBySide:
       num_drafts,
       _put(self._model, RowWeights(leaves, tree)),
       0 if _spares_main(parts) else next(self._owners),
+      kind,
+      head,
     )
 
   def _tree(self, name: str, found: fitted.Fitted) -> tuple[Any, int]:

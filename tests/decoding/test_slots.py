@@ -69,7 +69,7 @@ class Batch:
     self.decoder = slots.SlotDecoder(setup, num_slots=NUM_SLOTS, chunk=CHUNK)
     self.params, self.quantum = params, quantum
     first = rows_of(SAMPLING[0], 2, 0)
-    self.decoder.warm_up(lambda size: params, params, first)
+    self.decoder.warm_up(lambda shape, has_drafts: params, params, first)
 
   def run(self, asked):
     """Tokens, reason and calls of each (prompt, sampling, limit, seed)."""
@@ -244,7 +244,7 @@ def _growing():
   )
   params = table_lm.make_params(4, quality=1.0)
   first = rows_of(SAMPLING[0], MAX_NEW, 0, is_bare=True)
-  made.warm_up(lambda size: params, params, first, is_timed=True)
+  made.warm_up(lambda shape, has_drafts: params, params, first, is_timed=True)
   return made, params
 
 
@@ -313,7 +313,7 @@ def test_steps_without_drafts_give_a_token_each():
 
 def test_steps_are_timed_by_size_with_drafts_and_without():
   decoder, _ = _growing()
-  assert set(decoder.costs) == {1, 3}
+  assert set(decoder.costs) == {batch_sizes.Shape(1), batch_sizes.Shape(3)}
   for cost in decoder.costs.values():
     assert cost.plain > 0 and cost.drafting > 0
     assert cost.break_even == cost.drafting / cost.plain

@@ -306,7 +306,7 @@ def test_what_does_not_fit_is_said_before_anything_compiles(monkeypatch):
   cfg = dataclasses.replace(CFG, batch_sizes=(1, 2))
   # Two slots, the one that they grow from, and the one that is read.
   message = (
-    r'values of 5 slots of 64 positions and 256\.0 MB of shared prefixes take'
+    r'values of 5 slots of 64 positions, 256\.0 MB of shared prefixes and '
   )
   with pytest.raises(memory.OutOfMemoryError, match=message):
     engine_lib.Engine(serving_models.base(), cfg)

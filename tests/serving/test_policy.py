@@ -7,7 +7,8 @@ from specstream_jax.decoding import batch_sizes
 from specstream_jax.serving import policy
 
 # Two tokens a call pay for drafts of one row, four for those of eight.
-COSTS = {1: batch_sizes.Cost(0.1, 0.2), 8: batch_sizes.Cost(0.2, 0.8)}
+ONE, FOUR, EIGHT = map(batch_sizes.Shape, (1, 4, 8))
+COSTS = {ONE: batch_sizes.Cost(0.1, 0.2), EIGHT: batch_sizes.Cost(0.2, 0.8)}
 _LEFT = 10_000  # tokens, enough for what comes at the end not to count
 
 
@@ -26,32 +27,32 @@ def weighed():
 
 
 @pytest.mark.parametrize(
-  ('size', 'names', 'want'),
+  ('shape', 'names', 'want'),
   [
-    (1, ['good'], True),
-    (1, ['bad'], False),
-    (1, [None], False),
-    (8, ['good'] * 6, False),
-    (1, ['good', 'bad'], True),  # 2.39 on average
-    (1, ['good', 'bad', 'bad'], False),  # 2.02, which is not enough to begin
-    (1, ['good', 'good', None], True),  # a row without drafts is one of them
-    (1, ['even'], False),  # two tokens pay nothing
-    (4, ['bad'], True),  # nobody knows what it costs
+    (ONE, ['good'], True),
+    (ONE, ['bad'], False),
+    (ONE, [None], False),
+    (EIGHT, ['good'] * 6, False),
+    (ONE, ['good', 'bad'], True),  # 2.39 on average
+    (ONE, ['good', 'bad', 'bad'], False),  # 2.02, which is not enough to begin
+    (ONE, ['good', 'good', None], True),  # a row without drafts is one of them
+    (ONE, ['even'], False),  # two tokens pay nothing
+    (FOUR, ['bad'], True),  # nobody knows what it costs
   ],
 )
-def test_gains_are_weighed_against_costs(size, names, want, weighed):
+def test_gains_are_weighed_against_costs(shape, names, want, weighed):
   assert weighed.gain('good') == pytest.approx(3.5)
   assert weighed.gain('even') == 2
-  assert weighed.has_drafts(size, _rows(names)) == want
+  assert weighed.has_drafts(shape, _rows(names)) == want
 
 
 def test_who_drafts_goes_on_where_nobody_would_begin(weighed):
   between = _rows(['good', 'bad', 'bad'])
-  assert not weighed.has_drafts(1, between)
-  assert weighed.has_drafts(1, _rows(['good']))
-  assert weighed.has_drafts(1, between)
-  assert not weighed.has_drafts(1, _rows(['bad']))
-  assert not weighed.has_drafts(1, between)
+  assert not weighed.has_drafts(ONE, between)
+  assert weighed.has_drafts(ONE, _rows(['good']))
+  assert weighed.has_drafts(ONE, between)
+  assert not weighed.has_drafts(ONE, _rows(['bad']))
+  assert not weighed.has_drafts(ONE, between)
 
 
 @pytest.mark.parametrize(
@@ -68,66 +69,66 @@ def test_who_drafts_goes_on_where_nobody_would_begin(weighed):
 )
 def test_what_is_left_of_a_row_counts(left, has_tree, want, weighed):
   asked = _rows(['good'], left, has_tree)
-  assert weighed.has_drafts(1, asked) == want
+  assert weighed.has_drafts(ONE, asked) == want
 
 
 def test_who_is_not_known_drafts_where_three_tokens_pay():
   made = policy.Policy(COSTS, None)
   assert made.gain('new') == 3
-  assert made.has_drafts(1, _rows(['new']))
-  assert not made.has_drafts(8, _rows(['new']))
+  assert made.has_drafts(ONE, _rows(['new']))
+  assert not made.has_drafts(EIGHT, _rows(['new']))
 
 
 def test_a_hundredth_of_the_time_may_be_lost_by_trying(weighed):
   asked = _rows(['bad'] * 8)
-  assert not weighed.has_drafts(8, asked)  # nothing was done yet
-  weighed.note(8, [5] * 8, 40)  # one second
-  assert weighed.has_drafts(8, asked)
+  assert not weighed.has_drafts(EIGHT, asked)  # nothing was done yet
+  weighed.note(EIGHT, [5] * 8, 40)  # one second
+  assert weighed.has_drafts(EIGHT, asked)
   # 0.8 s for 16 tokens, two calls of all rows, which take 0.4 s without.
-  weighed.note(8, [1] * 8, 16)
-  assert not weighed.has_drafts(8, asked)
+  weighed.note(EIGHT, [1] * 8, 16)
+  assert not weighed.has_drafts(EIGHT, asked)
   # 0.4 s are lost: 40 s must pass, of which 1.8 have.
-  weighed.note(8, [190] * 8, 8 * 190)
-  assert not weighed.has_drafts(8, asked)
-  weighed.note(8, [2] * 8, 16)
-  assert weighed.has_drafts(8, asked)
+  weighed.note(EIGHT, [190] * 8, 8 * 190)
+  assert not weighed.has_drafts(EIGHT, asked)
+  weighed.note(EIGHT, [2] * 8, 16)
+  assert weighed.has_drafts(EIGHT, asked)
   # What does not lose may go on.
-  weighed.note(8, [1] * 8, 32)
-  assert weighed.has_drafts(8, asked)
+  weighed.note(EIGHT, [1] * 8, 32)
+  assert weighed.has_drafts(EIGHT, asked)
 
 
 def test_rows_that_end_early_lose_what_the_others_took(weighed):
   asked = _rows(['bad'] * 2)
-  assert not weighed.has_drafts(8, asked)
-  weighed.note(8, [100, 100], 200)  # 20 s, of which 0.2 may be lost
-  assert weighed.has_drafts(8, asked)
+  assert not weighed.has_drafts(EIGHT, asked)
+  weighed.note(EIGHT, [100, 100], 200)  # 20 s, of which 0.2 may be lost
+  assert weighed.has_drafts(EIGHT, asked)
   # One step of 0.8 s; each call of the two rows gave 3.5 tokens: 0.7 s.
-  weighed.note(8, [1, 1], 7)
-  assert weighed.has_drafts(8, asked)
+  weighed.note(EIGHT, [1, 1], 7)
+  assert weighed.has_drafts(EIGHT, asked)
   # Two steps, of which one row took one: 3 calls, 9 tokens, 2 * 3 * 0.2 s.
-  weighed.note(8, [2, 1], 9)
-  assert not weighed.has_drafts(8, asked)
+  weighed.note(EIGHT, [2, 1], 9)
+  assert not weighed.has_drafts(EIGHT, asked)
 
 
 def test_steps_that_pay_lose_nothing(weighed):
-  assert weighed.has_drafts(1, _rows(['good']))
-  weighed.note(1, [100], 100)  # bad luck, but nobody tried anything
-  assert weighed.has_drafts(1, _rows(['bad']))  # 20 s have passed
+  assert weighed.has_drafts(ONE, _rows(['good']))
+  weighed.note(ONE, [100], 100)  # bad luck, but nobody tried anything
+  assert weighed.has_drafts(ONE, _rows(['bad']))  # 20 s have passed
 
 
 def test_where_nobody_can_draft_nothing_is_tried(weighed):
-  weighed.note(1, [1000], 1000)
-  assert not any(weighed.has_drafts(1, _rows([None])) for _ in range(3))
-  weighed.note(4, [1000], 1000)  # a size that was not timed
+  weighed.note(ONE, [1000], 1000)
+  assert not any(weighed.has_drafts(ONE, _rows([None])) for _ in range(3))
+  weighed.note(FOUR, [1000], 1000)  # a size that was not timed
 
 
 def test_a_bound_on_rows_decides_by_itself():
   made = policy.Policy(COSTS, 2)
   made.learn('bad', 100, 0)
-  assert made.has_drafts(8, _rows(['bad', 'bad']))
-  assert not made.has_drafts(8, _rows(['good', 'good', 'good']))
-  assert not made.has_drafts(8, _rows([None]))
-  assert not policy.Policy({}, 0).has_drafts(1, _rows(['good']))
+  assert made.has_drafts(EIGHT, _rows(['bad', 'bad']))
+  assert not made.has_drafts(EIGHT, _rows(['good', 'good', 'good']))
+  assert not made.has_drafts(EIGHT, _rows([None]))
+  assert not policy.Policy({}, 0).has_drafts(ONE, _rows(['good']))
 
 
 def test_what_was_learnt_long_ago_counts_little():
