@@ -34,6 +34,7 @@ from specstream_jax.checkpoints import (
 
 # The field `config` of `Model` hides the module in its annotations.
 from specstream_jax.config import (
+  WEIGHTS_DTYPES,
   DecodeConfig,
   LoraConfig,
   ModelConfig,
@@ -48,7 +49,12 @@ from specstream_jax.decoding import (
   transformer_fns,
   verifiers,
 )
-from specstream_jax.modeling import initialize, lora, params as params_lib
+from specstream_jax.modeling import (
+  initialize,
+  int8,
+  lora,
+  params as params_lib,
+)
 from specstream_jax.text import (
   completion as completion_lib,
   pieces as pieces_lib,
@@ -308,6 +314,7 @@ def load(
   adapter: str | None = None,
   *,
   dtype: str = 'float32',
+  weights_dtype: str = '',
   partitioner: partitioning.Partitioner | None = None,
   streams: bool = True,
 ) -> Model:
@@ -320,6 +327,8 @@ def load(
       `DEFAULT_ADAPTER` with the model that it belongs to, none with others, and
       `AUTO_CHAT` `CHAT_ADAPTER`.
     dtype: of weights and activations.
+    weights_dtype: 'int8' stores the base's matrices in 8 bits, LoRA folded in
+      before; another model, near this one. Empty is `dtype`.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
     streams: False takes of the adapter only what is folded into the base.
@@ -330,7 +339,9 @@ def load(
   base = _path('the model', base)
   adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
-  loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
+  checks.one_of('weights_dtype', weights_dtype, WEIGHTS_DTYPES)
+  is_lazy = bool(weights_dtype) or not part.is_single
+  loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
@@ -338,12 +349,17 @@ def load(
   if adapter is not None:
     found = fitted.read(adapter, loaded)
     source['adapter'] = adapter
-  folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
+  weights = lora.Folded(loaded.params, found.folded, found.folded_lora)
+  cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
+  if weights_dtype:
+    source['weights_dtype'] = weights_dtype
   rest = found.rest if streams else {}
   template = loaded.chat_template or found.chat_template
   return Model(
-    config=loaded.config,
-    base=params_lib.unflatten(part.put(folded, transposed=True)),
+    config=cfg,
+    base=params_lib.unflatten(
+      part.put(int8.stored(weights, cfg), transposed=True)
+    ),
     adapter=params_lib.unflatten(
       part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})
     ),

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from specstream_jax import config, runtime
+from specstream_jax.bench import external
 from specstream_jax.checkpoints import gguf, gguf_export, loading
 from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.modeling import params as params_lib
 
 NAMES = ('openvino', 'openvino_prompt_lookup')
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
@@ -140,7 +140,7 @@ class Target:
       ) from error
     self.threads, self.hint = threads, _HINTS[model.config.dtype]
     source = _source(model)
-    flat = params_lib.transpose_kernels(params_lib.flatten(model.base))
+    flat = external.plain_weights(model)
     self._folder = tempfile.TemporaryDirectory()
     self._path = os.path.join(self._folder.name, 'model.gguf')
     weights = {name: np.asarray(leaf) for name, leaf in flat.items()}
