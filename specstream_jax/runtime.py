@@ -34,7 +34,6 @@ from specstream_jax.checkpoints import (
 
 # The field `config` of `Model` hides the module in its annotations.
 from specstream_jax.config import (
-  WEIGHTS_DTYPES,
   DecodeConfig,
   LoraConfig,
   ModelConfig,
@@ -323,9 +322,8 @@ def load(
   Args:
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
     adapter: folder of an adapter of ours or a PEFT LoRA, which has no streams,
-      or the name of one that ships; `AUTO` takes
-      `DEFAULT_ADAPTER` with the model that it belongs to, none with others, and
-      `AUTO_CHAT` `CHAT_ADAPTER`.
+      or the name of one that ships; `AUTO` takes `DEFAULT_ADAPTER` with the
+      model that it belongs to, none with others, `AUTO_CHAT` `CHAT_ADAPTER`.
     dtype: of weights and activations.
     weights_dtype: 'int8' stores the base's matrices in 8 bits, LoRA folded in
       before; another model, near this one. Empty is `dtype`.
@@ -339,30 +337,24 @@ def load(
   base = _path('the model', base)
   adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
-  checks.one_of('weights_dtype', weights_dtype, WEIGHTS_DTYPES)
   is_lazy = bool(weights_dtype) or not part.is_single
   loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
+  if weights_dtype:
+    source['weights_dtype'] = weights_dtype
   found = fitted.Fitted()
   if adapter is not None:
     found = fitted.read(adapter, loaded)
     source['adapter'] = adapter
-  weights = lora.Folded(loaded.params, found.folded, found.folded_lora)
   cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
-  if weights_dtype:
-    source['weights_dtype'] = weights_dtype
-  rest = found.rest if streams else {}
+  rest = {k: np.asarray(v, np.float32) for k, v in found.rest.items()}
   template = loaded.chat_template or found.chat_template
   return Model(
     config=cfg,
-    base=params_lib.unflatten(
-      part.put(int8.stored(weights, cfg), transposed=True)
-    ),
-    adapter=params_lib.unflatten(
-      part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})
-    ),
+    base=_base(loaded, found, cfg, part),
+    adapter=params_lib.unflatten(part.put(rest if streams else {})),
     stream=found.stream if streams else None,
     lora=found.lora if streams else None,
     tree=found.tree or config.TreeConfig(),
@@ -376,6 +368,13 @@ def load(
     generation=loaded.generation,
     partitioner=part,
   )
+
+
+def _base(loaded, found, cfg, part) -> dict[Any, Any]:
+  """The base on the devices, LoRA folded in, as `cfg` says it is stored."""
+  folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
+  flat = part.put(int8.stored(folded, cfg), transposed=True)
+  return params_lib.unflatten(flat)
 
 
 def _path(name: str, value: str | os.PathLike) -> str:
