@@ -48,7 +48,12 @@ from specstream_jax.decoding import (
   transformer_fns,
   verifiers,
 )
-from specstream_jax.modeling import initialize, lora, params as params_lib
+from specstream_jax.modeling import (
+  initialize,
+  int8,
+  lora,
+  params as params_lib,
+)
 from specstream_jax.text import (
   completion as completion_lib,
   pieces as pieces_lib,
@@ -308,6 +313,7 @@ def load(
   adapter: str | None = None,
   *,
   dtype: str = 'float32',
+  weights_dtype: str = '',
   partitioner: partitioning.Partitioner | None = None,
   streams: bool = True,
 ) -> Model:
@@ -316,10 +322,11 @@ def load(
   Args:
     base: a known name, a Hugging Face folder or hub id, or a GGUF file.
     adapter: folder of an adapter of ours or a PEFT LoRA, which has no streams,
-      or the name of one that ships; `AUTO` takes
-      `DEFAULT_ADAPTER` with the model that it belongs to, none with others, and
-      `AUTO_CHAT` `CHAT_ADAPTER`.
+      or the name of one that ships; `AUTO` takes `DEFAULT_ADAPTER` with the
+      model that it belongs to, none with others, `AUTO_CHAT` `CHAT_ADAPTER`.
     dtype: of weights and activations.
+    weights_dtype: 'int8' stores the base's matrices in 8 bits, LoRA folded in
+      before; another model, near this one. Empty is `dtype`.
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
     streams: False takes of the adapter only what is folded into the base.
@@ -330,23 +337,24 @@ def load(
   base = _path('the model', base)
   adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
-  loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
+  is_lazy = bool(weights_dtype) or not part.is_single
+  loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
+  if weights_dtype:
+    source['weights_dtype'] = weights_dtype
   found = fitted.Fitted()
   if adapter is not None:
     found = fitted.read(adapter, loaded)
     source['adapter'] = adapter
-  folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
-  rest = found.rest if streams else {}
+  cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
+  rest = {k: np.asarray(v, np.float32) for k, v in found.rest.items()}
   template = loaded.chat_template or found.chat_template
   return Model(
-    config=loaded.config,
-    base=params_lib.unflatten(part.put(folded, transposed=True)),
-    adapter=params_lib.unflatten(
-      part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})
-    ),
+    config=cfg,
+    base=_base(loaded, found, cfg, part),
+    adapter=params_lib.unflatten(part.put(rest if streams else {})),
     stream=found.stream if streams else None,
     lora=found.lora if streams else None,
     tree=found.tree or config.TreeConfig(),
@@ -360,6 +368,13 @@ def load(
     generation=loaded.generation,
     partitioner=part,
   )
+
+
+def _base(loaded, found, cfg, part) -> dict[Any, Any]:
+  """The base on the devices, LoRA folded in, as `cfg` says it is stored."""
+  folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
+  flat = part.put(int8.stored(folded, cfg), transposed=True)
+  return params_lib.unflatten(flat)
 
 
 def _path(name: str, value: str | os.PathLike) -> str:

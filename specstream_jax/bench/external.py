@@ -8,6 +8,7 @@ time of the prompt pass is that of a call for one token, and is taken off.
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import tempfile
 import time
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import huggingface, weights as weights_lib
 from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.modeling import params as params_lib
+from specstream_jax.modeling import int8, params as params_lib
 
 NAMES = ('hf', 'hf_prompt_lookup', 'hf_assisted')
 
@@ -138,10 +139,17 @@ def load_target(model: runtime.Model, threads: int) -> Any:
     ValueError: torch or transformers is not installed.
   """
   _libraries()[0].set_num_threads(threads)
-  flat = params_lib.transpose_kernels(params_lib.flatten(model.base))
+  flat = plain_weights(model)
   with tempfile.TemporaryDirectory() as folder:
-    huggingface.export(folder, model.config, flat)
+    cfg = dataclasses.replace(model.config, weights_dtype='')
+    huggingface.export(folder, cfg, flat)
     return load_folder(folder)
+
+
+def plain_weights(model: runtime.Model) -> dict[str, Any]:
+  """Flat base weights, kernels [in, out], as numbers of the model's dtype."""
+  flat = params_lib.transpose_kernels(params_lib.flatten(model.base))
+  return int8.dequantize(flat, model.config)
 
 
 def load_folder(folder: str) -> Any:

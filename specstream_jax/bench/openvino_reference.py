@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from specstream_jax import config, runtime
-from specstream_jax.checkpoints import gguf, gguf_export, loading
+from specstream_jax.bench import gguf_weights
 from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.modeling import params as params_lib
 
 NAMES = ('openvino', 'openvino_prompt_lookup')
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
@@ -139,12 +138,9 @@ class Target:
         "'openvino-genai', or leave them out"
       ) from error
     self.threads, self.hint = threads, _HINTS[model.config.dtype]
-    source = _source(model)
-    flat = params_lib.transpose_kernels(params_lib.flatten(model.base))
     self._folder = tempfile.TemporaryDirectory()
     self._path = os.path.join(self._folder.name, 'model.gguf')
-    weights = {name: np.asarray(leaf) for name, leaf in flat.items()}
-    gguf_export.save(self._path, source, weights)
+    gguf_weights.write(self._path, model, 'openvino', 'float16')
 
   def pipeline(self, *, has_lookup: bool) -> Any:
     """What generates."""
@@ -157,15 +153,3 @@ class Target:
     if has_lookup:
       settings['prompt_lookup'] = True
     return openvino_genai.LLMPipeline(self._path, 'CPU', **settings)
-
-
-def _source(model: runtime.Model) -> str:
-  """The GGUF file that a model was read from."""
-  name = model.source['base']
-  path = str(loading.resolve(name))
-  if not (os.path.isfile(path) and gguf.is_gguf(path)):
-    raise ValueError(
-      f'openvino references read GGUF files, and {name!r} is none; take a model '
-      'from a GGUF file, or leave them out'
-    )
-  return path

@@ -53,7 +53,7 @@ def summarize(
           **_facts(cell, runner),
           **_groups(rows, fast),
           schedule=schedule,
-          dtype=model.config.dtype,
+          dtype=model.config.numbers,
           sampling=hot.changes(),
           quality={
             'autoregressive': _score(made, cell, rows, plain[1]),

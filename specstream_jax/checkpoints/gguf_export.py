@@ -13,10 +13,11 @@ import numpy as np
 
 from specstream_jax.checkpoints import gguf
 
-DTYPES = ('float32', 'float16')
+DTYPES = ('float32', 'float16', 'bfloat16')
 _FILE_TYPE = {
   'float32': gguf_package.LlamaFileType.ALL_F32,
   'float16': gguf_package.LlamaFileType.MOSTLY_F16,
+  'bfloat16': gguf_package.LlamaFileType.MOSTLY_BF16,
 }
 # Written by the package itself.
 _OWN = ('GGUF.', 'general.architecture', 'general.file_type')
@@ -56,15 +57,25 @@ def save(
     if name not in places:  # a table of RoPE
       writer.add_tensor(name, np.array(tensor.data, np.float32))
       continue
-    writer.add_tensor(name, _stored(places[name], flat, made, cfg, dtype))
+    leaf = _stored(places[name], flat, made, cfg)
+    _add(writer, name, leaf, dtype if leaf.ndim > 1 else 'float32')
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
 
 
-def _stored(place: Any, flat, made, cfg, dtype) -> np.ndarray:
-  """A tensor, rows first, as the file has it."""
+def _add(writer, name, leaf, dtype) -> None:
+  """Adds a float32 tensor to a file as `dtype`."""
+  if dtype != 'bfloat16':
+    writer.add_tensor(name, leaf.astype(dtype))
+    return
+  kind = gguf_package.GGMLQuantizationType.BF16
+  writer.add_tensor(name, gguf_package.quantize(leaf, kind), raw_dtype=kind)
+
+
+def _stored(place: Any, flat, made, cfg) -> np.ndarray:
+  """A tensor in float32, rows first."""
   if len(place.paths) != 1:
     raise ValueError(
       f'tensor {place.name} holds {len(place.paths)} weights; a GGUF file is '
@@ -80,8 +91,6 @@ def _stored(place: Any, flat, made, cfg, dtype) -> np.ndarray:
     leaf = _permute(leaf, cfg.num_kv_heads)
   elif made.is_shifted and path.endswith('/scale'):
     leaf = leaf + 1.0
-  if leaf.ndim > 1 and dtype == 'float16':
-    leaf = leaf.astype(np.float16)
   return np.ascontiguousarray(leaf)
 
 

@@ -159,9 +159,10 @@ class LazyParams(Mapping[str, np.ndarray]):
 
 
 def config_hash(cfg: config.ModelConfig) -> str:
-  """sha256 of the sizes and constants; the dtype does not count."""
+  """sha256 of the sizes and constants; number types do not count."""
   fields = config_model.beyond_defaults(cfg)
   del fields['dtype']
+  fields.pop('weights_dtype', None)
   canonical = json.dumps(fields, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -27,7 +27,7 @@ def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define_model()
   decoding_flags.define_adapter()
-  decoding_flags.define_dtype()
+  decoding_flags.define_weights()
   flags.DEFINE_multi_string(
     'drafters',
     None,
@@ -134,7 +134,12 @@ def _drafters(args, model) -> tuple[str, ...]:
 
 def load_model(args: Any) -> runtime.Model:
   """The model; streams of random weights where acceptance is synthetic."""
-  model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
+  model = runtime.load(
+    args.model,
+    args.adapter or None,
+    dtype=args.dtype,
+    weights_dtype=args.weights_dtype,
+  )
   if args.synthetic_acceptance and model.stream is None:
     model = runtime.with_random_streams(model)
   return model

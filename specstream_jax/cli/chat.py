@@ -37,7 +37,7 @@ def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define_model()
   decoding_flags.define_adapter(runtime.AUTO_CHAT)
-  decoding_flags.define_dtype()
+  decoding_flags.define_weights()
   decoding_flags.define_schedule()
   decoding_flags.define_sampling(generation_config='auto')
   flags.DEFINE_string('system', '', 'What the model is told first.')

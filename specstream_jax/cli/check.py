@@ -24,6 +24,7 @@ def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define_model()
   decoding_flags.define_adapter()
+  decoding_flags.define_weights_dtype()
   flags.DEFINE_multi_string(
     'drafters',
     None,
@@ -55,7 +56,11 @@ def main(argv: Sequence[str]) -> int:
   del argv
   args = flags.FLAGS
   load = lambda dtype, streams=True: runtime.load(
-    args.model, args.adapter or None, dtype=dtype, streams=streams
+    args.model,
+    args.adapter or None,
+    dtype=dtype,
+    weights_dtype=args.weights_dtype,
+    streams=streams,
   )
   options = workflow.Options(
     drafters=_drafters(args),

@@ -33,6 +33,7 @@ def define_flags() -> None:
     'What to compile: train, prefill, decode, plain.',
   )
   decoding_flags.define_dtype('bfloat16')
+  decoding_flags.define_weights_dtype()
   flags.DEFINE_integer('rows', 8, 'Rows of a decoding batch.', lower_bound=1)
   flags.DEFINE_integer(
     'prompt_length', 1024, 'Tokens of a prompt.', lower_bound=1
@@ -126,7 +127,9 @@ def _job(args) -> programs.Job:
       'fields of ModelConfig'
     ) from error
   return programs.Job(
-    model=dataclasses.replace(model, dtype=args.dtype),
+    model=dataclasses.replace(
+      model, dtype=args.dtype, weights_dtype=args.weights_dtype
+    ),
     recipe=train.Recipe(),
     decode_rows=args.rows,
     prompt_length=args.prompt_length,

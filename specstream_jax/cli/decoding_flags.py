@@ -26,7 +26,7 @@ def define(*, generation_config: str) -> None:
   """
   define_model()
   define_adapter()
-  define_dtype()
+  define_weights()
   flags.DEFINE_enum(
     'tree',
     None,
@@ -77,6 +77,24 @@ def define_dtype(default: str = 'float32') -> None:
     default,
     ['float32', 'bfloat16'],
     'Number type of weights and activations.',
+  )
+
+
+def define_weights() -> None:
+  """Declares --dtype and --weights_dtype, of a command that decodes."""
+  define_dtype()
+  define_weights_dtype()
+
+
+def define_weights_dtype() -> None:
+  """Declares --weights_dtype."""
+  flags.DEFINE_enum(
+    'weights_dtype',
+    '',
+    config.WEIGHTS_DTYPES,
+    'int8 stores the matrices of the model in 8 bits: another model, near the '
+    'one in --dtype. For a TPU, which then reads half of the bytes of bfloat16; '
+    'on a CPU it is slower.',
   )
 
 
@@ -181,7 +199,7 @@ def shard() -> tuple[int, int]:
 
 
 def load_model(*, adapter: str = '') -> runtime.Model:
-  """The model of --model, --adapter and --dtype.
+  """The model of --model, --adapter, --dtype and --weights_dtype.
 
   Args:
     adapter: where --adapter is not given.
@@ -189,7 +207,12 @@ def load_model(*, adapter: str = '') -> runtime.Model:
   args = flags.FLAGS
   is_given = args['adapter'].present
   name = args.adapter if is_given else adapter or args.adapter
-  return runtime.load(args.model, name or None, dtype=args.dtype)
+  return runtime.load(
+    args.model,
+    name or None,
+    dtype=args.dtype,
+    weights_dtype=args.weights_dtype,
+  )
 
 
 def decode() -> config.DecodeConfig:

@@ -31,7 +31,7 @@ def define_flags() -> None:
     'Folder of an adapter, or the name of one that ships; empty answers as '
     'the base.',
   )
-  decoding_flags.define_dtype()
+  decoding_flags.define_weights()
   task_flags.define(default='', about='Task whose prompts are answered')
   flags.DEFINE_string(
     'prompts', None, 'JSONL of {"prompt": …} instead of a task.'
@@ -78,7 +78,12 @@ def main(argv: Sequence[str]) -> int:
   args = flags.FLAGS
   prompts = _prompts(args)
   shard, num_shards = decoding_flags.shard()
-  model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
+  model = runtime.load(
+    args.model,
+    args.adapter or None,
+    dtype=args.dtype,
+    weights_dtype=args.weights_dtype,
+  )
   options = workflow.Options(
     max_new_tokens=args.max_new_tokens,
     max_prompt_tokens=args.max_prompt_tokens,

@@ -22,6 +22,7 @@ from absl import flags
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted, loading
+from specstream_jax.cli import decoding_flags
 from specstream_jax.config import checks, serving
 
 _KEY = 'SPECSTREAM_API_KEY'
@@ -59,6 +60,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
+  decoding_flags.define_weights_dtype()
   flags.DEFINE_string(
     'drafter',
     None,
@@ -229,10 +231,16 @@ def _check_runtime(args, cfg) -> None:
 
 def _load(args, pairs: Mapping[str, str]):
   """The model, and the adapters that it is served with side by side."""
+  load = functools.partial(
+    runtime.load,
+    args.model,
+    dtype=args.dtype,
+    weights_dtype=args.weights_dtype,
+  )
   if args.fold:
     [path] = pairs.values()
-    return runtime.load(args.model, path, dtype=args.dtype), {}
-  model = runtime.load(args.model, None, dtype=args.dtype)
+    return load(path), {}
+  model = load(None)
   if not pairs:
     return model, {}
   outline = _outline(args.model, args.dtype)

@@ -31,7 +31,7 @@ def define_flags() -> None:
   made = workflow.Options()
   decoding_flags.define_model()
   decoding_flags.define_adapter()
-  decoding_flags.define_dtype()
+  decoding_flags.define_weights()
   flags.DEFINE_string(
     'task',
     made.task,
@@ -86,7 +86,12 @@ def main(argv: Sequence[str]) -> int:
   """Measures, prints the candidates, and keeps the fastest."""
   del argv
   args = flags.FLAGS
-  model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
+  model = runtime.load(
+    args.model,
+    args.adapter or None,
+    dtype=args.dtype,
+    weights_dtype=args.weights_dtype,
+  )
   numbers = decoding_flags.numbers
   options = workflow.Options(
     task=args.task,

@@ -17,6 +17,7 @@ import gin
 from specstream_jax.config import bounds, checks
 from specstream_jax.config.model import (
   DTYPES as DTYPES,
+  WEIGHTS_DTYPES as WEIGHTS_DTYPES,
   AttentionConfig as AttentionConfig,
   MlpConfig as MlpConfig,
   ModelConfig as ModelConfig,

@@ -13,6 +13,7 @@ import gin
 from specstream_jax.config import checks
 
 DTYPES = ('float32', 'bfloat16')
+WEIGHTS_DTYPES = ('', 'int8')
 # Beyond any model; building and compiling take time for each.
 MAX_LAYERS = 1024
 _MAX_SIZE = 2**31 - 1  # of an axis
@@ -158,6 +159,8 @@ class ModelConfig:
     max_position_embeddings: longest text.
     tie_word_embeddings: the LM head is the embedding.
     dtype: of weights and activations.
+    weights_dtype: of the matrices where they decode, `int8` (see
+      `modeling.int8`); empty is `dtype`.
     family: whose checkpoints look like this, see `checkpoints.families`.
     norm: how hidden states are normalised.
     attention: biases, norms and scale of attention.
@@ -195,6 +198,7 @@ class ModelConfig:
   max_position_embeddings: int = 2048
   tie_word_embeddings: bool = False
   dtype: str = 'float32'
+  weights_dtype: str = ''
   family: str = 'llama'
   norm: NormConfig = NormConfig()
   attention: AttentionConfig = AttentionConfig()
@@ -211,6 +215,12 @@ class ModelConfig:
   logit_divisor: float = 1.0
   logit_softcap: float = 0.0
   has_head_bias: bool = False
+
+  @property
+  def numbers(self) -> str:
+    """Number types in words: 'float32', or 'float32, int8 weights'."""
+    weights = f', {self.weights_dtype} weights' if self.weights_dtype else ''
+    return self.dtype + weights
 
   def __post_init__(self):
     checks.config_types(self)
@@ -237,6 +247,9 @@ class ModelConfig:
       checks.at_most(f'ModelConfig.{name}', getattr(self, name), _MAX_SIZE)
     self._check_numbers()
     checks.one_of('ModelConfig.dtype', self.dtype, DTYPES)
+    checks.one_of(
+      'ModelConfig.weights_dtype', self.weights_dtype, WEIGHTS_DTYPES
+    )
     checks.one_of('ModelConfig.block', self.block, BLOCKS)
     checks.check(
       self.num_heads % self.num_kv_heads == 0,

@@ -52,17 +52,21 @@ class DraftHead(NamedTuple):
     ids: int32 [N], ascending; those from V on are padding.
     rows: [N, D] their rows of the LM head.
     bias: [N] of their logits, () without.
+    scale: float32 [N] of the rows, if they are int8; () if not.
   """
 
   ids: arrays.Array
   rows: arrays.Array
   bias: Any = ()
+  scale: Any = ()
 
 
 def draft_head(model: transformer.Transformer, ids: arrays.Array) -> DraftHead:
   """The part of a model's LM head that tokens `ids` [N] need."""
   bias = model.head_bias(ids)
-  return DraftHead(ids, model.head_rows(ids), () if bias is None else bias)
+  rows, scale = model.stored_head_rows(ids)
+  absent = lambda leaf: () if leaf is None else leaf
+  return DraftHead(ids, rows, absent(bias), absent(scale))
 
 
 class StreamExtras(NamedTuple):
@@ -217,7 +221,10 @@ def draft_logits(
   if head is None:
     return model.logits(hidden)
   cfg = model.cfg
-  logits = layers.project(hidden, head.rows, jnp.float32)
+  if cfg.weights_dtype:
+    logits = layers.scaled(hidden, head.rows, head.scale, 'out_in')
+  else:
+    logits = layers.project(hidden, head.rows, jnp.float32)
   bias = head.bias if cfg.has_head_bias else None
   logits = transformer.finish_logits(cfg, logits, bias)
   nothing = jnp.full((*logits.shape[:-1], cfg.vocab_size), _NEVER, jnp.float32)

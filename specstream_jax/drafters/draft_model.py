@@ -34,6 +34,7 @@ from specstream_jax.drafters import loaded
 from specstream_jax.modeling import (
   build,
   cache as cache_lib,
+  int8,
   params as params_lib,
 )
 
@@ -60,12 +61,13 @@ def load(
       'draft_model:path=FOLDER (a known name, a Hugging Face folder, a hub id '
       'or a GGUF file)'
     )
-  default = DEFAULT_TREE if cfg.drafting == 'top_k' else DEFAULT_RANDOM_TREE
-  tree = cfg.tree or default
+  is_fixed = cfg.drafting == 'top_k'
+  tree = cfg.tree or (DEFAULT_TREE if is_fixed else DEFAULT_RANDOM_TREE)
   _check_width(tree, model.config)
   path = loading.resolve(cfg.path)
+  own, written = model.config, os.stat(path).st_mtime_ns
   draft_cfg, weights, tokenizer = _load(
-    cfg.path, model.config.dtype, os.stat(path).st_mtime_ns
+    cfg.path, own.dtype, own.weights_dtype, written
   )
   _check_vocabulary(model, cfg.path, draft_cfg, tokenizer)
   _check_width(tree, draft_cfg)
@@ -76,14 +78,14 @@ def load(
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: str, dtype: str, written: int) -> tuple[Any, Any, Any]:
+def _load(path: str, dtype: str, weights_dtype: str, written: int) -> Any:
   """Config, nested weights on device and tokenizer; once for all decoders."""
   del written  # A checkpoint that was written anew is read anew.
   found = loading.load_model(path, dtype=dtype)
-  flat = params_lib.transpose_kernels(found.params)
-  arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in flat.items()}
-  weights = jax.block_until_ready(params_lib.unflatten(arrays))
-  return found.config, weights, found.tokenizer
+  made = dataclasses.replace(found.config, weights_dtype=weights_dtype)
+  flat = params_lib.transpose_kernels(int8.stored(found.params, made))
+  weights = jax.tree.map(jnp.asarray, params_lib.unflatten(flat))
+  return made, jax.block_until_ready(weights), found.tokenizer
 
 
 def _check_width(tree, cfg):
@@ -101,8 +103,7 @@ def _check_vocabulary(model, path, draft_cfg, draft_tokenizer) -> None:
   A checkpoint without a tokenizer is taken at its word: drafts that mean
   something else are rejected. Embeddings of two sizes need tokenizers.
   """
-  fix = 'use a draft model of the same family, or train one (specstream train'
-  fix = f'{fix} --draft_model_layers=4)'
+  fix = 'take one of the same family (specstream train --draft_model_layers=4)'
   sizes = (model.config.vocab_size, draft_cfg.vocab_size)
   pair = (model.tokenizer, draft_tokenizer)
   if not all(isinstance(t, tokenizers.Tokenizer) for t in pair):
@@ -120,9 +121,8 @@ def _check_vocabulary(model, path, draft_cfg, draft_tokenizer) -> None:
   different = sorted(t for t in own | other if own.get(t) != other.get(t))
   for example in different[:1]:
     raise ValueError(
-      f'draft model {path!r} has another tokenizer than the target: token '
-      f'{example!r} is {other.get(example)} there and {own.get(example)} here; '
-      f'{fix}'
+      f'draft model {path!r} has another tokenizer than the target: token {example!r} '
+      f'is {other.get(example)} there and {own.get(example)} here; {fix}'
     )
 
 

@@ -61,6 +61,11 @@ def _default_tree(heads_cfg, drafting) -> config.TreeConfig:
 
 
 def _check_base(model, heads_cfg) -> None:
+  if model.config.weights_dtype:
+    raise ValueError(
+      "drafter 'medusa' knows its model by its weights, which are not the same "
+      f'in {model.config.weights_dtype}; load the model without weights_dtype'
+    )
   flat = params_lib.flatten(model.base)
   if model.layout == 'out_in':
     flat = params_lib.transpose_kernels(flat)

@@ -194,6 +194,7 @@ class Attention(nnx.Module):
         lora=adapted,
         layout=layout,
         has_bias=own.has_out_bias if is_out else own.has_bias,
+        weights_dtype=cfg.weights_dtype,
       )
 
     own = cfg.attention

@@ -51,12 +51,16 @@ class Linear(nnx.Module):
     lora: config.LoraConfig | None = None,
     layout: str = 'in_out',
     has_bias: bool = False,
+    weights_dtype: str = '',
   ):
     shape = (in_features, out_features)
-    self.is_transposed = layout == 'out_in'
+    self.layout, self.is_transposed = layout, layout == 'out_in'
     if self.is_transposed:
       shape = shape[::-1]
-    self.kernel = params.BaseParam(jnp.zeros(shape, dtype))
+    self.kernel = params.BaseParam(jnp.zeros(shape, weights_dtype or dtype))
+    self.is_scaled = bool(weights_dtype)  # see `int8`
+    if self.is_scaled:
+      self.kernel_scale = params.BaseParam(jnp.zeros((out_features,)))
     self.has_bias = has_bias
     if has_bias:
       self.bias = params.BaseParam(jnp.zeros((out_features,), dtype))
@@ -70,8 +74,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x: arrays.Array, lora_start: int = 0) -> arrays.Array:
     """Maps x [B, T, in] to [B, T, out]."""
-    kernel = self.kernel[...]
-    y = project(x, kernel) if self.is_transposed else x @ kernel
+    y = self._product(x)
     if self.has_bias:
       y += along_last(self.bias[...], y)
     if self.lora_scale and self.is_by_row:
@@ -83,6 +86,13 @@ class Linear(nnx.Module):
     if lora_start:
       delta = jnp.pad(delta, ((0, 0), (lora_start, 0), (0, 0)))
     return y + delta
+
+  def _product(self, x):
+    kernel = self.kernel[...]
+    if self.is_scaled:
+      scale = self.kernel_scale[...]
+      return scaled(x, kernel, scale, self.layout, x.dtype).astype(x.dtype)
+    return project(x, kernel) if self.is_transposed else x @ kernel
 
   def _of_rows(self, x, num_main):
     """Each row's own delta [B, T, out]; ranks that are shut spare main tokens."""
@@ -115,6 +125,31 @@ def project(
   else:
     y = product(kernel, x)
   return jnp.moveaxis(y, 0, -1)
+
+
+def scaled(
+  x: arrays.Array,
+  kernel: arrays.Array,
+  scale: arrays.Array,
+  layout: str,
+  dtype: Any = jnp.float32,
+) -> arrays.Array:
+  """x [..., in] times an int8 kernel, then its scales, float32 [..., out].
+
+  Args:
+    x: rows.
+    kernel: [in, out], or [out, in] if `layout` says so.
+    scale: float32 [out], see `int8`.
+    layout: of `LAYOUTS`.
+    dtype: of the product before its scales; where it is summed over devices,
+      this is what they send.
+  """
+  narrow = kernel.astype(x.dtype)
+  if layout == 'out_in':
+    y = project(x, narrow, dtype)
+  else:
+    y = jnp.matmul(x, narrow, preferred_element_type=dtype)
+  return y.astype(jnp.float32) * along_last(scale, y)
 
 
 def _two_rows(product):

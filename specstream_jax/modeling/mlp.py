@@ -35,6 +35,7 @@ class Mlp(nnx.Module):
         lora=adapted,
         layout=layout,
         has_bias=cfg.mlp.has_bias,
+        weights_dtype=cfg.weights_dtype,
       )
 
     wide = (cfg.hidden_size, cfg.intermediate_size)

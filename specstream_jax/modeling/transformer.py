@@ -22,12 +22,37 @@ from specstream_jax.modeling import (
 class Table(nnx.Module):
   """Rows [N, D] by number: of tokens (also the tied LM head), of positions."""
 
-  def __init__(self, num_rows: int, cfg: config.ModelConfig):
+  def __init__(
+    self, num_rows: int, cfg: config.ModelConfig, weights_dtype: str = ''
+  ):
     shape = (num_rows, cfg.hidden_size)
-    self.embedding = params.BaseParam(jnp.zeros(shape, cfg.dtype))
+    self.dtype = cfg.dtype
+    self.embedding = params.BaseParam(
+      jnp.zeros(shape, weights_dtype or cfg.dtype)
+    )
+    self.is_scaled = bool(weights_dtype)  # see `int8`
+    if self.is_scaled:
+      self.embedding_scale = params.BaseParam(jnp.zeros((num_rows,)))
 
   def __call__(self, index: arrays.Array) -> arrays.Array:
-    return jnp.take(self.embedding[...], index, axis=0, mode='clip')
+    return plain_rows(*self.rows(index), self.dtype)
+
+  def rows(
+    self, index: arrays.Array
+  ) -> tuple[arrays.Array, arrays.Array | None]:
+    """Rows [..., D] as they are stored, and their scales [...] or None."""
+    take = lambda leaf: jnp.take(leaf[...], index, axis=0, mode='clip')
+    scale = take(self.embedding_scale) if self.is_scaled else None
+    return take(self.embedding), scale
+
+
+def plain_rows(
+  rows: arrays.Array, scale: arrays.Array | None, dtype: str
+) -> arrays.Array:
+  """Rows [..., D] times their scales [...], as `dtype`."""
+  if scale is None:
+    return rows
+  return (rows.astype(jnp.float32) * scale[..., None]).astype(dtype)
 
 
 class Transformer(nnx.Module):
@@ -50,7 +75,10 @@ class Transformer(nnx.Module):
     if streams is not None and streams.embedding == 'value_rotation':
       step = streams.rotation_step
     adapts_lower = streams is None or streams.mode == 'fine_tuned'
-    self.embed = Table(cfg.vocab_size, cfg)
+    is_head = cfg.tie_word_embeddings
+    self.embed = Table(
+      cfg.vocab_size, cfg, cfg.weights_dtype if is_head else ''
+    )
     if cfg.num_learned_positions:
       self.positions = Table(cfg.num_learned_positions, cfg)
     lower = lambda: blocks.DecoderLayer(
@@ -70,7 +98,11 @@ class Transformer(nnx.Module):
     if not cfg.tie_word_embeddings:
       shape = (cfg.hidden_size, cfg.vocab_size)
       self.lm_head = layers.Linear(
-        *shape, dtype=cfg.dtype, layout=layout, has_bias=cfg.has_head_bias
+        *shape,
+        dtype=cfg.dtype,
+        layout=layout,
+        has_bias=cfg.has_head_bias,
+        weights_dtype=cfg.weights_dtype,
       )
     if streams:
       self.streams = streams_lib.StreamInsertion(cfg.hidden_size, streams)
@@ -119,6 +151,12 @@ class Transformer(nnx.Module):
     is_tied, f32 = self.cfg.tie_word_embeddings, jnp.float32
     kernel = self.embed.embedding[...] if is_tied else self.lm_head.kernel[...]
     bias = self.lm_head.bias[...] if self.cfg.has_head_bias else None
+    if self.cfg.weights_dtype:
+      head = self.embed if is_tied else self.lm_head
+      scale = head.embedding_scale if is_tied else head.kernel_scale
+      layout = 'out_in' if is_tied else self.layout
+      logits = layers.scaled(hidden, kernel, scale[...], layout)
+      return finish_logits(self.cfg, logits, bias)
     if self.layout == 'out_in':
       return finish_logits(self.cfg, layers.project(hidden, kernel, f32), bias)
     axes = 'VD' if is_tied else 'DV'
@@ -163,12 +201,20 @@ class Transformer(nnx.Module):
 
   def head_rows(self, tokens: arrays.Array) -> arrays.Array:
     """Rows [..., D] of the LM head that give the logits of `tokens`."""
+    return plain_rows(*self.stored_head_rows(tokens), self.cfg.dtype)
+
+  def stored_head_rows(
+    self, tokens: arrays.Array
+  ) -> tuple[arrays.Array, arrays.Array | None]:
+    """As `head_rows`, as they are stored, and their scales [...] or None."""
     if self.cfg.tie_word_embeddings:
-      return self.embed(tokens)
-    kernel = self.lm_head.kernel[...]
-    axis = 0 if self.layout == 'out_in' else 1
-    rows = jnp.take(kernel, tokens, axis=axis, mode='clip')
-    return rows if axis == 0 else jnp.moveaxis(rows, 0, -1)
+      return self.embed.rows(tokens)
+    head, axis = self.lm_head, 0 if self.layout == 'out_in' else 1
+    rows = jnp.take(head.kernel[...], tokens, axis=axis, mode='clip')
+    scale = None
+    if head.is_scaled:
+      scale = jnp.take(head.kernel_scale[...], tokens, mode='clip')
+    return rows if axis == 0 else jnp.moveaxis(rows, 0, -1), scale
 
   def head_bias(self, tokens: arrays.Array) -> arrays.Array | None:
     """The LM head's bias [...] of `tokens`; None if it has none."""

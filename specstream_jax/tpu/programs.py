@@ -72,7 +72,8 @@ class Job:
   """What to compile.
 
   Attributes:
-    model: sizes, with the dtype of weights and activations.
+    model: sizes, with the dtype of weights and activations; int8 weights
+      decode, and train as `dtype`.
     recipe: adapter, training and drafts.
     decode_rows: rows of a decoding batch.
     prompt_length: of decoding.
@@ -100,8 +101,9 @@ class Job:
 
 def _train_step(job, part, hbm) -> Compiled:
   recipe = job.recipe
+  model = dataclasses.replace(job.model, weights_dtype='')
   built = build.build(
-    job.model, recipe.stream, recipe.lora, is_stacked=job.scan_layers
+    model, recipe.stream, recipe.lora, is_stacked=job.scan_layers
   )
   base = _abstract(built.base, part)
   optimizer = step_lib.make_optimizer(recipe.optimizer, 1000)

@@ -16,6 +16,7 @@ from specstream_jax.bench import (
   grid,
   journal as journal_lib,
   journal_lines,
+  llama_cpp_reference,
   openvino_reference,
   results,
   runners as runners_lib,
@@ -28,7 +29,20 @@ from specstream_jax.report import bench_table, page
 
 _DESCRIBE = ['describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
 # Other programs that can be rows of the table.
-EXTERNAL = (*external.NAMES, *openvino_reference.NAMES)
+EXTERNAL = (
+  *external.NAMES,
+  *openvino_reference.NAMES,
+  *llama_cpp_reference.NAMES,
+)
+# Of those that read GGUF files: (program, loads weights, makes a row).
+_PROGRAMS: dict[str, tuple[str, Any, Any]] = {
+  name: (program, module.Target, wrap)
+  for program, module, wrap in (
+    ('openvino', openvino_reference, openvino_reference.OpenVinoRunner),
+    ('llama_cpp', llama_cpp_reference, llama_cpp_reference.LlamaCppRunner),
+  )
+  for name in module.NAMES
+}
 # Options that do not change what is measured.
 _OF_THE_RUN = ('resume', 'overwrite', 'num_samples')
 
@@ -240,16 +254,13 @@ def _others(model, names, decode, rivals) -> list[Any]:
   threads, found = len(os.sched_getaffinity(0)), []
   targets: dict[str, Any] = {}
   for name in names:
-    if name in openvino_reference.NAMES:
-      if 'openvino' not in targets:
-        targets['openvino'] = openvino_reference.Target(model, threads)
-      found.append(
-        openvino_reference.OpenVinoRunner(targets['openvino'], name, decode)
-      )
-      continue
-    if 'hf' not in targets:
-      targets['hf'] = external.load_target(model, threads)
-    found.append(_external(targets['hf'], name, decode, rivals))
+    kind, load, wrap = _PROGRAMS.get(name, ('hf', external.load_target, None))
+    if kind not in targets:
+      targets[kind] = load(model, threads)
+    if wrap is None:
+      found.append(_external(targets[kind], name, decode, rivals))
+    else:
+      found.append(wrap(targets[kind], name, decode))
   return found
 
 

@@ -303,7 +303,7 @@ def _provenance(model, prompts, options) -> dict[str, Any]:
     'tokenizer_sha256': token_ids.tokenizer_hash(model.tokenizer),
     'prompts_sha256': digest.hexdigest(),
     'num_prompts': len(prompts),
-    'dtype': model.config.dtype,
+    'dtype': model.config.numbers,
     'options': settings,
   }
 

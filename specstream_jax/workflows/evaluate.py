@@ -223,7 +223,7 @@ def _header(model, plan, options) -> dict[str, Any]:
     'source': model.source,
     'sha256': runtime.fingerprint(model),
     'prompts_sha256': digest.hexdigest(),
-    'dtype': model.config.dtype,
+    'dtype': model.config.numbers,
     'versions': results.versions(),
     'options': settings,
   }

@@ -141,7 +141,7 @@ def place(model: runtime.Model, num_rows: int) -> tuning.Place:
   return tuning.Place(
     machine.describe(),
     jax.__version__,
-    model.config.dtype,
+    model.config.numbers,
     tuning.bucket(num_rows),
   )
 

@@ -2,6 +2,7 @@
 """A GGUF file with other weights reads back as those weights."""
 
 import gguf as gguf_format
+import jax.numpy as jnp
 import model_files
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from specstream_jax.checkpoints import gguf, gguf_export
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
 def test_weights_come_back_and_metadata_stay(tmp_path, dtype):
   add = [
     lambda writer: writer.add_array('tokenizer.ggml.tokens', ['a', 'b']),
@@ -28,6 +29,8 @@ def test_weights_come_back_and_metadata_stay(tmp_path, dtype):
   found = gguf.open_params(header)
   assert found.keys() == flat.keys()
   for name, leaf in flat.items():
+    if dtype == 'bfloat16' and leaf.ndim > 1:
+      leaf = leaf.astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(found[name], leaf, err_msg=name)
   fields = gguf_format.GGUFReader(path).fields
   assert fields['tokenizer.ggml.tokens'].contents() == ['a', 'b']

@@ -169,3 +169,33 @@ def test_a_small_model_compiles_for_a_slice(tmp_path):
   assert names == ['train step', 'prefill', 'decode step, 16 nodes']
   fields = {field.name for field in dataclasses.fields(programs.Compiled)}
   assert set(json.loads(path.read_text())[0]) == fields
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason='needs libtpu')
+def test_int8_weights_are_read_as_they_are_stored(tmp_path):
+  """A step reads half of bfloat16's weights, and none is written wide."""
+  found = {}
+  for name in ('', 'int8'):
+    path = tmp_path / f'found{name}.json'
+    done = specstream(
+      '--topology=v5e:2x4',
+      f'--gin_file={CONFIGS}/llama2_7b.gin',
+      '--gin.ModelConfig.num_layers=2',
+      '--gin.StreamConfig.num_msa_layers=1',
+      '--prompt_length=64',
+      '--max_new_tokens=64',
+      '--rows=1',
+      '--gin.MeshConfig.fsdp=1',
+      '--gin.MeshConfig.tensor=8',
+      '--programs=plain,decode',
+      f'--weights_dtype={name}',
+      f'--output={path}',
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found[name] = json.loads(path.read_text())
+  for wide, narrow in zip(found[''], found['int8'], strict=True):
+    assert narrow['ideal'] < 0.55 * wide['ideal']
+    assert narrow['traffic'] < 1.1 * narrow['ideal']
+    assert narrow['temporaries'] < 0.1 * wide['arguments']
+    assert not narrow['copies'] and not narrow['copies_before']
