@@ -64,7 +64,10 @@ def rows_of(
 
 
 def used(
-  params: transformer_fns.Params, cfg: config.ModelConfig, first_msa: int, rows: Rows
+  params: transformer_fns.Params,
+  cfg: config.ModelConfig,
+  first_msa: int,
+  rows: Rows,
 ) -> Iterator[tuple[Any, int]]:
   """(kernel [out, in], rows) in the order of a step.
 
@@ -106,7 +109,7 @@ class Products:
     self._kernels = [kernel for kernel, _ in found]
     self._steps = steps
     rng = np.random.default_rng(0)
-    shapes = [(count, kernel.shape[1]) for kernel, count in found]
+    shapes = [(1, count, kernel.shape[1]) for kernel, count in found]
     noise = {shape: rng.standard_normal(shape) for shape in set(shapes)}
     inputs = {
       shape: jnp.asarray(value, found[0][0].dtype)
@@ -116,7 +119,7 @@ class Products:
     def multiply(kernels, number):
       for kernel, shape in zip(kernels, shapes, strict=True):
         y = layers.project(inputs[shape] * number, kernel)
-        number = 1 + jnp.tanh(y[0, 0])
+        number = 1 + jnp.tanh(y[0, 0, 0])
       return number
 
     def run(kernels):

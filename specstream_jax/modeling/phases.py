@@ -27,15 +27,15 @@ NAMES = {
   'draft': 'draft tree',
 }
 
-_twice: contextvars.ContextVar[str] = contextvars.ContextVar(
-  'twice', default=''
+_twice: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+  'twice', default=frozenset()
 )
 
 
 @contextlib.contextmanager
-def twice(name: str) -> Iterator[None]:
-  """What is traced in here runs the part `name` twice; '' none."""
-  token = _twice.set(name)
+def twice(*names: str) -> Iterator[None]:
+  """What is traced in here runs the parts of these names twice."""
+  token = _twice.set(frozenset(names))
   try:
     yield
   finally:
@@ -63,7 +63,7 @@ def run(
   with jax.named_scope(name):
     given = () if keeps is None else (keeps,)
     out = part(*reads, *given)
-    if name != _twice.get():
+    if name not in _twice.get():
       return out
     reads = reads if again is None else again(*reads)
     if keeps is None:

@@ -10,7 +10,6 @@ Axis letters: B rows, M tree nodes, J streams.
 from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +90,9 @@ def profile(
   )
   decoder = model.decoder(drafter, cfg)
   state = decoder.start(decoder.params, _prompts(model, options))
-  names = {step_profile.WHOLE: ''} | {part: part for part in parts}
-  sides: dict[str, step_profile.Side] = {
-    side: _Steps(model, decoder, state, options.steps, part)
-    for side, part in names.items()
-  }
+  steps = functools.partial(_Steps, model, decoder, state, options.steps)
+  sides: dict[str, step_profile.Side] = {step_profile.WHOLE: steps()}
+  sides |= {part: steps(part) for part in parts}
   products = _products(model, decoder, drafter, options)
   sides[step_profile.PRODUCTS] = lambda: products
   seconds = step_profile.measure(sides, options.rounds, progress=progress)
@@ -124,7 +121,9 @@ def _parts(drafter, options) -> dict[str, str]:
   """Part -> what to call it, for the parts that such a step has."""
   names = dict(phases.NAMES)
   if drafter.name == 'none':
-    return {'lower': 'layers'} | {name: names[name] for name in ('head', 'verify')}
+    return {'lower': 'layers'} | {
+      name: names[name] for name in ('head', 'verify')
+    }
   if (drafter.schedule or options.schedule) == 'parallel':
     del names['streams']
   return names
@@ -146,7 +145,7 @@ def _prompts(model, options) -> list[list[int]]:
 
 
 class _Steps:
-  """Steps from one state on, with a part done twice or none."""
+  """Steps from one state on, with some parts done twice."""
 
   def __init__(
     self,
@@ -154,12 +153,12 @@ class _Steps:
     decoder: decoder_lib.Decoder,
     state: loop.DecodeState,
     steps: int,
-    part: str,
+    *parts: str,
   ):
     run = functools.wraps(loop.run)(functools.partial(loop.run, decoder.setup))
     self._run = model.partitioner.jit(run, donate_argnums=1)
     self._params, self._state = decoder.params, state
-    self._steps, self._part = jnp.int32(steps), part
+    self._steps, self._parts = jnp.int32(steps), parts
 
   def __call__(self) -> Callable[[], int]:
     """A copy of the state, which the steps consume, and a run from there."""
@@ -167,7 +166,7 @@ class _Steps:
     return lambda: self._go(state)
 
   def _go(self, state):
-    with phases.twice(self._part):  # seen while it is traced
+    with phases.twice(*self._parts):  # seen while it is traced
       done = self._run(self._params, state, self._steps)
     return int(jax.block_until_ready(done).calls.max())
 
