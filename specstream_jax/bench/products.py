@@ -63,13 +63,17 @@ def rows_of(
   return Rows(batch * size, msa, batch * kept, streams, drafts)
 
 
+# Those that read the same input, and wait for each other in no way.
+_GROUPS = (('query', 'key', 'value'), ('out',), ('gate', 'up'), ('down',))
+
+
 def used(
   params: transformer_fns.Params,
   cfg: config.ModelConfig,
   first_msa: int,
   rows: Rows,
-) -> Iterator[tuple[Any, int]]:
-  """(kernel [out, in], rows) in the order of a step.
+) -> Iterator[tuple[list[Any], int]]:
+  """(kernels [out, in] of one input, rows) in the order of a step.
 
   Args:
     params: of the decoder.
@@ -78,58 +82,68 @@ def used(
     rows: see `rows_of`.
   """
   flat = params_lib.flatten(params.base)
-  kernels: list[list[Any]] = [[] for _ in range(cfg.num_layers)]
-  for path, leaf in flat.items():
-    if path.startswith('layers/') and path.endswith('/kernel'):
-      kernels[int(path.split('/')[1])].append(leaf)
+  layers_ = [_of_layer(flat, number) for number in range(cfg.num_layers)]
   is_tied = cfg.tie_word_embeddings
   head = flat['embed/embedding' if is_tied else 'lm_head/kernel']
   drafts = getattr(getattr(params.drafter, 'head', ()), 'rows', head)
-  for number, layer in enumerate(kernels):
+  for number, groups in enumerate(layers_):
     count = rows.lower if number < first_msa else rows.msa
-    yield from ((kernel, count) for kernel in layer)
-  yield head, rows.head
+    yield from ((group, count) for group in groups)
+  yield [head], rows.head
   if rows.streams:
-    for layer in kernels[first_msa:]:
-      yield from ((kernel, rows.streams) for kernel in layer)
+    for groups in layers_[first_msa:]:
+      yield from ((group, rows.streams) for group in groups)
   if rows.drafts:
-    yield drafts, rows.drafts
+    yield [drafts], rows.drafts
+
+
+def _of_layer(flat, number) -> list[list[Any]]:
+  """Its kernels by group."""
+  found = {
+    path.split('/')[-2]: leaf
+    for path, leaf in flat.items()
+    if path.startswith(f'layers/{number}/') and path.endswith('/kernel')
+  }
+  groups = ([found[n] for n in names if n in found] for names in _GROUPS)
+  return [group for group in groups if group]
 
 
 class Products:
-  """Steps that multiply and do nothing else; each product waits for the last."""
+  """Steps that multiply and do nothing else; groups wait for each other."""
 
   def __init__(
     self,
-    found: Sequence[tuple[Any, int]],
+    found: Sequence[tuple[list[Any], int]],
     steps: int,
     partitioner: partitioning.Partitioner,
   ):
-    """Takes (kernel [out, in], rows) of a step, and how many steps to run."""
-    self._kernels = [kernel for kernel, _ in found]
+    """Takes (kernels, rows) of a step, and how many steps to run."""
+    self._groups = [group for group, _ in found]
     self._steps = steps
+    dtype = self._groups[0][0].dtype
     rng = np.random.default_rng(0)
-    shapes = [(1, count, kernel.shape[1]) for kernel, count in found]
-    noise = {shape: rng.standard_normal(shape) for shape in set(shapes)}
+    # As the model has them: with two axes XLA would turn the product around.
+    shapes = [(1, count, group[0].shape[1]) for group, count in found]
     inputs = {
-      shape: jnp.asarray(value, found[0][0].dtype)
-      for shape, value in noise.items()
+      shape: jnp.asarray(rng.standard_normal(shape), dtype)
+      for shape in set(shapes)
     }
 
-    def multiply(kernels, number):
-      for kernel, shape in zip(kernels, shapes, strict=True):
-        y = layers.project(inputs[shape] * number, kernel)
-        number = 1 + jnp.tanh(y[0, 0, 0])
+    def multiply(groups, number):
+      for group, shape in zip(groups, shapes, strict=True):
+        x = inputs[shape] * number
+        made = [layers.project(x, kernel)[0, 0, 0] for kernel in group]
+        number = 1 + jnp.tanh(sum(made))  # so that the next one waits
+        number = number.astype(dtype)
       return number
 
-    def run(kernels):
-      body = lambda _, number: multiply(kernels, number)
-      start = jnp.ones((), found[0][0].dtype)
-      return jax.lax.fori_loop(0, steps, body, start)
+    def run(groups):
+      body = lambda _, number: multiply(groups, number)
+      return jax.lax.fori_loop(0, steps, body, jnp.ones((), dtype))
 
     self._run = partitioner.jit(run)
 
   def __call__(self) -> int:
     """Runs them, and returns how many steps they were."""
-    jax.block_until_ready(self._run(self._kernels))
+    jax.block_until_ready(self._run(self._groups))
     return self._steps

@@ -5,9 +5,10 @@ import json
 
 import jax.numpy as jnp
 import pytest
+import tiny_runtime
 
 from specstream_jax.bench import products, step_profile
-from specstream_jax.modeling import phases
+from specstream_jax.modeling import params as params_lib, phases
 from specstream_jax.report import profile_report
 
 
@@ -107,6 +108,27 @@ def test_products_are_counted_by_row():
   assert beside == (8, 8 + 32, 8, 0, 4)
   some = rows(1, 8, num_streams=4, schedule='likely', likely_nodes=2)
   assert some == (8, 8 + 8, 8, 0, 4)
+
+
+def test_products_are_those_of_the_weights_in_the_order_of_a_step():
+  model = tiny_runtime.model()
+  params = model.params('streams')
+  rows = products.Rows(lower=5, msa=4, head=3, streams=2, drafts=1)
+  found = list(products.used(params, model.config, 1, rows))
+  layer = [(3, 16), (1, 16), (2, 16), (1, 24)]
+  expected = [(*one, 5) for one in layer] + [(*one, 4) for one in layer]
+  expected += [(1, 16, 3)] + [(*one, 2) for one in layer] + [(1, 16, 1)]
+  assert [
+    (len(group), group[0].shape[1], count) for group, count in found
+  ] == expected
+  sizes = sum(leaf.size for group, _ in found for leaf in group)
+  per_layer = sum(
+    leaf.size
+    for path, leaf in params_lib.flatten(model.base).items()
+    if path.startswith('layers/0/') and path.endswith('kernel')
+  )
+  head = model.base['embed']['embedding'].size
+  assert sizes == 3 * per_layer + 2 * head
 
 
 def test_a_part_runs_once_unless_it_is_to_run_twice():
