@@ -66,7 +66,8 @@ def measure(
   """Seconds of a step of each side in each round, the sides in turns.
 
   Every other round goes backwards, so that a drift of the machine cancels. A
-  run of each side before them compiles, and is not counted.
+  run of each side before them compiles, and is not counted. Ctrl-C ends it with
+  the rounds that are whole, if there is one.
 
   Args:
     sides: by name.
@@ -74,8 +75,7 @@ def measure(
     clock: seconds since any moment.
     progress: show a progress bar.
   """
-  seconds: dict[str, list[float]] = {name: [] for name in sides}
-  names = list(sides)
+  names, found = list(sides), []
   total = len(names) * (1 + rounds)
   with progress_lib.bar(total=total, unit='timing', show=progress) as bar:
     progress_lib.say(bar, f'each part {progress_lib.COMPILING}')
@@ -84,14 +84,26 @@ def measure(
       sides[name]()()
       bar.update()
     progress_lib.forget_so_far(bar)
-    for number in range(rounds):
-      for name in names[:: -1 if number % 2 else 1]:
-        bar.set_description(name)
-        timed = sides[name]()
-        start = clock()
-        steps = timed()
-        seconds[name].append((clock() - start) / steps)
-        bar.update()
+    try:
+      for number in range(rounds):
+        order = names[:: -1 if number % 2 else 1]
+        found.append(_round(sides, order, clock, bar))
+    except KeyboardInterrupt:
+      if not found:
+        raise
+  return {name: [seconds[name] for seconds in found] for name in names}
+
+
+def _round(sides, order, clock, bar) -> dict[str, float]:
+  """Seconds of a step of each side."""
+  seconds = {}
+  for name in order:
+    bar.set_description(name)
+    timed = sides[name]()
+    start = clock()
+    steps = timed()
+    seconds[name] = (clock() - start) / steps
+    bar.update()
   return seconds
 
 

@@ -62,6 +62,28 @@ def test_only_what_runs_is_timed_and_the_sides_take_turns(timed):
   assert clock.order == forward + forward + forward[::-1] + forward
 
 
+def test_ctrl_c_keeps_the_rounds_that_are_whole():
+  clock = Clock({'whole': [9, 2.0, 2.2, 0], 'head': [9, 3.0, 3.0, 0]})
+
+  def stop(count):
+    def prepare():
+      if clock.order.count('head') == count:
+        raise KeyboardInterrupt
+      return clock.side('head', 1)()
+
+    sides = {'whole': clock.side('whole', 1), 'head': prepare}
+    return step_profile.measure(sides, 3, clock=clock, progress=False)
+
+  # After the one that compiles and two more.
+  assert stop(3) == {
+    'whole': pytest.approx([2.0, 2.2]),
+    'head': pytest.approx([3.0, 3.0]),
+  }
+  clock.order.clear()
+  with pytest.raises(KeyboardInterrupt):
+    stop(1)
+
+
 def test_a_part_costs_what_doing_it_twice_adds(timed):
   found = step_profile.account(timed[1], NAMES)
   lower, head = found.parts
