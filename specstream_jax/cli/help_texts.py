@@ -23,6 +23,7 @@ COMMANDS = {
   'export': 'write model and adapter as folders that other engines load',
   'evaluate': 'compare speculative with plain decoding on a task',
   'bench': 'compare drafters on tasks: one table, one report',
+  'profile': 'show where the time of a decode step goes on this machine',
   'tune': 'find the fastest draft tree on this machine, and keep it',
   'results': "write benchmarks as the paper's table",
   'check': 'prove that drafts change nothing: tokens, laws, logits, weights',
@@ -33,7 +34,7 @@ GROUPS = {
   'start': ('quickstart', 'fetch', 'info', 'completion'),
   'train': ('adapt', 'prepare', 'train', 'distill', 'train_medusa'),
   'decode': ('generate', 'chat', 'serve', 'export'),
-  'measure': ('tune', 'evaluate', 'bench', 'results', 'check'),
+  'measure': ('tune', 'profile', 'evaluate', 'bench', 'results', 'check'),
   'scale': ('compile',),
 }
 _FOOT = (

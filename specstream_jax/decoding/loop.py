@@ -25,7 +25,7 @@ from specstream_jax.decoding import (
   tree as tree_lib,
   verify,
 )
-from specstream_jax.modeling import cache as cache_lib
+from specstream_jax.modeling import cache as cache_lib, phases
 
 
 @jax.tree_util.register_dataclass
@@ -206,8 +206,10 @@ def step(
   with jax.named_scope('verify_forward'):
     forward = _forward_tree(setup, params, state)
     verification = _verification(setup, params, state, forward)
-  with jax.named_scope('verify'):
-    verified = setup.verifier(verification, state.settings, setup.path_length)
+    rest = state.settings, setup.path_length
+    decide = lambda verification: setup.verifier(verification, *rest)
+    verified = phases.run('verify', decide, verification)
+  with jax.named_scope('emit'):
     tree = verify.surviving_tree(verification)
     emitted = verify.emitted(tree, verified)
     best = _best_logits(verification.logits, verified.draws, state.settings)
@@ -217,7 +219,6 @@ def step(
     )
     kept = jnp.where(state.is_done, 0, kept)
     reason = jnp.where(state.is_done, state.finish_reason, reason)
-  with jax.named_scope('commit'):
     early = _early_path(forward, verified.path)
     cache = cache_lib.commit(forward.cache, verified.path, kept - 1, early)
     state = dataclasses.replace(state, cache=cache)

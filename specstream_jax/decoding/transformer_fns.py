@@ -25,6 +25,7 @@ from specstream_jax.modeling import (
   cache as cache_lib,
   forward as forward_lib,
   layers,
+  phases,
   transformer,
 )
 
@@ -128,14 +129,19 @@ def model_fns(
     )
     return _as_forward(result, model.first_msa)
 
-  logits = lambda params, hidden: merge(params).logits(hidden)
+  logits = lambda params, hidden: phases.run(
+    'head', merge(params).logits, hidden
+  )
 
   def stream_logits(params, stream_state, cache, positions):
     model, state = merge(params), stream_state
     if schedule != 'parallel':
       state = _leaf_streams(model, state, positions, cache)
     head = params.drafter.head if has_draft_head else None
-    return interface.StreamLogits(draft_logits(model, state, head), state)
+    logits = phases.run(
+      'draft_head', lambda state: draft_logits(model, state, head), state
+    )
+    return interface.StreamLogits(logits, state)
 
   coupling = None
   if 'coupling' in built.adapter:

@@ -32,7 +32,7 @@ from specstream_jax.decoding import (
   tree as tree_lib,
 )
 from specstream_jax.drafters import loaded
-from specstream_jax.modeling import build
+from specstream_jax.modeling import build, phases
 
 # Of the target's noise in the scores: streams and Medusa heads know less than
 # the target, and hence of what its noise will do.
@@ -206,7 +206,8 @@ class Streams:
     self, params: Any, context: interface.DraftContext, state: Any
   ) -> tuple[tree_lib.DraftTree, Any]:
     """The tree of the leaf's streams."""
-    return self.grow(context.stream_logits(), params, context, state), state
+    grow = lambda said: self.grow(said, params, context, state)
+    return phases.run('draft', grow, context.stream_logits()), state
 
   def grow(
     self,

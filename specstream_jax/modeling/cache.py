@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from specstream_jax import arrays, config, partitioning
+from specstream_jax.modeling import phases
 
 _MAX_TURNS = 64  # rows that are written one after the other
 
@@ -154,15 +155,19 @@ def commit(
   if path.shape[1] == 1:  # the root lies where it belongs
     return Cache(cache.keys, cache.values, new_length)
   num_early, early_path = early or (0, path)
-  paths = [
-    early_path if i < num_early else path for i in range(len(cache.keys))
-  ]
   move = functools.partial(_move, length=cache.length)
-  return Cache(
-    tuple(map(move, cache.keys, paths)),
-    tuple(map(move, cache.values, paths)),
-    new_length,
-  )
+
+  def into_line(path, early_path, cache):
+    count = len(cache.keys)
+    paths = [early_path if i < num_early else path for i in range(count)]
+    keys = tuple(map(move, cache.keys, paths))
+    values = tuple(map(move, cache.values, paths))
+    return None, Cache(keys, values, new_length)
+
+  # A second time everything lies in line.
+  in_line = lambda *paths: tuple(jnp.indices(p.shape)[1] for p in paths)
+  reads = path, early_path
+  return phases.run('commit', into_line, *reads, keeps=cache, again=in_line)[1]
 
 
 def take(cache: Cache, start: arrays.Array, size: int) -> arrays.Array:

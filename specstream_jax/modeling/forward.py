@@ -6,6 +6,7 @@ J streams, D model width.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from specstream_jax.modeling import (
   attention,
   blocks,
   cache as cache_lib,
+  phases,
   rows as rows_lib,
   streams as streams_lib,
   transformer,
@@ -172,7 +174,8 @@ def forward_tree(
   )
   x = model.inputs(tokens, positions)
   rows = rows_lib.of_tokens(model, positions, visible, num_nodes, start=start)
-  x, cache = _run(model, x, rows, cache, False)
+  lower = functools.partial(_run, model, rows, False)
+  x, cache = phases.run('lower', lower, x, keeps=cache)
   survivors = None
   if survivors_of is not None:
     survivors = survivors_of(model, x, tokens, positions, tree_mask)
@@ -187,7 +190,8 @@ def forward_tree(
   rows = rows_lib.of_tokens(
     model, positions, visible, num_nodes, anchors, start
   )
-  x, cache = _run(model, x, rows, cache, True)
+  msa = functools.partial(_run, model, rows, True)
+  x, cache = phases.run('msa', msa, x, keeps=cache)
   x = model.final_norm(x)
   main = x[:, :num_nodes]
   streams = _split_streams(model, x, num_nodes) if with_streams else insertion
@@ -231,13 +235,15 @@ def forward_streams(
   anchors = rows_lib.Anchors(positions[:, None], visible)
   rows = rows_lib.of_streams(model, anchors)
   x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
-  x, _ = _layers(model, x, rows, _cached(model, cache, True), True)
-  return model.final_norm(x)
+  cached = _cached(model, cache, True)
+  msa = lambda x: _layers(model, x, rows, cached, True)[0]
+  return model.final_norm(phases.run('streams', msa, x))
 
 
 def _append_streams(model, x, hidden, slots=None):
   """Concatenates streams to x [B, T, D] along T; see `StreamInsertion`."""
-  streams = model.streams(hidden, slots)
+  insert = lambda hidden: model.streams(hidden, slots)
+  streams = phases.run('insertion', insert, hidden)
   streams = streams.reshape(x.shape[0], -1, x.shape[-1])
   return jnp.concatenate([x, streams], axis=1)
 
@@ -274,7 +280,7 @@ def _layers(
   return blocks.run(model.layers[span], x, rows, cached, remat)
 
 
-def _run(model, x, rows, cache, is_msa):
+def _run(model, rows, is_msa, x, cache):
   """As `_layers`; the cache gets the new K/V when all layers have read it."""
   cached = None
   one = next(iter(rows.values()))
