@@ -49,6 +49,11 @@ from specstream_jax.decoding import (
   verifiers,
 )
 from specstream_jax.modeling import initialize, lora, params as params_lib
+from specstream_jax.streaming import (
+  loading as streamed_loading,
+  store as streamed_store,
+  weights as streamed_weights,
+)
 from specstream_jax.text import (
   completion as completion_lib,
   pieces as pieces_lib,
@@ -86,6 +91,7 @@ class Model:
     adapter_dir: folder of the adapter, empty without.
     generation: fields of the checkpoint's generation_config.json.
     partitioner: where the weights lie, and batches go.
+    streamed: the layers, where they pass through memory; `base` has none then.
   """
 
   config: ModelConfig
@@ -105,6 +111,9 @@ class Model:
   generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.local, repr=False
+  )
+  streamed: streamed_weights.LayerWeights | None = dataclasses.field(
+    default=None, repr=False
   )
   _decoders: dict[Any, tuple[decoder_lib.Decoder, Any]] = dataclasses.field(
     default_factory=dict, repr=False
@@ -156,7 +165,14 @@ class Model:
     return self.decoder(drafter, DecodeConfig()).params
 
   def _make_decoder(self, drafter, decode):
+    if self.streamed is not None:
+      streamed_loading.check(drafter, self.partitioner.mesh.size)
     made = drafters.load(self, drafter, decode)
+    if self.streamed is not None:
+      most = self.config.most_positions
+      return streamed_loading.make_decoder(
+        made, drafter, decode, self.streamed, most
+      )
     return decoder_lib.Decoder(
       made.model,
       made.drafter,
@@ -310,6 +326,7 @@ def load(
   dtype: str = 'float32',
   partitioner: partitioning.Partitioner | None = None,
   streams: bool = True,
+  streamed: config.StreamedWeightsConfig | None = None,
 ) -> Model:
   """Loads a base model and, if given, an adapter trained on it.
 
@@ -323,6 +340,7 @@ def load(
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
     streams: False takes of the adapter only what is folded into the base.
+    streamed: layers pass through memory instead of staying there, and how.
 
   Raises:
     ValueError: something cannot be read, or the adapter is of another base.
@@ -330,7 +348,8 @@ def load(
   base = _path('the model', base)
   adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
-  loaded = loading.load_model(base, dtype=dtype, lazy=not part.is_single)
+  is_lazy = streamed is not None or not part.is_single
+  loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
@@ -340,10 +359,14 @@ def load(
     source['adapter'] = adapter
   folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
   rest = found.rest if streams else {}
+  stays, layers = folded, None
+  if streamed is not None:
+    stays, layers = _streamed(folded, loaded, found, rest, streamed)
+    source['weights'] = 'streamed'
   template = loaded.chat_template or found.chat_template
   return Model(
     config=loaded.config,
-    base=params_lib.unflatten(part.put(folded, transposed=True)),
+    base=params_lib.unflatten(part.put(stays, transposed=True)),
     adapter=params_lib.unflatten(
       part.put({k: np.asarray(v, np.float32) for k, v in rest.items()})
     ),
@@ -359,6 +382,20 @@ def load(
     adapter_dir=found.folder,
     generation=loaded.generation,
     partitioner=part,
+    streamed=layers,
+  )
+
+
+def _streamed(folded, loaded, found, rest, cfg):
+  """(flat weights of no layer, the layers) of weights that pass through memory."""
+  name = streamed_store.key(loaded.fingerprint, folded, found.folded)
+  folder, stays = streamed_store.prepare(folded, name, cfg)
+  size = sum(
+    np.asarray(leaf).nbytes for leaf in (*stays.values(), *rest.values())
+  )
+  twice = found.stream.num_msa_layers if found.stream and rest else 0
+  return stays, streamed_weights.LayerWeights(
+    folder, cfg, stays=size, twice=twice
   )
 
 

@@ -11,7 +11,7 @@ import gin
 
 from specstream_jax import config, processes, runtime
 from specstream_jax.checkpoints import tuning
-from specstream_jax.cli import text_flags
+from specstream_jax.cli import text_flags, weights_flags
 from specstream_jax.decoding import topology
 from specstream_jax.workflows import tune
 
@@ -189,7 +189,12 @@ def load_model(*, adapter: str = '') -> runtime.Model:
   args = flags.FLAGS
   is_given = args['adapter'].present
   name = args.adapter if is_given else adapter or args.adapter
-  return runtime.load(args.model, name or None, dtype=args.dtype)
+  return runtime.load(
+    args.model,
+    name or None,
+    dtype=args.dtype,
+    streamed=weights_flags.streamed(),
+  )
 
 
 def decode() -> config.DecodeConfig:

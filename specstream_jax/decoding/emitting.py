@@ -58,6 +58,7 @@ def truncate(
   is_finite = count > accept_length
   followed = None
   if stops is not None:
+    assert state.text_states is not None
     followed = stops.follow(state.text_states, emitted)
   kept, reason = stopping.truncate(
     setup.cfg,
@@ -69,7 +70,7 @@ def truncate(
     jnp.minimum(count, accept_length + 1),
     followed,
   )
-  if stops is not None:
+  if followed is not None:
     # Rows that are done emit nothing, so where they stand does not matter.
     state = dataclasses.replace(
       state, text_states=followed[jnp.arange(len(kept)), kept - 1]

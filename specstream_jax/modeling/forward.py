@@ -391,6 +391,7 @@ def _run(model, way, cache, is_msa):
   x, new = _layers(model, way.x, rows, cached, is_msa)
   span = _span(model, is_msa)
   if new:
+    assert one.start is not None
     x, new, start = cache_lib.order(x, new, one.start)
   keys, values = list(cache.keys), list(cache.values)
   for i, layer in zip(range(span.start, span.stop), new, strict=True):

@@ -100,10 +100,13 @@ class StreamedDecoder(decoder_lib.Decoder):
     shell, adapters = _apart(params)
     runs = self._prompt_passes
     self.weights.expect(self._order(runs))
+    tokens, positions, mask = self._prompt_inputs(prompts)
     forward = runs.forward(
       shell,
       adapters,
-      *self._prompt_inputs(prompts),
+      tokens,
+      positions,
+      mask,
       self._empty(len(prompts), cache_length),
       with_streams=self.setup.drafter.with_streams,
     )
@@ -119,10 +122,14 @@ class StreamedDecoder(decoder_lib.Decoder):
     runs, left = self._passes, int(max_steps)
     while left > 0 and not np.all(state.is_done):
       self.weights.expect(self._order(runs))
+      inputs = self._inputs(state.tree, state.cache.length)
+      tokens, positions, mask = inputs
       forward = runs.forward(
         shell,
         adapters,
-        *self._inputs(state.tree, state.cache.length),
+        tokens,
+        positions,
+        mask,
         state.cache,
         with_streams=self.setup.drafter.with_streams,
         scores=state.tree.scores,

@@ -130,7 +130,7 @@ class Passes:
   def _inserted(self, params, way, tokens, mask, scores, with_streams):
     recipe, carriers_of = self.recipe, None
     is_likely = recipe.schedule == 'likely' and scores is not None
-    if is_likely:
+    if recipe.schedule == 'likely' and scores is not None:
       carriers_of = functools.partial(
         transformer_fns.carriers,
         recipe.likely_nodes,
