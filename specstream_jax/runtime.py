@@ -54,6 +54,11 @@ from specstream_jax.modeling import (
   lora,
   params as params_lib,
 )
+from specstream_jax.streaming import (
+  loading as streamed_loading,
+  store as streamed_store,
+  weights as streamed_weights,
+)
 from specstream_jax.text import (
   completion as completion_lib,
   pieces as pieces_lib,
@@ -91,6 +96,7 @@ class Model:
     adapter_dir: folder of the adapter, empty without.
     generation: fields of the checkpoint's generation_config.json.
     partitioner: where the weights lie, and batches go.
+    streamed: the layers, where they pass through memory; `base` has none then.
   """
 
   config: ModelConfig
@@ -110,6 +116,9 @@ class Model:
   generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   partitioner: partitioning.Partitioner = dataclasses.field(
     default_factory=partitioning.local, repr=False
+  )
+  streamed: streamed_weights.LayerWeights | None = dataclasses.field(
+    default=None, repr=False
   )
   _decoders: dict[Any, tuple[decoder_lib.Decoder, Any]] = dataclasses.field(
     default_factory=dict, repr=False
@@ -161,7 +170,14 @@ class Model:
     return self.decoder(drafter, DecodeConfig()).params
 
   def _make_decoder(self, drafter, decode):
+    if self.streamed is not None:
+      streamed_loading.check(drafter, self.partitioner.mesh.size)
     made = drafters.load(self, drafter, decode)
+    if self.streamed is not None:
+      most = self.config.most_positions
+      return streamed_loading.make_decoder(
+        made, drafter, decode, self.streamed, most
+      )
     return decoder_lib.Decoder(
       made.model,
       made.drafter,
@@ -316,6 +332,7 @@ def load(
   weights_dtype: str = '',
   partitioner: partitioning.Partitioner | None = None,
   streams: bool = True,
+  streamed: config.StreamedWeightsConfig | None = None,
 ) -> Model:
   """Loads a base model and, if given, an adapter trained on it.
 
@@ -330,6 +347,7 @@ def load(
     partitioner: the devices to decode on; None takes those of `MeshConfig`,
       by default the first one of this process.
     streams: False takes of the adapter only what is folded into the base.
+    streamed: layers pass through memory instead of staying there, and how.
 
   Raises:
     ValueError: something cannot be read, or the adapter is of another base.
@@ -337,7 +355,12 @@ def load(
   base = _path('the model', base)
   adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
-  is_lazy = bool(weights_dtype) or not part.is_single
+  checks.check(
+    not (weights_dtype and streamed),
+    f'weights_dtype is {weights_dtype!r}, which does not go with streamed weights '
+    'yet; take one of the two',
+  )
+  is_lazy = bool(weights_dtype or streamed) or not part.is_single
   loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
@@ -349,12 +372,21 @@ def load(
     found = fitted.read(adapter, loaded)
     source['adapter'] = adapter
   cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
-  rest = {k: np.asarray(v, np.float32) for k, v in found.rest.items()}
+  rest = found.rest if streams else {}
+  rest = {k: np.asarray(v, np.float32) for k, v in rest.items()}
+  base, layers = (
+    lora.Folded(loaded.params, found.folded, found.folded_lora),
+    None,
+  )
+  if streamed is not None:
+    base, layers = _streamed(base, loaded, found, rest, streamed)
+    source['weights'] = 'streamed'
+  stored = int8.stored(base, cfg)
   template = loaded.chat_template or found.chat_template
   return Model(
     config=cfg,
-    base=_base(loaded, found, cfg, part),
-    adapter=params_lib.unflatten(part.put(rest if streams else {})),
+    base=params_lib.unflatten(part.put(stored, transposed=True)),
+    adapter=params_lib.unflatten(part.put(rest)),
     stream=found.stream if streams else None,
     lora=found.lora if streams else None,
     tree=found.tree or config.TreeConfig(),
@@ -367,14 +399,21 @@ def load(
     adapter_dir=found.folder,
     generation=loaded.generation,
     partitioner=part,
+    streamed=layers,
   )
 
 
-def _base(loaded, found, cfg, part) -> dict[Any, Any]:
-  """The base on the devices, LoRA folded in, as `cfg` says it is stored."""
-  folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
-  flat = part.put(int8.stored(folded, cfg), transposed=True)
-  return params_lib.unflatten(flat)
+def _streamed(folded, loaded, found, rest, cfg):
+  """(flat weights of no layer, the layers) of weights that pass through memory."""
+  name = streamed_store.key(loaded.fingerprint, folded, found.folded)
+  folder, stays = streamed_store.prepare(folded, name, cfg)
+  size = sum(
+    np.asarray(leaf).nbytes for leaf in (*stays.values(), *rest.values())
+  )
+  twice = found.stream.num_msa_layers if found.stream and rest else 0
+  return stays, streamed_weights.LayerWeights(
+    folder, cfg, stays=size, twice=twice
+  )
 
 
 def _path(name: str, value: str | os.PathLike) -> str:

@@ -26,6 +26,7 @@ LEVELS = {
   'text': 2,
   'training': 3,
   'checkpoints': 3,
+  'streaming': 3,
   'data': 4,
   'drafters': 4,
   'runtime': 4,

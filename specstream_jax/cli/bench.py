@@ -16,7 +16,12 @@ from typing import Any
 from absl import flags
 
 from specstream_jax import runtime
-from specstream_jax.cli import decoding_flags, drafter_help, task_flags
+from specstream_jax.cli import (
+  decoding_flags,
+  drafter_help,
+  task_flags,
+  weights_flags,
+)
 from specstream_jax.report import table
 from specstream_jax.workflows import bench as workflow, tune
 
@@ -28,6 +33,7 @@ def define_flags() -> None:
   decoding_flags.define_model()
   decoding_flags.define_adapter()
   decoding_flags.define_weights()
+  weights_flags.define()
   flags.DEFINE_multi_string(
     'drafters',
     None,
@@ -106,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     max_prompt_tokens=args.max_prompt_tokens,
     repeats=args.repeats,
     seed=args.seed,
-    schedule=args.schedule,
+    schedule=weights_flags.schedule(args),
     external=tuple(args.external),
     synthetic_acceptance=args.synthetic_acceptance,
     resume=args.resume,
@@ -139,6 +145,7 @@ def load_model(args: Any) -> runtime.Model:
     args.adapter or None,
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
+    streamed=weights_flags.streamed(),
   )
   if args.synthetic_acceptance and model.stream is None:
     model = runtime.with_random_streams(model)

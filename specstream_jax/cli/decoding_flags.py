@@ -11,7 +11,7 @@ import gin
 
 from specstream_jax import config, processes, runtime
 from specstream_jax.checkpoints import tuning
-from specstream_jax.cli import text_flags
+from specstream_jax.cli import text_flags, weights_flags
 from specstream_jax.decoding import topology
 from specstream_jax.workflows import tune
 
@@ -212,6 +212,7 @@ def load_model(*, adapter: str = '') -> runtime.Model:
     name or None,
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
+    streamed=weights_flags.streamed(),
   )
 
 

@@ -19,7 +19,7 @@ from absl import flags
 
 from specstream_jax import config, runtime
 from specstream_jax.bench import grid
-from specstream_jax.cli import decoding_flags, task_flags
+from specstream_jax.cli import decoding_flags, task_flags, weights_flags
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import registry
 from specstream_jax.report import page
@@ -31,6 +31,7 @@ RESULTS = 'results_dir'
 def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define(generation_config='none')
+  weights_flags.define()
   task_flags.define(default='e2e_sample')
   flags.DEFINE_string(
     'split', None, 'Split of the task; TaskConfig.test_split, test.'
@@ -96,6 +97,8 @@ def _options() -> tuple[workflow.Options, runtime.Model]:
   tree = decoding_flags.tree(model.tree)
   given = lambda name: getattr(made if args[name].value is None else args, name)
   drafter, schedule = given('drafter'), decode.schedule
+  if model.streamed is not None:
+    schedule = decoding_flags.schedule() or weights_flags.SCHEDULE
   if drafter == config.EvalConfig.drafter:
     found = decoding_flags.tuned(model, given('batch'))
     if found is not None and found.drafter != grid.BASELINE:

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from specstream_jax.cli import decoding_flags, text_flags
+from specstream_jax.cli import decoding_flags, text_flags, weights_flags
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import prompt_rows
 from specstream_jax.workflows import generate as workflow, generate_file
@@ -28,6 +28,7 @@ RESULTS = 'output'
 def define_flags() -> None:
   """Defines the flags of this command."""
   decoding_flags.define(generation_config='auto')
+  weights_flags.define()
   text_flags.define()
   flags.DEFINE_multi_string(
     'prompt', [], 'A prompt, as it is typed; may be repeated.'

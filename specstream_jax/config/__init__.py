@@ -25,6 +25,9 @@ from specstream_jax.config.model import (
   RopeScaling as RopeScaling,
 )
 from specstream_jax.config.sampling import SamplingConfig as SamplingConfig
+from specstream_jax.config.streaming import (
+  StreamedWeightsConfig as StreamedWeightsConfig,
+)
 from specstream_jax.config.tasks import (
   EvalConfig as EvalConfig,
   TaskConfig as TaskConfig,

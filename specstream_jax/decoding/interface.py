@@ -76,6 +76,8 @@ class ModelFns(NamedTuple):
     coupling_logits: (params, hidden [B, ...] of one stream, parents [B, W],
       candidates [B, k]) -> float32 [B, W, k] that parents add to the stream's
       logits of candidates; None without such weights.
+    recipe: how they were made, for whoever runs the layers one by one; None
+      where that cannot be done.
   """
 
   init_cache: Callable[[int, int], cache_lib.Cache]
@@ -83,6 +85,7 @@ class ModelFns(NamedTuple):
   logits: Callable[[Any, arrays.Array], arrays.Array]
   stream_logits: Callable[..., StreamLogits]
   coupling_logits: Callable[..., arrays.Array] | None = None
+  recipe: Any = None
 
 
 def _no_streams() -> StreamLogits:

@@ -20,84 +20,36 @@ import jax.numpy as jnp
 from specstream_jax import arrays, sampling
 from specstream_jax.decoding import (
   edits as edits_lib,
+  emitting,
   interface,
   stopping,
   tree as tree_lib,
   verify,
 )
+from specstream_jax.decoding.state import (
+  DecodeState as DecodeState,
+  Rows as Rows,
+)
 from specstream_jax.modeling import cache as cache_lib, phases
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecodeState:
-  """Everything the loop carries; rows are independent of each other.
-
-  Between steps cache.length = prompt length + num_tokens - 1: all but the last
-  emitted token, the root of `tree`, is committed.
+class Leaf(NamedTuple):
+  """Where the next drafts begin: the last accepted node of each row.
 
   Attributes:
-    tokens: [B, max_new] int32 output; EOS and stop sequences included.
-    num_tokens: [B] int32 valid entries of `tokens`.
-    limits: [B] int32 most tokens each row may emit.
-    finish_reason: [B] int32, an index into `stopping.REASONS`.
-    cache: committed keys and values.
-    tree: drafts to verify in the next step.
-    drafter_state: the drafter's own pytree.
-    eos_ids: [B, E] int32 tokens that end each row; -1 is none.
-    row_keys: [B] keys of the position-keyed noise.
-    settings: how the rows' tokens are drawn; None where all are greedy and
-      nothing is edited, which compiles without the rest.
-    edits: what is done to the logits before; None together with `settings`.
-    calls: [B] int32 steps each row took part in; the prompt pass is none.
-    accept_lengths: [B, max_new] int32 accept length of each call.
-    text_states: [B] int32 of `stopping.StopTexts`, None without stop texts.
-    has_drafts: [B] bool, rows that draft; None where all of them do.
+    hidden: [B, D] of the main stream.
+    stream_state: pytree of arrays [B, ...], as of `interface.Forward`.
+    root: [B] int32, the token drawn after it.
+    last_tree: the tree that was verified, pruned nodes left out; None after
+      the prompt pass.
+    draws: [B, M'] int32, see `interface.DraftContext`.
   """
 
-  tokens: arrays.Array
-  num_tokens: arrays.Array
-  limits: arrays.Array
-  finish_reason: arrays.Array
-  cache: cache_lib.Cache
-  tree: tree_lib.DraftTree
-  drafter_state: Any
-  eos_ids: arrays.Array
-  row_keys: arrays.Array
-  settings: sampling.RowSettings | None
-  edits: edits_lib.Edits | None
-  calls: arrays.Array
-  accept_lengths: arrays.Array
-  text_states: arrays.Array | None = None
-  has_drafts: arrays.Array | None = None
-
-  @property
-  def is_done(self) -> arrays.Array:
-    """[B] bool."""
-    return self.finish_reason != stopping.RUNNING
-
-
-class Rows(NamedTuple):
-  """What the rows of a batch ask for.
-
-  Attributes:
-    limits: [B] int32 most tokens each row may emit, at least 1.
-    eos_ids: [B, E] int32 tokens that end each row; -1 is none.
-    keys: [B] of the position-keyed noise, see `sampling.row_keys`.
-    settings: how tokens are drawn; None where all are plainly greedy.
-    edits: of the logits; None together with `settings`.
-    has_drafts: [B] bool, rows that draft; None where all of them do.
-    guesses: [B, R] int32 of the answers, padded with -1, for a drafter that is
-      an `interface.Copier`; None for no room.
-  """
-
-  limits: arrays.Array
-  eos_ids: arrays.Array
-  keys: arrays.Array
-  settings: sampling.RowSettings | None = None
-  edits: edits_lib.Request | None = None
-  has_drafts: arrays.Array | None = None
-  guesses: arrays.Array | None = None
+  hidden: arrays.Array
+  stream_state: Any
+  root: arrays.Array
+  last_tree: tree_lib.DraftTree | None = None
+  draws: arrays.Array | None = None
 
 
 def prefill(
@@ -149,7 +101,34 @@ def begin(
   stops: stopping.StopTexts | None = None,
   text_states: arrays.Array | None = None,
 ) -> DecodeState:
-  """The state of rows whose prompts have been read; arguments as of `prefill`.
+  """The state of rows whose prompts have been read; arguments as of `draw_first`."""
+  state, leaf = draw_first(
+    setup,
+    params,
+    forward,
+    last,
+    prompts,
+    prompt_lengths,
+    rows,
+    stops=stops,
+    text_states=text_states,
+  )
+  return draft(setup._replace(model=setup.prompt_model), params, state, leaf)
+
+
+def draw_first(
+  setup: interface.DecodeSetup,
+  params: Any,
+  forward: interface.Forward,
+  last: arrays.Array,
+  prompts: arrays.Array,
+  prompt_lengths: arrays.Array,
+  rows: Rows,
+  *,
+  stops: stopping.StopTexts | None = None,
+  text_states: arrays.Array | None = None,
+) -> tuple[DecodeState, Leaf]:
+  """Draws the first token after a pass over prompts; nothing is drafted yet.
 
   Args:
     setup: its `prompt_model` made the pass.
@@ -189,11 +168,12 @@ def begin(
     text_states=text_states,
     has_drafts=rows.has_drafts,
   )
-  best = _best_logits(logits, first, rows.settings)
-  state, kept, reason = _truncate(setup, state, first, zeros, best, stops)
-  state = _emit(setup, state, first, kept, reason)
-  prompt_setup = setup._replace(model=setup.prompt_model)
-  return _draft(prompt_setup, params, state, forward, last, first[:, 0])
+  best = emitting.best_logits(logits, first, rows.settings)
+  state, kept, reason = emitting.truncate(
+    setup, state, first, zeros, best, stops
+  )
+  state = emitting.emit(setup, state, first, kept, reason)
+  return state, _leaf(forward, last, first[:, 0])
 
 
 def step(
@@ -205,6 +185,28 @@ def step(
   """One call of the model: verify, commit, emit, draft."""
   with jax.named_scope('verify_forward'):
     forward = _forward_tree(setup, params, state)
+  state, leaf = accept(setup, params, state, forward, stops)
+  with jax.named_scope('draft'):
+    return draft(setup, params, state, leaf)
+
+
+def accept(
+  setup: interface.DecodeSetup,
+  params: Any,
+  state: DecodeState,
+  forward: interface.Forward,
+  stops: stopping.StopTexts | None = None,
+) -> tuple[DecodeState, Leaf]:
+  """Verifies the tree after a pass over it, commits and emits.
+
+  Args:
+    setup: model, drafter and configs.
+    params: weights; those of the layers are not read.
+    state: before the pass; of its cache the lengths alone are read.
+    forward: the pass over `tree_inputs` of the state.
+    stops: stop texts.
+  """
+  with jax.named_scope('verify_forward'):
     verification = _verification(setup, params, state, forward)
     rest = state.settings, setup.path_length
     decide = lambda verification: setup.verifier(verification, *rest)
@@ -212,9 +214,11 @@ def step(
   with jax.named_scope('emit'):
     tree = verify.surviving_tree(verification)
     emitted = verify.emitted(tree, verified)
-    best = _best_logits(verification.logits, verified.draws, state.settings)
+    best = emitting.best_logits(
+      verification.logits, verified.draws, state.settings
+    )
     at_path = jnp.take_along_axis(best, verified.path, axis=1)
-    state, kept, reason = _truncate(
+    state, kept, reason = emitting.truncate(
       setup, state, emitted, verified.accept_length, at_path, stops
     )
     kept = jnp.where(state.is_done, 0, kept)
@@ -222,12 +226,11 @@ def step(
     early = _early_path(forward, verified.path)
     cache = cache_lib.commit(forward.cache, verified.path, kept - 1, early)
     state = dataclasses.replace(state, cache=cache)
-    state = _count_call(state, kept)
-    state = _emit(setup, state, emitted, kept, reason)
-  with jax.named_scope('draft'):
-    seen = {'last_tree': tree, 'draws': verified.draws}
-    leaf, root = verified.leaf, verified.bonus
-    return _draft(setup, params, state, forward, leaf, root, **seen)
+    state = emitting.count_call(state, kept)
+    state = emitting.emit(setup, state, emitted, kept, reason)
+  return state, _leaf(forward, verified.leaf, verified.bonus)._replace(
+    last_tree=tree, draws=verified.draws
+  )
 
 
 def run(
@@ -268,28 +271,49 @@ def _init_drafter(setup, params, prompts, prompt_lengths, rows):
 
 
 def _forward_prompts(setup, params, prompts, cache_length):
-  batch, padded_length = prompts.shape
-  causal = jnp.tri(padded_length, dtype=bool)[None]
-  return setup.prompt_model.forward(
+  model = setup.prompt_model
+  return model.forward(
     params,
-    prompts,
-    jnp.broadcast_to(jnp.arange(padded_length)[None], prompts.shape),
-    jnp.broadcast_to(causal, (batch, padded_length, padded_length)),
-    setup.prompt_model.init_cache(batch, cache_length),
+    *prompt_inputs(prompts),
+    model.init_cache(len(prompts), cache_length),
     with_streams=setup.drafter.with_streams,
   )
 
 
+def prompt_inputs(prompts: arrays.Array) -> tuple[arrays.Array, ...]:
+  """Tokens [B, T], positions [B, T], mask [B, T, T] of a pass over prompts."""
+  batch, length = prompts.shape
+  causal = jnp.tri(length, dtype=bool)[None]
+  return (
+    prompts,
+    jnp.broadcast_to(jnp.arange(length)[None], prompts.shape),
+    jnp.broadcast_to(causal, (batch, length, length)),
+  )
+
+
 def _forward_tree(setup, params, state):
-  tree = state.tree
   return setup.model.forward(
     params,
-    jnp.maximum(tree.tokens, 0),  # unused nodes hold -1
-    state.cache.length[:, None] + tree.depths,
-    tree_lib.ancestor_mask(tree.parents),
+    *tree_inputs(state.tree, state.cache.length),
     state.cache,
     with_streams=setup.drafter.with_streams,
-    scores=tree.scores,
+    scores=state.tree.scores,
+  )
+
+
+def tree_inputs(
+  tree: tree_lib.DraftTree, length: arrays.Array
+) -> tuple[arrays.Array, ...]:
+  """Tokens [B, M], positions [B, M], mask [B, M, M] of a pass over a tree.
+
+  Args:
+    tree: drafts.
+    length: [B] int32, committed slots of each row.
+  """
+  return (
+    jnp.maximum(tree.tokens, 0),  # unused nodes hold -1
+    length[:, None] + tree.depths,
+    tree_lib.ancestor_mask(tree.parents),
   )
 
 
@@ -322,92 +346,16 @@ def _verification(setup, params, state, forward):
   return verification._replace(logits=edited)
 
 
-def _best_logits(logits, draws, settings):
-  """The largest of logits [B, M, V]; NaN if one is NaN, float32 [B, M].
-
-  Greedy draws [B, M] point at it, which saves a pass over all of them.
-  """
-  if settings is None and draws is not None:
-    return jnp.take_along_axis(logits, draws[..., None], axis=-1)[..., 0]
-  return logits.max(axis=-1)
+def _leaf(forward, nodes, root):
+  """Nodes [B] of a pass, and the tokens [B] drawn after them."""
+  streams = jax.tree.map(lambda x: _at(x, nodes), forward.stream_state)
+  return Leaf(_at(forward.hidden, nodes), streams, root)
 
 
-def _truncate(setup, state, emitted, accept_length, best, stops):
-  """How many of `emitted` [B, P] to keep, and why the row ends there.
-
-  Args:
-    setup: stop sequences.
-    state: the output so far.
-    emitted: the accepted tokens, then the one that was drawn.
-    accept_length: [B] int32.
-    best: [B, P] largest logit where each of them was drawn.
-    stops: stop texts, or None.
-
-  Returns:
-    The state, with stop texts followed, the number [B] and the reason [B].
-  """
-  # From NaN, infinity, or nothing but minus infinity no token can be drawn, nor
-  # is a draft right there; what was accepted before stands.
-  count = jnp.cumprod(jnp.isfinite(best), axis=1).sum(axis=1)
-  is_finite = count > accept_length
-  followed = None
-  if stops is not None:
-    followed = stops.follow(state.text_states, emitted)
-  kept, reason = stopping.truncate(
-    setup.cfg,
-    state.tokens,
-    state.num_tokens,
-    state.limits,
-    state.eos_ids,
-    emitted,
-    jnp.minimum(count, accept_length + 1),
-    followed,
-  )
-  if stops is not None:
-    # Rows that are done emit nothing, so where they stand does not matter.
-    state = dataclasses.replace(state, text_states=_at(followed, kept - 1))
-  is_stuck = ~is_finite & (reason == stopping.RUNNING)
-  return state, kept, jnp.where(is_stuck, stopping.NOT_FINITE, reason)
-
-
-def _count_call(state, kept):
-  """Counts the call in the rows that took part, with its accept length."""
-  took_part = ~state.is_done
-  rows = jnp.arange(kept.shape[0])
-  index = jnp.where(took_part, state.calls, state.accept_lengths.shape[1])
-  return dataclasses.replace(
-    state,
-    calls=state.calls + took_part,
-    accept_lengths=state.accept_lengths.at[rows, index].set(
-      jnp.maximum(kept - 1, 0), mode='drop'
-    ),
-  )
-
-
-def _emit(setup, state, emitted, kept, reason):
-  """Appends the first `kept` [B] of `emitted` [B, P]; ends full rows."""
-  offset = jnp.arange(emitted.shape[1])[None]
-  is_kept = offset < kept[:, None]
-  index = jnp.where(
-    is_kept, state.num_tokens[:, None] + offset, state.tokens.shape[1]
-  )
-  rows = jnp.arange(kept.shape[0])[:, None]
-  needed = state.cache.length + setup.drafter.size
-  is_full = (needed > state.cache.num_slots) & (reason == stopping.RUNNING)
-  return dataclasses.replace(
-    state,
-    tokens=state.tokens.at[rows, index].set(emitted, mode='drop'),
-    num_tokens=state.num_tokens + kept,
-    finish_reason=jnp.where(is_full, stopping.CACHE, reason),
-    edits=edits_lib.remember(state.edits, jnp.where(is_kept, emitted, -1)),
-  )
-
-
-def _draft(
-  setup, params, state, forward, leaf, root, last_tree=None, draws=None
-):
-  """The tree to verify next, from the leaf [B] of the last pass."""
-  streams = jax.tree.map(lambda x: _at(x, leaf), forward.stream_state)
+def draft(
+  setup: interface.DecodeSetup, params: Any, state: DecodeState, leaf: Leaf
+) -> DecodeState:
+  """The state with the tree to verify next."""
   positions, model = state.cache.length - 1, setup.model
   coupling = model.coupling_logits and functools.partial(
     model.coupling_logits, params
@@ -416,9 +364,9 @@ def _draft(
   if state.has_drafts is not None:
     is_drafting &= state.has_drafts
   context = interface.DraftContext(
-    root=root,
-    hidden=_at(forward.hidden, leaf),
-    stream_state=streams,
+    root=leaf.root,
+    hidden=leaf.hidden,
+    stream_state=leaf.stream_state,
     cache=state.cache,
     leaf_positions=positions,
     tokens=state.tokens,
@@ -426,11 +374,15 @@ def _draft(
     row_keys=state.row_keys,
     settings=state.settings,
     edits=state.edits,
-    last_tree=last_tree,
-    draws=draws,
+    last_tree=leaf.last_tree,
+    draws=leaf.draws,
     is_drafting=is_drafting,
     stream_logits=functools.partial(
-      model.stream_logits, params, streams, state.cache, positions
+      model.stream_logits,
+      params,
+      leaf.stream_state,
+      state.cache,
+      positions,
     ),
     coupling_logits=coupling,
   )

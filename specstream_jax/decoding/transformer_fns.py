@@ -84,6 +84,17 @@ class StreamExtras(NamedTuple):
   trees: Any = ()
 
 
+class Recipe(NamedTuple):
+  """What `model_fns` was asked for; its arguments."""
+
+  built: build.Built
+  schedule: str
+  keep_nodes: int
+  likely_nodes: int
+  has_draft_head: bool
+  is_prompt: bool
+
+
 def model_fns(
   built: build.Built,
   schedule: str = 'deferred',
@@ -114,7 +125,7 @@ def model_fns(
     model = merge(params)
     is_likely = schedule == 'likely' and scores is not None
     carriers_of = functools.partial(
-      _carriers, likely_nodes, scores, tree_mask, positions
+      carriers, likely_nodes, scores, tree_mask, positions
     )
     result = forward_lib.forward_tree(
       model,
@@ -127,7 +138,7 @@ def model_fns(
       carriers_of=carriers_of if is_likely else None,
       is_prompt=is_prompt,
     )
-    return _as_forward(result, model.first_msa)
+    return as_forward(result, model.first_msa)
 
   logits = lambda params, hidden: phases.run(
     'head', merge(params).logits, hidden
@@ -146,12 +157,17 @@ def model_fns(
   coupling = None
   if 'coupling' in built.adapter:
     coupling = functools.partial(_coupling_logits, built)
+  recipe = Recipe(
+    built, schedule, keep_nodes, likely_nodes, has_draft_head, is_prompt
+  )
   return interface.ModelFns(
-    init_cache, forward, logits, stream_logits, coupling
+    init_cache, forward, logits, stream_logits, coupling, recipe
   )
 
 
-def _as_forward(result: forward_lib.TreeHidden, first_msa) -> interface.Forward:
+def as_forward(
+  result: forward_lib.TreeHidden, first_msa: int
+) -> interface.Forward:
   """The pass as the loop sees it."""
   seen, streams = result.survivors, result.streams
   if result.carried is not None:
@@ -160,7 +176,13 @@ def _as_forward(result: forward_lib.TreeHidden, first_msa) -> interface.Forward:
   return interface.Forward(result.main, result.cache, streams, pruned)
 
 
-def _carriers(count, scores, tree_mask, positions, survivors) -> arrays.Array:
+def carriers(
+  count: int,
+  scores: arrays.Array,
+  tree_mask: arrays.Array,
+  positions: arrays.Array,
+  survivors: arrays.Array | None,
+) -> arrays.Array:
   """The likeliest leaves [B, C], as the survivors are numbered."""
   if survivors is not None:
     take = functools.partial(jnp.take_along_axis, axis=1)

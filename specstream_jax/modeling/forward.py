@@ -166,38 +166,132 @@ def forward_tree(
     carriers_of: chooses the nodes whose streams run; None takes all.
     is_prompt: the cache is empty, so nobody looks there.
   """
-  num_nodes = tokens.shape[1]
-  start = cache.length + tree_mask.shape[-1] - num_nodes
   num_slots = 0 if is_prompt else cache.num_slots
-  visible = rows_lib.to_nodes(
-    model, tree_mask, positions, cache.length, num_slots
+  way = enter(model, tokens, positions, tree_mask, cache.length, num_slots)
+  way, cache = _run(model, way, cache, False)
+  way, chosen = insert(
+    model,
+    way,
+    tokens,
+    tree_mask,
+    with_streams=with_streams,
+    survivors_of=survivors_of,
+    carriers_of=carriers_of,
   )
+  way, cache = _run(model, way, cache, True)
+  return leave(model, way, chosen, cache)
+
+
+class Way(NamedTuple):
+  """Tokens on their way through the layers, as arrays alone.
+
+  Attributes:
+    x: [B, T, D] main tokens, then the streams of some of them.
+    positions: [B, N] int32 of the main tokens.
+    visible: what the main tokens may attend to.
+    anchors: those that have streams, or None.
+    start: [B] int32 cache slot of the first main token; None if their keys and
+      values are not kept.
+  """
+
+  x: arrays.Array
+  positions: arrays.Array
+  visible: rows_lib.Visible
+  anchors: rows_lib.Anchors | None = None
+  start: arrays.Array | None = None
+
+
+class Chosen(NamedTuple):
+  """Nodes that `insert` chose, and what it found there.
+
+  Attributes:
+    insertion: [B, M', D] main stream at the input of the first MSA layer.
+    survivors: as of `TreeHidden`.
+    carriers: [B, C] nodes that carry streams; None for all, or none of them.
+  """
+
+  insertion: arrays.Array
+  survivors: arrays.Array | None = None
+  carriers: arrays.Array | None = None
+
+
+def rows_of(model: transformer.Transformer, way: Way) -> rows_lib.Rows:
+  """What layers are told of tokens on their way."""
+  return rows_lib.of_tokens(
+    model,
+    way.positions,
+    way.visible,
+    way.positions.shape[1],
+    way.anchors,
+    way.start,
+  )
+
+
+def enter(
+  model: transformer.Transformer,
+  tokens: arrays.Array,
+  positions: arrays.Array,
+  tree_mask: arrays.Array,
+  length: arrays.Array,
+  num_slots: int,
+) -> Way:
+  """Nodes in front of the first layer; arguments as of `forward_tree`.
+
+  Args:
+    model: its embeddings are read.
+    tokens: [B, M] int32.
+    positions: [B, M] int32.
+    tree_mask: [B, M, L + M] bool.
+    length: [B] int32, committed slots of the cache.
+    num_slots: S; 0 if the cache is empty, so that nobody looks there.
+  """
+  visible = rows_lib.to_nodes(model, tree_mask, positions, length, num_slots)
+  start = length + tree_mask.shape[-1] - tokens.shape[1]
   x = model.inputs(tokens, positions)
-  rows = rows_lib.of_tokens(model, positions, visible, num_nodes, start=start)
-  lower = functools.partial(_run, model, rows, False)
-  x, cache = phases.run('lower', lower, x, keeps=cache)
-  survivors = None
+  return Way(x, positions, visible, start=start)
+
+
+def insert(
+  model: transformer.Transformer,
+  way: Way,
+  tokens: arrays.Array,
+  tree_mask: arrays.Array,
+  *,
+  with_streams: bool,
+  survivors_of: Survivors | None = None,
+  carriers_of: Carriers | None = None,
+) -> tuple[Way, Chosen]:
+  """Prunes nodes and adds streams, in front of the first MSA layer.
+
+  Arguments as of `forward_tree`; no layer's weights are read.
+  """
+  x, positions, visible = way.x, way.positions, way.visible
+  survivors = carriers = None
   if survivors_of is not None:
     survivors = survivors_of(model, x, tokens, positions, tree_mask)
   if survivors is not None:
     x, positions = _pick(x, positions, survivors)
     visible = rows_lib.restrict(visible, survivors)
-  insertion, anchors, carriers, num_nodes = x, None, None, x.shape[1]
+  way = Way(x, positions, visible, start=way.start)
   if with_streams:
     carriers = None if carriers_of is None else carriers_of(survivors)
     anchors, anchored = _anchors(x, positions, visible, carriers)
-    x = _append_streams(model, x, anchored)
-  rows = rows_lib.of_tokens(
-    model, positions, visible, num_nodes, anchors, start
-  )
-  msa = functools.partial(_run, model, rows, True)
-  x, cache = phases.run('msa', msa, x, keeps=cache)
-  x = model.final_norm(x)
-  main = x[:, :num_nodes]
-  streams = _split_streams(model, x, num_nodes) if with_streams else insertion
-  if carriers is None:
-    return TreeHidden(main, cache, streams, survivors)
-  return TreeHidden(main, cache, insertion, survivors, (streams, carriers))
+    way = way._replace(x=_append_streams(model, x, anchored), anchors=anchors)
+  return way, Chosen(x, survivors, carriers)
+
+
+def leave(
+  model: transformer.Transformer, way: Way, chosen: Chosen, cache: Any = None
+) -> TreeHidden:
+  """The result behind the last layer."""
+  x, num_main = model.final_norm(way.x), way.positions.shape[1]
+  main, streams = x[:, :num_main], chosen.insertion
+  if way.anchors is not None:
+    streams = _split_streams(model, x, num_main)
+  if chosen.carriers is None:
+    return TreeHidden(main, cache, streams, chosen.survivors)
+  carried = streams, chosen.carriers
+  return TreeHidden(main, cache, chosen.insertion, chosen.survivors, carried)
 
 
 def _anchors(x, positions, visible, carriers):
@@ -231,13 +325,24 @@ def forward_streams(
   Returns:
     Normalised stream hidden states [B, J, D].
   """
-  visible = rows_lib.to_anchor(model, positions, cache.length, cache.num_slots)
-  anchors = rows_lib.Anchors(positions[:, None], visible)
-  rows = rows_lib.of_streams(model, anchors)
-  x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
+  way = enter_streams(model, hidden, positions, cache.length, cache.num_slots)
   cached = _cached(model, cache, True)
-  msa = lambda x: _layers(model, x, rows, cached, True)[0]
-  return model.final_norm(phases.run('streams', msa, x))
+  msa = lambda x: _layers(model, x, rows_of(model, way), cached, True)[0]
+  return model.final_norm(phases.run('streams', msa, way.x))
+
+
+def enter_streams(
+  model: transformer.Transformer,
+  hidden: arrays.Array,
+  positions: arrays.Array,
+  length: arrays.Array,
+  num_slots: int,
+) -> Way:
+  """Streams alone in front of the first MSA layer, as of `forward_streams`."""
+  visible = rows_lib.to_anchor(model, positions, length, num_slots)
+  anchors = rows_lib.Anchors(positions[:, None], visible)
+  x = _append_streams(model, hidden[:, None][:, :0], hidden[:, None])
+  return Way(x, *rows_lib.alone(anchors))
 
 
 def _append_streams(model, x, hidden, slots=None):
@@ -280,16 +385,26 @@ def _layers(
   return blocks.run(model.layers[span], x, rows, cached, remat)
 
 
-def _run(model, rows, is_msa, x, cache):
+def _run(model, way, cache, is_msa):
+  """As `_layers`, as a part of a step; the cache gets the new K/V."""
+  rows = rows_of(model, way)
+  part = functools.partial(_through, model, rows, is_msa)
+  name = 'msa' if is_msa else 'lower'
+  x, cache = phases.run(name, part, way.x, keeps=cache)
+  return way._replace(x=x), cache
+
+
+def _through(model, rows, is_msa, x, cache):
   """As `_layers`; the cache gets the new K/V when all layers have read it."""
-  cached = None
-  one = next(iter(rows.values()))
+  cached, one = None, next(iter(rows.values()))
   if one.cache_mask is not None:
     cached = _cached(model, cache, is_msa)
   x, new = _layers(model, x, rows, cached, is_msa)
   span = _span(model, is_msa)
+  start = one.start
   if new:
-    x, new, start = cache_lib.order(x, new, one.start)
+    assert start is not None
+    x, new, start = cache_lib.order(x, new, start)
   keys, values = list(cache.keys), list(cache.values)
   for i, layer in zip(range(span.start, span.stop), new, strict=True):
     keys[i] = cache_lib.append(keys[i], layer.keys, start)

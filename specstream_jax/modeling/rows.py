@@ -173,10 +173,18 @@ def of_streams(model: Any, anchors: Anchors) -> Rows:
     model: the transformer.
     anchors: the cache's slots that they see are the `mask` of `visible`.
   """
+  positions, nothing, anchors = alone(anchors)
+  return of_tokens(model, positions, nothing, 0, anchors)
+
+
+def alone(anchors: Anchors) -> tuple[arrays.Array, Visible, Anchors]:
+  """Positions [B, 0], what is visible and anchors of streams alone.
+
+  As `of_tokens` takes them; `anchors` as of `of_streams`.
+  """
   cached = lambda one: Visible(one.mask[..., :0], one.mask)
   visible = anchors.visible
   near = None if visible.near is None else cached(visible.near)
   anchored = cached(visible)._replace(near=near)
   nothing = jax.tree.map(lambda mask: mask[:, :0], anchored)
-  anchors, positions = anchors._replace(visible=anchored), anchors.positions
-  return of_tokens(model, positions[:, :0], nothing, 0, anchors)
+  return anchors.positions[:, :0], nothing, anchors._replace(visible=anchored)

@@ -137,7 +137,8 @@ class SideBySide:
     self._built = self._structure.build(model.config, model.layout)
     self.setup = _setup(self._make(cfg, drafter, adapters), cfg, drafter)
     self._solos: solo.Solos | None = None
-    if cfg.max_folded:
+    # What is stored in 8 bits cannot take LoRA in.
+    if cfg.max_folded and not model.config.weights_dtype:
       self._solos = solo.Solos(
         model,
         self._structure,

@@ -59,7 +59,7 @@ class Options:
       machine and so many prompts, else streams if there is an adapter.
     tree: draft tree; None takes the adapter's, or the one that was tuned.
     schedule: 'deferred' or 'parallel'; None takes the one that was tuned, else
-      'deferred'.
+      'deferred', or 'parallel' where weights are streamed.
     sampling: how tokens are drawn; None is greedy, or what `generation_config`
       finds. New settings compile nothing, but for the step from plainly greedy
       ones to others.
@@ -183,7 +183,9 @@ def _drafter(model, options, num_rows):
   drafter = drafter or ('streams' if model.stream else 'none')
   if isinstance(drafter, str):
     drafter = config_drafting.parse(drafter, tree)
-  return drafter, schedule or 'deferred'
+  # One pass a call, where a pass waits for weights.
+  default = 'deferred' if model.streamed is None else 'parallel'
+  return drafter, schedule or default
 
 
 def stream(

@@ -160,6 +160,8 @@ def find(
   Raises:
     ValueError: tuning.json is damaged.
   """
+  if model.streamed is not None:
+    return None  # it was tuned for weights that stay
   if folder is None:
     folder = model.adapter_dir if model.stream else ''
   if not (folder and tuning.is_there(folder)):

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of weights that pass through memory instead of staying there."""
+
+import re
+from typing import Any
+
+from absl import flags
+
+from specstream_jax import config
+
+# Of streams, where nobody says: one pass a call.
+SCHEDULE = 'parallel'
+_UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
+_UNITS |= {'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30}
+
+
+def define() -> None:
+  """Declares --weights, --memory_budget and --resident_layers."""
+  flags.DEFINE_enum(
+    'weights',
+    'resident',
+    ['resident', 'stream'],
+    'resident: all weights stay in memory. stream: layers are read from disk in '
+    'every call, for models larger than memory; embeddings, LM head and adapter '
+    'stay.',
+  )
+  flags.DEFINE_string(
+    'memory_budget',
+    None,
+    'With --weights=stream: memory for weights, such as 2GB, 500MiB or bytes; '
+    'as many layers stay as fit. If not given, --resident_layers stay.',
+  )
+  flags.DEFINE_integer(
+    'resident_layers',
+    None,
+    'With --weights=stream: so many layers stay; 0 if not given.',
+    lower_bound=0,
+  )
+
+
+def streamed() -> config.StreamedWeightsConfig | None:
+  """How weights are streamed; None where they stay, or there is no such flag.
+
+  Raises:
+    ValueError: flags contradict each other.
+  """
+  args = flags.FLAGS
+  if 'weights' not in args:
+    return None
+  asked = {'memory_budget': args.memory_budget}
+  asked['resident_layers'] = args.resident_layers
+  given = [name for name, value in asked.items() if value is not None]
+  if args.weights != 'stream':
+    if given:
+      raise ValueError(f'--{given[0]} is for --weights=stream; add that')
+    return None
+  if len(given) == 2:
+    raise ValueError(
+      '--memory_budget says how many layers stay; leave out --resident_layers'
+    )
+  values = {name: asked[name] for name in given}
+  if args.memory_budget is not None:
+    values['memory_budget'] = num_bytes(args.memory_budget)
+  return config.StreamedWeightsConfig(**values)
+
+
+def schedule(args: Any) -> str:
+  """--schedule; not given and with streamed weights, `SCHEDULE`."""
+  is_given = args['schedule'].present
+  return (
+    SCHEDULE if args.weights == 'stream' and not is_given else args.schedule
+  )
+
+
+def num_bytes(text: str) -> int:
+  """Bytes of a text such as '1.5GB'; raises ValueError if it is none."""
+  found = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([A-Za-z]*)', text.strip())
+  unit = _UNITS.get(found[2].upper().removesuffix('BYTES')) if found else None
+  if not found or unit is None or not float(found[1]) * unit >= 1:
+    raise ValueError(
+      f'--memory_budget is {text!r}; accepted: a size such as 2GB, 500MiB or a '
+      'number of bytes'
+    )
+  return int(float(found[1]) * unit)

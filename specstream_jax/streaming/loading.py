@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which decoder a model has whose layers pass through memory."""
+
+from typing import Any
+
+from specstream_jax import config
+from specstream_jax.config import checks, drafting as config_drafting
+from specstream_jax.decoding import verifiers
+from specstream_jax.streaming import decoder, weights as weights_lib
+
+_REFUSED = {
+  'medusa': 'its heads are held against all weights of the base',
+}
+
+
+def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
+  """Raises ValueError if a drafter needs what is not in memory."""
+  checks.check(
+    cfg.name not in _REFUSED,
+    f'drafter is {cfg.name!r}, which does not go with streamed weights: '
+    f'{_REFUSED.get(cfg.name)}; use streams or prompt_lookup',
+  )
+  for name, nothing in (('vocabulary', ''), ('pays_above', 0.0)):
+    value = getattr(cfg, name)
+    checks.check(
+      value == nothing,
+      f'{cfg.name} has {name}={value}, which does not go with streamed weights; '
+      'leave it out',
+    )
+  checks.check(
+    num_devices == 1,
+    f'weights are streamed to one device, not to {num_devices}; use one, or '
+    'weights that stay',
+  )
+
+
+def make_decoder(
+  made: Any,
+  cfg: config_drafting.DrafterConfig,
+  decode: config.DecodeConfig,
+  weights: weights_lib.LayerWeights,
+  most_positions: int,
+) -> decoder.StreamedDecoder:
+  """The decoder of what a drafter's `load` made, a `drafters.Loaded`.
+
+  Args:
+    made: its weights have no layers.
+    cfg: of the drafter.
+    decode: sizes and stop conditions.
+    weights: the layers.
+    most_positions: of the model.
+  """
+  return decoder.StreamedDecoder(
+    made.model,
+    made.drafter,
+    decode,
+    weights,
+    prompt_model=made.prompt_model,
+    verifier=verifiers.make(cfg),
+    params=made.params,
+    most_positions=most_positions,
+  )

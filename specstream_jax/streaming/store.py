@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of layers of a loaded model, written once for a base and an adapter."""
+
+from collections.abc import Mapping
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from specstream_jax import config
+from specstream_jax.checkpoints import fetch, files, weights as weights_lib
+from specstream_jax.modeling import lora
+from specstream_jax.outputs import locks
+from specstream_jax.streaming import layer_files
+
+
+def key(base: str, folded: lora.Folded, adapter: Mapping[str, Any]) -> str:
+  """A name for weights: of other ones, it is another.
+
+  Args:
+    base: fingerprint of the base.
+    folded: the weights; their dtype counts.
+    adapter: flat LoRA that is folded into them.
+  """
+  dtypes = sorted(
+    {np.dtype(leaf.dtype).name for leaf in folded.shapes.values()}
+  )
+  own = weights_lib.fingerprint(adapter, whole=True)
+  said = [base, own, *dtypes, layer_files.VERSION]
+  return files.sha256_of(json.dumps(said).encode())[:16]
+
+
+def prepare(
+  folded: lora.Folded, name: str, cfg: config.StreamedWeightsConfig
+) -> tuple[str, dict[str, Any]]:
+  """The folder of the layers' files, and flat weights that are of no layer.
+
+  Kernels lie as [out, in]. Files that are not there are written, a tensor in
+  memory at a time.
+
+  Args:
+    folded: base weights by path, read when asked for.
+    name: from `key`.
+    cfg: says where the folders lie.
+
+  Raises:
+    ValueError: the files cannot be written.
+  """
+  folder = cfg.folder or os.path.join(fetch.cache_folder(), 'layers')
+  folder = os.path.join(folder, name)
+  rest = {
+    path: folded[path] for path in folded if not path.startswith('layers/')
+  }
+  if not os.path.exists(os.path.join(folder, layer_files.MANIFEST)):
+    try:
+      with locks.hold(folder, 'layers'):
+        _write(folded, folder, name)
+    except OSError as error:
+      raise ValueError(
+        f'files of layers cannot be written to {folder!r} ({error.strerror}); '
+        'make room, or name another folder'
+      ) from error
+  return folder, rest
+
+
+def _write(folded, folder, name):
+  shapes = {}
+  for path, leaf in folded.shapes.items():
+    if path.startswith('layers/0/'):
+      shape = leaf.shape[::-1] if path.endswith('kernel') else leaf.shape
+      shapes[path.split('/', 2)[2]] = jax.ShapeDtypeStruct(shape, leaf.dtype)
+  numbers = {p.split('/')[1] for p in folded.shapes if p.startswith('layers/')}
+
+  def read(layer, path):
+    leaf = np.asarray(folded[f'layers/{layer}/{path}'])
+    return leaf.T if path.endswith('kernel') else leaf
+
+  layout = layer_files.lay_out(shapes, len(numbers))
+  layer_files.write(folder, layout, read, {'weights': name})

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that pass through memory give the tokens of layers that stay."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import tiny
+
+from specstream_jax import config
+from specstream_jax.config import drafting
+from specstream_jax.decoding import decoder, plain, transformer_fns
+from specstream_jax.drafters import prompt_lookup, streams
+from specstream_jax.modeling import params
+from specstream_jax.streaming import (
+  decoder as streamed_lib,
+  layer_files,
+  weights as weights_lib,
+)
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
+DECODE = config.DecodeConfig(
+  max_new_tokens=23, prompt_bucket=8, eos_ids=(5,), stop_sequences=((7, 7),)
+)
+TREE = config.TreeConfig('best_first', 3, 3, 7)
+PRUNED = config.TreeConfig('best_first', 3, 3, 11, keep_nodes=5)
+SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
+
+
+def write_layers(folder, base):
+  """Files of the layers of nested base weights; the rest of the weights."""
+  flat = params.flatten(base)
+  of = lambda i: {
+    path.split('/', 2)[2]: np.asarray(leaf)
+    for path, leaf in flat.items()
+    if path.startswith(f'layers/{i}/')
+  }
+  count = len(base['layers'])
+  layout = layer_files.lay_out(of(0), count)
+  layer_files.write(str(folder), layout, lambda i, path: of(i)[path], {})
+  return {name: leaf for name, leaf in base.items() if name != 'layers'}
+
+
+@pytest.fixture
+def opened(tmp_path):
+  """(base) -> the rest of it, and its layers, of which one stays."""
+  made = []
+
+  def open_layers(base, **settings):
+    rest = write_layers(tmp_path / 'layers', base)
+    settings = {'resident_layers': 1} | settings
+    cfg = config.StreamedWeightsConfig(**settings)
+    made.append(weights_lib.LayerWeights(str(tmp_path / 'layers'), cfg))
+    return rest, made[-1]
+
+  yield open_layers
+  for one in made:
+    one.close()
+
+
+def drafter_of(name, tree):
+  if name == 'streams':
+    return streams.Streams(tree, tiny.STREAMS.num_streams)
+  if name == 'prompt_lookup':
+    tree = config.TreeConfig('chain', depth=3)
+    return prompt_lookup.PromptLookup(
+      drafting.DrafterConfig('prompt_lookup', tree)
+    )
+  return plain.NoDraft()
+
+
+@functools.cache
+def wanted(mode, sampling):
+  """Tokens of plain decoding with resident weights."""
+  built, base, adapter = tiny.model(
+    streams=dataclasses.replace(tiny.STREAMS, mode=mode)
+  )
+  made = decoder.Decoder(
+    transformer_fns.model_fns(built), plain.NoDraft(), DECODE, sampling
+  )
+  return made.generate(transformer_fns.Params(base, adapter), PROMPTS, seed=3)
+
+
+@pytest.mark.parametrize(
+  ('name', 'schedule', 'tree', 'mode', 'sampling'),
+  [
+    ('none', 'deferred', TREE, 'fine_tuned', config.SamplingConfig()),
+    ('streams', 'deferred', TREE, 'lossless', config.SamplingConfig()),
+    ('streams', 'parallel', PRUNED, 'fine_tuned', SAMPLED),
+    pytest.param(
+      *('streams', 'likely', TREE, 'lossless', SAMPLED), marks=pytest.mark.slow
+    ),
+    pytest.param(
+      *('streams', 'deferred', PRUNED, 'fine_tuned', config.SamplingConfig()),
+      marks=pytest.mark.slow,
+    ),
+    ('prompt_lookup', 'deferred', TREE, 'fine_tuned', config.SamplingConfig()),
+  ],
+)
+def test_tokens_equal_plain_decoding(
+  opened, name, schedule, tree, mode, sampling
+):
+  built, base, adapter = tiny.model(
+    streams=dataclasses.replace(tiny.STREAMS, mode=mode)
+  )
+  rest, weights = opened(base)
+  fns = functools.partial(transformer_fns.model_fns, built)
+  keep = tree.keep_nodes if name == 'streams' else 0
+  made = streamed_lib.StreamedDecoder(
+    fns(schedule, keep, likely_nodes=2),
+    drafter_of(name, tree),
+    dataclasses.replace(DECODE, schedule=schedule),
+    weights,
+    sampling,
+    prompt_model=fns(is_prompt=True),
+  )
+  result = made.generate(transformer_fns.Params(rest, adapter), PROMPTS, seed=3)
+  want = wanted(mode, sampling)
+  assert result.tokens == want.tokens
+  assert result.finish_reasons == want.finish_reasons
+  assert weights.counts.taken > 0
+  assert weights.counts.bytes_read >= (
+    weights.counts.taken * weights.layout.num_bytes
+  )
+  if name == 'streams':
+    assert result.calls.sum() < want.calls.sum()
