@@ -76,6 +76,23 @@ def test_no_number_does_not_choose():
   assert likely.choose(chances, 4).shape == (1, 3)
 
 
+def test_of_equally_likely_nodes_the_first():
+  assert likely.choose(jnp.ones((1, 64)), 50).tolist() == [list(range(50))]
+
+
+def test_carried_streams_lie_at_their_nodes():
+  rng = np.random.default_rng(0)
+  nodes = np.array([[4, 0, 2], [1, 3, 0]])
+  streams, insertion = rng.random((2, 3, 2, 1)), rng.random((2, 5, 1))
+  carried = likely.spread(insertion, streams, jnp.asarray(nodes))
+  np.testing.assert_array_equal(carried.insertion, insertion)
+  for row in range(2):
+    for node in range(5):
+      assert bool(carried.is_known[row, node]) == (node in nodes[row])
+    by_node = np.asarray(carried.streams)[row, nodes[row]]
+    np.testing.assert_array_equal(by_node, np.float32(streams[row]))
+
+
 @pytest.mark.parametrize(
   'cfg',
   [

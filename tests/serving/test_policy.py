@@ -61,7 +61,7 @@ def test_what_was_learnt_is_forgotten(weighed):
 
 def test_now_and_then_one_tries_again(weighed):
   tried = [weighed.has_drafts(1, ['bad']) for _ in range(300)]
-  assert sum(tried) == 4
+  assert [i for i, one in enumerate(tried) if one] == [63, 127, 191, 255]
   # Where nobody drafts there is nothing to try.
   assert not any(weighed.has_drafts(1, [None]) for _ in range(300))
   for _ in range(60):
