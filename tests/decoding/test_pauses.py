@@ -2,6 +2,7 @@
 """Drafts that do not pay are left alone for a while; tokens stay the same."""
 
 import dataclasses
+import functools
 import types
 from typing import Any
 
@@ -214,33 +215,52 @@ def _toy_plain(setup, params, toy, steps, *, min_running, stops):
   )
 
 
-@pytest.mark.parametrize('quantum', [1, 7, 999])
-def test_steps_of_a_text_that_never_pays(monkeypatch, quantum):
-  """Three calls with drafts, a pause; whatever a run's quantum is."""
+@pytest.fixture
+def run_toy(monkeypatch):
+  """Runs of so many steps, each of which drafts this token; -1 is none."""
   nothing: Any = None
-  monkeypatch.setattr(
-    pauses.loop, 'step', lambda setup, params, toy, stops: toy.step(1, 7)
-  )
   monkeypatch.setattr(pauses.batch_sizes, 'run_plain', _toy_plain)
-  run = jax.jit(
-    lambda toy, gauge: pauses.run(
+
+  @functools.partial(jax.jit, static_argnums=(2, 3))
+  def run(toy, gauge, quantum, draft):
+    step = lambda setup, params, toy, stops: toy.step(1, draft)
+    monkeypatch.setattr(pauses.loop, 'step', step)
+    return pauses.run(
       nothing, nothing, nothing, toy, gauge, quantum, pays_above=2.0
     )
-  )
-  # The second row ends in a pause, the first after all of them.
-  tree = tree_lib.root_only(jnp.array([5, 5]))
-  tree = dataclasses.replace(tree, tokens=jnp.array([[5, 7], [5, 7]]))
+
+  return run
+
+
+def _toy(limits):
   zeros = jnp.zeros(2, jnp.int32)
-  toy = Toy(jnp.zeros(400, jnp.int32), jnp.array([330, 9]), zeros, tree)
-  gauge, steps = pauses.begin(2.0), 0
+  tree = tree_lib.root_only(zeros)
+  tree = dataclasses.replace(tree, tokens=jnp.array([[5, 7], [5, 7]]))
+  return Toy(jnp.zeros(400, jnp.int32), jnp.array(limits), zeros, tree)
+
+
+@pytest.mark.parametrize('quantum', [1, 7, 999])
+def test_steps_of_a_text_that_never_pays(run_toy, quantum):
+  """Three calls with drafts, a pause; whatever a run's quantum is."""
+  # The second row ends in a pause, the first after all of them.
+  toy, gauge, steps = _toy([330, 9]), pauses.begin(2.0), 0
   while not toy.is_done.all():
-    toy, gauge = run(toy, gauge)
+    toy, gauge = run_toy(toy, gauge, quantum, 7)
     steps = min(steps + quantum, 330)
     assert toy.calls.tolist() == [steps, min(steps, 9)]
   want = []
   for pause in (16, 32, 64, 128, 128):
     want += [1] * 3 + [2] * pause
   assert toy.kinds.tolist() == want[:330] + [0] * 70
+
+
+def test_where_nothing_is_drafted_there_is_nothing_to_rest_from(run_toy):
+  toy, _ = run_toy(_toy([99, 99]), _gauge(2.6, 0, 0, 16), 99, -1)
+  # After its one call with drafts, which is worth 2.12.
+  assert toy.kinds.tolist() == [1] * 99 + [0] * 301
+  toy = dataclasses.replace(toy, limits=jnp.array([120, 120]))
+  toy, _ = run_toy(toy, _gauge(2.0, 0, 0, 16), 99, -1)  # just enough
+  assert toy.kinds.tolist() == [1] * 120 + [0] * 280
 
 
 @pytest.mark.parametrize(
