@@ -18,6 +18,7 @@ from specstream_jax.decoding import (
   loop,
   stopping,
   tree as tree_lib,
+  verify,
 )
 from specstream_jax.modeling import cache as cache_lib
 
@@ -292,3 +293,146 @@ def test_the_path_as_the_layers_before_pruning_number_it():
 def test_a_state_is_done_unless_it_runs():
   state = _state(3, finish_reason=_ids(RUNNING, EOS, stopping.FREE))
   assert state.is_done.tolist() == [False, True, True]
+
+
+def test_rows_begin_with_the_token_behind_their_prompt():
+  settings = sampling.row_settings([config.SamplingConfig(temperature=1.0)] * 5)
+  hidden = np.random.default_rng(3).normal(size=(5, 3, VOCAB_SIZE))
+  hidden = hidden.astype(np.float32)
+  lengths, last = _ids(3, 1, 2, 3, 2), _ids(2, 0, 1, 2, 1)
+  hidden[3, 2] = NAN
+  logits = jnp.asarray(hidden)[jnp.arange(5), last][:, None]
+  keys = sampling.row_keys(7, range(5))
+  first = sampling.draw(logits, keys, lengths[:, None], settings)[:, 0]
+  eos_ids = _ids([-1, -1], [-1, -1], [0, 0], [-1, -1], [-1, -1])
+  eos_ids = eos_ids.at[2, 1].set(first[2])
+  limits = _ids(6, 1, 6, 6, 6)
+  asks = jnp.array([True, True, True, True, False])
+  rows = loop.Rows(limits, eos_ids, keys, settings, has_drafts=asks)
+  model: Any = types.SimpleNamespace(
+    logits=lambda params, hidden: hidden,
+    stream_logits=lambda *said: said,
+    coupling_logits=None,
+  )
+  drafter: Any = _Drafter()
+  drafter.init = lambda params, prompts, lengths: ()
+  drafter.propose = lambda params, context, own: (
+    _Drafter.propose(drafter, params, context, 'state')[0],
+    own,
+  )
+  other, cfg = Any, config.DecodeConfig(max_new_tokens=MAX_NEW)
+  setup: Any = interface.DecodeSetup(other, model, drafter, cfg, other)
+  cache = _state(5).cache
+  forward = interface.Forward(jnp.asarray(hidden), cache, jnp.asarray(hidden))
+  prompts = jnp.zeros((5, 3), jnp.int32)
+  begin = jax.jit(functools.partial(loop.begin, setup, 'params'))
+  made = begin(forward, last, prompts, lengths, rows)
+  assert made.num_tokens.tolist() == [1, 1, 1, 0, 1]
+  found = [row[:n] for row, n in zip(made.tokens.tolist(), made.num_tokens)]
+  said = first.tolist()
+  assert found == [said[:1], said[1:2], said[2:3], [], said[4:]]
+  reasons = [RUNNING, stopping.LENGTH, EOS, stopping.NOT_FINITE, RUNNING]
+  assert made.finish_reason.tolist() == reasons
+  assert made.cache.length.tolist() == lengths.tolist()
+  assert not made.calls.any() and not made.accept_lengths.any()
+  assert made.accept_lengths.shape == made.tokens.shape == (5, MAX_NEW)
+  drafts = np.asarray(made.tree.tokens)[:, 1:].max(axis=1) >= 0
+  assert drafts.tolist() == [True, False, False, False, False]
+  assert made.tree.tokens[:3, 0].tolist() == said[:3]
+
+
+def test_a_step_commits_what_it_emits():
+  """Rows that take a path of two drafts, one, and none; one that has ended."""
+  logits = np.zeros((4, 4, VOCAB_SIZE), np.float32)
+  # Nodes are 1, 2 below the root and 3 below 2; draws by row and node.
+  for row, draws in enumerate([[2, 8, 3, 7], [2, 8, 3, 7], [6] * 4, [2] * 4]):
+    logits[row, range(4), draws] = 1
+  slots = jnp.arange(NUM_SLOTS, dtype=jnp.float32)
+  keys = jnp.tile(slots[None, None, :, None], (4, 1, 1, 1))
+  cache = cache_lib.Cache((keys,), (-keys,), _ids(2, 3, 4, 5))
+  tree = tree_lib.DraftTree(
+    _ids(*[[5, 1, 2, 3]] * 4),
+    _ids(*[[0, 0, 0, 2]] * 4),
+    _ids(*[[0, 1, 1, 2]] * 4),
+  )
+  state = _state(
+    4,
+    cache=cache,
+    tree=tree,
+    finish_reason=_ids(RUNNING, RUNNING, RUNNING, EOS),
+    num_tokens=_ids(1, 1, 1, 1),
+    limits=_ids(6, 3, 6, 6),  # the second may say two more
+    row_keys=sampling.row_keys(0, range(4)),
+  )
+  model: Any = types.SimpleNamespace(
+    forward=lambda *args, **named: interface.Forward(
+      jnp.asarray(logits), cache, jnp.asarray(logits)
+    ),
+    logits=lambda params, hidden: hidden,
+    stream_logits=lambda *said: said,
+    coupling_logits=None,
+  )
+  drafter: Any = _Drafter()
+  drafter.with_streams, drafter.max_depth = True, 2
+  cfg = config.DecodeConfig(max_new_tokens=MAX_NEW)
+  setup = interface.DecodeSetup(model, model, drafter, cfg, verify.walk)
+  drafter.propose = lambda params, context, own: (
+    _Drafter.propose(drafter, 'params', context, 'state')[0],
+    (context.root, context.draws, context.hidden, context.last_tree.tokens),
+  )
+  after = jax.jit(functools.partial(loop.step, setup, 'params'))(state)
+  assert after.tokens.tolist() == [
+    [8, 2, 3, 7, 8, 8],
+    [8, 2, 3, 8, 8, 8],
+    [8, 6, 8, 8, 8, 8],
+    [8] * 6,
+  ]
+  assert after.num_tokens.tolist() == [4, 3, 2, 1]
+  assert after.calls.tolist() == [1, 1, 1, 0]
+  assert after.accept_lengths[:, 0].tolist() == [2, 1, 0, 8]
+  assert after.cache.length.tolist() == [5, 5, 5, 5]
+  running, length = RUNNING, stopping.LENGTH
+  assert after.finish_reason.tolist() == [running, length, running, EOS]
+  # The root lies in its slot, then nodes 2 and 3 of the path.
+  kept = after.cache.keys[0][..., 0][:, 0]
+  assert kept[0, :5].tolist() == [0, 1, 2, 4, 5]
+  assert kept[1, :5].tolist() == [0, 1, 2, 3, 5]
+  assert kept[2, :5].tolist() == [0, 1, 2, 3, 4]
+  assert kept[3, :5].tolist() == [0, 1, 2, 3, 4]
+  np.testing.assert_array_equal(after.cache.values[0], -after.cache.keys[0])
+  assert after.tree.tokens[:, 1:].tolist() == [
+    [1, 2, 3], [-1] * 3, [1, 2, 3], [-1] * 3
+  ]  # fmt: skip
+  root, draws, hidden, last = after.drafter_state
+  assert root[:3].tolist() == [7, 7, 6]
+  assert draws[0].tolist() == [2, 8, 3, 7]
+  assert last.tolist() == tree.tokens.tolist()
+  assert hidden[2].tolist() == logits[2, 0].tolist()
+
+
+def test_logits_of_nodes_are_edited_by_where_they_are():
+  asked: Any = edits_lib.request(
+    [config.SamplingConfig(min_new_tokens=3, presence_penalty=1.0)]
+  )
+  # Prompts of 4 tokens: EOS may lie at position 7, the fourth token, or later.
+  start = jax.jit(edits_lib.start, static_argnums=4)
+  text = _ids([4, 4, 4, 4]), _ids(4)
+  edits = start(asked, _ids([0]), *text, VOCAB_SIZE)
+  tree = tree_lib.DraftTree(_ids([5, 1, 2]), _ids([0, 0, 1]), _ids([0, 1, 2]))
+  state = _state(1, tree=tree, edits=edits)
+  cache = dataclasses.replace(state.cache, length=_ids(5))  # the root's slot
+  state = dataclasses.replace(state, cache=cache)
+  ones = jnp.ones((1, 3, VOCAB_SIZE))
+  model: Any = types.SimpleNamespace(logits=lambda params, hidden: hidden)
+  drafter: Any = types.SimpleNamespace(max_depth=2)
+  setup = interface.DecodeSetup(model, model, drafter, Any, verify.walk)
+  forward = interface.Forward(ones, cache, ones)
+  found = loop._verification(setup, 'params', state, forward)
+  assert found.root_positions.tolist() == [6] and found.survivors is None
+  want = np.ones((3, VOCAB_SIZE))
+  want[0, 0] = -INF
+  want[1, 1] = want[2, 1] = want[2, 2] = 0.0
+  np.testing.assert_array_equal(found.logits[0], want)
+  plain = dataclasses.replace(state, edits=None)
+  found = loop._verification(setup, 'params', plain, forward)
+  assert found.logits is ones

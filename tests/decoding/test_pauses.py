@@ -139,6 +139,10 @@ def test_only_rows_that_had_drafts_tell_something():
   gauge = _gauge(2.0, 0, 0, 64)
   seen = pauses._seen(gauge, state(4, 4, 4, 4), state(5, 8, 20, 20), 1.9)
   assert _numbers(seen) == (2.15, 0, 0, 64)  # 0.7 * 2 + 0.3 * (1 + 4) / 2
+  one = state(4, 4, 4, 4)
+  one.is_done = jnp.array([True, False, False, True])
+  seen = pauses._seen(gauge, one, state(9, 8, 20, 20), 1.9)
+  assert _numbers(seen) == (2.6, 0, 0, 16)  # 0.7 * 2 + 0.3 * 4
   none = state(4, 4, 4, 4)
   none.tree.tokens = jnp.full((4, 3), -1)
   seen = pauses._seen(gauge, none, state(5, 5, 5, 5), 1.9)
