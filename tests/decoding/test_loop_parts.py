@@ -261,6 +261,15 @@ def test_prompts_see_themselves_and_what_came_before():
   assert cache == (2, 17) and named == {'with_streams': True}
 
 
+def test_the_first_token_follows_the_last_of_the_prompt(monkeypatch):
+  seen = []
+  monkeypatch.setattr(loop, '_forward_prompts', lambda *args: args[-1])
+  monkeypatch.setattr(loop, 'begin', lambda *args, **named: seen.append(args))
+  nothing: Any = None
+  loop.prefill(nothing, nothing, nothing, _ids(1, 3), nothing, cache_length=17)
+  assert seen[0][2] == 17 and seen[0][3].tolist() == [0, 2]
+
+
 def test_unused_nodes_are_read_as_a_token_that_there_is():
   seen = []
   model: Any = types.SimpleNamespace(
@@ -296,7 +305,9 @@ def test_a_state_is_done_unless_it_runs():
 
 
 def test_rows_begin_with_the_token_behind_their_prompt():
-  settings = sampling.row_settings([config.SamplingConfig(temperature=1.0)] * 5)
+  warm = config.SamplingConfig(temperature=1.0)
+  wanted = config.SamplingConfig(temperature=1.0, logit_bias={8: 99.0})
+  settings = sampling.row_settings([wanted, *[warm] * 4])
   hidden = np.random.default_rng(3).normal(size=(5, 3, VOCAB_SIZE))
   hidden = hidden.astype(np.float32)
   lengths, last = _ids(3, 1, 2, 3, 2), _ids(2, 0, 1, 2, 1)
@@ -304,11 +315,13 @@ def test_rows_begin_with_the_token_behind_their_prompt():
   logits = jnp.asarray(hidden)[jnp.arange(5), last][:, None]
   keys = sampling.row_keys(7, range(5))
   first = sampling.draw(logits, keys, lengths[:, None], settings)[:, 0]
+  first = first.at[0].set(8)
   eos_ids = _ids([-1, -1], [-1, -1], [0, 0], [-1, -1], [-1, -1])
   eos_ids = eos_ids.at[2, 1].set(first[2])
   limits = _ids(6, 1, 6, 6, 6)
   asks = jnp.array([True, True, True, True, False])
-  rows = loop.Rows(limits, eos_ids, keys, settings, has_drafts=asks)
+  edits: Any = edits_lib.request([wanted, *[warm] * 4])
+  rows = loop.Rows(limits, eos_ids, keys, settings, edits, asks)
   model: Any = types.SimpleNamespace(
     logits=lambda params, hidden: hidden,
     stream_logits=lambda *said: said,
@@ -324,7 +337,7 @@ def test_rows_begin_with_the_token_behind_their_prompt():
   setup: Any = interface.DecodeSetup(other, model, drafter, cfg, other)
   cache = _state(5).cache
   forward = interface.Forward(jnp.asarray(hidden), cache, jnp.asarray(hidden))
-  prompts = jnp.zeros((5, 3), jnp.int32)
+  prompts = _ids(*[[3, 4, 5]] * 5)
   begin = jax.jit(functools.partial(loop.begin, setup, 'params'))
   made = begin(forward, last, prompts, lengths, rows)
   assert made.num_tokens.tolist() == [1, 1, 1, 0, 1]
@@ -339,6 +352,9 @@ def test_rows_begin_with_the_token_behind_their_prompt():
   drafts = np.asarray(made.tree.tokens)[:, 1:].max(axis=1) >= 0
   assert drafts.tolist() == [True, False, False, False, False]
   assert made.tree.tokens[:3, 0].tolist() == said[:3]
+  assert made.edits is not None and made.edits.bias.shape == (5, VOCAB_SIZE)
+  seen = [set(np.flatnonzero(row)) for row in made.edits.seen[:3]]
+  assert seen == [{3, 4, 5, 8}, {3, said[1]}, {3, 4, said[2]}]
 
 
 def test_a_step_commits_what_it_emits():
