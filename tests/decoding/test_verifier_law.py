@@ -33,6 +33,8 @@ WARM = config.SamplingConfig(temperature=0.8)
 def test_rules_are_exact_and_the_planted_bias_is_found(seed):
   checks = enumerate_law.run_checks(seed)
   assert len(checks) == 8
+  names = [check.name for check in checks[:2]]
+  assert names == ['walk', 'walk, 4 of 7 nodes kept']
   for check in checks:
     assert check.has_passed, check
     assert check.is_exact == (check.total_variation < enumerate_law.LIMIT)
