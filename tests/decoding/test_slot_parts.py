@@ -201,3 +201,64 @@ def test_a_row_gives_its_cache_back_when_it_is_seated(is_greedy):
   assert decoder._state == ('state', row, 2)
   assert decoder._is_greedy.tolist() == [True, True, is_greedy]
   assert decoder._spare == ('started', 'cache')
+
+
+@pytest.mark.parametrize('is_timed', [None, True])
+@pytest.mark.parametrize('prefix_bytes', [0, 9])
+def test_all_there_is_is_run_once(monkeypatch, is_timed, prefix_bytes):
+  decoder, log = _decoder(has_plain=True), []
+  row = types.SimpleNamespace(cache='row')
+  steps = iter((None, row))
+  monkeypatch.setattr(
+    slots,
+    'Reading',
+    lambda *args: (
+      log.append(args[1:]) or types.SimpleNamespace(advance=lambda: next(steps))
+    ),
+  )
+  decoder.prefixes = types.SimpleNamespace(most_bytes=prefix_bytes)
+  decoder._make_spare = lambda: 'made'
+  decoder._take = lambda cache, start, size: (cache, int(start), size)
+  decoder._place = lambda cache, part, start: (cache, part, int(start))
+  decoder._renew = lambda cache: log.append(cache) or 'renewed'
+  decoder._warm_up_size = lambda *args: log.append(args)
+  decoder._seconds = lambda params, row, drafts: 1.0 + drafts
+  decoder.release = lambda slots: log.append(list(slots))
+  decoder.give_back = log.append
+  timed = {} if is_timed is None else {'is_timed': is_timed}
+  decoder.warm_up(lambda size: f'of {size}', 'params', 'rows', **timed)
+  spare = ('made', ('made', 0, 5), 0) if prefix_bytes else 'made'
+  assert log == [
+    spare,
+    ('params', [0] * 6, 'rows'),  # two chunks
+    (1, 'of 1', row),
+    [0],
+    (3, 'of 3', row),
+    [0, 1, 2],
+    'row',
+  ]
+  assert decoder._spare == 'renewed'
+  cost = slots.batch_sizes.Cost(plain=1.0, drafting=2.0)
+  assert decoder.costs == ({1: cost, 3: cost} if is_timed else {})
+
+
+def test_a_size_is_run_with_drafts_and_without_greedy_and_not():
+  decoder, log = _decoder(), []
+  decoder._empty = lambda row, size: ('empty', row, size)
+  decoder._insert = lambda *args: args
+  decoder._resize = lambda state, index, is_free: log.append(
+    (state, index.tolist(), is_free.tolist())
+  )
+  decoder.advance = lambda params, steps, *, has_drafts: log.append(
+    (decoder._is_greedy[:2].tolist(), params, steps, has_drafts)
+  )
+  decoder._warm_up_size(1, 'params', 'row')
+  assert decoder.size == 1
+  assert decoder._state == (('empty', 'row', 1), 'row', 0)
+  assert log == [
+    (('empty', 'row', 1), [0, 0, 0], [False, False, False]),
+    ([False, True], 'params', 0, False),
+    ([False, True], 'params', 0, True),
+    ([True, True], 'params', 0, False),
+    ([True, True], 'params', 0, True),
+  ]
