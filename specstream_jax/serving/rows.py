@@ -117,7 +117,8 @@ class Row:
       tokens: new ids.
       reason: of `stopping.REASONS`.
       accept_lengths: of all calls so far, to pass tokens on call by call; None
-        passes them on together.
+        passes them on together, but for the first of all, which the prompt
+        gave.
     """
     ends = _ends(accept_lengths or ())
     kept, text = [], ''

@@ -54,6 +54,10 @@ def test_streams_draft_with_the_targets_own_noise(temperature):
 
 
 def test_no_draft_is_the_root():
-  tree = _propose(none.NoDraft(), None)
+  drafter = none.NoDraft()
+  # More nodes, or streams, would be paid for and never read.
+  assert (drafter.size, drafter.max_depth) == (1, 0)
+  assert drafter.with_streams is False
+  tree = _propose(drafter, None)
   assert tree.tokens.tolist() == [[5], [3]]
   assert tree.parents.tolist() == tree.depths.tolist() == [[0], [0]]

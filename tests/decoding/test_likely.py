@@ -76,6 +76,42 @@ def test_no_number_does_not_choose():
   assert likely.choose(chances, 4).shape == (1, 3)
 
 
+def test_of_equally_likely_nodes_the_first():
+  assert likely.choose(jnp.ones((1, 64)), 50).tolist() == [list(range(50))]
+
+
+def test_carried_streams_lie_at_their_nodes():
+  rng = np.random.default_rng(0)
+  nodes = np.array([[4, 0, 2], [1, 3, 0]])
+  streams, insertion = rng.random((2, 3, 2, 1)), rng.random((2, 5, 1))
+  carried = likely.spread(insertion, streams, jnp.asarray(nodes))
+  np.testing.assert_array_equal(carried.insertion, insertion)
+  for row in range(2):
+    for node in range(5):
+      assert bool(carried.is_known[row, node]) == (node in nodes[row])
+    by_node = np.asarray(carried.streams)[row, nodes[row]]
+    np.testing.assert_array_equal(by_node, np.float32(streams[row]))
+
+
+def test_carriers_are_numbered_as_the_survivors_are():
+  parents = jnp.array([[0, 0, 0, 1, 1, 2, 3], [0, 0, 1, 2, 0, 4, 4]])
+  chances = [
+    [1, 0.5, 0.25, 0.32, 0.11, 0.22, 0.05],
+    [1, 0.6, 0.5, 0.19, 0.3, 0.05, 0.02],
+  ]
+  scores, mask = jnp.log(jnp.array(chances)), tree_lib.ancestor_mask(parents)
+  positions = 4 + mask.sum(axis=-1)
+  choose = jax.jit(transformer_fns._carriers, static_argnums=0)
+  # What is left of each: 0.25, 0.07, 0.03, 0.27, 0.11, 0.22, 0.05 and
+  # 0.1, 0.1, 0.31, 0.19, 0.23, 0.05, 0.02.
+  whole = choose(3, scores, mask, positions, None)
+  assert whole.tolist() == [[3, 0, 5], [2, 4, 3]]
+  # Of these nodes alone 0.5, 0.18, 0.27, 0.05 and 0.7, 0.23, 0.05, 0.02.
+  survivors = jnp.array([[0, 1, 3, 6], [0, 4, 5, 6]])
+  kept = choose(3, scores, mask, positions, survivors)
+  assert kept.tolist() == [[0, 2, 1], [0, 1, 2]]
+
+
 @pytest.mark.parametrize(
   'cfg',
   [

@@ -207,6 +207,66 @@ def test_a_guess_is_what_comes_next():
   assert propose(state, after, undrafted).accepted.tolist() == [0, 0]
 
 
+def test_nothing_is_copied_at_first():
+  state = copies.begin(
+    jnp.ones((2, 3), jnp.int32), jnp.array([3, 1]), num_chains=2, chain_length=4
+  )
+  assert state.last.chains.tolist() == [[[-1] * 4] * 2] * 2
+  assert not state.last.matched.any() and not state.last.is_guess.any()
+  assert state.num_tokens.tolist() == state.accepted.tolist() == [0, 0]
+  assert state.source.guesses.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+  ('text', 'chains', 'matched', 'is_guess'),
+  [
+    ([9, 5, 8, 5, 7, 5], [[8, 5], [7, 5]], [1, 1], [True, False]),
+    # The first token behind the guess is none of it.
+    ([9, 9, 5, 6, 5, 7, 5], [[7, 5], [6, 5]], [1, 1], [False, False]),
+    # More tokens that match go before a guess.
+    ([5, 8, 4, 5, 6, 4, 5], [[6, 4], [8, 4]], [2, 1], [False, True]),
+    ([5, -1, 4, 6, 8, 7, 5], [[-1, -1], [-1, -1]], [0, 0], [False, False]),
+    ([5, 1, 2, 3], [[-1, -1], [-1, -1]], [0, 0], [False, False]),
+  ],
+)
+def test_copies_of_a_guess_go_before_others(text, chains, matched, is_guess):
+  padded = jnp.array([text + [0] * (8 - len(text))])
+  found = _look_up_guessed()(padded, jnp.array([len(text)]))
+  assert found.chains.tolist() == [chains]
+  assert found.matched.tolist() == [matched]
+  assert found.is_guess.tolist() == [is_guess]
+
+
+@functools.cache
+def _look_up_guessed():
+  sizes = {'ngram': 2, 'num_chains': 2, 'chain_length': 2, 'num_guessed': 2}
+  return jax.jit(functools.partial(copies.look_up, **sizes))
+
+
+def test_what_a_call_accepted_of_a_guess():
+  begun = copies.begin(
+    jnp.ones((5, 1), jnp.int32), jnp.ones(5, int), num_chains=2, chain_length=4
+  )
+  last = begun.last._replace(is_guess=jnp.array([[True, False]] * 5))
+  state = begun._replace(last=last, num_tokens=jnp.full(5, 2))
+  # Right ones of the guess and of another copy, by row.
+  right = jnp.array([[2, 3], [2, 0], [1, 0], [4, 4], [2, 2]])
+  is_right = jnp.arange(4)[None, None] < right[..., None]
+  outcome = copies.Outcome(is_right, is_right)
+  tokens = jnp.array([[5, 0]] * 4 + [[5, -1]])
+  tree = tree_lib.DraftTree(tokens, tokens, tokens)
+  accepted = jax.jit(
+    lambda count, tree: copies._accepted(
+      state, _context(np.zeros((5, 9), int), count, tree), outcome
+    )
+  )
+  # A call that ended early, one that was made when all was over, one of three
+  # drafts, one without drafts.
+  count = jnp.array([6, 3, 2, 6, 6])
+  assert accepted(count, tree).tolist() == [2, 0, 0, 3, 0]
+  assert accepted(count, None).tolist() == [0] * 5
+
+
 def test_what_a_mix_cannot_do_is_refused():
   drawn = config_drafting.DrafterConfig('mix', drafting='independent')
   with pytest.raises(ValueError, match="a mix cannot draft with 'independent'"):

@@ -242,6 +242,7 @@ def test_typical():
     (0.9, 0.8, [True, True, False]),  # above 0.283
     (0.9, 1.5, [True, False, False]),  # above 0.530
     (0.3, 1.5, [True, True, False]),  # above 0.3
+    (0.25, 1.5, [True, True, False]),  # above 0.25
     (0.2, 1.5, [True, True, True]),  # above 0.2
   ],
 )
@@ -255,12 +256,12 @@ def test_what_is_typical_by_hand(epsilon, delta, is_typical):
 
 
 def test_of_equally_long_paths_the_likelier_as_a_whole():
-  # The last edge of the other path is the likelier one.
+  # All but the first edge of the other path are the likelier ones.
   law = np.full((1, 7, 4), 0.1, np.float32)
   law[0, 0] = 0.6, 0.3, 0.05, 0.05
   law[0, 1] = 0.5, 0.2, 0.2, 0.1
-  law[0, 2] = 0.05, 0.4, 0.3, 0.25
-  law[0, 3] = 0.5, 0.2, 0.2, 0.1
+  law[0, 2] = 0.05, 0.5, 0.25, 0.2
+  law[0, 3] = 0.4, 0.3, 0.2, 0.1
   law[0, 4] = 0.1, 0.55, 0.25, 0.1
   as_ids = lambda *ids: np.array([ids], np.int32)
   tree = tree_lib.DraftTree(
@@ -275,7 +276,7 @@ def test_of_equally_long_paths_the_likelier_as_a_whole():
   )
   rule = functools.partial(typical.typical, epsilon=0.01, delta=0.3)
   got = jax.jit(rule, static_argnums=2)(verification, warm, 4)
-  # 0.6 * 0.5 * 0.5 = 0.150 and 0.3 * 0.4 * 0.55 = 0.066
+  # 0.6 * 0.5 * 0.4 = 0.12 and 0.3 * 0.5 * 0.55 = 0.08, but 0.2 and 0.28
   assert (got.leaf.tolist(), got.accept_length.tolist()) == ([5], [3])
 
 

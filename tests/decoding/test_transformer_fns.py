@@ -3,6 +3,8 @@
 
 import dataclasses
 import functools
+import types
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,85 @@ def make(
 def plain(sampling=None, mode='fine_tuned'):
   made, weights = make(sampling=sampling, mode=mode)
   return made.generate(weights, PROMPTS, seed=3)
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'asked', 'has_scores', 'along'),
+  [
+    ('parallel', True, False, True),
+    ('parallel', False, True, False),
+    ('deferred', True, True, False),
+    ('likely', True, True, True),
+    ('likely', True, False, False),  # a pass over no tree
+    ('likely', False, True, False),
+  ],
+)
+def test_streams_run_along_where_the_schedule_says_so(
+  monkeypatch, schedule, asked, has_scores, along
+):
+  seen: dict[str, Any] = {}
+  made = types.SimpleNamespace(
+    survivors=None, streams='streams', carried=None, main='main', cache='after'
+  )
+
+  def forward_tree(*args, **named):
+    seen.update(named, args=args)
+    return made
+
+  monkeypatch.setattr(transformer_fns.forward_lib, 'forward_tree', forward_tree)
+  model = types.SimpleNamespace(first_msa=5)
+  built: Any = types.SimpleNamespace(
+    cfg=tiny.CONFIG, adapter={}, merge=lambda base, adapter: model
+  )
+  fns = transformer_fns.model_fns(built, schedule)
+  assert fns.coupling_logits is None
+  inputs = 'tokens', 'positions', 'mask', 'cache'
+  scores = 'scores' if has_scores else None
+  ask = lambda fns: fns.forward(
+    transformer_fns.Params('base'), *inputs, with_streams=asked, scores=scores
+  )
+  assert ask(fns) == ('main', 'after', 'streams', None)
+  assert seen['args'] == (model, *inputs)
+  assert seen['with_streams'] is along
+  is_likely = schedule == 'likely' and has_scores
+  assert (seen['carriers_of'] is not None) == is_likely
+  assert seen['survivors_of'] is None and seen['is_prompt'] is False
+  made.survivors = 'survivors'
+  built.adapter = {'coupling': 0}
+  fns = transformer_fns.model_fns(built, schedule, 3, is_prompt=True)
+  assert fns.coupling_logits is not None
+  assert ask(fns)[3] == ('survivors', 5)
+  assert seen['survivors_of'] is not None and seen['is_prompt'] is True
+
+
+@pytest.mark.parametrize('has_bias', [False, True])
+def test_logits_of_a_head_of_some_tokens(has_bias):
+  cfg = dataclasses.replace(
+    tiny.CONFIG,
+    vocab_size=7,
+    tie_word_embeddings=False,
+    has_head_bias=has_bias,
+    logit_divisor=2.0,
+  )
+  # Behind three tokens two that only fill the room.
+  ids, rows = jnp.array([1, 2, 5, 7, 8]), jnp.array([[1.0, 2.0]] * 5)
+  rows *= jnp.array([[1.0], [2.0], [3.0], [90.0], [90.0]])
+  bias = jnp.array([0.5, 0.0, -0.5, 9.0, 9.0])
+  model: Any = types.SimpleNamespace(
+    cfg=cfg,
+    head_rows=lambda ids: rows,
+    head_bias=lambda ids: bias if has_bias else None,
+  )
+  head = transformer_fns.draft_head(model, ids)
+  assert (head.ids is ids, head.rows is rows) == (True, True)
+  assert head.bias is bias if has_bias else head.bias == ()
+  hidden = jnp.array([[[1.0, 1.0], [0.0, -1.0]]])
+  found = np.asarray(transformer_fns.draft_logits(model, hidden, head))
+  want = np.array([[3.0, 6.0, 9.0], [-2.0, -4.0, -6.0]])
+  want = (want + has_bias * np.array([0.5, 0.0, -0.5])) / 2
+  np.testing.assert_allclose(found[0][:, [1, 2, 5]], want)
+  assert found.shape == (1, 2, 7)
+  assert (found[..., [0, 3, 4, 6]] < -1e8).all() and np.isfinite(found).all()
 
 
 @pytest.mark.parametrize('schedule', ['deferred', 'parallel'])

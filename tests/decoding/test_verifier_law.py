@@ -33,9 +33,71 @@ WARM = config.SamplingConfig(temperature=0.8)
 def test_rules_are_exact_and_the_planted_bias_is_found(seed):
   checks = enumerate_law.run_checks(seed)
   assert len(checks) == 8
+  names = [check.name for check in checks[:2]]
+  assert names == ['walk', 'walk, 4 of 7 nodes kept']
   for check in checks:
     assert check.has_passed, check
     assert check.is_exact == (check.total_variation < enumerate_law.LIMIT)
+
+
+def test_draws_by_hand():
+  probs = np.array([0.5, 0.0, 0.25, 0.25])
+  pairs = dict(enumerate_law.draws_without_replacement(probs, 2))
+  assert pairs == pytest.approx(
+    {(0, 2): 1 / 4, (0, 3): 1 / 4, (2, 0): 1 / 6, (3, 0): 1 / 6}
+    | {(2, 3): 1 / 12, (3, 2): 1 / 12}
+  )
+  assert set(enumerate_law.draws_without_replacement(probs[:2], 3)) == {
+    ((0, -1, -1), 1.0)
+  }
+  assert dict(enumerate_law.draws_with_replacement(probs[[0, 1, 0]], 2)) == {
+    (0, 0): 0.25, (0, 2): 0.25, (2, 0): 0.25, (2, 2): 0.25
+  }  # fmt: skip
+  best = enumerate_law.best_draws(np.array([0.2, 0.5, 0.3]), 2)
+  assert best == [((1, 2), 1.0)]
+
+
+def test_outcomes_of_tests_by_hand():
+  outcomes = np.array([[1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1]], np.float32)
+  # The root takes no test; of the second case the last node takes none.
+  probs = np.repeat([[-1, 0.25, 0.5], [-1, 0.25, -1]], 4, axis=0)
+  found = enumerate_law._test_weights(np.float32(probs), outcomes, 2)
+  want = [0.125, 0.125, 0.375, 0.375, 0.0, 0.25, 0.0, 0.75]
+  assert found.tolist() == want
+
+
+def test_paths_are_numbered_by_their_tokens():
+  tree = tree_lib.DraftTree(
+    np.array([[2, 1, 2, 0, -1]]),
+    np.array([[0, 0, 1, 2, 1]]),
+    np.array([[0, 1, 2, 3, 1]]),
+  )
+  assert enumerate_law.path_codes(tree, 3).tolist() == [[0, 1, 5, 15, 3]]
+
+
+def test_when_a_check_has_passed():
+  assert enumerate_law.total_variation(np.array([1, 0]), np.eye(2)[1]) == 1.0
+  made = lambda distance, is_exact: enumerate_law.Check('', distance, is_exact)
+  passed = [made(d, True).has_passed for d in (0.0, 9e-7, 1e-6, 0.02)]
+  assert passed == [True, True, False, False]
+  passed = [made(d, False).has_passed for d in (0.0, 1e-6, 0.01, 0.011)]
+  assert passed == [False, False, False, True]
+
+
+def test_laws_are_of_all_that_can_come():
+  problem = enumerate_law.random_problem(5, vocab_size=3, depth=2)
+  shapes = [table.shape for table in problem.target_logits]
+  assert shapes == [(1, 3), (3, 3), (9, 3)]
+  assert [table.shape for table in problem.exit_logits] == shapes
+  assert problem.draft_logits.shape == (2, 3) and problem.vocab_size == 3
+  first, second, third = (
+    scipy.special.softmax(np.float64(table) / 0.8, axis=-1)
+    for table in problem.target_logits
+  )
+  law = enumerate_law.target_law(problem, WARM).reshape(3, 3, 3)
+  for a, b, c in np.ndindex(law.shape):
+    want = first[0, a] * second[a, b] * third[3 * a + b, c]
+    assert law[a, b, c] == pytest.approx(want, rel=1e-5)
 
 
 CHOICES = ((0,), (2,), (1,), (0, 0), (0, 2), (1, 0))  # skips ranks

@@ -90,6 +90,10 @@ def test_pieces_are_calls_where_they_are_asked_for():
     [1],
     [2, 3, 4, 5],
   ]
+  # What the prompt gives goes before what calls do.
+  at_once = _row()
+  at_once.take([1, 2, 3], 'running')
+  assert [piece.tokens for piece in at_once.handle.take()] == [[1], [2, 3]]
 
 
 @pytest.mark.parametrize(
