@@ -56,7 +56,6 @@ from specstream_jax.modeling import (
 )
 from specstream_jax.streaming import (
   loading as streamed_loading,
-  store as streamed_store,
   weights as streamed_weights,
 )
 from specstream_jax.text import (
@@ -379,7 +378,9 @@ def load(
     None,
   )
   if streamed is not None:
-    base, layers = _streamed(base, loaded, found, rest, streamed)
+    base, layers = streamed_loading.split(
+      base, loaded.fingerprint, found, rest, streamed
+    )
     source['weights'] = 'streamed'
   stored = int8.stored(base, cfg)
   template = loaded.chat_template or found.chat_template
@@ -400,19 +401,6 @@ def load(
     generation=loaded.generation,
     partitioner=part,
     streamed=layers,
-  )
-
-
-def _streamed(folded, loaded, found, rest, cfg):
-  """(flat weights of no layer, the layers) of weights that pass through memory."""
-  name = streamed_store.key(loaded.fingerprint, folded, found.folded)
-  folder, stays = streamed_store.prepare(folded, name, cfg)
-  size = sum(
-    np.asarray(leaf).nbytes for leaf in (*stays.values(), *rest.values())
-  )
-  twice = found.stream.num_msa_layers if found.stream and rest else 0
-  return stays, streamed_weights.LayerWeights(
-    folder, cfg, stays=size, twice=twice
   )
 
 

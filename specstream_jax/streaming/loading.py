@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which decoder a model has whose layers pass through memory."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from specstream_jax import config
+from specstream_jax.checkpoints import fitted
 from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import verifiers
-from specstream_jax.streaming import decoder, weights as weights_lib
+from specstream_jax.streaming import decoder, store, weights as weights_lib
 
 _REFUSED = {
   'medusa': 'its heads are held against all weights of the base',
@@ -60,3 +64,31 @@ def make_decoder(
     params=made.params,
     most_positions=most_positions,
   )
+
+
+def split(
+  folded: Mapping[str, Any],
+  fingerprint: str,
+  found: fitted.Fitted,
+  rest: Mapping[str, Any],
+  cfg: config.StreamedWeightsConfig,
+) -> tuple[Mapping[str, Any], weights_lib.LayerWeights]:
+  """(flat weights of no layer, the layers), of a base whose LoRA is folded in.
+
+  Args:
+    folded: flat weights of the base.
+    fingerprint: of the base as it was.
+    found: its adapter.
+    rest: flat weights of the adapter that stay beside the base.
+    cfg: where layers lie, and how many stay in memory.
+
+  Raises:
+    ValueError: nothing fits the memory budget, or files cannot be written.
+  """
+  name = store.key(fingerprint, folded, found.folded)
+  folder, stays = store.prepare(folded, name, cfg)
+  size = sum(
+    np.asarray(leaf).nbytes for leaf in (*stays.values(), *rest.values())
+  )
+  twice = found.stream.num_msa_layers if found.stream and rest else 0
+  return stays, weights_lib.LayerWeights(folder, cfg, stays=size, twice=twice)
