@@ -371,25 +371,34 @@ def load(
     found = fitted.read(adapter, loaded)
     source['adapter'] = adapter
   cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
-  rest = found.rest if streams else {}
-  rest = {k: np.asarray(v, np.float32) for k, v in rest.items()}
-  base, layers = (
-    lora.Folded(loaded.params, found.folded, found.folded_lora),
-    None,
-  )
+  own = found.rest if streams else {}
+  rest = {k: np.asarray(v, np.float32) for k, v in own.items()}
+  folds = found.folded, found.folded_lora
+  stays: Mapping[str, Any] = lora.Folded(loaded.params, *folds)
+  layers = None
   if streamed is not None:
-    base, layers = streamed_loading.split(
-      base, loaded.fingerprint, found, rest, streamed
+    stays, layers = streamed_loading.split(
+      stays, loaded.fingerprint, found, rest, streamed
     )
     source['weights'] = 'streamed'
-  stored = int8.stored(base, cfg)
-  template = loaded.chat_template or found.chat_template
-  return Model(
+  base_weights = part.put(int8.stored(stays, cfg), transposed=True)
+  return _model(
+    *(loaded, found, source),
     config=cfg,
-    base=params_lib.unflatten(part.put(stored, transposed=True)),
+    base=params_lib.unflatten(base_weights),
     adapter=params_lib.unflatten(part.put(rest)),
     stream=found.stream if streams else None,
     lora=found.lora if streams else None,
+    partitioner=part,
+    streamed=layers,
+  )
+
+
+def _model(loaded, found, source, **weights) -> Model:
+  """The model with some weights, and what else was loaded with them."""
+  template = loaded.chat_template or found.chat_template
+  return Model(
+    **weights,
     tree=found.tree or config.TreeConfig(),
     source=source,
     tokenizer=loaded.tokenizer,
@@ -399,8 +408,6 @@ def load(
     is_chat=found.is_chat and template is not None,
     adapter_dir=found.folder,
     generation=loaded.generation,
-    partitioner=part,
-    streamed=layers,
   )
 
 
@@ -423,10 +430,8 @@ def with_random_streams(
   model: Model, stream: config.StreamConfig = config.StreamConfig()
 ) -> Model:
   """The model with streams of random weights: right in cost, not in drafts."""
-  lora_cfg = config.LoraConfig(rank=0)
-  flat = initialize.init_adapter(
-    jax.random.key(0), model.config, stream, lora_cfg, hidden_rms=1.0
-  )
+  given = jax.random.key(0), model.config, stream, config.LoraConfig(rank=0)
+  flat = initialize.init_adapter(*given, hidden_rms=1.0)
   return dataclasses.replace(
     model,
     adapter=jax.tree.map(jnp.asarray, flat),
@@ -439,8 +444,7 @@ def with_random_streams(
 def fingerprint(model: Model) -> str:
   """A hash of the weights that decode: a sample of each tensor of the base, LoRA
   folded in, and the adapter whole."""
-  parts = (
-    weights_lib.fingerprint(params_lib.flatten(model.base)),
-    weights_lib.fingerprint(params_lib.flatten(model.adapter), whole=True),
-  )
+  base, own = map(params_lib.flatten, (model.base, model.adapter))
+  hash_of = weights_lib.fingerprint
+  parts = hash_of(base), hash_of(own, whole=True)
   return hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]

@@ -144,16 +144,9 @@ def model_fns(
     'head', merge(params).logits, hidden
   )
 
-  def stream_logits(params, stream_state, cache, positions):
-    model, state = merge(params), stream_state
-    if schedule != 'parallel':
-      state = _leaf_streams(model, state, positions, cache)
-    head = params.drafter.head if has_draft_head else None
-    logits = phases.run(
-      'draft_head', lambda state: draft_logits(model, state, head), state
-    )
-    return interface.StreamLogits(logits, state)
-
+  stream_logits = functools.partial(
+    _stream_logits, merge, schedule == 'parallel', has_draft_head
+  )
   coupling = None
   if 'coupling' in built.adapter:
     coupling = functools.partial(_coupling_logits, built)
@@ -163,6 +156,20 @@ def model_fns(
   return interface.ModelFns(
     init_cache, forward, logits, stream_logits, coupling, recipe
   )
+
+
+def _stream_logits(
+  merge, has_run, has_draft_head, params, stream_state, cache, positions
+) -> interface.StreamLogits:
+  """See `interface.ModelFns`; `has_run` if streams ran along with the tree."""
+  model, state = merge(params), stream_state
+  if not has_run:
+    state = _leaf_streams(model, state, positions, cache)
+  head = params.drafter.head if has_draft_head else None
+  logits = phases.run(
+    'draft_head', lambda state: draft_logits(model, state, head), state
+  )
+  return interface.StreamLogits(logits, state)
 
 
 def as_forward(
