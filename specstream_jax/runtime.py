@@ -354,33 +354,24 @@ def load(
   base = _path('the model', base)
   adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
-  checks.check(
-    not (weights_dtype and streamed),
-    f'weights_dtype is {weights_dtype!r}, which does not go with streamed weights '
-    'yet; take one of the two',
-  )
+  streamed_loading.check_dtype(streamed, weights_dtype)
   is_lazy = bool(weights_dtype or streamed) or not part.is_single
   loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
   source = {'base': str(loaded.source), 'dtype': dtype}
-  if weights_dtype:
-    source['weights_dtype'] = weights_dtype
-  found = fitted.Fitted()
-  if adapter is not None:
-    found = fitted.read(adapter, loaded)
-    source['adapter'] = adapter
+  source |= {'weights_dtype': weights_dtype} if weights_dtype else {}
+  source |= {'weights': 'streamed'} if streamed else {}
+  source |= {} if adapter is None else {'adapter': adapter}
+  found = fitted.Fitted() if adapter is None else fitted.read(adapter, loaded)
   cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
   own = found.rest if streams else {}
   rest = {k: np.asarray(v, np.float32) for k, v in own.items()}
-  folds = found.folded, found.folded_lora
-  stays: Mapping[str, Any] = lora.Folded(loaded.params, *folds)
-  layers = None
+  stays, layers = _folded(loaded, found), None
   if streamed is not None:
     stays, layers = streamed_loading.split(
       stays, loaded.fingerprint, found, rest, streamed
     )
-    source['weights'] = 'streamed'
   base_weights = part.put(int8.stored(stays, cfg), transposed=True)
   return _model(
     *(loaded, found, source),
@@ -392,6 +383,10 @@ def load(
     partitioner=part,
     streamed=layers,
   )
+
+
+def _folded(loaded, found) -> Mapping[str, Any]:
+  return lora.Folded(loaded.params, found.folded, found.folded_lora)
 
 
 def _model(loaded, found, source, **weights) -> Model:

@@ -150,9 +150,8 @@ def model_fns(
   coupling = None
   if 'coupling' in built.adapter:
     coupling = functools.partial(_coupling_logits, built)
-  recipe = Recipe(
-    built, schedule, keep_nodes, likely_nodes, has_draft_head, is_prompt
-  )
+  flags = has_draft_head, is_prompt
+  recipe = Recipe(built, schedule, keep_nodes, likely_nodes, *flags)
   return interface.ModelFns(
     init_cache, forward, logits, stream_logits, coupling, recipe
   )

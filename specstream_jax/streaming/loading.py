@@ -17,6 +17,17 @@ _REFUSED = {
 }
 
 
+def check_dtype(
+  cfg: config.StreamedWeightsConfig | None, weights_dtype: str
+) -> None:
+  """Raises ValueError if weights are streamed and stored in 8 bits as well."""
+  checks.check(
+    cfg is None or not weights_dtype,
+    f'weights_dtype is {weights_dtype!r}, which does not go with streamed '
+    'weights yet; take one of the two',
+  )
+
+
 def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
   """Raises ValueError if a drafter needs what is not in memory."""
   checks.check(
