@@ -243,6 +243,26 @@ def _look_up_guessed():
   return jax.jit(functools.partial(copies.look_up, **sizes))
 
 
+def test_what_the_last_copies_came_to():
+  begun = copies.begin(
+    jnp.ones((2, 1), jnp.int32), jnp.ones(2, int), num_chains=2, chain_length=3
+  )
+  chains = [[[0, 6, 7], [0, 1, -1]], [[4, -1, -1], [9, 8, 5]]]
+  last = begun.last._replace(chains=jnp.array(chains))
+  state = begun._replace(last=last, num_tokens=jnp.array([1, 2]))
+  # The output goes on with 0 6 2, and with 9 8.
+  context = _context([[3, 0, 6, 2, 0], [3, 3, 9, 8, 5]], [4, 4])
+  found = jax.jit(lambda: copies._follow(state, context))()
+  assert found.is_known.tolist() == [
+    [[True, True, True], [True, True, False]],
+    [[True, False, False], [True, True, False]],
+  ]
+  assert found.is_right.tolist() == [
+    [[True, True, False], [True, False, False]],
+    [[False, False, False], [True, True, False]],
+  ]
+
+
 def test_what_a_call_accepted_of_a_guess():
   begun = copies.begin(
     jnp.ones((5, 1), jnp.int32), jnp.ones(5, int), num_chains=2, chain_length=4

@@ -5,12 +5,13 @@ import dataclasses
 import types
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import table_lm
 
-from specstream_jax import config
-from specstream_jax.decoding import interface, slots, verify
+from specstream_jax import config, sampling
+from specstream_jax.decoding import interface, loop, slots, verify
 from specstream_jax.drafters import none
 
 CFG = config.DecodeConfig(
@@ -261,4 +262,45 @@ def test_a_size_is_run_with_drafts_and_without_greedy_and_not():
     ([False, True], 'params', 0, True),
     ([True, True], 'params', 0, False),
     ([True, True], 'params', 0, True),
+  ]
+
+
+def _donated(program, *args, **named):
+  """Of each array argument, whether its memory is given to the result."""
+  info, _ = program.lower(*args, **named).args_info
+  flags = [{leaf.donated for leaf in jax.tree.leaves(one)} for one in info]
+  assert all(len(one) == 1 for one in flags)
+  return [one.pop() for one in flags]
+
+
+def test_what_is_replaced_gives_its_memory():
+  """The cache and the slots; weights, a row and what was found stay."""
+  decoder = _decoder(has_plain=True)
+  params, cache = table_lm.make_params(0), table_lm.init_cache(1, 20)
+  one, tokens = np.ones(1, np.int32), np.zeros((1, 5), np.int32)
+  reading = params, cache, tokens, one
+  assert _donated(decoder._read, *reading) == [False, True, False, False]
+  asked: Any = loop.Rows(one, tokens, sampling.row_keys(0, [0]))
+  begin = *reading, np.zeros((1, 20), np.int32), asked
+  donated = [False, True, *[False] * 4]
+  assert _donated(decoder._begin, *begin) == donated
+  row = jax.eval_shape(decoder._begin, *begin)
+  state = jax.eval_shape(lambda row: decoder._empty(row, 3), row)
+  for run in (decoder._run, decoder._run_plain):
+    found = _donated(run, params, state, np.int32(9), min_running=np.int32(1))
+    assert found == [False, True, False]
+  mask, index = np.zeros(3, bool), np.zeros(3, np.int32)
+  assert (
+    _donated(decoder._insert, state, row, np.int32(0)) == [True] + [False] * 2
+  )
+  assert _donated(decoder._release, state, mask) == [True, False]
+  assert _donated(decoder._resize, state, index, mask) == [False] * 3
+  assert (
+    _donated(decoder._start, cache) == _donated(decoder._renew, cache) == [True]
+  )
+  part = jax.eval_shape(lambda: decoder._take(cache, np.int32(0), 5))
+  assert _donated(decoder._place, cache, part, np.int32(0)) == [
+    True,
+    False,
+    False,
   ]
