@@ -125,26 +125,25 @@ def model_fns(
     )
     return _as_forward(result, model.first_msa)
 
-  logits = lambda params, hidden: phases.run(
-    'head', merge(params).logits, hidden
-  )
-
   def stream_logits(params, stream_state, cache, positions):
     model, state = merge(params), stream_state
     if schedule != 'parallel':
       state = _leaf_streams(model, state, positions, cache)
     head = params.drafter.head if has_draft_head else None
-    logits = phases.run(
-      'draft_head', lambda state: draft_logits(model, state, head), state
-    )
-    return interface.StreamLogits(logits, state)
+    return interface.StreamLogits(draft_logits(model, state, head), state)
 
   coupling = None
   if 'coupling' in built.adapter:
     coupling = functools.partial(_coupling_logits, built)
+  logits = functools.partial(_logits, built)
   return interface.ModelFns(
     init_cache, forward, logits, stream_logits, coupling
   )
+
+
+def _logits(built, params, hidden) -> arrays.Array:
+  model = built.merge(params.base, params.adapter)
+  return phases.run('head', model.logits, hidden)
 
 
 def _as_forward(result: forward_lib.TreeHidden, first_msa) -> interface.Forward:
@@ -220,6 +219,11 @@ def draft_logits(
   Returns:
     float32 [..., V].
   """
+  logits = lambda hidden: _of_head(model, hidden, head)
+  return phases.run('draft_head', logits, hidden)
+
+
+def _of_head(model, hidden, head):
   if head is None:
     return model.logits(hidden)
   cfg = model.cfg

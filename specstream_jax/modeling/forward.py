@@ -174,8 +174,7 @@ def forward_tree(
   )
   x = model.inputs(tokens, positions)
   rows = rows_lib.of_tokens(model, positions, visible, num_nodes, start=start)
-  lower = functools.partial(_run, model, rows, False)
-  x, cache = phases.run('lower', lower, x, keeps=cache)
+  x, cache = _run(model, x, rows, cache, False)
   survivors = None
   if survivors_of is not None:
     survivors = survivors_of(model, x, tokens, positions, tree_mask)
@@ -190,8 +189,7 @@ def forward_tree(
   rows = rows_lib.of_tokens(
     model, positions, visible, num_nodes, anchors, start
   )
-  msa = functools.partial(_run, model, rows, True)
-  x, cache = phases.run('msa', msa, x, keeps=cache)
+  x, cache = _run(model, x, rows, cache, True)
   x = model.final_norm(x)
   main = x[:, :num_nodes]
   streams = _split_streams(model, x, num_nodes) if with_streams else insertion
@@ -280,8 +278,13 @@ def _layers(
   return blocks.run(model.layers[span], x, rows, cached, remat)
 
 
-def _run(model, rows, is_msa, x, cache):
+def _run(model, x, rows, cache, is_msa):
   """As `_layers`; the cache gets the new K/V when all layers have read it."""
+  layers = functools.partial(_and_write, model, rows, is_msa)
+  return phases.run('msa' if is_msa else 'lower', layers, x, keeps=cache)
+
+
+def _and_write(model, rows, is_msa, x, cache):
   cached = None
   one = next(iter(rows.values()))
   if one.cache_mask is not None:
