@@ -5,6 +5,7 @@ Axis letters: B rows, T positions, D features.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx
@@ -15,6 +16,9 @@ from specstream_jax import arrays, config
 from specstream_jax.modeling import params
 
 LAYOUTS = ('in_out', 'out_in')
+# Rows up to which a CPU multiplies digits, see `_as_digits`.
+_FEW_ROWS = 64
+_LARGEST, _BASE = 127.0, 254.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +148,52 @@ def scaled(
     dtype: of the product before its scales; where it is summed over devices,
       this is what they send.
   """
-  narrow = kernel.astype(x.dtype)
-  if layout == 'out_in':
-    y = project(x, narrow, dtype)
+  product = functools.partial(_as_numbers, layout=layout, dtype=dtype)
+  if x.size <= _FEW_ROWS * x.shape[-1]:
+    y = jax.lax.platform_dependent(
+      x,
+      kernel,
+      cpu=functools.partial(_as_digits, layout=layout),
+      default=lambda x, kernel: product(x, kernel).astype(jnp.float32),
+    )
   else:
-    y = jnp.matmul(x, narrow, preferred_element_type=dtype)
-  return y.astype(jnp.float32) * along_last(scale, y)
+    y = product(x, kernel).astype(jnp.float32)
+  return y * along_last(scale, y)
+
+
+def _as_numbers(x, kernel, layout, dtype):
+  """x times an int8 kernel, taken as numbers of x's type."""
+  return _product(x, kernel.astype(x.dtype), layout, dtype)
+
+
+def _product(x, kernel, layout, dtype):
+  if layout == 'out_in':
+    return project(x, kernel, dtype)
+  return jnp.matmul(x, kernel, preferred_element_type=dtype)
+
+
+def _as_digits(x, kernel, layout):
+  """x times an int8 kernel by products of int8 with int8, float32.
+
+  A CPU's compiler would write the kernel out as float32, but multiplies int8
+  with int8 as they are. So each row of x becomes digits to the base 254, as
+  many as its type is exact to: x = m (d0 + d1 / 254 + d2 / 254²) / 127 with m
+  the largest of the row. Products and sums of digits are exact.
+  """
+  count = 3 if x.dtype == jnp.float32 else 2
+  wide = x.astype(jnp.float32)
+  largest = jnp.abs(wide).max(-1, keepdims=True)
+  rest = wide * (_LARGEST / jnp.where(largest == 0.0, 1.0, largest))
+  digits = []
+  for _ in range(count):
+    digits.append(jnp.round(rest))
+    rest = (rest - digits[-1]) * _BASE
+  stacked = jnp.stack(digits).clip(-_LARGEST, _LARGEST).astype(jnp.int8)
+  sums = _product(stacked, kernel, layout, jnp.int32).astype(jnp.float32)
+  y = sums[-1]
+  for i in reversed(range(count - 1)):
+    y = sums[i] + y / _BASE
+  return y * (largest / _LARGEST)
 
 
 def _two_rows(product):

@@ -45,15 +45,29 @@ def test_each_output_channel_has_a_scale_of_its_own():
   assert (np.abs(narrow * scale - matrix) <= scale / 2 * (1 + 1e-5)).all()
 
 
+@pytest.mark.parametrize(
+  'dtype, exact', [('float32', 1e-6), ('bfloat16', 2e-4)]
+)
+@pytest.mark.parametrize('num_rows', [1, 5, 131])  # by digits, and by numbers
 @pytest.mark.parametrize('layout', layers.LAYOUTS)
-def test_a_product_is_that_of_the_weights_it_stands_for(layout):
+def test_a_product_is_that_of_the_weights_it_stands_for(
+  layout, num_rows, dtype, exact
+):
   rng = np.random.default_rng(1)
   matrix = rng.normal(size=(13, 5)).astype(np.float32)
   narrow, scale = int8.quantize(matrix, 0)
-  x = jnp.asarray(rng.normal(size=(2, 3, 13)), jnp.float32)
+  x = rng.normal(size=(1, num_rows, 13)) * 10.0 ** rng.integers(
+    -3, 3, size=(1, num_rows, 1)
+  )
+  x[:, num_rows // 2, :] *= num_rows == 1  # a row of zeros
+  x = jnp.asarray(x, dtype)
   kernel = narrow if layout == 'in_out' else narrow.T
   found = layers.scaled(x, jnp.asarray(kernel), jnp.asarray(scale), layout)
-  np.testing.assert_allclose(found, x @ (narrow * scale), rtol=1e-5, atol=1e-5)
+  assert found.dtype == jnp.float32 and found.shape == (1, num_rows, 5)
+  wide = np.asarray(x, np.float64)
+  expected = wide @ (narrow * scale.astype(np.float64))
+  largest = np.abs(wide).max(-1, keepdims=True) * np.abs(matrix).sum(0)
+  assert (np.abs(found - expected) <= exact * largest).all()
 
 
 def test_logits_are_those_of_the_weights_it_stands_for():

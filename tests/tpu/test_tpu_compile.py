@@ -188,7 +188,7 @@ def test_int8_weights_are_read_as_they_are_stored(tmp_path):
       '--rows=1',
       '--gin.MeshConfig.fsdp=1',
       '--gin.MeshConfig.tensor=8',
-      '--programs=plain,decode',
+      '--programs=plain',
       f'--weights_dtype={name}',
       f'--output={path}',
     )
