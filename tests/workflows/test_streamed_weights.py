@@ -8,7 +8,7 @@ import byte_model
 import commands
 import pytest
 
-from specstream_jax.cli import weights_flags
+from specstream_jax.cli import sizes
 
 
 @pytest.fixture
@@ -29,14 +29,19 @@ def test_the_text_is_that_of_weights_that_stay(asked, tmp_path):
   assert done.out == wanted.out
   (path,) = glob.glob(str(tmp_path / 'cache/layers/*/layer_0002.bin'))
   os.truncate(path, 5)
-  commands.refusal(*streamed, match=r'layer_0002\.bin.* has 5 bytes, not 20,480')
+  commands.refusal(
+    *streamed, match=r'layer_0002\.bin.* has 5 bytes, not 20,480'
+  )
 
 
 @pytest.mark.parametrize(
   ('args', 'match'),
   [
     (['--memory_budget=1GB'], '--memory_budget is for --weights=stream'),
-    (['--weights=stream', '--memory_budget=lots'], "is 'lots'; accepted"),
+    (
+      ['--weights=stream', '--memory_budget=lots'],
+      '--memory_budget=lots is no size; accepted',
+    ),
     (['--weights=stream', '--memory_budget=1KB'], 'accepted: 45,248 or more'),
     (
       ['--weights=stream', '--memory_budget=1GB', '--resident_layers=1'],
@@ -62,5 +67,5 @@ def test_drafters_that_need_more_are_refused(asked, drafter, match):
 
 
 def test_sizes_are_read():
-  sizes = ('2GB', '1.5 MiB', '4096')
-  assert [*map(weights_flags.num_bytes, sizes)] == [2 * 10**9, 1572864, 4096]
+  read = [sizes.num_bytes(text, 'x') for text in ('2GB', '1.5 MiB', '4096')]
+  assert read == [2 * 10**9, 1572864, 4096]
