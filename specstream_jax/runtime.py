@@ -352,17 +352,12 @@ def load(
   loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
-  source = {'base': str(loaded.source), 'dtype': dtype}
   found = fitted.Fitted()
   if adapter is not None:
     found = fitted.read(adapter, loaded)
-    source['adapter'] = adapter
   folded = lora.Folded(loaded.params, found.folded, found.folded_lora)
   rest = found.rest if streams else {}
-  stays, layers = folded, None
-  if streamed is not None:
-    stays, layers = _streamed(folded, loaded, found, rest, streamed)
-    source['weights'] = 'streamed'
+  stays, layers = _streamed(folded, loaded, found, rest, streamed)
   template = loaded.chat_template or found.chat_template
   return Model(
     config=loaded.config,
@@ -373,7 +368,7 @@ def load(
     stream=found.stream if streams else None,
     lora=found.lora if streams else None,
     tree=found.tree or config.TreeConfig(),
-    source=source,
+    source=_source(loaded, dtype, adapter, streamed),
     tokenizer=loaded.tokenizer,
     chat_template=template,
     eos_ids=eos.union(loaded.eos_ids, found.eos_ids),
@@ -387,7 +382,9 @@ def load(
 
 
 def _streamed(folded, loaded, found, rest, cfg):
-  """(flat weights of no layer, the layers) of weights that pass through memory."""
+  """(flat weights that stay whole, the layers where they pass through memory)."""
+  if cfg is None:
+    return folded, None
   name = streamed_store.key(loaded.fingerprint, folded, found.folded)
   folder, stays = streamed_store.prepare(folded, name, cfg)
   size = sum(
@@ -397,6 +394,16 @@ def _streamed(folded, loaded, found, rest, cfg):
   return stays, streamed_weights.LayerWeights(
     folder, cfg, stays=size, twice=twice
   )
+
+
+def _source(loaded, dtype, adapter, streamed):
+  """What was loaded, for reports."""
+  source = {'base': str(loaded.source), 'dtype': dtype}
+  if adapter is not None:
+    source['adapter'] = adapter
+  if streamed is not None:
+    source['weights'] = 'streamed'
+  return source
 
 
 def _path(name: str, value: str | os.PathLike) -> str:
@@ -438,4 +445,5 @@ def fingerprint(model: Model) -> str:
     weights_lib.fingerprint(params_lib.flatten(model.base)),
     weights_lib.fingerprint(params_lib.flatten(model.adapter), whole=True),
   )
-  return hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]
+  layers = model.streamed.name if model.streamed else ''
+  return hashlib.sha256(''.join((*parts, layers)).encode()).hexdigest()[:16]

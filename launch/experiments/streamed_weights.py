@@ -83,16 +83,20 @@ def main():
   """Measures, or is the child that does."""
   if FLAGS.child is not None:
     print(json.dumps(_child(FLAGS.child)))
-    return
-  rows = _reads() if FLAGS.what == 'reads' else _children()
+  elif FLAGS.what == 'reads':
+    _write(_reads())
+  else:
+    _children()
+
+
+def _write(rows, **texts):
   document = {'machine': measuring.machine(), 'command': sys.argv, 'rows': rows}
-  texts = {'svg': _picture(rows)} if FLAGS.what == 'model' else {}
   name = f'streamed_weights_{FLAGS.what}'
   measuring.write(FLAGS.output_dir, name, document, **texts)
 
 
 def _children():
-  """Rows of every budget, the whole first; each is printed as it comes."""
+  """Measures every budget, the whole first; writes what there is each time."""
   shares = ['1'] if FLAGS.what == 'synthetic' else FLAGS.shares
   rows = []
   for share in sorted(map(float, shares), reverse=True):
@@ -102,10 +106,13 @@ def _children():
       raise ValueError(f'share {share}: {done.stderr.strip()[-800:]}')
     rows.append(json.loads(done.stdout.splitlines()[-1]))
     print(_line(rows[-1]), flush=True)
-  _predicted(rows)
+    texts = {}
+    if FLAGS.what == 'model':
+      _predicted(rows)
+      texts = {'svg': _picture(rows)}
+    _write(rows, **texts)
   for row in rows:
-    print(row['share'], 'chosen', row['chosen'], 'fastest', row['fastest'])
-  return rows
+    print(row['share'], row.get('chosen'), row.get('fastest'))
 
 
 def _picture(rows):

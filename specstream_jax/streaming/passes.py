@@ -227,13 +227,14 @@ class Passes:
     """The way behind layers; `keys` and `values` get what they write."""
     keeps = way.start is not None
     for i in span:
-      taken = self._weights.take(i)
-      x, *new = self._layer_of[i][keeps](
-        taken.params, adapters.get(i, {}), way, keys[i], values[i]
-      )
+      taken, x = self._weights.take(i), None
+      try:
+        x, *new = self._layer_of[i][keeps](
+          taken.params, adapters.get(i, {}), way, keys[i], values[i]
+        )
+      finally:  # an interrupt must not keep the buffer
+        self._weights.give_back(taken, x)
       if keeps:
         keys[i], values[i] = new
-      self._weights.give_back(taken, x)
-      del taken
       way = way._replace(x=x)
     return way

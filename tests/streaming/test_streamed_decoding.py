@@ -136,6 +136,7 @@ def test_tokens_equal_plain_decoding(
     assert result.calls.sum() < want.calls.sum()
 
 
+@pytest.mark.slow
 def test_a_pass_gives_what_resident_layers_give(opened):
   built, base, adapter = tiny.model()
   rest, weights = opened(base, buffers=1)
