@@ -149,6 +149,18 @@ def _line(row):
   return '\n'.join([head, *ways])
 
 
+def _layers_of(model):
+  """The layers that pass through memory."""
+  assert model.streamed is not None
+  return model.streamed
+
+
+def _runs(made):
+  """The passes of a decoder."""
+  assert isinstance(made, decoder_lib.StreamedDecoder)
+  return made._passes
+
+
 def _status(name):
   """Bytes of a line of /proc/self/status."""
   with open('/proc/self/status') as file:
@@ -179,7 +191,7 @@ def _child(share):
       one, tokens = _timed(model, made, prompt)
       results[way].append(one)
       texts[way].append(tokens)
-  weights = model.streamed
+  weights = _layers_of(model)
   row = {
     'share': share,
     'budget': weights.cfg.memory_budget,
@@ -191,7 +203,7 @@ def _child(share):
     'peak_while_loading': loaded_peak,
     'peak_while_decoding': _status('VmHWM'),
     'num_layers': weights.layout.num_layers,
-    'first_upper': decoders[FLAGS.ways[-1]]._passes.first_msa,
+    'first_upper': _runs(decoders[FLAGS.ways[-1]]).first_msa,
     'resident': weights.resident,
     'ways': {way: _summary(found) for way, found in results.items()},
     'compute': {w: _compute(model, made, w) for w, made in decoders.items()},
@@ -204,10 +216,11 @@ def _child(share):
 
 def _load(share):
   """The model with a share of its weights in memory, and prompts."""
-  budget = {'memory_budget': int(_total_bytes() * share)}
-  if share >= 1:
-    budget = {'resident_layers': 1 << 20}
-  cfg = config.StreamedWeightsConfig(**budget, folder=FLAGS.folder)
+  cfg = config.StreamedWeightsConfig(
+    memory_budget=int(_total_bytes() * share) if share < 1 else 0,
+    resident_layers=0 if share < 1 else 1 << 20,
+    folder=FLAGS.folder,
+  )
   model = runtime.load(FLAGS.model, FLAGS.adapter, streamed=cfg)
   asked = questions_lib.load('e2e_sample', 'test', None, FLAGS.num_prompts)
   return model, [model.encode_prompt(one.turns[0]) for one in asked]
@@ -341,7 +354,7 @@ def _predicted(rows):
     }
     row['chosen'] = cost.best(tokens, said, layers)
     rates = {w: one['tokens_per_second'] for w, one in row['ways'].items()}
-    row['fastest'] = max(rates, key=rates.get)
+    row['fastest'] = max(rates, key=lambda way: rates[way])
 
 
 def _layers(row, read_seconds):

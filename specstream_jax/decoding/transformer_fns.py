@@ -118,19 +118,21 @@ def model_fns(
   ) -> interface.Forward:
     """See `interface.ModelFns`; streams run along if the schedule says so."""
     model = merge(params)
-    is_likely = schedule == 'likely' and scores is not None
-    carriers_of = functools.partial(
-      carriers, likely_nodes, scores, tree_mask, positions
-    )
+    carriers_of = None
+    if schedule == 'likely' and scores is not None:
+      carriers_of = functools.partial(
+        carriers, likely_nodes, scores, tree_mask, positions
+      )
+    runs_along = carriers_of is not None or schedule == 'parallel'
     result = forward_lib.forward_tree(
       model,
       tokens,
       positions,
       tree_mask,
       cache,
-      with_streams=with_streams and (is_likely or schedule == 'parallel'),
+      with_streams=with_streams and runs_along,
       survivors_of=pruning.best(keep_nodes),
-      carriers_of=carriers_of if is_likely else None,
+      carriers_of=carriers_of,
       is_prompt=is_prompt,
     )
     return as_forward(result, model.first_msa)

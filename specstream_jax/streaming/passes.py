@@ -129,7 +129,6 @@ class Passes:
 
   def _inserted(self, params, way, tokens, mask, scores, with_streams):
     recipe, carriers_of = self.recipe, None
-    is_likely = recipe.schedule == 'likely' and scores is not None
     if recipe.schedule == 'likely' and scores is not None:
       carriers_of = functools.partial(
         transformer_fns.carriers,
@@ -138,13 +137,13 @@ class Passes:
         mask,
         way.positions,
       )
+    runs_along = carriers_of is not None or recipe.schedule == 'parallel'
     return forward_lib.insert(
       self._merge(params),
       way,
       tokens,
       mask,
-      with_streams=with_streams
-      and (is_likely or recipe.schedule == 'parallel'),
+      with_streams=with_streams and runs_along,
       survivors_of=pruning.best(recipe.keep_nodes),
       carriers_of=carriers_of,
     )
