@@ -109,6 +109,9 @@ def model_fns(
     has_draft_head: streams draft from `params.drafter.head` alone.
     is_prompt: for passes over prompts, whose cache is empty.
   """
+  recipe = Recipe(
+    built, schedule, keep_nodes, likely_nodes, has_draft_head, is_prompt
+  )
   cfg = built.cfg
   merge = lambda params: built.merge(params.base, params.adapter)
   init_cache = lambda rows, slots: cache_lib.init(cfg, rows, slots, cfg.dtype)
@@ -118,12 +121,8 @@ def model_fns(
   ) -> interface.Forward:
     """See `interface.ModelFns`; streams run along if the schedule says so."""
     model = merge(params)
-    carriers_of = None
-    if schedule == 'likely' and scores is not None:
-      carriers_of = functools.partial(
-        carriers, likely_nodes, scores, tree_mask, positions
-      )
-    runs_along = carriers_of is not None or schedule == 'parallel'
+    chosen = carriers_of(recipe, scores, tree_mask, positions)
+    runs_along = chosen is not None or schedule == 'parallel'
     result = forward_lib.forward_tree(
       model,
       tokens,
@@ -132,7 +131,7 @@ def model_fns(
       cache,
       with_streams=with_streams and runs_along,
       survivors_of=pruning.best(keep_nodes),
-      carriers_of=carriers_of,
+      carriers_of=chosen,
       is_prompt=is_prompt,
     )
     return as_forward(result, model.first_msa)
@@ -149,9 +148,6 @@ def model_fns(
   coupling = None
   if 'coupling' in built.adapter:
     coupling = functools.partial(_coupling_logits, built)
-  recipe = Recipe(
-    built, schedule, keep_nodes, likely_nodes, has_draft_head, is_prompt
-  )
   return interface.ModelFns(
     init_cache, forward, logits, stream_logits, coupling, recipe
   )
@@ -168,13 +164,20 @@ def as_forward(
   return interface.Forward(result.main, result.cache, streams, pruned)
 
 
-def carriers(
-  count: int,
-  scores: arrays.Array,
+def carriers_of(
+  recipe: Recipe,
+  scores: arrays.Array | None,
   tree_mask: arrays.Array,
   positions: arrays.Array,
-  survivors: arrays.Array | None,
-) -> arrays.Array:
+) -> forward_lib.Carriers | None:
+  """What chooses the nodes that carry streams; None where no choice is made."""
+  if recipe.schedule != 'likely' or scores is None:
+    return None
+  count = recipe.likely_nodes
+  return functools.partial(_carriers, count, scores, tree_mask, positions)
+
+
+def _carriers(count, scores, tree_mask, positions, survivors) -> arrays.Array:
   """The likeliest leaves [B, C], as the survivors are numbered."""
   if survivors is not None:
     take = functools.partial(jnp.take_along_axis, axis=1)

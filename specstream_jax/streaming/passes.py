@@ -128,16 +128,9 @@ class Passes:
     return forward_lib.enter(self._merge(params), *args)
 
   def _inserted(self, params, way, tokens, mask, scores, with_streams):
-    recipe, carriers_of = self.recipe, None
-    if recipe.schedule == 'likely' and scores is not None:
-      carriers_of = functools.partial(
-        transformer_fns.carriers,
-        recipe.likely_nodes,
-        scores,
-        mask,
-        way.positions,
-      )
-    runs_along = carriers_of is not None or recipe.schedule == 'parallel'
+    recipe = self.recipe
+    chosen = transformer_fns.carriers_of(recipe, scores, mask, way.positions)
+    runs_along = chosen is not None or recipe.schedule == 'parallel'
     return forward_lib.insert(
       self._merge(params),
       way,
@@ -145,7 +138,7 @@ class Passes:
       mask,
       with_streams=with_streams and runs_along,
       survivors_of=pruning.best(recipe.keep_nodes),
-      carriers_of=carriers_of,
+      carriers_of=chosen,
     )
 
   def _left(self, params, way, chosen):
