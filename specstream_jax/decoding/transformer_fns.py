@@ -145,12 +145,15 @@ def model_fns(
     head = params.drafter.head if has_draft_head else None
     return interface.StreamLogits(draft_logits(model, state, head), state)
 
-  coupling = None
-  if 'coupling' in built.adapter:
-    coupling = functools.partial(_coupling_logits, built)
   return interface.ModelFns(
-    init_cache, forward, logits, stream_logits, coupling, recipe
+    init_cache, forward, logits, stream_logits, _coupling_of(built), recipe
   )
+
+
+def _coupling_of(built):
+  """`ModelFns.coupling_logits` of a model; None without such weights."""
+  has_one = 'coupling' in built.adapter
+  return functools.partial(_coupling_logits, built) if has_one else None
 
 
 def as_forward(
