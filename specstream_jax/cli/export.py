@@ -10,23 +10,11 @@ that leave the base as it is come alone, and name it.
 """
 
 from collections.abc import Sequence
-import re
 
 from absl import flags
 
-from specstream_jax.cli import decoding_flags
+from specstream_jax.cli import decoding_flags, sizes
 from specstream_jax.workflows import export as workflow
-
-_UNITS = {
-  '': 1,
-  'KB': 10**3,
-  'MB': 10**6,
-  'GB': 10**9,
-  'KIB': 2**10,
-  'MIB': 2**20,
-  'GIB': 2**30,
-}
-_SIZE = re.compile(r'(\d{1,9})\s*([KMG]I?B)?', re.IGNORECASE)
 
 RESULTS = 'output_dir'
 
@@ -71,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
   options = workflow.Options(
     format=args.format,
     dtype=args.dtype,
-    max_shard_bytes=num_bytes(args.max_shard_size),
+    max_shard_bytes=sizes.num_bytes(args.max_shard_size, 'max_shard_size'),
     overwrite=args.overwrite,
   )
   done = workflow.export(
@@ -86,19 +74,3 @@ def main(argv: Sequence[str]) -> None:
     print(f'{done.folder}: {len(done.files)} files, {done.format}')
     if done.has_streams:
       print(f'{done.folder}/streams: its streams')
-
-
-def num_bytes(text: str) -> int:
-  """The bytes of a size such as 500MB.
-
-  Raises:
-    ValueError: it is none.
-  """
-  found = _SIZE.fullmatch(text.strip())
-  size = int(found[1]) * _UNITS[(found[2] or '').upper()] if found else 0
-  if not size:
-    raise ValueError(
-      f'--max_shard_size={text} is no size; accepted: a number above 0, perhaps '
-      'with KB, MB, GB, KiB, MiB or GiB behind it'
-    )
-  return size

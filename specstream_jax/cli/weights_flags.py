@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags of weights that pass through memory instead of staying there."""
 
-import re
 from typing import Any
 
 from absl import flags
 
 from specstream_jax import config
+from specstream_jax.cli import sizes
 
 # Of streams, where nobody says: one pass a call.
 SCHEDULE = 'parallel'
-_UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
-_UNITS |= {'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30}
 
 
 def define() -> None:
@@ -60,7 +58,9 @@ def streamed() -> config.StreamedWeightsConfig | None:
     )
   values = {name: asked[name] for name in given}
   if args.memory_budget is not None:
-    values['memory_budget'] = num_bytes(args.memory_budget)
+    values['memory_budget'] = sizes.num_bytes(
+      args.memory_budget, 'memory_budget'
+    )
   return config.StreamedWeightsConfig(**values)
 
 
@@ -70,15 +70,3 @@ def schedule(args: Any) -> str:
   return (
     SCHEDULE if args.weights == 'stream' and not is_given else args.schedule
   )
-
-
-def num_bytes(text: str) -> int:
-  """Bytes of a text such as '1.5GB'; raises ValueError if it is none."""
-  found = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([A-Za-z]*)', text.strip())
-  unit = _UNITS.get(found[2].upper().removesuffix('BYTES')) if found else None
-  if not found or unit is None or not float(found[1]) * unit >= 1:
-    raise ValueError(
-      f'--memory_budget is {text!r}; accepted: a size such as 2GB, 500MiB or a '
-      'number of bytes'
-    )
-  return int(float(found[1]) * unit)

@@ -114,6 +114,9 @@ def model_fns(
     has_draft_head: streams draft from `params.drafter.head` alone.
     is_prompt: for passes over prompts, whose cache is empty.
   """
+  recipe = Recipe(
+    built, schedule, keep_nodes, likely_nodes, has_draft_head, is_prompt
+  )
   cfg = built.cfg
   merge = lambda params: built.merge(params.base, params.adapter)
   init_cache = lambda rows, slots: cache_lib.init(cfg, rows, slots, cfg.dtype)
@@ -123,19 +126,17 @@ def model_fns(
   ) -> interface.Forward:
     """See `interface.ModelFns`; streams run along if the schedule says so."""
     model = merge(params)
-    is_likely = schedule == 'likely' and scores is not None
-    carriers_of = functools.partial(
-      carriers, likely_nodes, scores, tree_mask, positions
-    )
+    chosen = carriers_of(recipe, scores, tree_mask, positions)
+    runs_along = chosen is not None or schedule == 'parallel'
     result = forward_lib.forward_tree(
       model,
       tokens,
       positions,
       tree_mask,
       cache,
-      with_streams=with_streams and (is_likely or schedule == 'parallel'),
+      with_streams=with_streams and runs_along,
       survivors_of=pruning.best(keep_nodes),
-      carriers_of=carriers_of if is_likely else None,
+      carriers_of=chosen,
       is_prompt=is_prompt,
     )
     return as_forward(result, model.first_msa)
@@ -147,13 +148,8 @@ def model_fns(
   stream_logits = functools.partial(
     _stream_logits, merge, schedule == 'parallel', has_draft_head
   )
-  coupling = None
-  if 'coupling' in built.adapter:
-    coupling = functools.partial(_coupling_logits, built)
-  flags = has_draft_head, is_prompt
-  recipe = Recipe(built, schedule, keep_nodes, likely_nodes, *flags)
   return interface.ModelFns(
-    init_cache, forward, logits, stream_logits, coupling, recipe
+    init_cache, forward, logits, stream_logits, _coupling_of(built), recipe
   )
 
 
@@ -171,6 +167,12 @@ def _stream_logits(
   return interface.StreamLogits(logits, state)
 
 
+def _coupling_of(built):
+  """`ModelFns.coupling_logits` of a model; None without such weights."""
+  has_one = 'coupling' in built.adapter
+  return functools.partial(_coupling_logits, built) if has_one else None
+
+
 def as_forward(
   result: forward_lib.TreeHidden, first_msa: int
 ) -> interface.Forward:
@@ -182,13 +184,20 @@ def as_forward(
   return interface.Forward(result.main, result.cache, streams, pruned)
 
 
-def carriers(
-  count: int,
-  scores: arrays.Array,
+def carriers_of(
+  recipe: Recipe,
+  scores: arrays.Array | None,
   tree_mask: arrays.Array,
   positions: arrays.Array,
-  survivors: arrays.Array | None,
-) -> arrays.Array:
+) -> forward_lib.Carriers | None:
+  """What chooses the nodes that carry streams; None where no choice is made."""
+  if recipe.schedule != 'likely' or scores is None:
+    return None
+  count = recipe.likely_nodes
+  return functools.partial(_carriers, count, scores, tree_mask, positions)
+
+
+def _carriers(count, scores, tree_mask, positions, survivors) -> arrays.Array:
   """The likeliest leaves [B, C], as the survivors are numbered."""
   if survivors is not None:
     take = functools.partial(jnp.take_along_axis, axis=1)

@@ -97,7 +97,7 @@ class StreamedDecoder(decoder_lib.Decoder):
     text_states=None,
   ):
     """As `loop.prefill`."""
-    shell, adapters = _apart(params)
+    shell, adapters = apart(params)
     runs = self._prompt_passes
     self.weights.expect(self._order(runs))
     tokens, positions, mask = self._prompt_inputs(prompts)
@@ -118,7 +118,7 @@ class StreamedDecoder(decoder_lib.Decoder):
 
   def _run_layers(self, params, state, max_steps, stops=None):
     """As `loop.run`."""
-    shell, adapters = _apart(params)
+    shell, adapters = apart(params)
     runs, left = self._passes, int(max_steps)
     while left > 0 and not np.all(state.is_done):
       self.weights.expect(self._order(runs))
@@ -174,7 +174,9 @@ class StreamedDecoder(decoder_lib.Decoder):
     return leaf._replace(stream_state=streams)
 
 
-def _apart(params):
+def apart(
+  params: transformer_fns.Params,
+) -> tuple[transformer_fns.Params, Any]:
   """(params without layers, adapter weights by layer)."""
   shell = params._replace(
     base=passes.without_layers(params.base),

@@ -128,25 +128,17 @@ class Passes:
     return forward_lib.enter(self._merge(params), *args)
 
   def _inserted(self, params, way, tokens, mask, scores, with_streams):
-    recipe, carriers_of = self.recipe, None
-    is_likely = recipe.schedule == 'likely' and scores is not None
-    if recipe.schedule == 'likely' and scores is not None:
-      carriers_of = functools.partial(
-        transformer_fns.carriers,
-        recipe.likely_nodes,
-        scores,
-        mask,
-        way.positions,
-      )
+    recipe = self.recipe
+    chosen = transformer_fns.carriers_of(recipe, scores, mask, way.positions)
+    runs_along = chosen is not None or recipe.schedule == 'parallel'
     return forward_lib.insert(
       self._merge(params),
       way,
       tokens,
       mask,
-      with_streams=with_streams
-      and (is_likely or recipe.schedule == 'parallel'),
+      with_streams=with_streams and runs_along,
       survivors_of=pruning.best(recipe.keep_nodes),
-      carriers_of=carriers_of,
+      carriers_of=chosen,
     )
 
   def _left(self, params, way, chosen):
@@ -227,13 +219,14 @@ class Passes:
     """The way behind layers; `keys` and `values` get what they write."""
     keeps = way.start is not None
     for i in span:
-      taken = self._weights.take(i)
-      x, *new = self._layer_of[i][keeps](
-        taken.params, adapters.get(i, {}), way, keys[i], values[i]
-      )
+      taken, x = self._weights.take(i), None
+      try:
+        x, *new = self._layer_of[i][keeps](
+          taken.params, adapters.get(i, {}), way, keys[i], values[i]
+        )
+      finally:  # an interrupt must not keep the buffer
+        self._weights.give_back(taken, x)
       if keeps:
         keys[i], values[i] = new
-      self._weights.give_back(taken, x)
-      del taken
       way = way._replace(x=x)
     return way

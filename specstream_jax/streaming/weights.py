@@ -65,6 +65,11 @@ class LayerWeights:
       self._ring = ring_lib.Ring(self._reader.read, num_bytes, self.num_buffers)
 
   @property
+  def name(self) -> str:
+    """Of the weights in the folder, see `store.key`."""
+    return str(self.notes.get('weights', ''))
+
+  @property
   def counts(self) -> ring_lib.Counts:
     """What was read since the weights were opened, resident layers left out."""
     return self._ring.counts if self._ring else ring_lib.Counts()

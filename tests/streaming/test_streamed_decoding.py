@@ -4,18 +4,26 @@
 import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from specstream_jax import config
 from specstream_jax.config import drafting
-from specstream_jax.decoding import decoder, plain, transformer_fns
+from specstream_jax.decoding import (
+  decoder,
+  plain,
+  transformer_fns,
+  tree as tree_lib,
+)
 from specstream_jax.drafters import prompt_lookup, streams
-from specstream_jax.modeling import params
+from specstream_jax.modeling import cache as cache_lib, params
 from specstream_jax.streaming import (
   decoder as streamed_lib,
   layer_files,
+  passes,
   weights as weights_lib,
 )
 
@@ -25,6 +33,7 @@ DECODE = config.DecodeConfig(
 )
 TREE = config.TreeConfig('best_first', 3, 3, 7)
 PRUNED = config.TreeConfig('best_first', 3, 3, 11, keep_nodes=5)
+GREEDY = config.SamplingConfig()
 SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
 
 
@@ -85,17 +94,17 @@ def wanted(mode, sampling):
 @pytest.mark.parametrize(
   ('name', 'schedule', 'tree', 'mode', 'sampling'),
   [
-    ('none', 'deferred', TREE, 'fine_tuned', config.SamplingConfig()),
-    ('streams', 'deferred', TREE, 'lossless', config.SamplingConfig()),
-    ('streams', 'parallel', PRUNED, 'fine_tuned', SAMPLED),
-    pytest.param(
-      *('streams', 'likely', TREE, 'lossless', SAMPLED), marks=pytest.mark.slow
+    ('streams', 'deferred', TREE, 'lossless', GREEDY),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ('none', 'deferred', TREE, 'fine_tuned', GREEDY),
+        ('streams', 'parallel', PRUNED, 'fine_tuned', SAMPLED),
+        ('streams', 'likely', TREE, 'lossless', SAMPLED),
+        ('streams', 'deferred', PRUNED, 'fine_tuned', GREEDY),
+        ('prompt_lookup', 'deferred', TREE, 'fine_tuned', GREEDY),
+      )
     ),
-    pytest.param(
-      *('streams', 'deferred', PRUNED, 'fine_tuned', config.SamplingConfig()),
-      marks=pytest.mark.slow,
-    ),
-    ('prompt_lookup', 'deferred', TREE, 'fine_tuned', config.SamplingConfig()),
   ],
 )
 def test_tokens_equal_plain_decoding(
@@ -125,3 +134,35 @@ def test_tokens_equal_plain_decoding(
   )
   if name == 'streams':
     assert result.calls.sum() < want.calls.sum()
+
+
+@pytest.mark.slow
+def test_a_pass_gives_what_resident_layers_give(opened):
+  built, base, adapter = tiny.model()
+  rest, weights = opened(base, buffers=1)
+  fns = transformer_fns.model_fns(built, 'parallel', 5)
+  runs = passes.Passes(fns.recipe, weights)
+  tokens = tiny.tokens(3, (2, 7))
+  length = jnp.array([4, 9], jnp.int32)
+  keys = [
+    jax.random.normal(jax.random.key(i), (2, 2, 24, 10)) for i in range(6)
+  ]
+  cache = lambda: cache_lib.Cache(
+    *(tuple(map(jnp.copy, part)) for part in (keys[:3], keys[3:])), length
+  )
+  parents = jnp.array([[0, 0, 0, 1, 1, 2, 3]] * 2)
+  mask = tree_lib.ancestor_mask(parents)
+  positions = length[:, None] + mask.sum(axis=2) - 1
+  whole = transformer_fns.Params(base, adapter)
+  want = fns.forward(whole, tokens, positions, mask, cache(), with_streams=True)
+  shell, adapters = streamed_lib.apart(transformer_fns.Params(rest, adapter))
+  weights.expect(range(3))
+  found = runs.forward(
+    shell, adapters, tokens, positions, mask, cache(), with_streams=True
+  )
+  assert found.pruned.num_early_layers == want.pruned.num_early_layers
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    found._replace(pruned=found.pruned.survivors),
+    want._replace(pruned=want.pruned.survivors),
+  )
