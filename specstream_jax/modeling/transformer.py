@@ -152,8 +152,9 @@ class Transformer(nnx.Module):
     kernel = self.embed.embedding[...] if is_tied else self.lm_head.kernel[...]
     bias = self.lm_head.bias[...] if self.cfg.has_head_bias else None
     if self.cfg.weights_dtype:
-      head = self.embed if is_tied else self.lm_head
-      scale = head.embedding_scale if is_tied else head.kernel_scale
+      scale = (
+        self.embed.embedding_scale if is_tied else self.lm_head.kernel_scale
+      )
       layout = 'out_in' if is_tied else self.layout
       logits = layers.scaled(hidden, kernel, scale[...], layout)
       return finish_logits(self.cfg, logits, bias)

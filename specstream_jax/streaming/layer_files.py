@@ -23,9 +23,6 @@ PAGE = 4096  # of direct I/O: places, sizes and addresses are multiples of it
 VERSION = 1
 _ALIGNED = 64  # bytes; what XLA takes without a copy
 _READ = 4 << 20  # bytes of one request
-# How pages that were read stay: not at all by direct I/O; dropped behind the
-# reader; or for as long as the system likes.
-READS = ('direct', 'drop', 'cache')
 _AGAIN = 'remove the folder, so that it is written again'
 
 
@@ -194,7 +191,8 @@ class Reader:
     Args:
       folder: of them.
       layout: of `read_manifest`.
-      how: a name of `READS`; where files cannot be read directly, 'drop'.
+      how: a name of `config.streaming.READS`; where files cannot be read
+        directly, it becomes drop.
 
     Raises:
       ValueError: a file cannot be opened.

@@ -76,7 +76,7 @@ class LayerWeights:
 
   @property
   def how(self) -> str:
-    """How files are read in fact, a name of `layer_files.READS`."""
+    """How files are read in fact, a name of `config.streaming.READS`."""
     return self._reader.how
 
   def expect(self, layers: Sequence[int]) -> None:

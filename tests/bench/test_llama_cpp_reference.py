@@ -20,7 +20,7 @@ DECODE = config.DecodeConfig(max_new_tokens=6, eos_ids=(9,))
 class Llama:
   """Says tokens, some of them of one pass."""
 
-  made = ()
+  made: tuple = ()
   text = ([5], [6, 7], [9, 8])
 
   def __init__(self, path, **settings):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from specstream_jax import config
+from specstream_jax.config import streaming
 from specstream_jax.streaming import layer_files, weights as weights_lib
 
 LAYERS = 5
@@ -32,7 +33,7 @@ def opened(folder, **settings):
   )
 
 
-@pytest.mark.parametrize('reads', layer_files.READS)
+@pytest.mark.parametrize('reads', streaming.READS)
 def test_what_is_taken_is_what_was_written(folder, reads):
   weights = opened(folder, resident_layers=2, reads=reads)
   order = [*range(LAYERS), 3, 4, *range(LAYERS)]
@@ -75,7 +76,7 @@ def test_a_file_of_another_size_is_refused(folder):
     opened(folder)
 
 
-@pytest.mark.parametrize('reads', layer_files.READS)
+@pytest.mark.parametrize('reads', streaming.READS)
 def test_a_file_that_ends_early_ends_in_one_line(folder, reads):
   weights = opened(folder, buffers=1, reads=reads)
   os.truncate(layer_files.path_of(folder, 1), 4096)
