@@ -34,6 +34,7 @@ from specstream_jax.modeling import (
 from specstream_jax.serving import vocabularies
 
 _LEAST, _TIMES = 1024, 4  # sizes of draft vocabularies: 1,024, 4,096, …
+_BESIDE = 8  # adapters to keep at hand that need no copy of the base
 
 
 class Weights(NamedTuple):
@@ -150,12 +151,23 @@ class Solos:
     """
     found = self._kept.pop(id(owner), None)
     if found is None:
-      # First frees what it held, as two copies may be one too many.
-      while len(self._kept) >= self._most:
-        self._kept.popitem(last=False)
+      # First frees what it held, as one more copy may be one too many.
+      self._make_room(is_base=is_base)
       found = owner, self._fold(row, is_base=is_base)
     self._kept[id(owner)] = found
     return found[1]
+
+  def _make_room(self, *, is_base) -> None:
+    """For one more, which is a copy or leaves the base as it is."""
+    copies = [
+      key
+      for key, (_, kept) in self._kept.items()
+      if kept.base is not self._model.base
+    ]
+    if not is_base and len(copies) >= self._most:
+      del self._kept[copies[0]]
+    elif len(self._kept) >= self._most + _BESIDE:
+      self._kept.popitem(last=False)
 
   def _fold(self, row, *, is_base) -> Weights:
     flat = params_lib.flatten(row)
