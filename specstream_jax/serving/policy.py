@@ -37,7 +37,7 @@ class Running(NamedTuple):
 
   name: str | None
   left: int
-  has_tree: bool = True
+  has_tree: bool
 
 
 class Policy:
@@ -90,10 +90,9 @@ class Policy:
     """Tokens that a call gives a row on average, if it drafts to its end."""
     if row.name is None:
       return 1.0
-    calls = int(not row.has_tree)
-    left = max(row.left - calls, 0)
-    calls += math.ceil(left / self.gain(row.name))
-    return max(row.left, 1) / max(calls, 1)
+    left, calls = max(row.left, 1), int(not row.has_tree)
+    calls += math.ceil(max(left - calls, 0) / self.gain(row.name))
+    return left / calls
 
   def gain(self, name: str) -> float:
     """Tokens per call with drafts that rows of an adapter can hope for."""

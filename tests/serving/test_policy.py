@@ -36,6 +36,7 @@ def weighed():
     (ONE, ['good', 'bad'], True),  # 2.39 on average
     (ONE, ['good', 'bad', 'bad'], False),  # 2.02, which is not enough to begin
     (ONE, ['good', 'good', None], True),  # a row without drafts is one of them
+    (ONE, ['good', None, None], False),  # 1.83
     (ONE, ['even'], False),  # two tokens pay nothing
     (FOUR, ['bad'], True),  # nobody knows what it costs
   ],
@@ -51,7 +52,7 @@ def test_who_drafts_goes_on_where_nobody_would_begin(weighed):
   assert not weighed.has_drafts(ONE, between)
   assert weighed.has_drafts(ONE, _rows(['good']))
   assert weighed.has_drafts(ONE, between)
-  assert not weighed.has_drafts(ONE, _rows(['bad']))
+  assert not weighed.has_drafts(ONE, _rows(['even']))  # who gains nothing ends
   assert not weighed.has_drafts(ONE, between)
 
 
@@ -70,6 +71,13 @@ def test_who_drafts_goes_on_where_nobody_would_begin(weighed):
 def test_what_is_left_of_a_row_counts(left, has_tree, want, weighed):
   asked = _rows(['good'], left, has_tree)
   assert weighed.has_drafts(ONE, asked) == want
+
+
+def test_the_last_token_of_a_row_takes_a_call(weighed):
+  [many], [last] = _rows(['good']), _rows(['good'], 1)
+  [after] = _rows(['good'], 1, has_tree=False)
+  assert weighed.has_drafts(ONE, [many, after])  # (3.5 + 1) / 2
+  assert not weighed.has_drafts(ONE, [many, last, last])  # 5.5 / 3
 
 
 def test_who_is_not_known_drafts_where_three_tokens_pay():
@@ -108,6 +116,8 @@ def test_rows_that_end_early_lose_what_the_others_took(weighed):
   # Two steps, of which one row took one: 3 calls, 9 tokens, 2 * 3 * 0.2 s.
   weighed.note(EIGHT, [2, 1], 9)
   assert not weighed.has_drafts(EIGHT, asked)
+  weighed.note(EIGHT, [150, 150], 300)  # 52 s by now, 0.5 of which are lost
+  assert weighed.has_drafts(EIGHT, asked)
 
 
 def test_steps_that_pay_lose_nothing(weighed):
@@ -119,6 +129,11 @@ def test_steps_that_pay_lose_nothing(weighed):
 def test_where_nobody_can_draft_nothing_is_tried(weighed):
   weighed.note(ONE, [1000], 1000)
   assert not any(weighed.has_drafts(ONE, _rows([None])) for _ in range(3))
+  weighed.note(ONE, [10], 10)
+  assert weighed.has_drafts(ONE, _rows(['bad']))  # and nothing is lost
+  weighed.note(ONE, [1000], 1000)
+  assert not weighed.has_drafts(ONE, _rows([None]))
+  weighed.note(ONE, [1000], 1000)
   weighed.note(FOUR, [1000], 1000)  # a size that was not timed
 
 
