@@ -134,6 +134,7 @@ def test_where_nobody_can_draft_nothing_is_tried(weighed):
   weighed.note(ONE, [1000], 1000)
   assert not weighed.has_drafts(ONE, _rows([None]))
   weighed.note(ONE, [1000], 1000)
+  assert weighed.has_drafts(ONE, _rows(['bad']))
   weighed.note(FOUR, [1000], 1000)  # a size that was not timed
 
 
