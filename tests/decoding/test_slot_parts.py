@@ -2,6 +2,7 @@
 """The host's side of a batch that rows enter and leave; nothing compiles."""
 
 import dataclasses
+import itertools
 import types
 from typing import Any
 
@@ -11,7 +12,13 @@ import pytest
 import table_lm
 
 from specstream_jax import config, sampling
-from specstream_jax.decoding import interface, loop, slots, verify
+from specstream_jax.decoding import (
+  batch_sizes,
+  interface,
+  loop,
+  slots,
+  verify,
+)
 from specstream_jax.drafters import none
 
 CFG = config.DecodeConfig(
@@ -19,18 +26,25 @@ CFG = config.DecodeConfig(
 )
 
 
-def _decoder(*, has_plain=False) -> Any:
+def _decoder(*, has_plain=False, kinds=()) -> Any:
   setup = interface.DecodeSetup(
     table_lm.MODEL, table_lm.MODEL, none.NoDraft(), CFG, verify.walk
   )
   plain = setup if has_plain else None
-  return slots.SlotDecoder(setup, num_slots=3, chunk=5, sizes=(1,), plain=plain)
+  solo = batch_sizes.Solo(setup, plain, kinds) if kinds else batch_sizes.Solo()
+  return slots.SlotDecoder(
+    setup, num_slots=3, chunk=5, sizes=(1,), plain=plain, solo=solo
+  )
 
 
 def test_programs_are_counted_by_size_and_kind():
   decoder = _decoder()
   assert (decoder.sizes, decoder.size, decoder.num_steps) == ((1, 3), 3, 4)
   assert _decoder(has_plain=True).num_steps == 8
+  # Of each kind that drafts, and once what drafts nothing.
+  assert _decoder(has_plain=True, kinds=(4, 9)).num_steps == 8 + 4 + 8
+  assert _decoder(kinds=(4, 9)).num_steps == 4 + 8
+  assert _decoder(has_plain=True).has_plain and not _decoder().has_plain
   assert decoder.num_compilations == 0
 
 
@@ -67,14 +81,16 @@ class State:
 
 @pytest.mark.parametrize('is_greedy', [True, False])
 @pytest.mark.parametrize(
-  ('has_plain', 'asked', 'want'),
+  ('asked', 'want'),
   [
-    (True, {}, 'run'),
-    (True, {'has_drafts': False}, 'plain'),
-    (False, {'has_drafts': False}, 'run'),
+    ({}, (False, True)),
+    ({'has_drafts': False}, (False, False)),
+    ({'kind': 9}, (True, True)),
+    ({'kind': 9, 'has_drafts': False}, (True, False)),
+    ({'kind': 0}, (True, True)),
   ],
 )
-def test_which_program_takes_the_steps(is_greedy, has_plain, asked, want):
+def test_which_program_takes_the_steps(is_greedy, asked, want):
   decoder = _decoder()
   decoder._state, decoder._is_greedy[1] = State(), is_greedy
 
@@ -86,8 +102,8 @@ def test_which_program_takes_the_steps(is_greedy, has_plain, asked, want):
 
     return run
 
-  decoder._run = program('run')
-  decoder._run_plain = program('plain') if has_plain else None
+  keys = itertools.product((False, True), repeat=2)
+  decoder._steps = {key: program(key) for key in keys}
   decoder.advance('params', 9, **asked)
   drawn = (None, None) if is_greedy else ('settings', 'edits')
   assert decoder._state == State(path=(want, *drawn))
@@ -101,9 +117,12 @@ def test_a_step_is_timed_by_the_best_of_three(monkeypatch, calls, want):
   decoder._insert = lambda state, row, slot: seen.append((row, int(slot)))
   decoder.advance = lambda *args, **named: seen.append((args, named))
   decoder.look = lambda: types.SimpleNamespace(calls=np.array(calls))
-  assert decoder._seconds('params', 'row', False) == want
+  shape = batch_sizes.Shape(3, 9)
+  params = lambda *given: given
+  assert decoder._seconds(shape, params, 'row', False) == want
   once = [('row', 0), ('row', 1), ('row', 2)]
-  assert seen == 3 * [*once, (('params', 3), {'has_drafts': False})]
+  taken = (((shape, False), 3), {'kind': 9, 'has_drafts': False})
+  assert seen == 3 * [*once, taken]
   with pytest.raises(StopIteration):
     next(clock)
 
@@ -207,7 +226,7 @@ def test_a_row_gives_its_cache_back_when_it_is_seated(is_greedy):
 @pytest.mark.parametrize('is_timed', [None, True])
 @pytest.mark.parametrize('prefix_bytes', [0, 9])
 def test_all_there_is_is_run_once(monkeypatch, is_timed, prefix_bytes):
-  decoder, log = _decoder(has_plain=True), []
+  decoder, log = _decoder(has_plain=True, kinds=(9,)), []
   row = types.SimpleNamespace(cache='row')
   steps = iter((None, row))
   monkeypatch.setattr(
@@ -223,46 +242,57 @@ def test_all_there_is_is_run_once(monkeypatch, is_timed, prefix_bytes):
   decoder._place = lambda cache, part, start: (cache, part, int(start))
   decoder._renew = lambda cache: log.append(cache) or 'renewed'
   decoder._warm_up_size = lambda *args: log.append(args)
-  decoder._seconds = lambda params, row, drafts: 1.0 + drafts
+  decoder._compile_steps = lambda shape, params: log.append((shape, params))
+  decoder._seconds = lambda shape, params, row, drafts: shape.kind + drafts
   decoder.release = lambda slots: log.append(list(slots))
   decoder.give_back = log.append
   timed = {} if is_timed is None else {'is_timed': is_timed}
-  decoder.warm_up(lambda size: f'of {size}', 'params', 'rows', **timed)
+  decoder.warm_up('of slots', 'params', 'rows', **timed)
   spare = ('made', ('made', 0, 5), 0) if prefix_bytes else 'made'
   assert log == [
     spare,
     ('params', [0] * 6, 'rows'),  # two chunks
-    (1, 'of 1', row),
+    (1, row),
+    ((1, -1), 'of slots'),
+    ((1, 9), 'of slots'),
     [0],
-    (3, 'of 3', row),
+    (3, row),
+    ((3, -1), 'of slots'),
+    ((3, 9), 'of slots'),
     [0, 1, 2],
     'row',
   ]
   assert decoder._spare == 'renewed'
-  cost = slots.batch_sizes.Cost(plain=1.0, drafting=2.0)
-  assert decoder.costs == ({1: cost, 3: cost} if is_timed else {})
+  costs = {
+    (size, kind): (kind, kind + 1) for size in (1, 3) for kind in (-1, 9)
+  }
+  assert decoder.costs == (costs if is_timed else {})
 
 
 def test_a_size_is_run_with_drafts_and_without_greedy_and_not():
-  decoder, log = _decoder(), []
+  decoder, log = _decoder(has_plain=True, kinds=(9,)), []
   decoder._empty = lambda row, size: ('empty', row, size)
   decoder._insert = lambda *args: args
   decoder._resize = lambda state, index, is_free: log.append(
     (state, index.tolist(), is_free.tolist())
   )
-  decoder.advance = lambda params, steps, *, has_drafts: log.append(
-    (decoder._is_greedy[:2].tolist(), params, steps, has_drafts)
+  decoder.advance = lambda params, steps, *, kind, has_drafts: log.append(
+    (decoder._is_greedy[:2].tolist(), params, steps, kind, has_drafts)
   )
-  decoder._warm_up_size(1, 'params', 'row')
+  decoder._warm_up_size(1, 'row')
   assert decoder.size == 1
   assert decoder._state == (('empty', 'row', 1), 'row', 0)
-  assert log == [
-    (('empty', 'row', 1), [0, 0, 0], [False, False, False]),
-    ([False, True], 'params', 0, False),
-    ([False, True], 'params', 0, True),
-    ([True, True], 'params', 0, False),
-    ([True, True], 'params', 0, True),
-  ]
+  assert log == [(('empty', 'row', 1), [0, 0, 0], [False, False, False])]
+  for kind in (batch_sizes.SIDE_BY_SIDE, 9):
+    log.clear()
+    shape = batch_sizes.Shape(1, kind)
+    decoder._compile_steps(shape, lambda *given: given)
+    assert log == [
+      ([is_greedy, True], (shape, way), 0, kind, way)
+      for is_greedy in (False, True)
+      for way in (False, True)
+    ]
+  assert _decoder()._ways(batch_sizes.Shape(1)) == [True]
 
 
 def _donated(program, *args, **named):
@@ -275,7 +305,7 @@ def _donated(program, *args, **named):
 
 def test_what_is_replaced_gives_its_memory():
   """The cache and the slots; weights, a row and what was found stay."""
-  decoder = _decoder(has_plain=True)
+  decoder = _decoder(has_plain=True, kinds=(9,))
   params, cache = table_lm.make_params(0), table_lm.init_cache(1, 20)
   one, tokens = np.ones(1, np.int32), np.zeros((1, 5), np.int32)
   reading = params, cache, tokens, one
@@ -286,7 +316,8 @@ def test_what_is_replaced_gives_its_memory():
   assert _donated(decoder._begin, *begin) == donated
   row = jax.eval_shape(decoder._begin, *begin)
   state = jax.eval_shape(lambda row: decoder._empty(row, 3), row)
-  for run in (decoder._run, decoder._run_plain):
+  assert len(decoder._steps) == 4
+  for run in decoder._steps.values():
     found = _donated(run, params, state, np.int32(9), min_running=np.int32(1))
     assert found == [False, True, False]
   mask, index = np.zeros(3, bool), np.zeros(3, np.int32)
