@@ -52,6 +52,7 @@ CONFIGS = (
   config.TrainConfig(),
   config.DataConfig(),
   config.TaskConfig(),
+  config.StreamedWeightsConfig(),
   config.EvalConfig(),
   serving.EngineConfig(),
   config_drafting.DrafterConfig(),

@@ -77,7 +77,7 @@ def _made(rivals=(NONE, STREAMS), sides=SIDES, rows=None, cells=CELLS[:1]):
 
 
 MODEL = types.SimpleNamespace(
-  config=types.SimpleNamespace(dtype='float32'),
+  config=types.SimpleNamespace(dtype='float32', numbers='float32'),
   token_texts=lambda tokens, prompt: [f'{t} of {len(prompt)}' for t in tokens],
 )
 

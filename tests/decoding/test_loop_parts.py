@@ -14,6 +14,7 @@ import pytest
 from specstream_jax import config, sampling
 from specstream_jax.decoding import (
   edits as edits_lib,
+  emitting,
   interface,
   loop,
   stopping,
@@ -74,7 +75,7 @@ def test_kept_tokens_are_appended_and_remembered():
   state = _state(3, num_tokens=_ids(2, 0, 6), edits=edits)
   emitted = _ids([7, 2, 3], [5, 5, 6], [1, 1, 1])
   kept, reason = _ids(2, 3, 0), _ids(RUNNING, STOP, RUNNING)
-  after = _run(loop._emit, state, emitted, kept, reason)
+  after = _run(emitting.emit, state, emitted, kept, reason)
   assert after.tokens.tolist() == [
     [8, 8, 7, 2, 8, 8],
     [5, 5, 6, 8, 8, 8],
@@ -97,7 +98,7 @@ def test_a_row_ends_where_the_next_tree_does_not_fit():
   cache = dataclasses.replace(state.cache, length=_ids(6, 7, 7, 9))
   state = dataclasses.replace(state, cache=cache)
   reason = _ids(RUNNING, RUNNING, EOS, RUNNING)
-  after = _run(loop._emit, state, _ids(*[[1]] * 4), _ids(1, 1, 1, 1), reason)
+  after = _run(emitting.emit, state, _ids(*[[1]] * 4), _ids(1, 1, 1, 1), reason)
   full = stopping.CACHE
   assert after.finish_reason.tolist() == [RUNNING, full, EOS, full]
 
@@ -108,7 +109,7 @@ def test_calls_are_counted_in_rows_that_took_part():
     finish_reason=_ids(RUNNING, EOS, RUNNING, RUNNING),
     calls=_ids(0, 2, 3, 1),
   )
-  after = jax.jit(loop._count_call)(state, _ids(3, 0, 1, 0))
+  after = jax.jit(emitting.count_call)(state, _ids(3, 0, 1, 0))
   assert after.calls.tolist() == [1, 2, 4, 2]
   assert after.accept_lengths.tolist() == [
     [2, 8, 8, 8, 8, 8],
@@ -131,7 +132,7 @@ def test_rows_end_before_what_has_no_order():
   state = _state(6, eos_ids=_ids([-1], [-1], [-1], [-1], [-1], [3]))
   emitted = _ids(*[[3, 4, 5]] * 6)
   _, kept, reason = _run(
-    loop._truncate, state, emitted, accept_length, jnp.array(best), None
+    emitting.truncate, state, emitted, accept_length, jnp.array(best), None
   )
   stuck = stopping.NOT_FINITE
   assert kept.tolist() == [1, 1, 0, 2, 3, 1]
@@ -148,7 +149,7 @@ def test_stop_texts_are_followed_up_to_the_last_kept_token():
   state = _state(3, text_states=_ids(1, 1, 1))
   emitted = _ids([3, 4, 5], [6, 2, 7], [6, 7, 8])
   after, kept, reason = _run(
-    loop._truncate, state, emitted, _ids(1, 2, 2), jnp.ones((3, 3)), stops
+    emitting.truncate, state, emitted, _ids(1, 2, 2), jnp.ones((3, 3)), stops
   )
   assert kept.tolist() == [2, 2, 3]
   assert reason.tolist() == [RUNNING, STOP, RUNNING]
@@ -158,12 +159,12 @@ def test_stop_texts_are_followed_up_to_the_last_kept_token():
 def test_the_best_logits_are_where_greedy_draws_point():
   logits = jnp.array([[[1.0, 3.0, 2.0], [4.0, NAN, 5.0]]])
   draws = _ids([2, 0])
-  found = loop._best_logits(logits, draws, None)
+  found = emitting.best_logits(logits, draws, None)
   assert found.tolist() == [[2.0, 4.0]]
   warm = sampling.row_settings([config.SamplingConfig(temperature=1.0)])
   for found in (
-    loop._best_logits(logits, draws, warm),
-    loop._best_logits(logits, None, None),
+    emitting.best_logits(logits, draws, warm),
+    emitting.best_logits(logits, None, None),
   ):
     np.testing.assert_array_equal(found, [[3.0, NAN]])
 
@@ -199,14 +200,9 @@ def test_rows_that_have_ended_or_need_not_do_not_draft(has_drafts):
     stream_logits=lambda *said: said, coupling_logits=None
   )
   drafter = _Drafter()
-  after = loop._draft(
-    _setup(model=model, drafter=drafter),
-    'params',
-    state,
-    forward,
-    leaf=_ids(0, 1, 0, 1),
-    root=_ids(5, 6, 7, 8),
-  )
+  leaf = loop._leaf(forward, _ids(0, 1, 0, 1), _ids(5, 6, 7, 8))
+  setup = _setup(model=model, drafter=drafter)
+  after = loop.draft(setup, 'params', state, leaf)
   drafts = [True, has_drafts is None, False, True]
   assert drafter.seen.is_drafting is not None
   assert drafter.seen.is_drafting.tolist() == drafts

@@ -134,7 +134,7 @@ def test_logits_of_a_head_of_some_tokens(has_bias):
   bias = jnp.array([0.5, 0.0, -0.5, 9.0, 9.0])
   model: Any = types.SimpleNamespace(
     cfg=cfg,
-    head_rows=lambda ids: rows,
+    stored_head_rows=lambda ids: (rows, None),
     head_bias=lambda ids: bias if has_bias else None,
   )
   head = transformer_fns.draft_head(model, ids)
@@ -254,9 +254,14 @@ def test_one_compilation_for_new_prompts_lengths_limits_and_adapters():
     pytest.param(3, 'likely', None, marks=pytest.mark.slow),
     pytest.param(3, 'deferred', None, marks=pytest.mark.slow),
     pytest.param(1, 'parallel', None, marks=pytest.mark.slow),
-    (3, 'parallel', None),
+    pytest.param(3, 'parallel', None, marks=pytest.mark.slow),
     # With branches that not every batch takes.
-    (3, 'deferred', dataclasses.replace(SAMPLED, repetition_penalty=1.2)),
+    pytest.param(
+      3,
+      'deferred',
+      dataclasses.replace(SAMPLED, repetition_penalty=1.2),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_compiled_step_copies_neither_cache_nor_weights(

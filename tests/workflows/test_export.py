@@ -17,7 +17,7 @@ import tiny
 import specstream_jax as ss
 from specstream_jax import config
 from specstream_jax.checkpoints import adapters, fitted, loading, sidecar
-from specstream_jax.cli import export as export_cli
+from specstream_jax.cli import sizes
 from specstream_jax.modeling import params
 from specstream_jax.workflows import export as workflow
 
@@ -357,5 +357,5 @@ def test_command(root, tmp_path):
     ('--adapter=nowhere', 'is neither a folder nor one that ships'),
   ):
     commands.refusal('export', *args, '--overwrite', flag, match=match)
-  assert export_cli.num_bytes('2GiB') == 2**31
-  assert export_cli.num_bytes('500 MB') == 5 * 10**8
+  assert sizes.num_bytes('2GiB', 'x') == 2**31
+  assert sizes.num_bytes('500 MB', 'x') == 5 * 10**8

@@ -2,6 +2,7 @@
 """How tokens are drawn: who decides, what compiles, what cannot be drawn."""
 
 import dataclasses
+import itertools
 
 from absl import flags, logging
 import gin
@@ -18,6 +19,11 @@ from specstream_jax.workflows import evaluate, generate
 WISHES = {'do_sample': True, 'temperature': 0.7, 'top_k': 9, 'num_beams': 2}
 TREE = config.TreeConfig(num_nodes=4, depth=2, branching=2)
 PROMPTS = ['ab', 'x']
+_QUICK_NOT_FINITE = (
+  (np.nan, 'streams', 0.8),
+  (np.inf, 'none', 0.0),
+  (np.inf, 'prompt_lookup', 0.0),
+)
 
 
 @pytest.fixture(scope='module')
@@ -191,9 +197,17 @@ def test_more_tokens_than_allowed_cannot_be_the_least(model):
     _tokens(model, max_new_tokens=0)
 
 
-@pytest.mark.parametrize('temperature', [0.0, 0.8])
-@pytest.mark.parametrize('drafter', ['none', 'streams', 'prompt_lookup'])
-@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize(
+  ('value', 'drafter', 'temperature'),
+  [
+    pytest.param(
+      *case, marks=[] if case in _QUICK_NOT_FINITE else pytest.mark.slow
+    )
+    for case in itertools.product(
+      (np.nan, np.inf), ('none', 'streams', 'prompt_lookup'), (0.0, 0.8)
+    )
+  ],
+)
 def test_logits_that_are_not_finite_are_told(
   model, drafter, temperature, value
 ):
