@@ -54,6 +54,10 @@ def define_flags() -> None:
   flags.DEFINE_float('seconds', 60.0, 'Of a phase.', lower_bound=0.1)
   flags.DEFINE_integer('rounds', 3, 'Phases of each kind.', lower_bound=1)
   flags.DEFINE_list('new_tokens', ['16', '64', '40'], 'Of requests, in turn.')
+  flags.DEFINE_float(
+    'temperature', 0.0, 'Of requests; drafts are right less often above 0.',
+    lower_bound=0.0,
+  )  # fmt: skip
   flags.DEFINE_integer('pid', 0, 'Process of the server, for its memory.')
   flags.DEFINE_string('output_dir', 'results/serve_load', 'Folder to write.')
 
@@ -111,6 +115,7 @@ class Load:
       'model': name,
       'prompt': texts[place % len(texts)],
       'max_tokens': self._lengths[number % len(self._lengths)],
+      'temperature': FLAGS.temperature,
       'stream': True,
       'stream_options': {'include_usage': True},
       'drafts': drafts,
