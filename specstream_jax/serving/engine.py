@@ -379,9 +379,13 @@ class Engine:
     params = self._weights.of_slots(
       shape, running[0].served, has_drafts=has_drafts
     )
+    is_busy = self._queue or self._reading is not None
+    steps = self.cfg.quantum
+    if self._is_drafting and is_busy:
+      steps = self._policy.steps(shape, steps)
     decoder.advance(
       params,
-      self.cfg.quantum,
+      steps,
       min_running=len(running),
       kind=kind,
       has_drafts=has_drafts,

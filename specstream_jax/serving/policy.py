@@ -86,6 +86,14 @@ class Policy:
     )
     return self._is_drafting or self._is_trying
 
+  def steps(self, shape: batch_sizes.Shape, quantum: int) -> int:
+    """Steps with drafts that take as long as a quantum of steps without.
+
+    Whoever waits for a part of its prompt to be read waits no longer for them.
+    """
+    cost = self._costs.get(shape)
+    return quantum if cost is None else max(int(quantum / cost.break_even), 1)
+
   def _per_call(self, row: Running) -> float:
     """Tokens that a call gives a row on average, if it drafts to its end."""
     if row.name is None:

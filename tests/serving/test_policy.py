@@ -137,6 +137,12 @@ def test_where_nobody_can_draft_nothing_is_tried(weighed):
   weighed.note(FOUR, [1000], 1000)  # a size that was not timed
 
 
+def test_a_quantum_takes_no_longer_with_drafts(weighed):
+  assert [weighed.steps(ONE, n) for n in (8, 9, 1)] == [4, 4, 1]
+  assert weighed.steps(EIGHT, 8) == 2
+  assert weighed.steps(FOUR, 8) == 8  # nobody knows what it costs
+
+
 def test_a_bound_on_rows_decides_by_itself():
   made = policy.Policy(COSTS, 2)
   made.learn('bad', 100, 0)
