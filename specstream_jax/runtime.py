@@ -385,7 +385,7 @@ def load(
   )
 
 
-def _folded(loaded, found) -> Mapping[str, Any]:
+def _folded(loaded, found) -> lora.Folded:
   return lora.Folded(loaded.params, found.folded, found.folded_lora)
 
 

@@ -10,6 +10,7 @@ from specstream_jax import config
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import verifiers
+from specstream_jax.modeling import lora
 from specstream_jax.streaming import decoder, store, weights as weights_lib
 
 _REFUSED = {
@@ -78,7 +79,7 @@ def make_decoder(
 
 
 def split(
-  folded: Mapping[str, Any],
+  folded: lora.Folded,
   fingerprint: str,
   found: fitted.Fitted,
   rest: Mapping[str, Any],
