@@ -101,7 +101,10 @@ main.run([*sys.argv[2:], '--data_dir=a', '--output_dir=b'])
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_training_that_a_signal_stopped_does_not_count_as_done(number):
   commands = ('train',), ('train', '--draft_model_layers=1'), ('train_medusa',)
   code = [sys.executable, '-c', STOPPED, str(int(number))]

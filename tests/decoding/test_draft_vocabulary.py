@@ -53,8 +53,15 @@ def decode(model, cfg, temperature=0.0):
   )
 
 
-@pytest.mark.parametrize('temperature', [0.0, 0.9])
-@pytest.mark.parametrize('drafting', ['top_k', 'gumbel_top_k'])
+@pytest.mark.parametrize(
+  ('temperature', 'drafting'),
+  [
+    (0.0, 'top_k'),
+    pytest.param(0.9, 'top_k', marks=pytest.mark.slow),
+    pytest.param(0.0, 'gumbel_top_k', marks=pytest.mark.slow),
+    (0.9, 'gumbel_top_k'),
+  ],
+)
 def test_tokens_equal_plain_decoding(model, written, temperature, drafting):
   cfg = drafter(written[0])
   if drafting != 'top_k':

@@ -116,8 +116,10 @@ def test_carriers_are_numbered_as_the_survivors_are():
   'cfg',
   [
     config.TreeConfig('best_first', 3, 3, 9),
-    config.TreeConfig('chain', depth=3),
-    config.TreeConfig('full', depth=2, branching=3),
+    pytest.param(config.TreeConfig('chain', depth=3), marks=pytest.mark.slow),
+    pytest.param(
+      config.TreeConfig('full', depth=2, branching=3), marks=pytest.mark.slow
+    ),
   ],
 )
 def test_a_tree_knows_the_chance_of_its_paths(cfg):

@@ -334,6 +334,7 @@ def test_greedy_output_is_plain_greedy_output(drafting, verifier):
   assert decoder.num_compilations == 2
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch():
   params, prompts = table_lm.make_params(2, quality=0.8), _prompts(3)
   decoder = _decoder('gumbel_top_k', 'recursive_rejection', WARM)

@@ -354,5 +354,6 @@ def test_output_follows_the_target_law(name):
   assert _p_value_of(name, cfg) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_planted_bias_shows_in_the_output():
   assert _p_value_of('planted bias') < 1e-9

@@ -282,6 +282,7 @@ def test_a_tree_takes_from_the_adapter_what_it_leaves_out(model, options):
   assert [runner.size for runner in made[1:]] == [16, 3, 7]
 
 
+@pytest.mark.slow
 def test_task_on_two_folders_is_two_tasks(model, tmp_path):
   for name, text in (('one', 'ab'), ('two', 'cdef')):
     (tmp_path / name).mkdir()
@@ -400,6 +401,7 @@ def test_baseline_alone_gives_one_row_for_its_metric(model, options, tmp_path):
   assert table.count('| `none` | 1.00 | 1.00 | 1.00 | 1.00 |') == 1
 
 
+@pytest.mark.slow
 def test_tokens_per_call_are_grouped_by_prompt_length(model, options, tmp_path):
   with open(tmp_path / 'question.jsonl', 'a') as file:
     row = {'question_id': 10, 'category': 'math', 'turns': ['b ' * 80]}
