@@ -48,6 +48,24 @@ def test_programs_are_counted_by_size_and_kind():
   assert decoder.num_compilations == 0
 
 
+def test_a_trace_is_counted_once_and_told():
+  decoder, told = _decoder(), []
+  decoder.on_compile = told.append
+
+  def double(factor, x):
+    return factor * x
+
+  assert decoder._counted(double, 2)(np.ones(3)).tolist() == [2, 2, 2]
+  assert (decoder.num_compilations, told) == (1, ['double'])
+
+
+def test_a_cache_that_starts_again_holds_nothing():
+  cache = table_lm.init_cache(1, 20)
+  used = dataclasses.replace(cache, length=cache.length + 5)
+  assert slots._restart(used).length.tolist() == [0]
+  assert slots._zeros(used).length.tolist() == [0]
+
+
 def test_slots_that_move_keep_how_they_draw():
   decoder = _decoder()
   decoder._state, decoder._is_greedy[1:] = 'state', False

@@ -34,6 +34,31 @@ class Identity:
     return hidden
 
 
+@pytest.mark.parametrize(
+  ('count', 'chunk_size', 'size'), [(7, 6, 3), (5, 1, 1), (4, 99, 4)]
+)
+def test_chunks_are_put_together(count, chunk_size, size):
+  """Of two rows, whose last chunk may not be full."""
+  seen = []
+
+  def double(x):
+    seen.append(x.shape)
+    return 2 * x
+
+  x = jnp.arange(2 * count).reshape(2, count)
+  found = losses.by_chunks(double, (x,), x.shape, chunk_size)
+  np.testing.assert_array_equal(found, 2 * x)
+  assert set(seen) == {(2, size)}
+
+
+def test_ranks_count_tokens_that_are_likelier():
+  logits = jnp.array([[[3.0, 1.0, 2.0, 0.0], [0.0, 5.0, 5.0, 5.0]]])
+  for target, want in ((0, [0, 3]), (2, [1, 0]), (3, [3, 0])):
+    targets = jnp.full((1, 2), target)
+    found = losses.token_loss(Identity(), logits, targets, chunk_size=1)
+    assert found.rank.tolist() == [want]
+
+
 def test_terms_equal_the_oracle():
   rng = np.random.default_rng(0)
   own, other = rng.normal(size=(2, 3, 2, 5))
