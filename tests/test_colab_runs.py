@@ -14,7 +14,7 @@ VALUES = {
   '02': {'ROWS': 30, 'MINUTES': 0.1, 'NEW_TOKENS': 12},
   '03': {'TOKENS': (2, 4), 'NODES': (2, 3), 'REPEATS': 1} | SHORT,
   '04': SHORT,
-  '05': {'STEPS': 2, 'LAYERS': 1, 'LENGTH': 256, 'NEW_TOKENS': 6},
+  '05': {'STEPS': 2, 'LAYERS': 1, 'LENGTH': 512, 'NEW_TOKENS': 6},
   '06': {'REPEATS': 1} | SHORT,
 }
 pytestmark = pytest.mark.slow
