@@ -15,7 +15,7 @@ from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import serving
 from specstream_jax.modeling import build, lora, params
-from specstream_jax.serving import engine as engine_lib
+from specstream_jax.serving import engine as engine_lib, starting
 
 STREAM = config.StreamConfig(
   num_streams=2, num_msa_layers=1, pruning_rank=0, coupling_rank=2
@@ -67,6 +67,14 @@ def engine(**sizes) -> engine_lib.Engine:
       1, CFG.cache_length
     )
   return made
+
+
+def compile_again(made: engine_lib.Engine) -> None:
+  """Has what jax may have forgotten of an engine's programs compiled.
+
+  Its caches keep what was used last, and thousands of tests share a process.
+  """
+  starting.warm_up(made._decoder, made._weights, made.cfg, lambda n, of: None)
 
 
 def with_template(model: runtime.Model) -> runtime.Model:

@@ -118,6 +118,7 @@ def test_every_adapter_says_something_of_its_own():
 )
 def test_no_request_and_no_adapter_compiles_anything(count, caplog):
   engine = _engine()
+  serving_models.compile_again(engine)
   _run(engine, _asked(1, 4, NAMES))  # what eager code compiles once for all
   before = engine.stats().num_compilations
   asked = _asked(2, count, [*NAMES, *_LATER])
