@@ -383,14 +383,12 @@ class Engine:
     steps = self.cfg.quantum
     if self._is_drafting and is_busy:
       steps = self._policy.steps(shape, steps)
+    start, fewest = time.perf_counter(), len(running)
     decoder.advance(
-      params,
-      steps,
-      min_running=len(running),
-      kind=kind,
-      has_drafts=has_drafts,
+      params, steps, min_running=fewest, kind=kind, has_drafts=has_drafts
     )
     seen, leaving, calls, num_tokens = decoder.look(), {}, [], 0
+    seconds = time.perf_counter() - start
     for slot, row in self._rows.items():
       tokens = seen.tokens[slot, row.num_seen : seen.num_tokens[slot]]
       calls.append(self._count(row, int(seen.calls[slot]), len(tokens)))
@@ -401,7 +399,7 @@ class Engine:
       row.take(tokens.tolist(), reason, lengths)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
-    self._policy.note(shape, calls, num_tokens)
+    self._policy.note(shape, calls, num_tokens, seconds)
     if leaving:
       self._leave(leaving, seen)
 

@@ -2,10 +2,11 @@
 """Whether a batch drafts: only where that is faster.
 
 A step with drafts costs more than one without, how much more depends on the
-size of the batch and on the device. It was measured at the start. Drafts pay if
-rows get more tokens of a call, on average, than the step costs more; what rows
-get is measured as they go, adapter by adapter. As the shape of a step is that of
-the batch, a row alone saves nothing by not drafting: the batch decides.
+size of the batch and on the device. It is measured at the start, and from then on
+by every quantum, as a machine that does other things too measures badly. Drafts
+pay if rows get more tokens of a call, on average, than the step costs more; what
+rows get is measured as they go, adapter by adapter. As the shape of a step is that
+of the batch, a row alone saves nothing by not drafting: the batch decides.
 
 Texts change, and nothing is learnt without drafts. So a batch for which they do
 not pay tries them now and then, as long as what that lost is a small share of
@@ -23,6 +24,10 @@ _PRIOR_CALLS, _PRIOR_GAIN = 16, 3.0
 _MEMORY = 512  # calls after which what they told is forgotten by two thirds
 _MARGIN = 1.05  # by which drafts must pay more before a batch begins with them
 _SHARE = 0.01  # of the time, that trying may lose
+_STEPS = 48  # after which a step's cost is forgotten by two thirds
+_MOST = (
+  2.0  # times its known cost that a step can tell, as some wait for others
+)
 
 
 class Running(NamedTuple):
@@ -51,11 +56,11 @@ class Policy:
     """Knows nothing of adapters yet.
 
     Args:
-      costs: of a step, by its shape; empty if drafts cost nothing, or if
-        they are not to be weighed.
+      costs: of a step, by its shape, as measured at the start; empty if drafts
+        cost nothing, or if they are not to be weighed.
       max_drafting_rows: if more run, nobody drafts; None leaves it to costs.
     """
-    self._costs, self._most = costs, max_drafting_rows
+    self._costs, self._most = dict(costs), max_drafting_rows
     self._calls: dict[str, float] = {}
     self._accepted: dict[str, float] = {}
     self._is_drafting = self._is_trying = False
@@ -121,7 +126,11 @@ class Policy:
     self._accepted[name] = self._accepted.get(name, 0.0) * kept + accepted
 
   def note(
-    self, shape: batch_sizes.Shape, calls: Sequence[int], num_tokens: int
+    self,
+    shape: batch_sizes.Shape,
+    calls: Sequence[int],
+    num_tokens: int,
+    seconds: float,
   ) -> None:
     """What the quantum came to that `has_drafts` was asked for.
 
@@ -129,14 +138,26 @@ class Policy:
       shape: of its steps.
       calls: of the model, by row.
       num_tokens: of all rows.
+      seconds: that it took.
     """
     cost, num_calls = self._costs.get(shape), sum(calls)
     if cost is None or not num_calls:
       return
-    has_drafts = self._is_drafting or self._is_trying
-    spent = max(calls) * (cost.drafting if has_drafts else cost.plain)
-    self._busy += spent
+    steps, has_drafts = max(calls), self._is_drafting or self._is_trying
+    self._costs[shape] = _corrected(cost, steps, seconds, has_drafts=has_drafts)
+    self._busy += seconds
     if self._is_trying:
       # Without drafts the tokens take as many calls as there are of them.
-      plain = max(calls) * num_tokens / num_calls * cost.plain
-      self._lost = max(self._lost + spent - plain, 0.0)
+      plain = steps * num_tokens / num_calls * cost.plain
+      self._lost = max(self._lost + seconds - plain, 0.0)
+
+
+def _corrected(
+  cost: batch_sizes.Cost, steps: int, seconds: float, *, has_drafts: bool
+) -> batch_sizes.Cost:
+  """A cost by what some steps more took, of one of its two ways."""
+  known = cost.drafting if has_drafts else cost.plain
+  kept = (1 - 1 / _STEPS) ** steps
+  found = kept * known + (1 - kept) * min(seconds / steps, _MOST * known)
+  way = 'drafting' if has_drafts else 'plain'
+  return cost._replace(**{way: found})

@@ -16,6 +16,14 @@ def _rows(names, left=_LEFT, has_tree=True):
   return [policy.Running(name, left, has_tree) for name in names]
 
 
+def _note(made, shape, calls, num_tokens):
+  """A quantum whose steps took what they cost."""
+  cost = COSTS.get(shape, COSTS[ONE])
+  is_drafting = made._is_drafting or made._is_trying
+  step = cost.drafting if is_drafting else cost.plain
+  made.note(shape, calls, num_tokens, max(calls) * step)
+
+
 @pytest.fixture
 def weighed():
   made = policy.Policy(COSTS, None)
@@ -90,57 +98,96 @@ def test_who_is_not_known_drafts_where_three_tokens_pay():
 def test_a_hundredth_of_the_time_may_be_lost_by_trying(weighed):
   asked = _rows(['bad'] * 8)
   assert not weighed.has_drafts(EIGHT, asked)  # nothing was done yet
-  weighed.note(EIGHT, [5] * 8, 40)  # one second
+  _note(weighed, EIGHT, [5] * 8, 40)  # one second
   assert weighed.has_drafts(EIGHT, asked)
   # 0.8 s for 16 tokens, two calls of all rows, which take 0.4 s without.
-  weighed.note(EIGHT, [1] * 8, 16)
+  _note(weighed, EIGHT, [1] * 8, 16)
   assert not weighed.has_drafts(EIGHT, asked)
   # 0.4 s are lost: 40 s must pass, of which 1.8 have.
-  weighed.note(EIGHT, [190] * 8, 8 * 190)
+  _note(weighed, EIGHT, [190] * 8, 8 * 190)
   assert not weighed.has_drafts(EIGHT, asked)
-  weighed.note(EIGHT, [2] * 8, 16)
+  _note(weighed, EIGHT, [2] * 8, 16)
   assert weighed.has_drafts(EIGHT, asked)
   # What does not lose may go on.
-  weighed.note(EIGHT, [1] * 8, 32)
+  _note(weighed, EIGHT, [1] * 8, 32)
   assert weighed.has_drafts(EIGHT, asked)
 
 
 def test_rows_that_end_early_lose_what_the_others_took(weighed):
   asked = _rows(['bad'] * 2)
   assert not weighed.has_drafts(EIGHT, asked)
-  weighed.note(EIGHT, [100, 100], 200)  # 20 s, of which 0.2 may be lost
+  _note(weighed, EIGHT, [100, 100], 200)  # 20 s, of which 0.2 may be lost
   assert weighed.has_drafts(EIGHT, asked)
   # One step of 0.8 s; each call of the two rows gave 3.5 tokens: 0.7 s.
-  weighed.note(EIGHT, [1, 1], 7)
+  _note(weighed, EIGHT, [1, 1], 7)
   assert weighed.has_drafts(EIGHT, asked)
   # Two steps, of which one row took one: 3 calls, 9 tokens, 2 * 3 * 0.2 s.
-  weighed.note(EIGHT, [2, 1], 9)
+  _note(weighed, EIGHT, [2, 1], 9)
   assert not weighed.has_drafts(EIGHT, asked)
-  weighed.note(EIGHT, [150, 150], 300)  # 52 s by now, 0.5 of which are lost
+  _note(weighed, EIGHT, [150, 150], 300)  # 52 s by now, 0.5 of which are lost
   assert weighed.has_drafts(EIGHT, asked)
 
 
 def test_steps_that_pay_lose_nothing(weighed):
   assert weighed.has_drafts(ONE, _rows(['good']))
-  weighed.note(ONE, [100], 100)  # bad luck, but nobody tried anything
+  _note(weighed, ONE, [100], 100)  # bad luck, but nobody tried anything
   assert weighed.has_drafts(ONE, _rows(['bad']))  # 20 s have passed
 
 
 def test_where_nobody_can_draft_nothing_is_tried(weighed):
-  weighed.note(ONE, [1000], 1000)
+  _note(weighed, ONE, [1000], 1000)
   assert not any(weighed.has_drafts(ONE, _rows([None])) for _ in range(3))
-  weighed.note(ONE, [10], 10)
+  _note(weighed, ONE, [10], 10)
   assert weighed.has_drafts(ONE, _rows(['bad']))
   assert not weighed.has_drafts(ONE, _rows([None]))
-  weighed.note(ONE, [1000], 1000)
+  _note(weighed, ONE, [1000], 1000)
   assert weighed.has_drafts(ONE, _rows(['bad']))  # nothing is lost
-  weighed.note(FOUR, [1000], 1000)  # a size that was not timed
+  _note(weighed, FOUR, [1000], 1000)  # a size that was not timed
 
 
 def test_a_quantum_takes_no_longer_with_drafts(weighed):
   assert [weighed.steps(ONE, n) for n in (8, 9, 1)] == [4, 4, 1]
   assert weighed.steps(EIGHT, 8) == 2
   assert weighed.steps(FOUR, 8) == 8  # nobody knows what it costs
+
+
+def _costs(made, shape=ONE):
+  cost = made._costs[shape]
+  return pytest.approx(cost.plain), pytest.approx(cost.drafting)
+
+
+def test_what_steps_took_corrects_what_they_cost(weighed):
+  # Without drafts 0.1 s were known, and 48 steps took 0.13 s each.
+  kept = (47 / 48) ** 48
+  assert not weighed.has_drafts(ONE, _rows(['bad']))
+  weighed.note(ONE, [48], 48, 48 * 0.13)
+  assert _costs(weighed) == (kept * 0.1 + (1 - kept) * 0.13, 0.2)
+  # One step of two rows, which counts once; and none that was not asked for.
+  assert weighed.has_drafts(ONE, _rows(['good', 'good']))
+  weighed.note(ONE, [1, 1], 7, 0.3)
+  weighed.note(ONE, [0, 0], 0, 0.3)
+  assert _costs(weighed)[1] == (47 * 0.2 + 0.3) / 48
+  assert _costs(weighed, EIGHT) == (0.2, 0.8)
+  # However long a step waited for others, it tells no more than twice as much.
+  weighed.note(EIGHT, [1] * 8, 8, 77.0)
+  assert _costs(weighed, EIGHT) == (0.2, (47 * 0.8 + 1.6) / 48)
+
+
+def test_drafts_begin_where_the_start_measured_them_too_dear(weighed):
+  """Trying them now and then corrects it."""
+  dear = {ONE: batch_sizes.Cost(0.1, 0.5)}
+  made = policy.Policy(dear, None)
+  made.learn('good', 100, 258)
+  drafted = 0
+  for _ in range(2000):
+    has_drafts = made.has_drafts(ONE, _rows(['good']))
+    drafted += has_drafts
+    if has_drafts:
+      made.note(ONE, [2], 7, 2 * 0.2)
+    else:
+      made.note(ONE, [2], 2, 2 * 0.1)
+  assert drafted > 1500 and made.has_drafts(ONE, _rows(['good']))
+  assert dear[ONE].drafting == 0.5  # of the decoder, not its own
 
 
 def test_a_bound_on_rows_decides_by_itself():
