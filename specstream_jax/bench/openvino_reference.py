@@ -6,34 +6,20 @@ it reads; it computes in the precision that is asked for. One row at a time,
 plain or with prompt look-up. A call is one that streamed tokens.
 """
 
-from collections.abc import Sequence
-import importlib.metadata
-import os
-import tempfile
 import time
 from typing import Any
 
 import numpy as np
 
 from specstream_jax import config, runtime
-from specstream_jax.bench import gguf_weights
-from specstream_jax.decoding import decoder as decoder_lib
+from specstream_jax.bench import gguf_runner
 
 NAMES = ('openvino', 'openvino_prompt_lookup')
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
-_DRAFTS = 4  # of prompt look-up, as with transformers
-_NGRAM = 3
 
 
-class OpenVinoRunner:
-  """One way of `LLMPipeline.generate`; see `runners.Runner`."""
-
-  max_depth = 0
-  extra_parameters = 0
-  is_lossy = False
-  output = 'external'
-  is_external = True
-  fingerprint = ''
+class OpenVinoRunner(gguf_runner.GgufRunner):
+  """One way of `LLMPipeline.generate`."""
 
   def __init__(self, target: 'Target', name: str, decode: config.DecodeConfig):
     """Wraps what was loaded.
@@ -43,45 +29,25 @@ class OpenVinoRunner:
       name: one of `NAMES`.
       decode: most new tokens and EOS.
     """
-    self.label, self._decode = name, decode
+    super().__init__(
+      name,
+      decode,
+      'openvino-genai',
+      threads=target.threads,
+      precision=target.hint,
+    )
     self._has_lookup = name == 'openvino_prompt_lookup'
     self._pipe = target.pipeline(has_lookup=self._has_lookup)
-    self.settings = {
-      'name': name,
-      'version': importlib.metadata.version('openvino-genai'),
-      'threads': target.threads,
-      'precision': target.hint,
-    }
 
-  def generate(
-    self,
-    prompts: Sequence[Sequence[int]],
-    row_ids: Sequence[int],
-    *,
-    bucket: int,
-    temperature: float,
-    seed: int,
-  ) -> decoder_lib.DecodeResult:
-    """See `runners.Runner`; `bucket` means nothing here."""
-    del row_ids, bucket, seed
-    if len(prompts) != 1 or temperature:
-      raise ValueError(
-        f'{self.label} decodes one row at a time, greedily; use --batch_sizes=1 '
-        'and --temperatures=0'
-      )
-    tokens, ends = self._timed(list(prompts[0]))
+  def time(self, prompt: list[int], bucket: int) -> gguf_runner.Timed:
+    """Decodes a prompt; `bucket` means nothing here."""
+    del bucket
+    tokens, ends = self._streamed(prompt)
     start, first, *rest = ends
-    total = (rest or [first])[-1] - start
-    return decoder_lib.DecodeResult(
-      [tokens],
-      np.array([len(rest)]),
-      [[]],
-      ['eos' if tokens[-1] in self._decode.eos_ids else 'length'],
-      first - start,
-      max(total - (first - start), 1e-9),
-    )
+    last = (rest or [first])[-1]
+    return gguf_runner.Timed(tokens, len(rest), first - start, last - first)
 
-  def _timed(self, prompt: list[int]) -> tuple[list[int], list[float]]:
+  def _streamed(self, prompt: list[int]) -> tuple[list[int], list[float]]:
     """New tokens, and when it began and each call ended."""
     import openvino  # pyright: ignore[reportMissingImports]
     import openvino_genai  # pyright: ignore[reportMissingImports]
@@ -91,8 +57,8 @@ class OpenVinoRunner:
     asked.do_sample = False
     asked.stop_token_ids = set(self._decode.eos_ids)
     if self._has_lookup:
-      asked.num_assistant_tokens = _DRAFTS
-      asked.max_ngram_size = _NGRAM
+      asked.num_assistant_tokens = gguf_runner.NUM_DRAFTS
+      asked.max_ngram_size = gguf_runner.NGRAM
     ids = np.array([prompt], np.int64)
     inputs = openvino_genai.TokenizedInputs(
       openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids))
@@ -138,9 +104,7 @@ class Target:
         "'openvino-genai', or leave them out"
       ) from error
     self.threads, self.hint = threads, _HINTS[model.config.dtype]
-    self._folder = tempfile.TemporaryDirectory()
-    self._path = os.path.join(self._folder.name, 'model.gguf')
-    gguf_weights.write(self._path, model, 'openvino', 'float16')
+    self._file = gguf_runner.GgufFile(model, 'openvino', 'float16')
 
   def pipeline(self, *, has_lookup: bool) -> Any:
     """What generates."""
@@ -152,4 +116,4 @@ class Target:
     }
     if has_lookup:
       settings['prompt_lookup'] = True
-    return openvino_genai.LLMPipeline(self._path, 'CPU', **settings)
+    return openvino_genai.LLMPipeline(self._file.path, 'CPU', **settings)

@@ -11,7 +11,7 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config
-from specstream_jax.bench import llama_cpp_reference
+from specstream_jax.bench import gguf_runner, llama_cpp_reference
 from specstream_jax.workflows import bench
 
 DECODE = config.DecodeConfig(max_new_tokens=6, eos_ids=(9,))
@@ -51,13 +51,14 @@ def package(monkeypatch):
   monkeypatch.setitem(sys.modules, 'llama_cpp', package)
   monkeypatch.setattr(Llama, 'made', ())
   monkeypatch.setattr(
-    llama_cpp_reference.importlib.metadata, 'version', lambda name: '1'
+    gguf_runner.importlib.metadata, 'version', lambda name: '1'
   )
 
 
 def _runner(name):
   target = llama_cpp_reference.Target.__new__(llama_cpp_reference.Target)
-  target.threads, target.dtype, target._path = 2, 'float32', 'model.gguf'
+  target.threads, target.dtype = 2, 'float32'
+  target._file = types.SimpleNamespace(path='model.gguf')
   return llama_cpp_reference.LlamaCppRunner(target, name, DECODE)
 
 

@@ -12,7 +12,7 @@ import pytest
 import tiny_runtime
 
 from specstream_jax import config
-from specstream_jax.bench import openvino_reference
+from specstream_jax.bench import gguf_runner, openvino_reference
 from specstream_jax.workflows import bench
 
 DECODE = config.DecodeConfig(max_new_tokens=6, eos_ids=(9,))
@@ -44,7 +44,7 @@ def package(monkeypatch):
   )
   monkeypatch.setitem(sys.modules, 'openvino_genai', genai)
   monkeypatch.setattr(
-    openvino_reference.importlib.metadata, 'version', lambda name: '1'
+    gguf_runner.importlib.metadata, 'version', lambda name: '1'
   )
 
 
