@@ -240,6 +240,13 @@ def _plots(runs, metrics_path, forward_cost) -> str:
       'Share of calls whose accepted run reaches each draft depth.',
     ),
     _figure(
+      plots.acceptance_given_prefix(
+        by(lambda run: run.accept_length_histogram)
+      ),
+      'Share of calls that accept a draft of each depth, of those that '
+      'accepted all before it.',
+    ),
+    _figure(
       plots.tokens_per_call(by(lambda run: run.accept_length_histogram)),
       'Tokens emitted per model call: accepted drafts and one of the model’s '
       'own.',

@@ -55,6 +55,55 @@ def acceptance_by_depth(shares: Mapping[str, Sequence[float]]) -> svg.Svg:
   return svg.draw(paint, title='Acceptance by depth', size=(5, 3.2))
 
 
+_FEWEST = 10  # calls that a share is taken of
+
+
+def acceptance_given_prefix(histograms: Mapping[str, Sequence[int]]) -> svg.Svg:
+  """Share of calls that accept a draft of a depth, of those that got so far.
+
+  Where it falls with depth, streams guess worse the farther they look ahead;
+  where it does not, deeper drafts would be accepted as well. A line ends where
+  fewer than ten calls come, and where the tree does.
+
+  Args:
+    histograms: label -> `RunResult.accept_length_histogram`, calls that accept
+      0, 1, … drafts.
+  """
+
+  def paint(axes):
+    """One line per label."""
+    ax = axes[0, 0]
+    deepest = 1
+    for i, (label, counts) in enumerate(histograms.items()):
+      percents = [100 * share for share in given_prefix(counts)]
+      deepest = max(deepest, len(percents))
+      ax.plot(range(1, len(percents) + 1), percents, label=label, **_line(i))
+    ax.set(
+      xlabel='draft depth (tokens)',
+      ylabel='accepted, of calls that got there (%)',
+      ylim=(0, 105),
+      xticks=range(1, deepest + 1),
+    )
+    _legend(ax, histograms)
+
+  return svg.draw(paint, title='Acceptance given the prefix', size=(5, 3.2))
+
+
+def given_prefix(counts: Sequence[int]) -> list[float]:
+  """Share of calls that accept draft 1, 2, … of those that accepted all before.
+
+  Args:
+    counts: calls that accept 0, 1, … drafts.
+  """
+  reached = np.cumsum(counts[::-1])[::-1]
+  deepest = max(np.flatnonzero(counts), default=0)
+  return [
+    float(reached[d] / reached[d - 1])
+    for d in range(1, deepest + 1)
+    if reached[d - 1] >= _FEWEST
+  ]
+
+
 def tokens_per_call(histograms: Mapping[str, Sequence[int]]) -> svg.Svg:
   """Share of calls by the tokens they emit, accept length + 1.
 

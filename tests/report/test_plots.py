@@ -44,6 +44,20 @@ def test_acceptance_by_depth():
   assert {'a', 'b', '1', '2', '3'} <= set(texts)
 
 
+def test_acceptance_given_the_prefix():
+  # 100 calls; 80 accept a draft, 40 of those two, 10 of those three, none four,
+  # though there was a fifth to verify.
+  counts = [20, 40, 30, 10, 0, 0]
+  assert plots.given_prefix(counts) == [0.8, 0.5, 0.25]
+  # Of fewer than ten calls no share is taken.
+  assert plots.given_prefix([90, 1, 2, 7]) == [0.1, 0.9]
+  assert plots.given_prefix([90, 1, 2, 6]) == [0.09]
+  assert plots.given_prefix([3]) == [] == plots.given_prefix([0, 0])
+  texts = _texts(plots.acceptance_given_prefix({'a': counts, 'b': [1, 20]}))
+  assert {'draft depth (tokens)', 'a', 'b', '1', '2', '3'} <= set(texts)
+  assert '4' not in texts
+
+
 def test_text_takes_the_colour_of_the_page():
   picture = plots.tokens_per_call({'a': [1]})
   assert 'fill: currentColor' in picture
@@ -158,6 +172,7 @@ def test_rivals_side_by_side_leave_room_for_long_names(label, count):
   labelled = {f'{run.label} {i}': run for i, run in enumerate(runs)}
   of = lambda name: {k: getattr(r, name) for k, r in labelled.items()}
   plots.acceptance_by_depth(of('per_depth_acceptance'))
+  plots.acceptance_given_prefix(of('accept_length_histogram'))
   plots.tokens_per_call(of('accept_length_histogram'))
   plots.time_per_call(dict.fromkeys(labelled, (1.0, 2.0)))
   for draw in (

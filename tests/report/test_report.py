@@ -51,7 +51,7 @@ def test_page_has_the_numbers_and_is_well_formed():
   for words in ('e2e_nlg/test', 'tiny-base', 'out/adapter', '71.25', '0.12.12'):
     assert words in text
   assert 'specstream evaluate --task=e2e_nlg' in text
-  assert page.tags.count('svg') == 3
+  assert page.tags.count('svg') == 4
 
 
 def test_page_loads_nothing_from_outside():
@@ -142,7 +142,7 @@ def test_optional_plots(tmp_path):
     forward_cost={'float32': [(1, 2.0), (2, 3.0)]},
   )
   text = path.read_text(encoding='utf-8')
-  assert _Page(text).tags.count('svg') == 5
+  assert _Page(text).tags.count('svg') == 6
   assert 'loss (nats per token)' in text
   assert 'tokens in one forward pass' in text
 
