@@ -58,7 +58,8 @@ def paths(tree, scores=None):
     own: dict[tuple[int, ...], float] = {}
     for node in range(1, tokens.shape[1]):
       if tokens[row, node] < 0:
-        assert parents[row, node] == 0 and tree.depths[row, node] == 1
+        assert (tokens[row, node], parents[row, node]) == (-1, 0)
+        assert tree.depths[row, node] == 1
         continue
       path = (*of_node[int(parents[row, node])], int(tokens[row, node]))
       assert path not in own and tree.depths[row, node] == len(path)

@@ -40,6 +40,23 @@ def test_rules_are_exact_and_the_planted_bias_is_found(seed):
     assert check.is_exact == (check.total_variation < enumerate_law.LIMIT)
 
 
+def test_what_is_checked(monkeypatch):
+  seen = []
+
+  def distance(rule, problem, cfg, sampling_cfg):
+    num_levels = len(problem.target_logits)
+    sizes = problem.vocab_size, num_levels, cfg.size, cfg.max_depth
+    seen.append((rule, *sizes, cfg.keep_nodes, sampling_cfg.temperature))
+    return 0.5
+
+  monkeypatch.setattr(enumerate_law, 'distance', distance)
+  checks = enumerate_law.run_checks(4, keep_nodes=(0, 3))
+  rules = enumerate_law.RULES
+  assert seen == [(rule, 3, 3, 7, 2, n, 0.8) for rule in rules for n in (0, 3)]
+  assert [check.is_exact for check in checks] == [True] * 6 + [False] * 2
+  assert {check.total_variation for check in checks} == {0.5}
+
+
 def test_draws_by_hand():
   probs = np.array([0.5, 0.0, 0.25, 0.25])
   pairs = dict(enumerate_law.draws_without_replacement(probs, 2))

@@ -99,6 +99,13 @@ def test_anchors_are_a_uniform_unbiased_subset_without_room():
     np.testing.assert_array_equal(placed[:, row], [weights[row]] * len(keys))
 
 
+def test_a_row_without_loss_divides_by_no_zero():
+  weights = np.float32([[0, 0, 0, 0], [0, 0, 1, 0]])
+  with jax.disable_jit():  # compiled, 0 / 0 may be left out
+    found = anchors_lib.choose_anchors(jax.random.key(0), weights, 2)
+  assert [x.tolist() for x in found] == [[[0, 1], [0, 2]], [[0, 0], [0, 1]]]
+
+
 # Ranks
 
 
