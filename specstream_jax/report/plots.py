@@ -36,23 +36,7 @@ def acceptance_by_depth(shares: Mapping[str, Sequence[float]]) -> svg.Svg:
     shares: label -> `RunResult.per_depth_acceptance`.
   """
 
-  def paint(axes):
-    """One line per label."""
-    ax = axes[0, 0]
-    for i, (label, values) in enumerate(shares.items()):
-      depths = range(1, len(values) + 1)
-      percents = [100 * value for value in values]
-      ax.plot(depths, percents, label=label, **_line(i))
-    deepest = max(map(len, shares.values()), default=1)
-    ax.set(
-      xlabel='draft depth (tokens)',
-      ylabel='calls that accept it (%)',
-      ylim=(0, 105),
-      xticks=range(1, deepest + 1),
-    )
-    _legend(ax, shares)
-
-  return svg.draw(paint, title='Acceptance by depth', size=(5, 3.2))
+  return _by_depth(shares, 'calls that accept it (%)', 'Acceptance by depth')
 
 
 _FEWEST = 10  # calls that a share is taken of
@@ -70,23 +54,35 @@ def acceptance_given_prefix(histograms: Mapping[str, Sequence[int]]) -> svg.Svg:
       0, 1, … drafts.
   """
 
+  return _by_depth(
+    {label: given_prefix(counts) for label, counts in histograms.items()},
+    'accepted, of calls that got there (%)',
+    'Acceptance given the prefix',
+  )
+
+
+def _by_depth(
+  shares: Mapping[str, Sequence[float]], ylabel: str, title: str
+) -> svg.Svg:
+  """Shares of 1 at draft depths 1, 2, …, a line per label."""
+
   def paint(axes):
     """One line per label."""
     ax = axes[0, 0]
-    deepest = 1
-    for i, (label, counts) in enumerate(histograms.items()):
-      percents = [100 * share for share in given_prefix(counts)]
-      deepest = max(deepest, len(percents))
-      ax.plot(range(1, len(percents) + 1), percents, label=label, **_line(i))
+    for i, (label, values) in enumerate(shares.items()):
+      depths = range(1, len(values) + 1)
+      percents = [100 * value for value in values]
+      ax.plot(depths, percents, label=label, **_line(i))
+    deepest = max(map(len, shares.values()), default=1)
     ax.set(
       xlabel='draft depth (tokens)',
-      ylabel='accepted, of calls that got there (%)',
+      ylabel=ylabel,
       ylim=(0, 105),
       xticks=range(1, deepest + 1),
     )
-    _legend(ax, histograms)
+    _legend(ax, shares)
 
-  return svg.draw(paint, title='Acceptance given the prefix', size=(5, 3.2))
+  return svg.draw(paint, title=title, size=(5, 3.2))
 
 
 def given_prefix(counts: Sequence[int]) -> list[float]:

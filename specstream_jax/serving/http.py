@@ -167,11 +167,13 @@ class Server:
 
   def _check_key(self, request) -> None:
     """Raises ApiError unless the request has the key."""
-    if not self.options.api_key or request.url.path == '/health':
+    # Of the route, as the URL is put together from the client's Host header too.
+    if not self.options.api_key or request.scope['path'] == '/health':
       return
-    given = request.headers.get('authorization', '')
-    wanted = f'Bearer {self.options.api_key}'
-    if not hmac.compare_digest(given.encode(), wanted.encode()):
+    # Headers are read as Latin-1, whatever bytes they are.
+    given = request.headers.get('authorization', '').encode('latin-1')
+    wanted = f'Bearer {self.options.api_key}'.encode()
+    if not hmac.compare_digest(given, wanted):
       raise bodies.ApiError(
         401,
         'the API key is missing or wrong; send it as Authorization: Bearer KEY',
@@ -421,7 +423,9 @@ def _error(error: bodies.ApiError) -> Response:
   headers = {}
   if error.retry_after is not None:
     headers['Retry-After'] = str(int(error.retry_after))
-  return JSONResponse(error.body(), error.status, headers)
+  # In ASCII, as names and values of the client may be no Unicode.
+  text = json.dumps(error.body())
+  return Response(text, error.status, headers, media_type='application/json')
 
 
 async def _not_found(request, error) -> Response:

@@ -25,9 +25,7 @@ _MEMORY = 512  # calls after which what they told is forgotten by two thirds
 _MARGIN = 1.05  # by which drafts must pay more before a batch begins with them
 _SHARE = 0.01  # of the time, that trying may lose
 _STEPS = 48  # after which a step's cost is forgotten by two thirds
-_MOST = (
-  2.0  # times its known cost that a step can tell, as some wait for others
-)
+_MOST = 2.0  # times its known cost that a step can tell; some wait for others
 
 
 class Running(NamedTuple):

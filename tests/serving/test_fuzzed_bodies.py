@@ -90,7 +90,7 @@ VALID = {
 }
 NAMES = sorted(
   {*protocol.COMPLETION, *protocol.CHAT, *bodies.ASKS_NOTHING, *tokens.FIELDS}
-  | {'load_inplace', 'lora_name', 'lora_path', 'functions', ''}
+  | {'load_inplace', 'lora_name', 'lora_path', 'functions', '', '\ud800'}
 )
 NUMBERS = st.one_of(
   st.integers(-3, 70),

@@ -664,6 +664,30 @@ def test_a_key_is_needed_where_there_is_one():
   assert 'geheim' not in repr(server.options)
 
 
+def test_a_key_may_have_any_letters():
+  server = http.Server(_engine(), http.Options('tiny', 'geheimß'))
+  client = testclient.TestClient(server.app())
+  for key, status in (('geheimß', 200), ('geheimss', 401), ('\xff', 401)):
+    headers = {'Authorization': f'Bearer {key}'.encode()}
+    assert client.get('/v1/models', headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+  ('path', 'rest'),
+  [
+    ('/v1/completions', b'"model": "tuned", "prompt": "a"'),
+    ('/detokenize', b'"tokens": [1]'),
+  ],
+)
+def test_half_a_letter_in_a_name_is_named(path, rest):
+  client = testclient.TestClient(
+    http.Server(_engine(), http.Options('tiny')).app()
+  )
+  answer = client.post(path, content=b'{' + rest + rb', "\ud800": 1}')
+  assert answer.status_code == 400
+  assert answer.json()['error']['param'] == '\ud800'
+
+
 ASKED = dict(model='tuned', temperature=0, extra_body={'ignore_eos': True})
 CHAT = [{'role': 'user', 'content': 'ab'}]
 
