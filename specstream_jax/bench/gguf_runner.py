@@ -21,6 +21,38 @@ from specstream_jax.decoding import decoder as decoder_lib
 NUM_DRAFTS, NGRAM = 4, 3
 
 
+# Weights smaller than those that we compute in, by the formats' own names.
+QUANTISED = ('q8_0', 'q4_0')
+_LOOKUP = '_prompt_lookup'
+
+
+class Way(NamedTuple):
+  """What the name of a row says.
+
+  Attributes:
+    weights: one of `QUANTISED`, or None for the number type of the run.
+    has_lookup: drafts are copied from the prompt.
+  """
+
+  weights: str | None
+  has_lookup: bool
+
+
+def names(program: str) -> tuple[str, ...]:
+  """Names of a program's rows: plain, with look-up, and both quantised."""
+  weights = ('', *(f'_{kind}' for kind in QUANTISED))
+  return tuple(
+    program + kind + lookup for kind in weights for lookup in ('', _LOOKUP)
+  )
+
+
+def way(name: str) -> Way:
+  """What one of `names` means."""
+  plain = name.removesuffix(_LOOKUP)
+  kinds = [kind for kind in QUANTISED if plain.endswith(f'_{kind}')]
+  return Way(kinds[0] if kinds else None, plain != name)
+
+
 class Timed(NamedTuple):
   """What came of a prompt.
 
@@ -94,24 +126,26 @@ class GgufRunner:
     )
 
 
-class GgufFile:
-  """Our weights as a file, which is gone with this object.
+class GgufFiles:
+  """Our weights as files, which are gone with this object."""
 
-  Attributes:
-    path: of it.
-  """
-
-  def __init__(self, model: runtime.Model, reader: str, dtype: str):
-    """Writes the file.
+  def __init__(self, model: runtime.Model, reader: str):
+    """Writes nothing yet.
 
     Args:
       model: from a GGUF file.
-      reader: what will read it, for errors.
-      dtype: of its matrices.
+      reader: what will read them, for errors.
 
     Raises:
       ValueError: the model does not come from a GGUF file.
     """
+    gguf_weights.source(model, reader)
+    self._model, self._reader = model, reader
     self._folder = tempfile.TemporaryDirectory()
-    self.path = os.path.join(self._folder.name, 'model.gguf')
-    gguf_weights.write(self.path, model, reader, dtype)
+
+  def path(self, dtype: str) -> str:
+    """The file with matrices in `dtype`, written where it is not there yet."""
+    path = os.path.join(self._folder.name, f'{dtype}.gguf')
+    if not os.path.exists(path):
+      gguf_weights.write(path, self._model, self._reader, dtype)
+    return path

@@ -25,14 +25,18 @@ def write(path: str, model: runtime.Model, program: str, dtype: str) -> None:
   weights = external.plain_weights(model)
   gguf_export.save(
     path,
-    _source(model, program),
+    source(model, program),
     {name: np.asarray(leaf) for name, leaf in weights.items()},
     dtype=dtype,
   )
 
 
-def _source(model: runtime.Model, program: str) -> str:
-  """The GGUF file that a model was read from."""
+def source(model: runtime.Model, program: str) -> str:
+  """The GGUF file that a model was read from.
+
+  Raises:
+    ValueError: it was read from something else.
+  """
   name = model.source['base']
   path = str(loading.resolve(name))
   if not (os.path.isfile(path) and gguf.is_gguf(path)):

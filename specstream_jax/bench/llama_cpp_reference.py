@@ -2,8 +2,8 @@
 """llama.cpp as rows of our table, by its Python package llama-cpp-python.
 
 Our weights, LoRA folded in, go to it as a GGUF file in the number type that we
-compute in; its cache keeps its default, float16. One row at a time, plain or
-with the package's prompt look-up. A call is one pass after the prompt's.
+compute in, or quantised; its cache keeps its default, float16. One row at a
+time, plain or with the package's prompt look-up. A call is one pass after the prompt's.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any
 from specstream_jax import config, runtime
 from specstream_jax.bench import gguf_runner
 
-NAMES = ('llama_cpp', 'llama_cpp_prompt_lookup')
+NAMES = gguf_runner.names('llama_cpp')
 _STEP = 256  # cache slots come in so many
 
 
@@ -28,15 +28,16 @@ class LlamaCppRunner(gguf_runner.GgufRunner):
       name: one of `NAMES`.
       decode: most new tokens and EOS.
     """
+    self._way = gguf_runner.way(name)
+    self._weights = self._way.weights or target.dtype
     super().__init__(
       name,
       decode,
       'llama-cpp-python',
       threads=target.threads,
-      weights=target.dtype,
+      weights=self._weights,
     )
     self._target = target
-    self._has_lookup = name == 'llama_cpp_prompt_lookup'
     self._engine: Any = None
     self._num_slots = 0
 
@@ -64,20 +65,22 @@ class LlamaCppRunner(gguf_runner.GgufRunner):
     if needed > self._num_slots:
       self._num_slots = -(-needed // _STEP) * _STEP
       self._engine = self._target.engine(
-        num_slots=self._num_slots, has_lookup=self._has_lookup
+        self._weights,
+        num_slots=self._num_slots,
+        has_lookup=self._way.has_lookup,
       )
 
 
 class Target:
-  """Our weights as a file that it reads; gone with this object.
+  """Our weights as files that it reads; gone with this object.
 
   Attributes:
     threads: CPUs that it uses.
-    dtype: of the file's matrices.
+    dtype: of matrices where a row does not say.
   """
 
   def __init__(self, model: runtime.Model, threads: int):
-    """Writes the file.
+    """Looks whether it can be done.
 
     Raises:
       ValueError: llama-cpp-python is not installed, or the model does not come
@@ -91,9 +94,9 @@ class Target:
         "'llama-cpp-python', which compiles for minutes, or leave them out"
       ) from error
     self.threads, self.dtype = threads, model.config.dtype
-    self._file = gguf_runner.GgufFile(model, 'llama.cpp', self.dtype)
+    self._files = gguf_runner.GgufFiles(model, 'llama.cpp')
 
-  def engine(self, *, num_slots: int, has_lookup: bool) -> Any:
+  def engine(self, weights: str, *, num_slots: int, has_lookup: bool) -> Any:
     """What generates, and counts its passes in `num_calls`."""
     import llama_cpp  # pyright: ignore[reportMissingImports]
     from llama_cpp import (  # pyright: ignore[reportMissingImports]
@@ -116,7 +119,7 @@ class Target:
         max_ngram_size=gguf_runner.NGRAM, num_pred_tokens=gguf_runner.NUM_DRAFTS
       )
     return Counting(
-      self._file.path,
+      self._files.path(weights),
       n_ctx=num_slots,
       n_threads=self.threads,
       n_threads_batch=self.threads,

@@ -2,7 +2,7 @@
 """OpenVINO GenAI as rows of our table: what a CPU user may take instead.
 
 Our weights, LoRA folded in, go to it as a GGUF file in float16, the widest that
-it reads; it computes in the precision that is asked for. One row at a time,
+it reads, or quantised; it computes in the precision that is asked for. One row at a time,
 plain or with prompt look-up. A call is one that streamed tokens.
 """
 
@@ -14,7 +14,8 @@ import numpy as np
 from specstream_jax import config, runtime
 from specstream_jax.bench import gguf_runner
 
-NAMES = ('openvino', 'openvino_prompt_lookup')
+NAMES = gguf_runner.names('openvino')
+_WIDEST = 'float16'
 _HINTS = {'float32': 'f32', 'bfloat16': 'bf16'}
 
 
@@ -29,15 +30,18 @@ class OpenVinoRunner(gguf_runner.GgufRunner):
       name: one of `NAMES`.
       decode: most new tokens and EOS.
     """
+    way = gguf_runner.way(name)
+    weights = way.weights or _WIDEST
     super().__init__(
       name,
       decode,
       'openvino-genai',
       threads=target.threads,
       precision=target.hint,
+      weights=weights,
     )
-    self._has_lookup = name == 'openvino_prompt_lookup'
-    self._pipe = target.pipeline(has_lookup=self._has_lookup)
+    self._has_lookup = way.has_lookup
+    self._pipe = target.pipeline(weights, has_lookup=way.has_lookup)
 
   def time(self, prompt: list[int], bucket: int) -> gguf_runner.Timed:
     """Decodes a prompt; `bucket` means nothing here."""
@@ -82,7 +86,7 @@ class OpenVinoRunner(gguf_runner.GgufRunner):
 
 
 class Target:
-  """Our weights as a file that it reads; gone with this object.
+  """Our weights as files that it reads; gone with this object.
 
   Attributes:
     threads: CPUs that it uses.
@@ -90,7 +94,7 @@ class Target:
   """
 
   def __init__(self, model: runtime.Model, threads: int):
-    """Writes the file.
+    """Looks whether it can be done.
 
     Raises:
       ValueError: openvino-genai is not installed, or the model does not come
@@ -104,9 +108,9 @@ class Target:
         "'openvino-genai', or leave them out"
       ) from error
     self.threads, self.hint = threads, _HINTS[model.config.dtype]
-    self._file = gguf_runner.GgufFile(model, 'openvino', 'float16')
+    self._files = gguf_runner.GgufFiles(model, 'openvino')
 
-  def pipeline(self, *, has_lookup: bool) -> Any:
+  def pipeline(self, weights: str, *, has_lookup: bool) -> Any:
     """What generates."""
     import openvino_genai  # pyright: ignore[reportMissingImports]
 
@@ -116,4 +120,5 @@ class Target:
     }
     if has_lookup:
       settings['prompt_lookup'] = True
-    return openvino_genai.LLMPipeline(self._file.path, 'CPU', **settings)
+    path = self._files.path(weights)
+    return openvino_genai.LLMPipeline(path, 'CPU', **settings)

@@ -13,11 +13,19 @@ import numpy as np
 
 from specstream_jax.checkpoints import gguf
 
-DTYPES = ('float32', 'float16', 'bfloat16')
+DTYPES = ('float32', 'float16', 'bfloat16', 'q8_0', 'q4_0')
+_BLOCK = 32  # numbers that share a scale in the quantised ones
 _FILE_TYPE = {
   'float32': gguf_package.LlamaFileType.ALL_F32,
   'float16': gguf_package.LlamaFileType.MOSTLY_F16,
   'bfloat16': gguf_package.LlamaFileType.MOSTLY_BF16,
+  'q8_0': gguf_package.LlamaFileType.MOSTLY_Q8_0,
+  'q4_0': gguf_package.LlamaFileType.MOSTLY_Q4_0,
+}
+_KINDS = {
+  'bfloat16': gguf_package.GGMLQuantizationType.BF16,
+  'q8_0': gguf_package.GGMLQuantizationType.Q8_0,
+  'q4_0': gguf_package.GGMLQuantizationType.Q4_0,
 }
 # Written by the package itself.
 _OWN = ('GGUF.', 'general.architecture', 'general.file_type')
@@ -36,7 +44,9 @@ def save(
     path: to write.
     source: GGUF file of the same model.
     flat: weights by our paths; kernels are [in, out].
-    dtype: one of `DTYPES`, of matrices; vectors are float32.
+    dtype: one of `DTYPES`, of matrices; vectors are float32. Where it is
+      quantised, rows of no whole blocks are float16, and with q4_0 embeddings
+      and LM head are q8_0.
 
   Raises:
     ValueError: the source cannot be read, or keeps several weights in a tensor.
@@ -58,19 +68,30 @@ def save(
       writer.add_tensor(name, np.array(tensor.data, np.float32))
       continue
     leaf = _stored(places[name], flat, made, cfg)
-    _add(writer, name, leaf, dtype if leaf.ndim > 1 else 'float32')
+    _add(writer, name, leaf, _dtype_of(name, leaf, dtype))
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
 
 
+def _dtype_of(name: str, leaf: np.ndarray, dtype: str) -> str:
+  """What a tensor is kept in."""
+  if leaf.ndim < 2:
+    return 'float32'
+  if not dtype.startswith('q'):
+    return dtype
+  if leaf.shape[-1] % _BLOCK:
+    return 'float16'
+  return 'q8_0' if name in ('token_embd.weight', 'output.weight') else dtype
+
+
 def _add(writer, name, leaf, dtype) -> None:
   """Adds a float32 tensor to a file as `dtype`."""
-  if dtype != 'bfloat16':
+  if dtype not in _KINDS:
     writer.add_tensor(name, leaf.astype(dtype))
     return
-  kind = gguf_package.GGMLQuantizationType.BF16
+  kind = _KINDS[dtype]
   writer.add_tensor(name, gguf_package.quantize(leaf, kind), raw_dtype=kind)
 
 

@@ -58,7 +58,7 @@ def package(monkeypatch):
 def _runner(name):
   target = llama_cpp_reference.Target.__new__(llama_cpp_reference.Target)
   target.threads, target.dtype = 2, 'float32'
-  target._file = types.SimpleNamespace(path='model.gguf')
+  target._files = types.SimpleNamespace(path='{}.gguf'.format)
   return llama_cpp_reference.LlamaCppRunner(target, name, DECODE)
 
 
@@ -77,6 +77,21 @@ def test_tokens_calls_and_times(name):
   [settings] = Llama.made
   assert settings['n_threads'] == settings['n_threads_batch'] == 2
   assert bool(settings['draft_model']) == name.endswith('lookup')
+
+
+@pytest.mark.usefixtures('package')
+@pytest.mark.parametrize(
+  ('name', 'weights'),
+  [('llama_cpp', 'float32'), ('llama_cpp_q4_0_prompt_lookup', 'q4_0')],
+)
+def test_weights_of_a_name(monkeypatch, name, weights):
+  paths = []
+  monkeypatch.setattr(
+    Llama, '__init__', lambda self, path, **_: paths.append(path)
+  )
+  runner = _runner(name)
+  runner._make_room(9)
+  assert paths == [f'{weights}.gguf'] and runner.settings['weights'] == weights
 
 
 @pytest.mark.usefixtures('package')

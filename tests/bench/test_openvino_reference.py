@@ -50,7 +50,7 @@ def package(monkeypatch):
 
 def _runner(name):
   target = types.SimpleNamespace(
-    pipeline=lambda has_lookup: Pipe(), threads=2, hint='f32'
+    pipeline=lambda weights, has_lookup: Pipe(), threads=2, hint='f32'
   )
   return openvino_reference.OpenVinoRunner(target, name, DECODE)
 
@@ -69,6 +69,19 @@ def test_tokens_calls_and_times(name):
   assert ids.tolist() == [[1, 2, 3]] and not asked.do_sample
   assert (asked.max_new_tokens, asked.stop_token_ids) == (6, {9})
   assert hasattr(asked, 'num_assistant_tokens') == name.endswith('lookup')
+
+
+@pytest.mark.usefixtures('package')
+def test_weights_of_a_name():
+  found = {name: _runner(name).settings for name in openvino_reference.NAMES}
+  assert {name: made['weights'] for name, made in found.items()} == {
+    'openvino': 'float16',
+    'openvino_prompt_lookup': 'float16',
+    'openvino_q8_0': 'q8_0',
+    'openvino_q8_0_prompt_lookup': 'q8_0',
+    'openvino_q4_0': 'q4_0',
+    'openvino_q4_0_prompt_lookup': 'q4_0',
+  }
 
 
 @pytest.mark.usefixtures('package')

@@ -166,12 +166,14 @@ def gguf_tensors(flat, cfg=CONFIG):
   return tensors
 
 
-def write_gguf(path, *, tensors=None, architecture='llama', extra=()):
-  """A GGUF file of `CONFIG`; `extra` is called with the writer first."""
+def write_gguf(
+  path, *, tensors=None, architecture='llama', extra=(), cfg=CONFIG
+):
+  """A GGUF file of `cfg`; `extra` is called with the writer first."""
   writer = gguf.GGUFWriter(path, architecture)
-  writer.add_block_count(2)
+  writer.add_block_count(cfg.num_layers)
   writer.add_context_length(29)
-  writer.add_embedding_length(22)
+  writer.add_embedding_length(cfg.hidden_size)
   writer.add_feed_forward_length(13)
   writer.add_head_count(6)
   writer.add_head_count_kv(2)
@@ -181,7 +183,8 @@ def write_gguf(path, *, tensors=None, architecture='llama', extra=()):
   writer.add_layer_norm_rms_eps(1e-5)
   for add in extra:
     add(writer)
-  tensors = gguf_tensors(random_params()) if tensors is None else tensors
+  if tensors is None:
+    tensors = gguf_tensors(random_params(cfg), cfg)
   for name, leaf in tensors.items():
     writer.add_tensor(name, np.ascontiguousarray(leaf))
   writer.write_header_to_file()
