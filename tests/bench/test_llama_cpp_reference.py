@@ -5,6 +5,7 @@ import builtins
 import dataclasses
 import sys
 import types
+from typing import Any
 
 import byte_model
 import pytest
@@ -56,7 +57,7 @@ def package(monkeypatch):
 
 
 def _runner(name):
-  target = llama_cpp_reference.Target.__new__(llama_cpp_reference.Target)
+  target: Any = llama_cpp_reference.Target.__new__(llama_cpp_reference.Target)
   target.threads, target.dtype = 2, 'float32'
   target._files = types.SimpleNamespace(path='{}.gguf'.format)
   return llama_cpp_reference.LlamaCppRunner(target, name, DECODE)
