@@ -114,6 +114,40 @@ def cost_against_nodes(runs: Runs) -> svg.Svg:
   )
 
 
+def calls_against_nodes(runs: Runs) -> svg.Svg:
+  """CR with its interval against the nodes a call verifies, a line per task."""
+  own = [run for run in runs if run.tree.get('size')]
+  tasks = sorted({run.task for run in own})
+
+  def paint(axes):
+    """Nodes double from one tick to the next."""
+    ax = axes[0, 0]
+    for i, task in enumerate(tasks):
+      of_task = [run for run in own if run.task == task]
+      of_task.sort(key=lambda run: run.tree['size'])
+      sizes = [run.tree['size'] for run in of_task]
+      values = np.array([run.call_reduction_ratio for run in of_task])
+      bounds = np.array([run.call_reduction_ci95 for run in of_task]).T
+      _point(ax, sizes, values, i, task, linestyle='-')
+      errors = np.clip(np.abs(bounds - values), 0, None)
+      ax.errorbar(sizes, values, errors, fmt='none', color=_colour(i))
+    ax.set_xscale('log', base=2)
+    ticks = sorted({run.tree['size'] for run in own})
+    ax.set(
+      xlabel='nodes verified per call and row',
+      ylabel='call reduction (CR)',
+      ylim=(1, None),
+    )
+    ax.set_xticks(ticks, labels=map(str, ticks))
+    _legend_beside(ax, len(tasks))
+
+  return svg.draw(
+    paint,
+    title='Calls saved against nodes',
+    size=(4.5 + svg.text_width(tasks), 3.4),
+  )
+
+
 def predicted_against_measured(runs: Runs) -> svg.Svg:
   """CR / step cost against measured speed-up; on the line they agree."""
 
@@ -158,8 +192,13 @@ def _label_width(runs):
 
 def _point(ax, x, y, i, label, linestyle=''):
   marker = 'os^Dv'[i // len(svg.COLOURS) % 5]
-  colour = svg.COLOURS[i % len(svg.COLOURS)]
-  ax.plot(x, y, marker=marker, linestyle=linestyle, color=colour, label=label)
+  ax.plot(
+    x, y, marker=marker, linestyle=linestyle, color=_colour(i), label=label
+  )
+
+
+def _colour(i):
+  return svg.COLOURS[i % len(svg.COLOURS)]
 
 
 def _legend_beside(ax, count):

@@ -259,21 +259,7 @@ def _plots(runs, metrics_path, forward_cost) -> str:
     ),
   ]
   if len(runs) > 1:
-    figures += [
-      _figure(
-        bench_plots.speedup_and_calls(runs),
-        'Wall clock and model calls against plain decoding, 95 % intervals.',
-        'wide',
-      ),
-      _figure(
-        bench_plots.cost_against_nodes(runs),
-        'Cost of a call against the nodes it verifies.',
-      ),
-      _figure(
-        bench_plots.predicted_against_measured(runs),
-        'On the line, CR / step cost predicts the measured speed-up.',
-      ),
-    ]
+    figures += _beside(runs)
   # A single number needs no picture.
   if sum(len(run.by_category) for run in runs) > 1:
     picture = bench_plots.tokens_per_call_by_category(runs)
@@ -290,6 +276,30 @@ def _plots(runs, metrics_path, forward_cost) -> str:
     picture = plots.training_curves(metrics_path)
     figures.append(_figure(picture, 'Training of the adapter.', 'wide'))
   return f'<div class="plots">{"".join(figures)}</div>'
+
+
+def _beside(runs) -> list[str]:
+  """Figures that set runs side by side."""
+  figures = [
+    _figure(
+      bench_plots.speedup_and_calls(runs),
+      'Wall clock and model calls against plain decoding, 95 % intervals.',
+      'wide',
+    ),
+    _figure(
+      bench_plots.cost_against_nodes(runs),
+      'Cost of a call against the nodes it verifies.',
+    ),
+    _figure(
+      bench_plots.predicted_against_measured(runs),
+      'On the line, CR / step cost predicts the measured speed-up.',
+    ),
+  ]
+  if len({run.tree['size'] for run in runs if run.tree.get('size')}) > 1:
+    picture = bench_plots.calls_against_nodes(runs)
+    caption = 'Calls saved against the nodes a call verifies, 95 % intervals.'
+    figures.append(_figure(picture, caption))
+  return figures
 
 
 def _labels(runs: Sequence[results.RunResult]) -> list[str]:

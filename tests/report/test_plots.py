@@ -6,8 +6,10 @@ import re
 from xml.etree import ElementTree
 
 import evaluation_samples
+import experiments
 import pytest
 
+from specstream_jax.bench import results
 from specstream_jax.report import bench_plots, plots, svg
 
 
@@ -151,6 +153,37 @@ def test_a_notebook_keeps_a_picture_once():
   pretty = pytest.importorskip('IPython.lib.pretty')
   picture = plots.tokens_per_call({'a': [1]})
   assert pretty.pretty(picture) == '<picture: Tokens per call>'
+
+
+def test_calls_against_nodes():
+  runs = [
+    evaluation_samples.run(task=task, tree={'size': size})
+    for task, size in (('a/test', 16), ('a/test', 4), ('b/test', 64))
+  ]
+  plain = evaluation_samples.run(task='c/test', tree={})
+  texts = _texts(bench_plots.calls_against_nodes([*runs, plain]))
+  assert {'a/test', 'b/test', '4', '16', '64'} <= set(texts)
+  assert 'c/test' not in texts
+
+
+@pytest.mark.slow
+def test_a_picture_of_results_files(tmp_path):
+  runs = [evaluation_samples.run(name=name) for name in ('one', 'two')]
+  document = results.document(runs, command='bench', source={'base': 'x'})
+  results.write(tmp_path, document)
+  words = (
+    '--results',
+    tmp_path / 'results.json',
+    '--output',
+    tmp_path / 'a.svg',
+  )
+  for kind in ('calls_against_nodes', 'acceptance_given_prefix'):
+    made = experiments.run('plot.py', *words, '--kind', kind, '--drafters=two')
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith('1 rows')
+    _texts((tmp_path / 'a.svg').read_text())
+  made = experiments.run('plot.py', *words, '--drafters=three')
+  assert made.returncode == 1 and "no row is called ['three']" in made.stderr
 
 
 @pytest.mark.slow
