@@ -41,6 +41,38 @@ def _served():
   thread.join()
 
 
+def _check_tree(page):
+  """Chooses runs with the keyboard until one has a branch, and looks at it."""
+  page.focus('.run >> nth=0')
+  for _ in range(page.locator('.run').count()):
+    page.keyboard.press('Enter')
+    label = page.get_attribute('.run.picked', 'aria-label')
+    count = int(label.removesuffix(' tokens').rpartition(' ')[2])
+    nodes = page.locator('#tree circle')
+    assert 1 < nodes.count() <= serving_models.TREE.num_nodes
+    assert page.locator('#tree line').count() == nodes.count() - 1
+    # The root, and what was accepted.
+    assert page.locator('#tree circle.accepted').count() == count
+    branch = page.locator('#tree line.accepted')
+    assert branch.count() == count - 1
+    if count > 1:
+      assert 'was accepted (bold)' in page.text_content('#tree-about')
+      plain = page.locator('#tree line:not(.accepted)').first
+      # For who sees no colours.
+      assert _width(branch.first) > _width(plain)
+      return
+    assert 'none was accepted' in page.text_content('#tree-about')
+    page.keyboard.press('Tab')
+  pytest.fail('no step accepted a draft')
+
+
+def _width(line):
+  """Of a line as it is drawn, in pixels."""
+  return float(
+    line.evaluate('x => getComputedStyle(x).strokeWidth').removesuffix('px')
+  )
+
+
 def test_the_page():
   with _served() as address, playwright.sync_playwright() as driver:
     browser = driver.chromium.launch(
@@ -65,9 +97,7 @@ def test_the_page():
     assert 'drafts off: mean acceptance length 1.00' in page.text_content(
       '#means'
     )
-    page.focus('.run >> nth=0')
-    page.keyboard.press('Enter')
-    assert page.locator('#tree circle').count() == serving_models.TREE.depth + 1
+    _check_tree(page)
     # The policy of the page forbids to evaluate an expression in it.
     session = page.context.new_cdp_session(page)
     size = session.send('Page.getLayoutMetrics')['cssContentSize']
