@@ -36,9 +36,11 @@ def _served():
   thread.start()
   while not served.started:
     time.sleep(0.05)
-  yield f'http://127.0.0.1:{port}'
-  served.should_exit = True
-  thread.join()
+  try:
+    yield f'http://127.0.0.1:{port}'
+  finally:
+    served.should_exit = True
+    thread.join()
 
 
 def _check_tree(page):
@@ -79,6 +81,8 @@ def test_the_page():
       executable_path=CHROMIUM, args=['--no-sandbox']
     )
     page = browser.new_page(viewport={'width': 400, 'height': 800})
+    # The server's thread compiles once more, on however slow a machine.
+    page.set_default_timeout(300_000)
     said, asked = [], []
     page.on('console', lambda message: said.append(message.text))
     page.on('pageerror', lambda error: said.append(str(error)))
