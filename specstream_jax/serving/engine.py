@@ -26,8 +26,8 @@ from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
   batch_sizes,
-  interface,
   loop,
+  seen as seen_lib,
   slots as slots_lib,
   stopping,
 )
@@ -117,11 +117,6 @@ class Engine:
   def costs(self) -> Mapping[batch_sizes.Shape, batch_sizes.Cost]:
     """What a step costs by its shape, where that was measured."""
     return self._decoder.costs
-
-  @property
-  def drafter(self) -> interface.Drafter:
-    """What proposes trees."""
-    return self._weights.setup.drafter
 
   @property
   def is_open(self) -> bool:
@@ -384,8 +379,13 @@ class Engine:
     if self._is_drafting and is_busy:
       steps = self._policy.steps(shape, steps)
     start, fewest = time.perf_counter(), len(running)
-    decoder.advance(
-      params, steps, min_running=fewest, kind=kind, has_drafts=has_drafts
+    trees = decoder.advance(
+      params,
+      steps,
+      min_running=fewest,
+      kind=kind,
+      has_drafts=has_drafts,
+      is_watched=has_drafts and any(row.has_trees for row in running),
     )
     seen, leaving, calls, num_tokens = decoder.look(), {}, [], 0
     seconds = time.perf_counter() - start
@@ -396,7 +396,8 @@ class Engine:
       reason, lengths = stopping.REASONS[int(seen.finish_reason[slot])], None
       if row.handle.request.has_steps:
         lengths = decoder.accept_lengths(slot, int(seen.calls[slot]))
-      row.take(tokens.tolist(), reason, lengths)
+      own = [tree.of_slot(slot) for tree in trees if row.has_trees]
+      row.take(tokens.tolist(), reason, lengths, own)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
     self._policy.note(shape, calls, num_tokens, seconds)
@@ -411,7 +412,7 @@ class Engine:
       self._policy.learn(row.kind, drafting, num_tokens - new)
     return new
 
-  def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:
+  def _leave(self, leaving: Mapping[int, str], seen: seen_lib.Seen) -> None:
     """Ends the rows of some slots, for a reason each, and frees those."""
     lengths = {
       slot: self._decoder.accept_lengths(slot, int(seen.calls[slot]))

@@ -2,9 +2,8 @@
 """The OpenAI API on an engine.
 
 GET /, a page to try it on; /health, /version, /metrics, /v1/models,
-/v1/specstream/tree, /tokenizer_info; POST
-/v1/completions, /v1/chat/completions, /tokenize, /detokenize,
-/v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
+/tokenizer_info; POST /v1/completions, /v1/chat/completions, /tokenize,
+/detokenize, /v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
 `metrics.speculative_decoding` beside what the API has. An error never holds a
 path or a stack trace.
 """
@@ -117,7 +116,6 @@ class Server:
     return applications.Starlette(
       routes=[
         get('/', page.show, is_open=True),
-        get('/v1/specstream/tree', self._tree),
         get('/health', self._health),
         get('/version', self._version),
         get('/metrics', self._metrics),
@@ -216,11 +214,6 @@ class Server:
     base = self.options.name
     data = [entry(base, None), *(entry(n, base) for n in self.engine.adapters)]
     return JSONResponse({'object': 'list', 'data': data})
-
-  async def _tree(self, request) -> Response:
-    """The shape of the draft tree, for the page."""
-    del request
-    return JSONResponse(page.tree(self.engine.drafter))
 
   async def _completions(self, request) -> Response:
     return await self._answer(request, protocol.read_completion, payloads.TEXT)

@@ -47,7 +47,8 @@ class Call:
     num_choices: of each prompt.
     is_stream: whether pieces go out as they come.
     has_usage: whether a stream ends with the usage.
-    has_steps: whether a piece of a stream is what one call added, and says so.
+    has_steps: whether a piece of a stream is what one call added, and says so,
+      with the draft tree of the call if a request asks for it.
     num_top: rivals to show beside each token with log-probabilities; None
       shows none of those.
     echoes: text of each prompt if answers begin with it, else none.
@@ -193,11 +194,15 @@ def _call(body, model, adapters, prompts, limit) -> Call:
       param='n',
     )
   options = bodies.mapping(body.get('stream_options') or {}, 'stream_options')
-  unknown = sorted(set(options) - {'include_usage', 'include_steps'})
+  unknown = sorted(
+    set(options) - {'include_usage', 'include_steps', 'include_trees'}
+  )
   if unknown:
     raise bodies.unsupported(f'stream_options.{unknown[0]}')
   is_stream = bodies.flag(body, 'stream', False)
+  has_trees = is_stream and bodies.flag(options, 'include_trees', False)
   has_steps = is_stream and bodies.flag(options, 'include_steps', False)
+  has_steps |= has_trees
   seed = body.get('seed')
   seed = secrets.randbits(31) if seed is None else seed
   common = {
@@ -212,6 +217,7 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     'prediction': _prediction(body.get('prediction'), model),
     'has_drafts': bodies.flag(body, 'drafts', True),
     'has_steps': has_steps,
+    'has_trees': has_trees,
   }
   make = lambda prompt, choice: bodies.naming(None)(
     lambda: requests.Request(

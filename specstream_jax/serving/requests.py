@@ -12,6 +12,7 @@ import numpy as np
 
 from specstream_jax import config
 from specstream_jax.config import bounds, checks
+from specstream_jax.decoding import seen
 
 
 class RefusedError(RuntimeError):
@@ -45,6 +46,8 @@ class Request:
     has_drafts: False decodes this row plainly: same tokens, more calls.
     has_steps: whether every piece is what one call added, which costs a
       transfer from the device per quantum.
+    has_trees: whether such a piece has the draft tree of its call, too, for
+      which the host waits for every step of the batch; needs `has_steps`.
   """
 
   prompt: tuple[int, ...]
@@ -58,6 +61,7 @@ class Request:
   prediction: tuple[int, ...] = ()
   has_drafts: bool = True
   has_steps: bool = False
+  has_trees: bool = False
 
   def __post_init__(self):
     """Raises ValueError if a value is of the wrong kind or out of range."""
@@ -72,6 +76,11 @@ class Request:
       checks.check(bool(text), 'an entry of stop is empty; leave it out')
     if self.timeout is not None:
       checks.at_least('timeout', self.timeout, 0.0)
+    checks.check(
+      self.has_steps or not self.has_trees,
+      'has_trees is True but has_steps is not; trees are those of steps, ask '
+      'for both',
+    )
 
 
 class Piece(NamedTuple):
@@ -80,10 +89,13 @@ class Piece(NamedTuple):
   Attributes:
     tokens: new ids.
     text: that is certain now and was not before; '' without a tokenizer.
+    tree: that the call verified; None where nobody asked, and of calls of a
+      batch without drafts.
   """
 
   tokens: list[int]
   text: str
+  tree: seen.Tree | None = None
 
 
 @dataclasses.dataclass(frozen=True)
