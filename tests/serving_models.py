@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny model and adapters of every kind, to be served."""
 
-import collections
 import copy
 import dataclasses
 import functools
-import threading
 
 import jax
 import numpy as np
@@ -15,7 +13,7 @@ from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import serving
 from specstream_jax.modeling import build, lora, params
-from specstream_jax.serving import engine as engine_lib, starting
+from specstream_jax.serving import engine as engine_lib, starting, waiting
 
 STREAM = config.StreamConfig(
   num_streams=2, num_msa_layers=1, pruning_rank=0, coupling_rank=2
@@ -58,9 +56,9 @@ def engine(**sizes) -> engine_lib.Engine:
   """
   made = copy.copy(_compiled())
   made.cfg = dataclasses.replace(CFG, **sizes)
-  made._queue, made._rows, made._reading = collections.deque(), {}, None
-  made._wake, made._thread, made._finished = threading.Condition(), None, {}
-  made._is_closing = made._is_aborted = False
+  made._waiting, made._rows = waiting.Waiting(made.cfg), {}
+  made._reading = made._thread = None
+  made._finished, made._is_aborted, made.error = {}, False, None
   made._decoder.release(range(CFG.num_slots))
   if made._decoder._spare is None:  # of an engine that failed
     made._decoder._spare = made._weights.setup.model.init_cache(

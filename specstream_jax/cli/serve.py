@@ -102,7 +102,7 @@ def define_sizes() -> None:
     'quantum', None, 'Most steps between two looks at the queue; 8.'
   )
   flags.DEFINE_integer(
-    'max_waiting', None, 'Requests beyond which others get 429; 256.'
+    'max_waiting', None, 'Requests that may wait, others get 429; 256.'
   )
   flags.DEFINE_integer(
     'max_lora_rank', None, 'Room for LoRA of more adapters than the first.'

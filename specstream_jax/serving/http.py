@@ -26,7 +26,6 @@ from specstream_jax.serving import (
   page,
   payloads,
   protocol,
-  requests,
   sending,
   shelf as shelf_lib,
   tokens,
@@ -168,7 +167,11 @@ class Server:
     score = None
     if call.num_top is not None:
       score = engine.scorer(call.requests[0].adapter)
-    handles = await concurrency.run_in_threadpool(self._submit, call)
+    number = lambda: engine.check_number(len(call.requests))
+    bodies.naming('n')(number)
+    handles = await concurrency.run_in_threadpool(
+      engine.submit_all, call.requests
+    )
     shape = payloads.Shape(kind, call, engine.path_length, engine.model)
     return await self._sender.answer(request, shape, handles, score)
 
@@ -216,15 +219,3 @@ class Server:
       change, shelf, body, engine, self.options.name
     )
     return PlainTextResponse(text)
-
-  def _submit(self, call) -> list[requests.Handle]:
-    """All requests of a call, or none of them."""
-    handles = []
-    try:
-      for request in call.requests:
-        handles.append(self.engine.submit(request))
-    except (ValueError, requests.RefusedError):
-      for handle in handles:
-        handle.cancel()
-      raise
-    return handles

@@ -184,11 +184,33 @@ def test_a_long_prompt_holds_rows_up_by_a_chunk_a_quantum(engine):
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(engine):
-  handles = [engine.submit(_ask(max_new_tokens=1)) for _ in range(3)]
-  with pytest.raises(requests.RefusedError, match='3 requests wait') as error:
+  # Two to decode, and three to wait.
+  handles = [engine.submit(_ask(max_new_tokens=1)) for _ in range(5)]
+  with pytest.raises(requests.RefusedError, match='5 requests wait') as error:
     engine.submit(_ask())
   assert error.value.retry_after >= 1
-  assert [len(made.tokens) for made in _finish(engine, *handles)] == [1, 1, 1]
+  assert [len(made.tokens) for made in _finish(engine, *handles)] == [1] * 5
+  _finish(engine, engine.submit(_ask(max_new_tokens=1)))
+
+
+def test_what_is_asked_together_is_taken_together_or_not_at_all(engine):
+  one = _ask(max_new_tokens=1)
+  taken = engine.submit_all([one] * 3)
+  with pytest.raises(requests.RefusedError, match='no room for 3 more; try'):
+    engine.submit_all([one] * 3)
+  # What was refused stands in nobody's way.
+  taken += engine.submit_all([one] * 2)
+  bad = _ask(prompt=(999,))
+  with pytest.raises(ValueError, match='the prompt: token 999'):
+    engine.submit_all([one, bad])
+  _finish(engine, *taken)
+  with pytest.raises(
+    ValueError,
+    match='6 texts are asked for at once; accepted: at most 5, as 2 decode '
+    'together and 3 may wait; ask for fewer',
+  ):
+    engine.submit_all([one] * 6)
+  _finish(engine, *engine.submit_all([one] * 5))
 
 
 @pytest.mark.parametrize(

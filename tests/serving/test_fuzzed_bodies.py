@@ -19,10 +19,10 @@ from specstream_jax.serving import (
   engine as engine_lib,
   http,
   protocol,
-  requests,
   scoring,
   shelf,
   tokens,
+  waiting,
 )
 
 
@@ -40,13 +40,19 @@ class _Engine(engine_lib.Engine):
     setup = types.SimpleNamespace(drafter=drafter, path_length=3)
     self._weights = types.SimpleNamespace(served=served, setup=setup)
     self.error = self._thread = None
-    self._is_closing = False
+    self._waiting = waiting.Waiting(self.cfg)
 
-  def submit(self, request: requests.Request) -> requests.Handle:
-    row = self._row(request)
-    row.take([66], 'length')
-    row.finish([])
-    return row.handle
+  def submit_all(self, asked):
+    made = []
+    for request in asked:
+      row = self._row(request)
+      row.take([66], 'length')
+      row.finish([])
+      made.append(row.handle)
+    return made
+
+  def check_number(self, count):
+    pass
 
   def scorer(self, adapter=''):
     self._served(adapter)

@@ -553,6 +553,12 @@ def _values(client):
     ({'stop': [1]}, 400, 'stop is ', None),
     ({'stop': {}}, 400, 'stop is {}; accepted: a list', 'stop'),
     ({'timeout': -1}, 400, 'timeout is -1', None),
+    (
+      {'n': 11},
+      400,
+      '11 texts are asked for at once; accepted: at most 10',
+      'n',
+    ),
   ],
 )
 def test_bodies_that_are_refused(values, status, message, param, client):
@@ -624,7 +630,7 @@ class _Busy:
   def __getattr__(self, name):
     return getattr(_engine(), name)
 
-  def submit(self, request):
+  def submit_all(self, asked):
     raise self._error
 
   def start(self):
