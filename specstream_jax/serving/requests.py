@@ -13,6 +13,9 @@ import numpy as np
 from specstream_jax import config
 from specstream_jax.config import bounds, checks
 from specstream_jax.decoding import seen
+from specstream_jax.text import stops
+
+MOST_STOPS = 64  # texts that end one completion
 
 
 class RefusedError(RuntimeError):
@@ -38,7 +41,8 @@ class Request:
     sampling: how tokens are drawn.
     seed: of the noise when temperature > 0; the tokens are those that
       `generate` draws for a first row with this seed.
-    stop: texts that end the completion, and are not in it.
+    stop: texts that end the completion, and are not in it; at most 64, with
+      1000 bytes together.
     stop_ids: token ids that do so.
     timeout: seconds after which it ends wherever it is; None is never.
     prediction: token ids that the completion is guessed to be, to copy drafts
@@ -71,9 +75,20 @@ class Request:
       most = bounds.TOKENS
       checks.count('max_new_tokens', self.max_new_tokens, 1, most)
     checks.seed('seed', self.seed)
+    count = len(self.stop)
+    checks.check(
+      count <= MOST_STOPS,
+      f'stop has {count} texts; accepted: at most {MOST_STOPS}',
+    )
     for text in self.stop:
       checks.text('an entry of stop', text)
       checks.check(bool(text), 'an entry of stop is empty; leave it out')
+    size = sum(len(text.encode()) for text in self.stop)
+    checks.check(
+      size <= stops.MAX_BYTES,
+      f'stop texts come to {size} bytes; accepted: at most {stops.MAX_BYTES} '
+      'together, use fewer or shorter ones',
+    )
     if self.timeout is not None:
       checks.at_least('timeout', self.timeout, 0.0)
     checks.check(

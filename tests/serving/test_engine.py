@@ -9,7 +9,7 @@ import serving_models
 
 from specstream_jax import config, memory
 from specstream_jax.config import serving
-from specstream_jax.serving import answers, engine as engine_lib, requests
+from specstream_jax.serving import engine as engine_lib, requests
 
 CFG = serving_models.CFG
 ENDLESS = config.SamplingConfig(ignore_eos=True)
@@ -105,29 +105,6 @@ def test_the_text_of_a_special_token_is_a_stop(engine):
   bias = config.SamplingConfig(logit_bias={0: 1000.0}, ignore_eos=True)
   [made] = _finish(engine, engine.submit(_ask(stop=('<eos>',), sampling=bias)))
   assert (made.tokens, made.text, made.finish_reason) == ([0], '', 'stop')
-
-
-@pytest.mark.parametrize(
-  ('pieces', 'stops', 'want'),
-  [
-    (['ab', 'c', 'd'], (), ['ab', 'c', 'd', '']),
-    (['ab', 'c', 'd'], ('cd',), ['ab', '', '', '']),
-    (['ab', 'c', 'x'], ('cd',), ['ab', '', 'cx', '']),
-    (['ab', 'c'], ('cd',), ['ab', '', 'c']),
-    (['aab', 'aab', 'y'], ('aabaaby', 'q'), ['', '', '', '']),
-    (['xaab', 'aaz'], ('aaby',), ['x', 'aabaaz', '']),
-    (['xab', 'cd', 'y'], ('abcd',), ['x', '', '', '']),
-    (['one two', ' three'], ('two', 'one'), ['', '', '']),
-  ],
-)
-def test_what_may_be_a_stop_waits(pieces, stops, want):
-  class Text:
-    add = staticmethod(lambda tokens: pieces[tokens[0]])
-    finish = staticmethod(lambda: '')
-
-  answer = answers.Answer(Text, stops)
-  got = [answer.add(i) for i in range(len(pieces))] + [answer.finish()]
-  assert got == want
 
 
 def test_a_cancelled_row_leaves_within_a_quantum(engine):
@@ -229,6 +206,8 @@ def test_what_is_asked_together_is_taken_together_or_not_at_all(engine):
     ({'prompt': (1,) * 60, 'max_new_tokens': None}, 'has 60 tokens and 1 new'),
     ({'seed': 2**40}, 'seed is 1099511627776; it must'),
     ({'stop': ('',)}, 'an entry of stop is empty'),
+    ({'stop': ('x',) * 65}, 'stop has 65 texts; accepted: at most 64'),
+    ({'stop': ('ab', 'x' * 999)}, 'stop texts come to 1001 bytes; accepted'),
     ({'stop_ids': (1, 2, 3, 4)}, '4 token ids would end .* at most 3'),
     ({'stop_ids': (999,)}, 'stop_ids: token 999 has'),
     ({'timeout': -1.0}, r'timeout is -1\.0; it must be'),
