@@ -205,12 +205,16 @@ class Engine:
         pass
       return True
     self._thread.join(timeout)
-    if not self._thread.is_alive():
-      return self.error is None
-    self._is_aborted = True
+    is_done = not self._thread.is_alive() and not self._is_aborted
+    self.abort()
     self._thread.join()
     self._give_up(requests.RefusedError('the engine was closed'))
-    return False
+    return is_done and self.error is None
+
+  def abort(self) -> None:
+    """Has its thread end with the turn that it is in; `close` then returns."""
+    self._is_aborted = True
+    self._waiting.close('the engine is closing')
 
   def step(self) -> bool:
     """One turn, for who starts no thread; False if there was nothing to do."""

@@ -42,16 +42,16 @@ def guarded(
       _check_key(options, request)
       return await call(request)
     except bodies.ApiError as error:
-      return _answer(error)
+      return answer(error)
     except requests.RefusedError as error:
-      return _answer(of_refusal(error))
+      return answer(of_refusal(error))
     except web.ClientDisconnect:
-      return _answer(bodies.ApiError(499, 'the client is gone'))
+      return answer(bodies.ApiError(499, 'the client is gone'))
     except ValueError as error:
-      return _answer(bodies.ApiError(400, bodies.public(error)))
+      return answer(bodies.ApiError(400, bodies.public(error)))
     except Exception:
       logging.exception('a request failed')
-      return _answer(internal())
+      return answer(internal())
 
   return endpoint
 
@@ -104,7 +104,8 @@ def internal() -> bodies.ApiError:
   return bodies.ApiError(500, 'internal error', kind='internal_error')
 
 
-def _answer(error: bodies.ApiError) -> Response:
+def answer(error: bodies.ApiError) -> Response:
+  """An error as the API has it."""
   headers = {}
   if error.retry_after is not None:
     headers['Retry-After'] = str(int(error.retry_after))
@@ -117,7 +118,7 @@ async def not_found(request: web.Request, error: Exception) -> Response:
   """For paths that no route has."""
   del error
   path = request.url.path[:80]
-  return _answer(
+  return answer(
     bodies.ApiError(404, f'there is no {path!r}', kind='not_found_error')
   )
 
@@ -125,6 +126,6 @@ async def not_found(request: web.Request, error: Exception) -> Response:
 async def not_allowed(request: web.Request, error: Exception) -> Response:
   """For methods that a route has not."""
   del error
-  return _answer(
+  return answer(
     bodies.ApiError(405, f'{request.url.path!r:.80} takes no {request.method}')
   )

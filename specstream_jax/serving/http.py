@@ -14,12 +14,13 @@ import functools
 import time
 from typing import Any
 
-from starlette import applications, concurrency, routing
+from starlette import applications, concurrency, middleware, routing
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import specstream_jax
 from specstream_jax.serving import (
   bodies,
+  ends,
   engine as engine_lib,
   guards,
   measures as measures_lib,
@@ -52,6 +53,7 @@ class Server:
     self.options = options
     self.measures = measures_lib.Measures(options.name)
     self._engine, self._shelf = engine, shelf
+    self._ends, self._deadline = ends.Ends(), 0.0
     self._sender = sending.Sender(self.measures.add)
     self._started = int(time.time())
     self.warming_up: dict[str, Any] = {}
@@ -74,9 +76,26 @@ class Server:
     self._engine = engine
 
   def drain(self) -> None:
-    """Takes no more requests; waits for what runs, up to `shutdown_timeout`."""
+    """Takes no more requests; waits for what runs, is scored or sent.
+
+    Up to `shutdown_timeout` after the first call.
+    """
+    timeout = self.options.shutdown_timeout
+    self._deadline = self._deadline or time.monotonic() + timeout
     if self._engine is not None:
-      self._engine.close(self.options.shutdown_timeout)
+      self._engine.close(self.seconds_left)
+    self._ends.wait(self._deadline)
+
+  @property
+  def seconds_left(self) -> float:
+    """Of the time to `drain`."""
+    return max(0.0, (self._deadline or 0.0) - time.monotonic())
+
+  def hurry(self) -> None:
+    """Has whoever drains wait no longer; what is not sent is given up."""
+    if self._engine is not None:
+      self._engine.abort()
+    self._ends.hurry()
 
   def app(self) -> applications.Starlette:
     """The ASGI application, which starts and closes the engine."""
@@ -103,6 +122,7 @@ class Server:
         post('/v1/unload_lora_adapter', self._unload),
       ],
       lifespan=self._lifespan,
+      middleware=[middleware.Middleware(ends.Counted, self._ends)],
       exception_handlers={404: guards.not_found, 405: guards.not_allowed},
     )
 

@@ -257,7 +257,8 @@ class Handle:
 
     Raises:
       TimeoutError: it is not done by then.
-      RuntimeError: the engine has failed, or was closed before the end.
+      RefusedError: the engine was closed before the end.
+      RuntimeError: it has failed.
     """
     if not self._is_done.wait(timeout):
       raise TimeoutError(f'the completion is not done after {timeout} seconds')
@@ -306,5 +307,7 @@ class Handle:
       self._listener()
 
   def _check(self) -> None:
+    if isinstance(self._error, RefusedError):
+      raise RefusedError(f'no completion: {self._error}') from self._error
     if self._error is not None:
       raise RuntimeError(f'no completion: {self._error}') from self._error

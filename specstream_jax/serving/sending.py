@@ -104,6 +104,8 @@ class Sender:
         self._count(shape.call.model, one)
       if shape.call.has_usage:
         yield _event(shape.usage(made))
+    except requests.RefusedError as error:
+      yield _event(guards.of_refusal(error).body())
     except RuntimeError as error:
       logging.error('a stream failed: %s', error)
       yield _event(guards.internal().body())

@@ -296,7 +296,7 @@ def test_closing_in_a_hurry_gives_up():
   is_in.wait(120)
   threading.Timer(0.3, go_on.set).start()
   assert not engine.close(0.05)
-  with pytest.raises(RuntimeError, match='the engine was closed'):
+  with pytest.raises(requests.RefusedError, match='the engine was closed'):
     handles[2].result(0)
   with pytest.raises(TimeoutError, match='not done after 0 seconds'):
     requests.Handle(_ask()).result(0)
