@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may ask, how much, and what an error looks like as an answer."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 import dataclasses
 import hmac
+import ipaddress
 import json
 from typing import Any
+from urllib import parse
 
 from absl import logging
 from starlette import requests as web
@@ -23,12 +25,19 @@ class Options:
     api_key: that every request but /health must have; '' is none.
     max_body_bytes: of a request.
     shutdown_timeout: seconds for what runs when the server is to end.
+    allowed_origins: of pages elsewhere that may ask, as browsers name them:
+      https://chat.example.org.
+    is_local: whether it listens to this machine only. Then, without a key, it is
+      asked by no other name than an address or localhost: a page elsewhere can
+      give this machine a name of its own.
   """
 
   name: str = 'model'
   api_key: str = dataclasses.field(default='', repr=False)
   max_body_bytes: int = 4 * 2**20
   shutdown_timeout: float = 30.0
+  allowed_origins: tuple[str, ...] = ()
+  is_local: bool = False
 
 
 def guarded(
@@ -39,6 +48,7 @@ def guarded(
   async def endpoint(request: web.Request) -> Response:
     """What `call` answers, or the error that it ends in."""
     try:
+      _check_source(options, request)
       _check_key(options, request)
       return await call(request)
     except bodies.ApiError as error:
@@ -54,6 +64,52 @@ def guarded(
       return answer(internal())
 
   return endpoint
+
+
+def _check_source(options, request) -> None:
+  """Raises ApiError if a page elsewhere has a browser ask for it."""
+  origin, host = (request.headers.get(n) for n in ('origin', 'host'))
+  allowed = options.allowed_origins
+  if origin and origin not in allowed and not _is_at(origin, host or ''):
+    raise bodies.ApiError(
+      403,
+      f'pages of {origin[:80]!r} may not ask this server; start it with '
+      f'--allowed_origin={origin[:80]} if they may',
+      kind='permission_error',
+    )
+  if options.is_local and not options.api_key and not _is_local(host, allowed):
+    raise bodies.ApiError(
+      403,
+      f'the host is {(host or "")[:80]!r}; accepted: localhost or an address, as '
+      'this server listens to this machine only; set a key, or start it with '
+      '--allowed_origin=https://HOST',
+      kind='permission_error',
+    )
+
+
+def _is_at(origin: str, host: str) -> bool:
+  """Whether an origin is that of a server with such a Host header."""
+  try:
+    page, own = parse.urlsplit(origin), parse.urlsplit(f'//{host}')
+    usual = {'http': 80, 'https': 443}.get(page.scheme)
+    where = page.hostname, page.port or usual
+    return bool(page.hostname) and where == (own.hostname, own.port or usual)
+  except ValueError:
+    return False
+
+
+def _is_local(host: str | None, allowed: Sequence[str]) -> bool:
+  """Whether only somebody here can have given a host its name."""
+  try:
+    name = parse.urlsplit(f'//{host or ""}').hostname or ''
+    if name in {parse.urlsplit(origin).hostname for origin in allowed}:
+      return True
+    if name == 'localhost' or name.endswith('.localhost'):
+      return True
+    ipaddress.ip_address(name)
+  except ValueError:
+    return False
+  return True
 
 
 def _check_key(options, request) -> None:
@@ -76,8 +132,16 @@ async def body(request: web.Request, options: Options) -> Mapping[str, Any]:
   """The JSON object of a request.
 
   Raises:
-    ApiError: there is none, or it is too large.
+    ApiError: there is none, it is too large, or it is not said to be one. What
+      pages elsewhere can send unasked is said to be something else.
   """
+  given = request.headers.get('content-type', '')
+  if given.partition(';')[0].strip().lower() != 'application/json':
+    raise bodies.ApiError(
+      415,
+      f'Content-Type is {given[:80]!r}; accepted: application/json (curl: '
+      "-H 'Content-Type: application/json')",
+    )
   most, data = options.max_body_bytes, b''
   async for part in request.stream():
     data += part

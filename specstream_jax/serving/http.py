@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from starlette import applications, concurrency, middleware, routing
+from starlette.middleware import cors
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import specstream_jax
@@ -122,9 +123,22 @@ class Server:
         post('/v1/unload_lora_adapter', self._unload),
       ],
       lifespan=self._lifespan,
-      middleware=[middleware.Middleware(ends.Counted, self._ends)],
+      middleware=self._middleware(),
       exception_handlers={404: guards.not_found, 405: guards.not_allowed},
     )
+
+  def _middleware(self) -> list[middleware.Middleware]:
+    """Around all routes."""
+    around = [middleware.Middleware(ends.Counted, self._ends)]
+    if self.options.allowed_origins:
+      allowed = middleware.Middleware(
+        cors.CORSMiddleware,
+        allow_origins=self.options.allowed_origins,
+        allow_methods=['GET', 'POST'],
+        allow_headers=['*'],
+      )
+      around.append(allowed)
+    return around
 
   @contextlib.asynccontextmanager
   async def _lifespan(self, app) -> AsyncIterator[None]:

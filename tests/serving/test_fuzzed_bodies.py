@@ -140,7 +140,9 @@ def _check(client, path, body, is_known):
     known = FIELDS.get(path, VALID[path])
     body = {k: v for k, v in body.items() if k in known or not is_known}
     body = json.dumps(VALID[path] | body).encode()
-  answer = client.post(path, content=body)
+  answer = client.post(
+    path, content=body, headers={'Content-Type': 'application/json'}
+  )
   assert answer.status_code in (200, 400, 404, 413), (body, answer.text)
   assert 'secret' not in answer.text and 'Traceback' not in answer.text
   if answer.status_code != 200:
@@ -294,7 +296,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(client, caplog):
     sent.append(message)
 
   path = '/v1/completions'
-  scope = {'type': 'http', 'method': 'POST', 'path': path, 'headers': []}
+  headers = [(b'content-type', b'application/json')]
+  scope = {'type': 'http', 'method': 'POST', 'path': path, 'headers': headers}
   asyncio.run(client.app(scope | {'query_string': b''}, receive, send))
   assert sent[0]['status'] == 499
   assert 'failed' not in caplog.text

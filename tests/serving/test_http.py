@@ -18,6 +18,8 @@ from specstream_jax import config
 from specstream_jax.modeling import build, forward
 from specstream_jax.serving import http, listening, requests, shelf
 
+JSON = {'Content-Type': 'application/json'}
+
 
 @functools.cache
 def _engine():
@@ -492,7 +494,7 @@ def test_special_tokens_have_their_names(client):
   ],
 )
 def test_other_bodies_that_are_refused(path, body, message, client):
-  answer = client.post(f'/{path}', content=json.dumps(body))
+  answer = client.post(f'/{path}', content=json.dumps(body), headers=JSON)
   assert answer.status_code in (400, 404)
   assert message in answer.json()['error']['message'], answer.text
 
@@ -562,7 +564,9 @@ def _values(client):
   ],
 )
 def test_bodies_that_are_refused(values, status, message, param, client):
-  answer = client.post('/v1/completions', content=json.dumps(_ask(**values)))
+  answer = client.post(
+    '/v1/completions', content=json.dumps(_ask(**values)), headers=JSON
+  )
   assert answer.status_code == status, answer.text
   error = answer.json()['error']
   assert message in error['message'], error['message']
@@ -607,7 +611,7 @@ def test_chats_that_are_refused(values, message, client):
   ],
 )
 def test_bodies_that_are_no_request(content, status, message, client):
-  answer = client.post('/v1/completions', content=content)
+  answer = client.post('/v1/completions', content=content, headers=JSON)
   assert answer.status_code == status
   assert message in answer.json()['error']['message']
 
@@ -689,7 +693,9 @@ def test_half_a_letter_in_a_name_is_named(path, rest):
   client = testclient.TestClient(
     http.Server(_engine(), http.Options('tiny')).app()
   )
-  answer = client.post(path, content=b'{' + rest + rb', "\ud800": 1}')
+  answer = client.post(
+    path, content=b'{' + rest + rb', "\ud800": 1}', headers=JSON
+  )
   assert answer.status_code == 400
   assert answer.json()['error']['param'] == '\ud800'
 
