@@ -241,11 +241,13 @@ class Engine:
       raise
 
   def _served(self, adapter) -> weights.Served:
-    """An adapter by its name; raises ValueError if there is none."""
+    """An adapter by its name; raises NoAdapterError if there is none."""
     served = self._weights.served.get(adapter)
     if served is None:
       known = ', '.join(map(repr, self.adapters)) or 'none'
-      raise ValueError(f'there is no adapter {adapter!r}; loaded: {known}')
+      raise requests.NoAdapterError(
+        f'there is no adapter {adapter!r}; loaded: {known}'
+      )
     return served
 
   def _row(self, request) -> rows.Row:

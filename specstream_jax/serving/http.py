@@ -23,6 +23,7 @@ from specstream_jax.serving import (
   bodies,
   ends,
   engine as engine_lib,
+  fields,
   guards,
   measures as measures_lib,
   page,
@@ -200,12 +201,12 @@ class Server:
     )
     score = None
     if call.num_top is not None:
-      score = engine.scorer(call.requests[0].adapter)
+      scorer = functools.partial(engine.scorer, call.requests[0].adapter)
+      score = fields.naming(body)(scorer)
     number = lambda: engine.check_number(len(call.requests))
     bodies.naming('n')(number)
-    handles = await concurrency.run_in_threadpool(
-      engine.submit_all, call.requests
-    )
+    submit = functools.partial(engine.submit_all, call.requests)
+    handles = await concurrency.run_in_threadpool(fields.naming(body), submit)
     shape = payloads.Shape(kind, call, engine.path_length, engine.model)
     return await self._sender.answer(request, shape, handles, score)
 

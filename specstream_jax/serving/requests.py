@@ -30,6 +30,10 @@ class RefusedError(RuntimeError):
     self.retry_after = retry_after
 
 
+class NoAdapterError(ValueError):
+  """There is no adapter of that name, or no longer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
   """One text to complete.

@@ -200,7 +200,7 @@ COMMON = {
     (
       '/v1/chat/completions',
       {
-        'max_completion_tokens': 4,
+        'max_completion_tokens': 3,
         'logprobs': True,
         'top_logprobs': 2,
         'tools': [{'type': 'function', 'function': {'name': 'f'}}],

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API, against an engine of a tiny model."""
 
+import dataclasses
 import functools
 import json
 import threading
@@ -180,6 +181,38 @@ def test_a_chat_goes_through_the_template(client):
   assert deltas[0] == {'role': 'assistant', 'content': ''}
   assert ''.join(d.get('content', '') for d in deltas) == want['text']
   assert events[-1]['choices'][0]['finish_reason'] == 'length'
+
+
+def test_who_wants_no_tool_is_told_of_none(client, monkeypatch):
+  template = '{{ tools }}{{ messages[0].content }}'
+  model = dataclasses.replace(_engine().model, chat_template=template)
+  monkeypatch.setattr(_engine(), 'model', model)
+  body = {
+    'model': 'tuned',
+    'messages': [{'role': 'user', 'content': 'ab'}],
+    'max_tokens': 3,
+    'temperature': 0,
+  }
+  tools = {'tools': [{'type': 'function'}]}
+  count = lambda **more: client.post(
+    '/v1/chat/completions', json=body | more
+  ).json()['usage']['prompt_tokens']
+  bare = count()
+  assert count(**tools) == count(**tools, tool_choice='auto') > bare
+  assert count(**tools, tool_choice='none') == bare
+
+
+def test_an_adapter_that_went_after_the_body_was_read_is_no_model(client):
+  server = http.Server(
+    _Busy(requests.NoAdapterError("there is no adapter 'later'")),
+    http.Options('tiny'),
+  )
+  answer = testclient.TestClient(server.app()).post(
+    '/v1/completions', json=_ask()
+  )
+  assert answer.status_code == 404
+  error = answer.json()['error']
+  assert error['param'] == 'model' and error['type'] == 'not_found_error'
 
 
 def test_stops_are_no_part_of_the_answer(client):
@@ -514,8 +547,8 @@ def _values(client):
     ({'prompt': []}, 400, 'prompt is ', 'prompt'),
     ({'prompt': [1, 'a']}, 400, 'prompt is ', 'prompt'),
     ({'prompt': {'a': 1}}, 400, 'prompt is ', 'prompt'),
-    ({'prompt': ''}, 400, 'the prompt is empty', None),
-    ({'prompt': [[999]]}, 400, '999', None),
+    ({'prompt': ''}, 400, 'the prompt is empty', 'prompt'),
+    ({'prompt': [[999]]}, 400, '999', 'prompt'),
     ({'prompt': '\ud800'}, 400, 'not valid UTF-8', 'prompt'),
     ({'logprobs': 21}, 400, 'logprobs is 21; accepted: 0 to 20', 'logprobs'),
     (
@@ -543,18 +576,49 @@ def _values(client):
       'max_tokens is 0; accepted: at least',
       'max_tokens',
     ),
-    ({'max_tokens': -1}, 400, 'max_new_tokens is -1; it must be', None),
-    ({'max_tokens': False}, 400, 'max_new_tokens is False', None),
-    ({'max_tokens': 33}, 400, 'max_new_tokens is 33; accepted: 1 to 32', None),
-    ({'max_tokens': 'x'}, 400, "max_new_tokens is the text 'x'", None),
-    ({'prompt': [1] * 60}, 400, 'the prompt has 60 tokens and 12 new', None),
-    ({'temperature': -1}, 400, 'temperature is -1', None),
-    ({'seed': 'x'}, 400, "seed is the text 'x'", None),
+    ({'max_tokens': -1}, 400, 'max_tokens is -1; it must be', 'max_tokens'),
+    ({'max_tokens': False}, 400, 'max_tokens is False', 'max_tokens'),
+    (
+      {'max_tokens': 33},
+      400,
+      'max_tokens is 33; accepted: 1 to 32',
+      'max_tokens',
+    ),
+    ({'max_tokens': 'x'}, 400, "max_tokens is the text 'x'", 'max_tokens'),
+    (
+      {'prompt': [1] * 60},
+      400,
+      'the prompt has 60 tokens and 12 new',
+      'prompt',
+    ),
+    ({'temperature': -1}, 400, 'temperature is -1', 'temperature'),
+    ({'temperature': 'x'}, 400, "temperature is the text 'x'", 'temperature'),
+    ({'top_p': 0}, 400, 'top_p is 0.0; accepted: 0 < top_p', 'top_p'),
+    ({'top_k': -2}, 400, 'top_k is -2', 'top_k'),
+    ({'min_tokens': 20}, 400, 'min_tokens is 20 but at most 12', 'min_tokens'),
+    ({'min_tokens': -1}, 400, 'min_tokens is -1', 'min_tokens'),
+    ({'seed': 'x'}, 400, "seed is the text 'x'", 'seed'),
     ({'logit_bias': {'a': 1}}, 400, 'logit_bias is ', 'logit_bias'),
     ({'logit_bias': [1]}, 400, 'logit_bias is [1]', 'logit_bias'),
-    ({'stop': [1]}, 400, 'stop is ', None),
+    ({'stop': [1]}, 400, 'stop is ', 'stop'),
+    ({'stop': ['']}, 400, 'an entry of stop is empty', 'stop'),
+    ({'stop': ['x'] * 65}, 400, 'stop has 65 texts; accepted', 'stop'),
+    ({'stop': 'x' * 1001}, 400, 'stop texts come to 1001 bytes', 'stop'),
+    ({'stop_token_ids': [1, 2, 3, 4]}, 400, '4 token ids', 'stop_token_ids'),
+    ({'stop_token_ids': [999]}, 400, 'stop_token_ids: token', 'stop_token_ids'),
+    ({'stop_token_ids': ''}, 400, "stop_token_ids is ''", 'stop_token_ids'),
+    ({'stop_token_ids': False}, 400, 'accepted: a list', 'stop_token_ids'),
+    ({'stream_options': []}, 400, 'stream_options is []', 'stream_options'),
+    ({'stream_options': {}}, 400, 'need stream; set it', 'stream_options'),
+    ({'user': {'a': 1}}, 400, "user is {'a': 1}; accepted: a text", 'user'),
+    ({'logit_bias': ''}, 400, "logit_bias is ''; accepted", 'logit_bias'),
+    ({'logit_bias': {'66': 1, '066': 2}}, 400, 'logit_bias is ', 'logit_bias'),
+    ({'logit_bias': {' 2_0 ': 1}}, 400, 'logit_bias is ', 'logit_bias'),
+    ({'logit_bias': {'１': 1}}, 400, 'logit_bias is ', 'logit_bias'),
+    ({'logit_bias': {'999': 1}}, 400, 'logit_bias names token', 'logit_bias'),
+    ({'logprobs': False}, 400, 'logprobs is False', 'logprobs'),
     ({'stop': {}}, 400, 'stop is {}; accepted: a list', 'stop'),
-    ({'timeout': -1}, 400, 'timeout is -1', None),
+    ({'timeout': -1}, 400, 'timeout is -1', 'timeout'),
     (
       {'n': 11},
       400,
@@ -588,6 +652,21 @@ def test_bodies_that_are_refused(values, status, message, param, client):
     ({'response_format': {'type': 'json_object'}}, "'response_format' is not"),
     ({'top_logprobs': 2}, 'top_logprobs needs logprobs; set it to true'),
     ({'logprobs': 1}, 'logprobs is 1; accepted: true or false'),
+    ({'top_logprobs': 0}, 'top_logprobs needs logprobs; set it to true'),
+    ({'top_logprobs': False}, 'top_logprobs needs logprobs'),
+    ({'logprobs': True, 'top_logprobs': ''}, "top_logprobs is ''; accepted"),
+    ({'tool_choice': 'required'}, "'tool_choice' is not supported here"),
+    ({'parallel_tool_calls': False}, "'parallel_tool_calls' is not supported"),
+    ({'max_tokens': 0}, 'max_tokens is 0; it must be'),
+    ({'max_completion_tokens': 0}, 'max_completion_tokens is 0; it must be'),
+    (
+      {'max_completion_tokens': 5, 'max_tokens': 2},
+      'max_tokens is 2 and max_completion_tokens is 5; give one of them',
+    ),
+    (
+      {'messages': [{'role': 'a', 'content': [{'type': 'text', 'text': 3}]}]},
+      'accepted: parts that have a text each',
+    ),
     ({'logprobs': True, 'top_logprobs': 21}, 'accepted: 0 to 20'),
     ({'echo': True}, "'echo' is not supported here"),
   ],
