@@ -36,6 +36,7 @@ from specstream_jax.serving import (
   rows,
   scoring,
   starting,
+  stats as stats_lib,
   waiting,
   weights,
 )
@@ -127,9 +128,15 @@ class Engine:
     return self.submit_all([request])[0]
 
   def submit_all(
-    self, asked: Sequence[requests.Request]
+    self,
+    asked: Sequence[requests.Request],
+    on_end: Callable[[requests.Completion | None], None] = lambda made: None,
   ) -> list[requests.Handle]:
     """Takes requests into the queue, all or none; from any thread.
+
+    Args:
+      asked: what for.
+      on_end: of each; see `requests.Handle`.
 
     Raises:
       ValueError: one does not fit model or slots, there is no such adapter, or
@@ -138,6 +145,8 @@ class Engine:
     """
     self.check_number(len(asked))
     new = [self._row(request) for request in asked]
+    for row in new:
+      row.handle.on_end = on_end
     self._waiting.add(new)
     return [row.handle for row in new]
 
@@ -170,9 +179,10 @@ class Engine:
 
   def stats(self) -> Stats:
     """What it is doing now."""
+    reading = self._reading
     return Stats(
       running=len(self._rows),
-      reading=int(self._reading is not None),
+      reading=int(reading is not None),
       waiting=len(self._waiting),
       num_slots=self.cfg.num_slots,
       finished=dict(self._finished),
@@ -180,6 +190,10 @@ class Engine:
       prefixes=self._decoder.prefixes.counts,
       batch_size=self._decoder.size,
       is_drafting=self._is_drafting,
+      running_by=stats_lib.by_adapter(self._rows.values()),
+      waiting_by=stats_lib.by_adapter(
+        self._waiting, [] if reading is None else reading[:1]
+      ),
     )
 
   def start(self) -> None:

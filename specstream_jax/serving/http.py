@@ -2,7 +2,7 @@
 """The OpenAI API on an engine.
 
 GET /, a page to try it on; /health, /version, /metrics, /v1/models,
-/tokenizer_info; POST /v1/completions, /v1/chat/completions, /tokenize,
+/v1/models/NAME, /tokenizer_info; POST /v1/completions, /v1/chat/completions, /tokenize,
 /detokenize, /v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
 `metrics.speculative_decoding` beside what the API has. An error never holds a
 path or a stack trace.
@@ -56,7 +56,7 @@ class Server:
     self.measures = measures_lib.Measures(options.name)
     self._engine, self._shelf = engine, shelf
     self._ends, self._deadline = ends.Ends(), 0.0
-    self._sender = sending.Sender(self.measures.add)
+    self._sender = sending.Sender()
     self._started = int(time.time())
     self.warming_up: dict[str, Any] = {}
 
@@ -115,6 +115,7 @@ class Server:
         get('/version', self._version),
         get('/metrics', self._metrics),
         get('/v1/models', self._models),
+        get('/v1/models/{name:path}', self._model),
         post('/v1/completions', self._completions),
         post('/v1/chat/completions', self._chat),
         get('/tokenizer_info', self._tokenizer_info),
@@ -168,23 +169,33 @@ class Server:
 
   async def _metrics(self, request) -> Response:
     del request
-    text = self.measures.text(self.engine.stats())
+    engine = self.engine
+    text = self.measures.text(engine.stats(), engine.adapters)
     return Response(text, media_type=measures_lib.CONTENT_TYPE)
 
   async def _models(self, request) -> Response:
     del request
-    entry = lambda name, parent: {
+    data = list(map(self._entry, self._adapters()))
+    return JSONResponse({'object': 'list', 'data': data})
+
+  async def _model(self, request) -> Response:
+    body = {'model': request.path_params['name']}
+    return JSONResponse(
+      self._entry(protocol.model_name(body, self._adapters()))
+    )
+
+  def _entry(self, name: str) -> dict[str, Any]:
+    """What /v1/models says of a model."""
+    base = self.options.name
+    return {
       'id': name,
       'object': 'model',
       'created': self._started,
       'owned_by': 'specstream',
-      'root': self.options.name,
-      'parent': parent,
+      'root': base,
+      'parent': None if name == base else base,
       'max_model_len': self.engine.cfg.cache_length,
     }
-    base = self.options.name
-    data = [entry(base, None), *(entry(n, base) for n in self.engine.adapters)]
-    return JSONResponse({'object': 'list', 'data': data})
 
   async def _completions(self, request) -> Response:
     return await self._answer(request, protocol.read_completion, payloads.TEXT)
@@ -205,10 +216,18 @@ class Server:
       score = fields.naming(body)(scorer)
     number = lambda: engine.check_number(len(call.requests))
     bodies.naming('n')(number)
-    submit = functools.partial(engine.submit_all, call.requests)
+    submit = functools.partial(
+      engine.submit_all, call.requests, functools.partial(self._ended, call)
+    )
     handles = await concurrency.run_in_threadpool(fields.naming(body), submit)
     shape = payloads.Shape(kind, call, engine.path_length, engine.model)
     return await self._sender.answer(request, shape, handles, score)
+
+  def _ended(self, call, made) -> None:
+    """Counts a request of a call, from the engine's thread."""
+    if made is not None and call.is_prompt_only:
+      made = made.without_new()
+    self.measures.add(call.model, made)
 
   def _adapters(self) -> dict[str, str]:
     """Name of a model in the API -> name of its adapter."""

@@ -220,10 +220,16 @@ class Completion:
 
 
 class Handle:
-  """A request on its way; any thread may read it."""
+  """A request on its way; any thread may read it.
+
+  Attributes:
+    on_end: is told what it came to, None if the engine ended before; from the
+      engine's thread, before anybody who waits.
+  """
 
   def __init__(self, request: Request):
     self.request = request
+    self.on_end: Callable[[Completion | None], None] = lambda made: None
     self.submitted = time.monotonic()
     self._pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
     self._is_done = threading.Event()
@@ -296,12 +302,14 @@ class Handle:
   def finish(self, completion: Completion) -> None:
     """For the engine: the end."""
     self._completion = completion
+    self.on_end(completion)
     self._is_done.set()
     self._put(None)
 
   def fail(self, error: BaseException) -> None:
     """For the engine: there will be no completion."""
     self._error = error
+    self.on_end(None)
     self._is_done.set()
     self._put(None)
 

@@ -29,13 +29,7 @@ Score = Callable[[Sequence[int]], scoring.Scores]
 class Sender:
   """Answers, one text of all of them scored at a time."""
 
-  def __init__(self, count: Callable[[str, requests.Completion], None]):
-    """Nobody has asked yet.
-
-    Args:
-      count: is told of every completion, with the name of its model.
-    """
-    self._count = count
+  def __init__(self):
     self._scoring = asyncio.Lock()
 
   async def answer(
@@ -59,8 +53,6 @@ class Sender:
     made = await _whole(request, handles)
     if shape.call.is_prompt_only:
       made = [one.without_new() for one in made]
-    for one in made:
-      self._count(shape.call.model, one)
     scores = []
     if score is not None:
       scores = [
@@ -100,8 +92,6 @@ class Sender:
             found = await self._score(shape.call, index, one, score)
             yield _event(shape.end(index, one, found))
       made = [handle.result(0) for handle in handles]
-      for one in made:
-        self._count(shape.call.model, one)
       if shape.call.has_usage:
         yield _event(shape.usage(made))
     except requests.RefusedError as error:

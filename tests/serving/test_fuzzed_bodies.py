@@ -42,7 +42,7 @@ class _Engine(engine_lib.Engine):
     self.error = self._thread = None
     self._waiting = waiting.Waiting(self.cfg)
 
-  def submit_all(self, asked):
+  def submit_all(self, asked, on_end=None):
     made = []
     for request in asked:
       row = self._row(request)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API, against an engine of a tiny model."""
 
+import asyncio
 import dataclasses
 import functools
 import json
@@ -398,6 +399,11 @@ def test_models_version_health_and_metrics(client):
   assert data[0]['id'] == 'tiny' and data[0]['parent'] is None
   assert [m['id'] for m in data[1:]] == ['both', 'free', 'plain', 'tuned']
   assert {m['parent'] for m in data[1:]} == {'tiny'}
+  for entry in data:
+    assert client.get(f'/v1/models/{entry["id"]}').json() == entry
+  answer = client.get('/v1/models/x/y')
+  assert answer.status_code == 404
+  assert "no model 'x/y'" in answer.json()['error']['message']
   assert client.get('/version').json() == {'version': ss.__version__}
   assert client.get('/health').json() == {'status': 'ok'}
   before = _values(client)
@@ -417,7 +423,47 @@ def test_models_version_health_and_metrics(client):
     assert grown(name) == drafting[key]
   name = f'vllm:e2e_request_latency_seconds_count{labels}'
   assert grown(name) == 1
-  assert after['vllm:num_requests_running{model_name="tiny"}'] == 0
+  for name in ('tiny', 'tuned'):
+    assert after[f'vllm:num_requests_running{{model_name="{name}"}}'] == 0
+
+
+def test_what_nobody_waits_for_any_more_is_counted(client):
+  end = 'vllm:request_success_total{finished_reason="abort",model_name="tuned"}'
+  tokens = 'vllm:prompt_tokens_total{model_name="tuned"}'
+  before = _values(client)
+  answer = client.post('/v1/completions', json=_ask(timeout=0, n=2))
+  assert [c['finish_reason'] for c in answer.json()['choices']] == [
+    'timeout'
+  ] * 2
+  after = _values(client)
+  assert after[end] - before.get(end, 0) == 2
+  assert after[tokens] - before.get(tokens, 0) == 4
+
+
+@pytest.mark.parametrize('is_stream', [False, True])
+def test_a_client_that_has_gone_is_counted(is_stream, app, client):
+  end = 'vllm:request_success_total{finished_reason="abort",model_name="tuned"}'
+  before = _values(client)
+  body = json.dumps(_ask(max_tokens=32, n=4, stream=is_stream)).encode()
+  parts = [{'type': 'http.request', 'body': body}, {'type': 'http.disconnect'}]
+
+  async def receive():
+    return parts.pop(0) if len(parts) > 1 else parts[0]
+
+  async def send(message):
+    del message
+
+  headers = [(b'content-type', b'application/json')]
+  path = '/v1/completions'
+  scope = {'type': 'http', 'method': 'POST', 'path': path, 'headers': headers}
+  asyncio.run(app(scope | {'query_string': b''}, receive, send))
+  pause = threading.Event()
+  for _ in range(400):
+    after = _values(client)
+    if after.get(end, 0) > before.get(end, 0):
+      break
+    pause.wait(0.05)
+  assert after[end] > before.get(end, 0)
 
 
 def test_an_adapter_comes_and_goes_while_others_decode(client):
@@ -713,7 +759,7 @@ class _Busy:
   def __getattr__(self, name):
     return getattr(_engine(), name)
 
-  def submit_all(self, asked):
+  def submit_all(self, asked, on_end):
     raise self._error
 
   def start(self):
@@ -826,6 +872,7 @@ def test_openai_chats(openai_client):
 
 
 def test_openai_models(openai_client):
+  assert openai_client.models.retrieve('free').id == 'free'
   names = [model.id for model in openai_client.models.list()]
   assert names == ['tiny', 'both', 'free', 'plain', 'tuned']
 
