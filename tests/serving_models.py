@@ -6,13 +6,14 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny_runtime
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import serving
-from specstream_jax.modeling import build, lora, params
+from specstream_jax.modeling import build, forward as forward_lib, lora, params
 from specstream_jax.serving import engine as engine_lib, starting, waiting
 
 STREAM = config.StreamConfig(
@@ -159,3 +160,28 @@ def alone(found: fitted.Fitted | None) -> runtime.Model:
     tree=found.tree or model.tree,
     _decoders={},
   )
+
+
+@functools.cache
+def forward(adapter):
+  """Log-probabilities [T - 1, V] after each token of a text, in one pass.
+
+  Args:
+    adapter: of `kinds`, or another name for the base.
+  """
+  model = alone(kinds().get(adapter))
+  built = build.build(model.config, None, None, 'out_in')
+
+  @jax.jit
+  def run(ids):
+    module = built.merge(model.base, {})
+    places = jnp.arange(ids.shape[1])[None]
+    hidden = forward_lib.forward_train(module, ids, places, jnp.ones_like(ids))
+    return jax.nn.log_softmax(module.logits(hidden.main))[0]
+
+  def of(tokens):
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(run(padded))[: len(tokens) - 1]
+
+  return of

@@ -2,6 +2,7 @@
 """Answers on their way, and what becomes of them when the server ends."""
 
 import asyncio
+from collections.abc import Iterator
 import contextlib
 import threading
 import time
@@ -36,7 +37,7 @@ class Ends:
       self._changed.notify_all()
 
   @contextlib.contextmanager
-  def counted(self):
+  def counted(self) -> Iterator[None]:
     """One more, for as long as the context lasts."""
     self._add(1)
     try:

@@ -7,7 +7,7 @@ wait together, whoever of them has got to a slot yet.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import math
 import threading
 
@@ -37,7 +37,7 @@ class Waiting:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __iter__(self):
+  def __iter__(self) -> Iterator[rows.Row]:
     with self.changed:
       return iter(list(self._rows))
 

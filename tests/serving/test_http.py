@@ -7,8 +7,6 @@ import functools
 import json
 import threading
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import serving_models
@@ -17,7 +15,6 @@ import uvicorn
 
 import specstream_jax as ss
 from specstream_jax import config
-from specstream_jax.modeling import build, forward
 from specstream_jax.serving import http, listening, requests, shelf
 
 JSON = {'Content-Type': 'application/json'}
@@ -224,27 +221,6 @@ def test_stops_are_no_part_of_the_answer(client):
   assert made['finish_reason'] == 'stop'
 
 
-@functools.cache
-def _forward(adapter):
-  """Log-probabilities of the next tokens, by a pass over the whole text."""
-  model = serving_models.alone(serving_models.kinds().get(adapter))
-  built = build.build(model.config, None, None, 'out_in')
-
-  @jax.jit
-  def run(ids):
-    module = built.merge(model.base, {})
-    places = jnp.arange(ids.shape[1])[None]
-    hidden = forward.forward_train(module, ids, places, jnp.ones_like(ids))
-    return jax.nn.log_softmax(module.logits(hidden.main))[0]
-
-  def of(tokens):
-    padded = np.zeros((1, 64), np.int32)
-    padded[0, : len(tokens)] = tokens
-    return np.asarray(run(padded))[: len(tokens) - 1]
-
-  return of
-
-
 @pytest.mark.parametrize('adapter', ['tuned', 'free', 'tiny'])
 def test_logprobs_are_those_of_the_model(adapter, client):
   ask = functools.partial(
@@ -255,7 +231,9 @@ def test_logprobs_are_those_of_the_model(adapter, client):
   names = {_name(i): i for i in range(257)}
   tokens = [names[name] for name in made['logprobs']['tokens']]
   prompt = _engine().model.encode('abcdefghijk')
-  logprobs = _forward(adapter)([*prompt, *tokens])[len(prompt) - 1 :]
+  logprobs = serving_models.forward(adapter)([*prompt, *tokens])[
+    len(prompt) - 1 :
+  ]
   own = logprobs[range(20), tokens]
   found = made['logprobs']
   np.testing.assert_allclose(found['token_logprobs'], own, atol=1e-5)
@@ -266,7 +244,9 @@ def test_logprobs_are_those_of_the_model(adapter, client):
   # Whatever drew them.
   [warm] = ask(max_tokens=20, temperature=2.0, seed=3, min_p=0.001)['choices']
   tokens = [names[name] for name in warm['logprobs']['tokens']]
-  own = _forward(adapter)([*prompt, *tokens])[range(10, 30), tokens]
+  own = serving_models.forward(adapter)([*prompt, *tokens])[
+    range(10, 30), tokens
+  ]
   found = warm['logprobs']['token_logprobs']
   np.testing.assert_allclose(found, own, atol=1e-5)
 
@@ -295,7 +275,7 @@ def test_a_prompt_can_be_scored_alone(new, client):
   assert found['token_logprobs'][0] is found['top_logprobs'][0] is None
   count = len(found['token_logprobs'])
   assert count == len(ids) + new
-  own = _forward('tuned')(ids)[range(len(ids) - 1), ids[1:]]
+  own = serving_models.forward('tuned')(ids)[range(len(ids) - 1), ids[1:]]
   np.testing.assert_allclose(
     found['token_logprobs'][1 : len(ids)], own, atol=1e-5
   )
