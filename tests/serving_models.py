@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny model and adapters of every kind, to be served."""
 
-import collections
 import copy
 import dataclasses
 import functools
-import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny_runtime
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import serving
-from specstream_jax.modeling import build, lora, params
-from specstream_jax.serving import engine as engine_lib, starting
+from specstream_jax.modeling import build, forward as forward_lib, lora, params
+from specstream_jax.serving import engine as engine_lib, starting, waiting
 
 STREAM = config.StreamConfig(
   num_streams=2, num_msa_layers=1, pruning_rank=0, coupling_rank=2
@@ -58,9 +57,9 @@ def engine(**sizes) -> engine_lib.Engine:
   """
   made = copy.copy(_compiled())
   made.cfg = dataclasses.replace(CFG, **sizes)
-  made._queue, made._rows, made._reading = collections.deque(), {}, None
-  made._wake, made._thread, made._finished = threading.Condition(), None, {}
-  made._is_closing = made._is_aborted = False
+  made._waiting, made._rows = waiting.Waiting(made.cfg), {}
+  made._reading = made._thread = None
+  made._finished, made._is_aborted, made.error = {}, False, None
   made._decoder.release(range(CFG.num_slots))
   if made._decoder._spare is None:  # of an engine that failed
     made._decoder._spare = made._weights.setup.model.init_cache(
@@ -161,3 +160,28 @@ def alone(found: fitted.Fitted | None) -> runtime.Model:
     tree=found.tree or model.tree,
     _decoders={},
   )
+
+
+@functools.cache
+def forward(adapter):
+  """Log-probabilities [T - 1, V] after each token of a text, in one pass.
+
+  Args:
+    adapter: of `kinds`, or another name for the base.
+  """
+  model = alone(kinds().get(adapter))
+  built = build.build(model.config, None, None, 'out_in')
+
+  @jax.jit
+  def run(ids):
+    module = built.merge(model.base, {})
+    places = jnp.arange(ids.shape[1])[None]
+    hidden = forward_lib.forward_train(module, ids, places, jnp.ones_like(ids))
+    return jax.nn.log_softmax(module.logits(hidden.main))[0]
+
+  def of(tokens):
+    padded = np.zeros((1, 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(run(padded))[: len(tokens) - 1]
+
+  return of

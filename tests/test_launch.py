@@ -163,7 +163,7 @@ def test_jobset_is_valid():
 
 def test_serving_manifests_are_valid():
   text = (LAUNCH / 'gke_serve.yaml').read_text()
-  deployment, service = yaml.safe_load_all(text)
+  deployment, service, _, *roles = yaml.safe_load_all(text)
   pod = deployment['spec']['template']
   assert service['spec']['selector'] == pod['metadata']['labels']
   (container,) = pod['spec']['containers']
@@ -183,8 +183,31 @@ def test_serving_manifests_are_valid():
     < (pod['spec']['terminationGracePeriodSeconds'])
   )
   validator = pytest.importorskip('kubernetes_validate')
-  for one in (deployment, service):
+  for one in (deployment, service, *roles):
     validator.validate(one, '1.30', strict=True)
+
+
+def test_who_collects_metrics_has_the_key():
+  text = (LAUNCH / 'gke_serve.yaml').read_text()
+  deployment, service, monitoring, role, binding = yaml.safe_load_all(text)
+  pod = deployment['spec']['template']
+  (container,) = pod['spec']['containers']
+  (key,) = (one['valueFrom']['secretKeyRef'] for one in container['env'])
+  spec = monitoring['spec']
+  assert spec['selector']['matchLabels'] == pod['metadata']['labels']
+  (endpoint,) = spec['endpoints']
+  assert endpoint['port'] == container['ports'][0]['name']
+  assert endpoint['path'] == '/metrics'
+  # As the resource's definition has it, monitoring.googleapis.com/v1.
+  given = endpoint['authorization']
+  assert given == {'type': 'Bearer', 'credentials': {'secret': key}}
+  assert set(endpoint) == {'port', 'path', 'interval', 'authorization'}
+  # The key is no one's who only knows of annotations.
+  assert 'annotations' not in service['metadata']
+  (rule,) = role['rules']
+  assert rule['resourceNames'] == [key['name']]
+  assert rule['resources'] == ['secrets'] and 'get' in rule['verbs']
+  assert binding['roleRef']['name'] == role['metadata']['name']
 
 
 def test_jobset_with_chips_that_do_not_fill_hosts():

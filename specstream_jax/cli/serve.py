@@ -2,7 +2,7 @@
 """Serves a model and its adapters behind the OpenAI API.
 
   specstream serve --model=MODEL --adapter=sql=FOLDER --adapter=chat=FOLDER
-  curl localhost:8000/v1/completions -d '{"model": "sql", "prompt": "…"}'
+  curl localhost:8000/v1/completions --json '{"model": "sql", "prompt": "…"}'
 
 The name in `model` selects the base or an adapter; rows of different adapters
 decode in one batch, each with its own drafts, and get the tokens that they would
@@ -73,6 +73,12 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'api_key', None, f'That requests must have; better in ${_KEY}.'
   )
+  flags.DEFINE_multi_string(
+    'allowed_origin',
+    [],
+    'Of pages elsewhere that may ask, such as https://chat.example.org; may be '
+    'repeated.',
+  )
   flags.DEFINE_integer(
     'max_body_kb', 4096, 'Largest body of a request.', lower_bound=1
   )
@@ -102,7 +108,7 @@ def define_sizes() -> None:
     'quantum', None, 'Most steps between two looks at the queue; 8.'
   )
   flags.DEFINE_integer(
-    'max_waiting', None, 'Requests beyond which others get 429; 256.'
+    'max_waiting', None, 'Requests that may wait, others get 429; 256.'
   )
   flags.DEFINE_integer(
     'max_lora_rank', None, 'Room for LoRA of more adapters than the first.'
@@ -149,6 +155,7 @@ def main(argv: Sequence[str]) -> int:
   # Only here, as the packages are no part of a plain installation.
   from specstream_jax.serving import engine as engine_lib, http, listening
 
+  is_local = args.host in ('127.0.0.1', '::1', 'localhost')
   name = args.model_name or os.path.basename(args.model.rstrip('/'))
   pairs, cfg = _pairs(args, name), _sizes(args)
   _check_runtime(args, cfg)
@@ -157,6 +164,8 @@ def main(argv: Sequence[str]) -> int:
     api_key=args.api_key or os.environ.get(_KEY, ''),
     max_body_bytes=1024 * args.max_body_kb,
     shutdown_timeout=args.shutdown_timeout,
+    allowed_origins=tuple(args.allowed_origin),
+    is_local=is_local,
   )
 
   def make() -> engine_lib.Engine:
@@ -174,7 +183,6 @@ def main(argv: Sequence[str]) -> int:
     server.warming_up = {'compiling': number, 'of': total}
 
   with listening.listen(args.host, args.port) as port:
-    is_local = args.host == '127.0.0.1'
     _say(
       f'serving {name} on http://{args.host}:{port.getsockname()[1]}/v1'
       + ' (this machine only; --host says where)' * is_local

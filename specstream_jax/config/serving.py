@@ -28,7 +28,7 @@ class EngineConfig:
       decode; with `chunk` the bound on how long a prompt holds others up.
     quantum: most steps between two looks at the queue; what a row that ends, is
       cancelled or comes to a stop text may take too many.
-    max_waiting: requests in the queue beyond which others are refused.
+    max_waiting: requests that may wait for a slot; others are refused.
     max_end_ids: token ids that may end one request, EOS among them.
     max_lora_rank: room for LoRA of adapters that are loaded later; 0 takes
       what those at the start need.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,28 +26,11 @@ from specstream_jax.decoding import (
   interface,
   loop,
   prefixes,
+  seen as seen_lib,
 )
 from specstream_jax.modeling import cache as cache_lib
 
 _TIMES, _STEPS = 3, 3  # best of, steps of each
-
-
-class Seen(NamedTuple):
-  """What the host sees of the slots between two calls, as numpy.
-
-  Attributes:
-    tokens: [B, max_new] int32.
-    num_tokens: [B] int32.
-    finish_reason: [B] int32, see `stopping.REASONS`.
-    calls: [B] int32.
-    num_foreseen: [B] int32, see `interface.Copier`; None of another drafter.
-  """
-
-  tokens: np.ndarray
-  num_tokens: np.ndarray
-  finish_reason: np.ndarray
-  calls: np.ndarray
-  num_foreseen: np.ndarray | None
 
 
 class SlotDecoder:
@@ -335,7 +318,8 @@ class SlotDecoder:
     min_running: int = 1,
     kind: int = batch_sizes.SIDE_BY_SIDE,
     has_drafts: bool = True,
-  ) -> None:
+    is_watched: bool = False,
+  ) -> list[seen_lib.Drafts]:
     """At most so many steps; returns before the device is done.
 
     Args:
@@ -344,6 +328,10 @@ class SlotDecoder:
       min_running: wakes when fewer rows run.
       kind: of `Solo.kinds`, whose weights they are, or `batch_sizes.SIDE_BY_SIDE`.
       has_drafts: False takes steps without, for which there is a program.
+      is_watched: whether the host waits for every step, to see its drafts.
+
+    Returns:
+      The trees of each step if it is watched, and of some after the last.
     """
     state = self._state
     settings, edits = state.settings, state.edits
@@ -351,29 +339,21 @@ class SlotDecoder:
     if is_greedy:  # another program, without the rest
       state = dataclasses.replace(state, settings=None, edits=None)
     run = self._steps[kind != batch_sizes.SIDE_BY_SIDE, has_drafts]
-    state = run(
-      params,
-      state,
-      np.int32(max_steps),
-      min_running=np.int32(min_running),
-    )
+    drafts = []
+    for count in [1] * max_steps if is_watched else [max_steps]:
+      if is_watched:
+        drafts.append(seen_lib.drafts(state))
+      state = run(
+        params, state, np.int32(count), min_running=np.int32(min_running)
+      )
     if is_greedy:
       state = dataclasses.replace(state, settings=settings, edits=edits)
     self._state = state
+    return drafts
 
-  def look(self) -> Seen:
+  def look(self) -> seen_lib.Seen:
     """Waits for the device, and copies what the host wants to know."""
-    state, drafter, foreseen = self._state, self.setup.drafter, None
-    if isinstance(drafter, interface.Copier):
-      foreseen = np.array(drafter.num_foreseen(state.drafter_state))
-    # Copied, as the next call consumes the state.
-    return Seen(
-      np.array(state.tokens),
-      np.array(state.num_tokens),
-      np.array(state.finish_reason),
-      np.array(state.calls),
-      foreseen,
-    )
+    return seen_lib.look(self._state, self.setup.drafter)
 
   def accept_lengths(self, slot: int, calls: int) -> list[int]:
     """Accept length of each call that a slot's row took part in."""

@@ -16,7 +16,7 @@ ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
   'suffix': ('',),
   'tool_choice': ('none', 'auto'),
   'response_format': ({'type': 'text'},),
-  'parallel_tool_calls': (True, False),
+  'parallel_tool_calls': (True,),
   'store': (False,),
 }
 

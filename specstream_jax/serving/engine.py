@@ -12,10 +12,8 @@ all rows decode for a quantum of steps or until one of them ends. Tokens of a
 request are those that it would get alone.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import math
 import threading
 import time
 
@@ -26,8 +24,8 @@ from specstream_jax.checkpoints import fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
   batch_sizes,
-  interface,
   loop,
+  seen as seen_lib,
   slots as slots_lib,
   stopping,
 )
@@ -38,11 +36,11 @@ from specstream_jax.serving import (
   rows,
   scoring,
   starting,
+  stats as stats_lib,
+  waiting,
   weights,
 )
 from specstream_jax.serving.stats import Stats as Stats
-
-_PAST = 0.9  # its weight in the mean time of a request
 
 
 class Engine:
@@ -87,15 +85,13 @@ class Engine:
       chunk=self.cfg.chunk,
       partitioner=model.partitioner,
     )
-    self._queue: deque[rows.Row] = deque()
+    self._waiting = waiting.Waiting(self.cfg)
     self._rows: dict[int, rows.Row] = {}
     self._reading: tuple[rows.Row, slots_lib.Reading] | None = None
-    self._wake = threading.Condition()
     self._thread: threading.Thread | None = None
-    self._is_closing = self._is_aborted = False
+    self._is_aborted = False
     self.error: BaseException | None = None
     self._finished: dict[str, int] = {}
-    self._mean_seconds = 1.0
     self._is_drafting = False
     starting.warm_up(self._decoder, self._weights, self.cfg, tell)
     self.scorer()([0, 0])
@@ -119,35 +115,40 @@ class Engine:
     return self._decoder.costs
 
   @property
-  def drafter(self) -> interface.Drafter:
-    """What proposes trees."""
-    return self._weights.setup.drafter
-
-  @property
   def is_open(self) -> bool:
     """Whether it takes requests."""
-    return self.error is None and not self._is_closing
+    return not self._waiting.is_closed
+
+  def check_number(self, count: int) -> None:
+    """Raises ValueError if it can never take so many requests at once."""
+    self._waiting.check_number(count)
 
   def submit(self, request: requests.Request) -> requests.Handle:
-    """Takes a request into the queue; from any thread.
+    """Takes a request into the queue; see `submit_all`."""
+    return self.submit_all([request])[0]
+
+  def submit_all(
+    self,
+    asked: Sequence[requests.Request],
+    on_end: Callable[[requests.Completion | None], None] = lambda made: None,
+  ) -> list[requests.Handle]:
+    """Takes requests into the queue, all or none; from any thread.
+
+    Args:
+      asked: what for.
+      on_end: of each; see `requests.Handle`.
 
     Raises:
-      ValueError: it does not fit model or slots, or there is no such adapter.
+      ValueError: one does not fit model or slots, there is no such adapter, or
+        they are more than it can ever take at once.
       RefusedError: the queue is full, or the engine is closing.
     """
-    row = self._row(request)
-    with self._wake:
-      self._check_open()
-      if len(self._queue) >= self.cfg.max_waiting:
-        seconds = self._seconds_to_wait()
-        raise requests.RefusedError(
-          f'{len(self._queue)} requests wait already, and no more may; try '
-          f'again in {seconds} seconds',
-          seconds,
-        )
-      self._queue.append(row)
-      self._wake.notify_all()
-    return row.handle
+    self.check_number(len(asked))
+    new = [self._row(request) for request in asked]
+    for row in new:
+      row.handle.on_end = on_end
+    self._waiting.add(new)
+    return [row.handle for row in new]
 
   def scorer(
     self, adapter: str = ''
@@ -178,16 +179,21 @@ class Engine:
 
   def stats(self) -> Stats:
     """What it is doing now."""
+    reading = self._reading
     return Stats(
       running=len(self._rows),
-      reading=int(self._reading is not None),
-      waiting=len(self._queue),
+      reading=int(reading is not None),
+      waiting=len(self._waiting),
       num_slots=self.cfg.num_slots,
       finished=dict(self._finished),
       num_compilations=self._decoder.num_compilations,
       prefixes=self._decoder.prefixes.counts,
       batch_size=self._decoder.size,
       is_drafting=self._is_drafting,
+      running_by=stats_lib.by_adapter(self._rows.values()),
+      waiting_by=stats_lib.by_adapter(
+        self._waiting, [] if reading is None else reading[:1]
+      ),
     )
 
   def start(self) -> None:
@@ -207,20 +213,22 @@ class Engine:
     Returns:
       Whether all came to their end.
     """
-    with self._wake:
-      self._is_closing = True
-      self._wake.notify_all()
+    self._waiting.close('the engine is closing')
     if self._thread is None:
       while self.step():
         pass
       return True
     self._thread.join(timeout)
-    if not self._thread.is_alive():
-      return self.error is None
-    self._is_aborted = True
+    is_done = not self._thread.is_alive() and not self._is_aborted
+    self.abort()
     self._thread.join()
     self._give_up(requests.RefusedError('the engine was closed'))
-    return False
+    return is_done and self.error is None
+
+  def abort(self) -> None:
+    """Has its thread end with the turn that it is in; `close` then returns."""
+    self._is_aborted = True
+    self._waiting.close('the engine is closing')
 
   def step(self) -> bool:
     """One turn, for who starts no thread; False if there was nothing to do."""
@@ -234,24 +242,26 @@ class Engine:
     """The thread: turns while there is work, else sleep."""
     try:
       while not self._is_aborted:
-        with self._wake:
-          while not self._has_work() and not self._is_closing:
-            self._wake.wait()
+        with self._waiting.changed:
+          while not self._has_work() and not self._waiting.is_closed:
+            self._waiting.changed.wait()
           if not self._has_work():
             return
         self.step()
     except BaseException as error:
-      with self._wake:
-        self.error = error
+      self.error = error
+      self._waiting.close(f'the engine has failed: {error}')
       self._give_up(error)
       raise
 
   def _served(self, adapter) -> weights.Served:
-    """An adapter by its name; raises ValueError if there is none."""
+    """An adapter by its name; raises NoAdapterError if there is none."""
     served = self._weights.served.get(adapter)
     if served is None:
       known = ', '.join(map(repr, self.adapters)) or 'none'
-      raise ValueError(f'there is no adapter {adapter!r}; loaded: {known}')
+      raise requests.NoAdapterError(
+        f'there is no adapter {adapter!r}; loaded: {known}'
+      )
     return served
 
   def _row(self, request) -> rows.Row:
@@ -264,29 +274,13 @@ class Engine:
       self.cfg,
     )
 
-  def _check_open(self) -> None:
-    if self.error is not None:
-      raise requests.RefusedError(f'the engine has failed: {self.error}')
-    if self._is_closing:
-      raise requests.RefusedError('the engine is closing')
-
-  def _seconds_to_wait(self) -> int:
-    """About how long it takes until somebody leaves the queue."""
-    turns = len(self._queue) / self.cfg.num_slots
-    return max(1, math.ceil(self._mean_seconds * turns))
-
   def _has_work(self) -> bool:
-    return bool(self._queue or self._rows or self._reading)
+    return bool(self._waiting or self._rows or self._reading)
 
   def _drop(self) -> None:
     """Ends requests that were given up, wherever they are."""
     now = time.monotonic()
-    with self._wake:
-      waiting = list(self._queue)
-      given_up = [row for row in waiting if row.why_ends(now)]
-      for row in given_up:
-        self._queue.remove(row)
-    for row in given_up:
+    for row in self._waiting.drop(now):
       self._finish(row, [], row.why_ends(now))
     if self._reading is not None and (why := self._reading[0].why_ends(now)):
       row, reading = self._reading
@@ -316,10 +310,11 @@ class Engine:
 
   def _begin_next(self) -> tuple[rows.Row, slots_lib.Reading] | None:
     """The next prompt to read, if there is one and a slot for it."""
-    with self._wake:
-      if not self._queue or len(self._rows) == self.cfg.num_slots:
-        return None
-      row = self._queue.popleft()
+    if len(self._rows) == self.cfg.num_slots:
+      return None
+    row = self._waiting.take()
+    if row is None:
+      return None
     row.start()
     params = self._weights.of_row(row.served)
     prompt = row.handle.request.prompt
@@ -354,7 +349,7 @@ class Engine:
     """
     decoder = self._decoder
     size = next(size for size in decoder.sizes if size >= num_rows)
-    is_busy = self._queue or self._reading is not None
+    is_busy = self._waiting or self._reading is not None
     if size == decoder.size or (size < decoder.size and is_busy):
       return
     free = (slot for slot in range(size) if slot not in self._rows)
@@ -379,13 +374,18 @@ class Engine:
     params = self._weights.of_slots(
       shape, running[0].served, has_drafts=has_drafts
     )
-    is_busy = self._queue or self._reading is not None
+    is_busy = self._waiting or self._reading is not None
     steps = self.cfg.quantum
     if self._is_drafting and is_busy:
       steps = self._policy.steps(shape, steps)
     start, fewest = time.perf_counter(), len(running)
-    decoder.advance(
-      params, steps, min_running=fewest, kind=kind, has_drafts=has_drafts
+    trees = decoder.advance(
+      params,
+      steps,
+      min_running=fewest,
+      kind=kind,
+      has_drafts=has_drafts,
+      is_watched=has_drafts and any(row.has_trees for row in running),
     )
     seen, leaving, calls, num_tokens = decoder.look(), {}, [], 0
     seconds = time.perf_counter() - start
@@ -396,7 +396,8 @@ class Engine:
       reason, lengths = stopping.REASONS[int(seen.finish_reason[slot])], None
       if row.handle.request.has_steps:
         lengths = decoder.accept_lengths(slot, int(seen.calls[slot]))
-      row.take(tokens.tolist(), reason, lengths)
+      own = [tree.of_slot(slot) for tree in trees if row.has_trees]
+      row.take(tokens.tolist(), reason, lengths, own)
       if row.finish_reason is not None:
         leaving[slot] = row.finish_reason
     self._policy.note(shape, calls, num_tokens, seconds)
@@ -411,7 +412,7 @@ class Engine:
       self._policy.learn(row.kind, drafting, num_tokens - new)
     return new
 
-  def _leave(self, leaving: Mapping[int, str], seen: slots_lib.Seen) -> None:
+  def _leave(self, leaving: Mapping[int, str], seen: seen_lib.Seen) -> None:
     """Ends the rows of some slots, for a reason each, and frees those."""
     lengths = {
       slot: self._decoder.accept_lengths(slot, int(seen.calls[slot]))
@@ -428,14 +429,11 @@ class Engine:
     made = row.finish(accept_lengths, reason)
     count = self._finished.get(made.finish_reason, 0)
     self._finished[made.finish_reason] = count + 1
-    self._mean_seconds *= _PAST
-    self._mean_seconds += (1 - _PAST) * made.metrics.total
+    self._waiting.end(made.metrics.total)
 
   def _give_up(self, error: BaseException) -> None:
     """Tells everybody that there is nothing more to come."""
-    with self._wake:
-      left = [*self._queue, *self._rows.values()]
-      self._queue.clear()
+    left = [*self._waiting.clear(), *self._rows.values()]
     if self._reading is not None:
       left.append(self._reading[0])
     self._rows, self._reading = {}, None

@@ -2,63 +2,38 @@
 """The OpenAI API on an engine.
 
 GET /, a page to try it on; /health, /version, /metrics, /v1/models,
-/v1/specstream/tree, /tokenizer_info; POST
-/v1/completions, /v1/chat/completions, /tokenize, /detokenize,
-/v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
+/v1/models/NAME, /tokenizer_info; POST /v1/completions, /v1/chat/completions, /tokenize,
+/detokenize, /v1/load_lora_adapter, /v1/unload_lora_adapter. Answers carry
 `metrics.speculative_decoding` beside what the API has. An error never holds a
 path or a stack trace.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 import contextlib
-import dataclasses
-import hmac
-import json
+import functools
 import time
 from typing import Any
 
-from absl import logging
-from starlette import applications, concurrency, requests as web, routing
-from starlette.responses import (
-  JSONResponse,
-  PlainTextResponse,
-  Response,
-  StreamingResponse,
-)
+from starlette import applications, concurrency, middleware, routing
+from starlette.middleware import cors
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import specstream_jax
 from specstream_jax.serving import (
   bodies,
+  ends,
   engine as engine_lib,
+  fields,
+  guards,
   measures as measures_lib,
   page,
   payloads,
   protocol,
-  requests,
-  scoring,
+  sending,
   shelf as shelf_lib,
   tokens,
 )
-
-_POLL = 0.5  # seconds between two looks at whether a client is still there
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How the engine is shown.
-
-  Attributes:
-    name: of the base model.
-    api_key: that every request but /health must have; '' is none.
-    max_body_bytes: of a request.
-    shutdown_timeout: seconds for what runs when the server is to end.
-  """
-
-  name: str = 'model'
-  api_key: str = dataclasses.field(default='', repr=False)
-  max_body_bytes: int = 4 * 2**20
-  shutdown_timeout: float = 30.0
+from specstream_jax.serving.guards import Options as Options
 
 
 class Server:
@@ -80,7 +55,8 @@ class Server:
     self.options = options
     self.measures = measures_lib.Measures(options.name)
     self._engine, self._shelf = engine, shelf
-    self._scoring = asyncio.Lock()
+    self._ends, self._deadline = ends.Ends(), 0.0
+    self._sender = sending.Sender()
     self._started = int(time.time())
     self.warming_up: dict[str, Any] = {}
 
@@ -102,26 +78,44 @@ class Server:
     self._engine = engine
 
   def drain(self) -> None:
-    """Takes no more requests; waits for what runs, up to `shutdown_timeout`."""
+    """Takes no more requests; waits for what runs, is scored or sent.
+
+    Up to `shutdown_timeout` after the first call.
+    """
+    timeout = self.options.shutdown_timeout
+    self._deadline = self._deadline or time.monotonic() + timeout
     if self._engine is not None:
-      self._engine.close(self.options.shutdown_timeout)
+      self._engine.close(self.seconds_left)
+    self._ends.wait(self._deadline)
+
+  @property
+  def seconds_left(self) -> float:
+    """Of the time to `drain`."""
+    return max(0.0, (self._deadline or 0.0) - time.monotonic())
+
+  def hurry(self) -> None:
+    """Has whoever drains wait no longer; what is not sent is given up."""
+    if self._engine is not None:
+      self._engine.abort()
+    self._ends.hurry()
 
   def app(self) -> applications.Starlette:
     """The ASGI application, which starts and closes the engine."""
+    guarded = functools.partial(guards.guarded, self.options)
     get = lambda path, call, is_open=False: routing.Route(
-      path, call if is_open else self._guarded(call), methods=['GET']
+      path, call if is_open else guarded(call), methods=['GET']
     )
     post = lambda path, call: routing.Route(
-      path, self._guarded(call), methods=['POST']
+      path, guarded(call), methods=['POST']
     )
     return applications.Starlette(
       routes=[
         get('/', page.show, is_open=True),
-        get('/v1/specstream/tree', self._tree),
         get('/health', self._health),
         get('/version', self._version),
         get('/metrics', self._metrics),
         get('/v1/models', self._models),
+        get('/v1/models/{name:path}', self._model),
         post('/v1/completions', self._completions),
         post('/v1/chat/completions', self._chat),
         get('/tokenizer_info', self._tokenizer_info),
@@ -131,8 +125,22 @@ class Server:
         post('/v1/unload_lora_adapter', self._unload),
       ],
       lifespan=self._lifespan,
-      exception_handlers={404: _not_found, 405: _not_allowed},
+      middleware=self._middleware(),
+      exception_handlers={404: guards.not_found, 405: guards.not_allowed},
     )
+
+  def _middleware(self) -> list[middleware.Middleware]:
+    """Around all routes."""
+    around = [middleware.Middleware(ends.Counted, self._ends)]
+    if self.options.allowed_origins:
+      allowed = middleware.Middleware(
+        cors.CORSMiddleware,
+        allow_origins=self.options.allowed_origins,
+        allow_methods=['GET', 'POST'],
+        allow_headers=['*'],
+      )
+      around.append(allowed)
+    return around
 
   @contextlib.asynccontextmanager
   async def _lifespan(self, app) -> AsyncIterator[None]:
@@ -141,44 +149,6 @@ class Server:
       self._engine.start()
     yield
     await concurrency.run_in_threadpool(self.drain)
-
-  def _guarded(self, call):
-    """An endpoint whose errors are answers."""
-
-    async def endpoint(request: web.Request) -> Response:
-      """What `call` answers, or the error that it ends in."""
-      try:
-        self._check_key(request)
-        return await call(request)
-      except bodies.ApiError as error:
-        return _error(error)
-      except requests.RefusedError as error:
-        return _error(_of_refusal(error))
-      except web.ClientDisconnect:
-        return _error(bodies.ApiError(499, 'the client is gone'))
-      except ValueError as error:
-        return _error(bodies.ApiError(400, bodies.public(error)))
-      except Exception:
-        logging.exception('a request failed')
-        kind = 'internal_error'
-        return _error(bodies.ApiError(500, 'internal error', kind=kind))
-
-    return endpoint
-
-  def _check_key(self, request) -> None:
-    """Raises ApiError unless the request has the key."""
-    # Of the route, as the URL is put together from the client's Host header too.
-    if not self.options.api_key or request.scope['path'] == '/health':
-      return
-    # Headers are read as Latin-1, whatever bytes they are.
-    given = request.headers.get('authorization', '').encode('latin-1')
-    wanted = f'Bearer {self.options.api_key}'.encode()
-    if not hmac.compare_digest(given, wanted):
-      raise bodies.ApiError(
-        401,
-        'the API key is missing or wrong; send it as Authorization: Bearer KEY',
-        kind='authentication_error',
-      )
 
   async def _health(self, request) -> Response:
     """200 where requests are taken."""
@@ -199,28 +169,33 @@ class Server:
 
   async def _metrics(self, request) -> Response:
     del request
-    text = self.measures.text(self.engine.stats())
+    engine = self.engine
+    text = self.measures.text(engine.stats(), engine.adapters)
     return Response(text, media_type=measures_lib.CONTENT_TYPE)
 
   async def _models(self, request) -> Response:
     del request
-    entry = lambda name, parent: {
+    data = list(map(self._entry, self._adapters()))
+    return JSONResponse({'object': 'list', 'data': data})
+
+  async def _model(self, request) -> Response:
+    body = {'model': request.path_params['name']}
+    return JSONResponse(
+      self._entry(protocol.model_name(body, self._adapters()))
+    )
+
+  def _entry(self, name: str) -> dict[str, Any]:
+    """What /v1/models says of a model."""
+    base = self.options.name
+    return {
       'id': name,
       'object': 'model',
       'created': self._started,
       'owned_by': 'specstream',
-      'root': self.options.name,
-      'parent': parent,
+      'root': base,
+      'parent': None if name == base else base,
       'max_model_len': self.engine.cfg.cache_length,
     }
-    base = self.options.name
-    data = [entry(base, None), *(entry(n, base) for n in self.engine.adapters)]
-    return JSONResponse({'object': 'list', 'data': data})
-
-  async def _tree(self, request) -> Response:
-    """The shape of the draft tree, for the page."""
-    del request
-    return JSONResponse(page.tree(self.engine.drafter))
 
   async def _completions(self, request) -> Response:
     return await self._answer(request, protocol.read_completion, payloads.TEXT)
@@ -231,24 +206,28 @@ class Server:
   async def _answer(self, request, read, kind) -> Response:
     """A completion of either kind, whole or as a stream."""
     engine = self.engine
-    body = await self._body(request)
+    body = await guards.body(request, self.options)
     call = await concurrency.run_in_threadpool(
       read, body, engine.model, self._adapters()
     )
     score = None
     if call.num_top is not None:
-      score = engine.scorer(call.requests[0].adapter)
-    handles = await concurrency.run_in_threadpool(self._submit, call)
+      scorer = functools.partial(engine.scorer, call.requests[0].adapter)
+      score = fields.naming(body)(scorer)
+    number = lambda: engine.check_number(len(call.requests))
+    bodies.naming('n')(number)
+    submit = functools.partial(
+      engine.submit_all, call.requests, functools.partial(self._ended, call)
+    )
+    handles = await concurrency.run_in_threadpool(fields.naming(body), submit)
     shape = payloads.Shape(kind, call, engine.path_length, engine.model)
-    if call.is_stream:
-      stream = self._stream(shape, handles, score)
-      return StreamingResponse(stream, media_type='text/event-stream')
-    made = await self._whole(request, handles)
-    if call.is_prompt_only:
-      made = [one.without_new() for one in made]
-    self._count(call, made)
-    scores = [] if score is None else await self._scores(call, made, score)
-    return JSONResponse(shape.whole(made, scores))
+    return await self._sender.answer(request, shape, handles, score)
+
+  def _ended(self, call, made) -> None:
+    """Counts a request of a call, from the engine's thread."""
+    if made is not None and call.is_prompt_only:
+      made = made.without_new()
+    self.measures.add(call.model, made)
 
   def _adapters(self) -> dict[str, str]:
     """Name of a model in the API -> name of its adapter."""
@@ -267,7 +246,7 @@ class Server:
   async def _about_text(self, request, make) -> Response:
     """An answer that takes the tokenizer alone."""
     engine = self.engine
-    body = await self._body(request)
+    body = await guards.body(request, self.options)
     made = await concurrency.run_in_threadpool(
       make, body, engine.model, self._adapters(), engine.cfg.cache_length
     )
@@ -289,155 +268,8 @@ class Server:
         '--allow_runtime_adapters',
         kind='permission_error',
       )
-    body = await self._body(request)
+    body = await guards.body(request, self.options)
     text = await concurrency.run_in_threadpool(
       change, shelf, body, engine, self.options.name
     )
     return PlainTextResponse(text)
-
-  def _submit(self, call) -> list[requests.Handle]:
-    """All requests of a call, or none of them."""
-    handles = []
-    try:
-      for request in call.requests:
-        handles.append(self.engine.submit(request))
-    except (ValueError, requests.RefusedError):
-      for handle in handles:
-        handle.cancel()
-      raise
-    return handles
-
-  def _count(self, call, made) -> None:
-    for one in made:
-      self.measures.add(call.model, one)
-
-  async def _body(self, request) -> Mapping[str, Any]:
-    """The JSON object of a request."""
-    most, data = self.options.max_body_bytes, b''
-    async for part in request.stream():
-      data += part
-      if len(data) > most:
-        raise bodies.ApiError(
-          413, f'the body is larger than {most} bytes; send less'
-        )
-    return bodies.parse(data)
-
-  async def _whole(self, request, handles) -> list[requests.Completion]:
-    """All completions; given up when the client is gone."""
-    event = _listening(handles)
-    try:
-      while not all(handle.is_done for handle in handles):
-        with contextlib.suppress(TimeoutError):
-          await asyncio.wait_for(event.wait(), _POLL)
-        event.clear()
-        if await request.is_disconnected():
-          break
-      else:
-        return [handle.result(0) for handle in handles]
-    finally:
-      for handle in handles:
-        handle.cancel()
-    raise bodies.ApiError(499, 'the client is gone')
-
-  async def _scores(self, call, made, score) -> list[scoring.Scores]:
-    """What `score` says of each prompt and completion, one after the other."""
-    return [
-      await self._score(call, index, one, score)
-      for index, one in enumerate(made)
-    ]
-
-  async def _score(self, call, index, made, score) -> Any:
-    """What `score` says of a prompt and its completion; None without it."""
-    if score is None:
-      return None
-    text = (*call.requests[index].prompt, *made.tokens)
-    # In line here, as each that waits elsewhere would hold a thread.
-    async with self._scoring:
-      return await concurrency.run_in_threadpool(score, text)
-
-  async def _stream(self, shape, handles, score) -> AsyncIterator[str]:
-    """Server-sent events; the engine is told when nobody reads any more."""
-    event, ended = _listening(handles), set()
-    try:
-      for chunk in shape.first():
-        yield _event(chunk)
-      while len(ended) < len(handles):
-        await event.wait()
-        event.clear()
-        for index, handle in enumerate(handles):
-          if index in ended:
-            continue
-          is_done = handle.is_done
-          for piece in handle.take():
-            if piece.text or shape.call.has_steps:
-              yield _event(shape.piece(index, piece))
-          if is_done:
-            ended.add(index)
-            one = handle.result(0)
-            found = await self._score(shape.call, index, one, score)
-            yield _event(shape.end(index, one, found))
-      made = [handle.result(0) for handle in handles]
-      self._count(shape.call, made)
-      if shape.call.has_usage:
-        yield _event(shape.usage(made))
-    except RuntimeError as error:
-      logging.error('a stream failed: %s', error)
-      kind = 'internal_error'
-      yield _event(bodies.ApiError(500, 'internal error', kind=kind).body())
-    finally:
-      for handle in handles:
-        handle.cancel()
-    yield 'data: [DONE]\n\n'
-
-
-def _listening(handles) -> asyncio.Event:
-  """An event that is set whenever more has come of a handle."""
-  event, loop = asyncio.Event(), asyncio.get_running_loop()
-
-  def tell():
-    # The loop may be over before the engine is.
-    with contextlib.suppress(RuntimeError):
-      loop.call_soon_threadsafe(event.set)
-
-  for handle in handles:
-    handle.listen(tell)
-  return event
-
-
-def _event(data: Mapping[str, Any]) -> str:
-  return f'data: {json.dumps(data, ensure_ascii=False)}\n\n'
-
-
-def _of_refusal(error: requests.RefusedError) -> bodies.ApiError:
-  """429 where it is worth while to come back, else 503."""
-  is_full = error.retry_after is not None
-  return bodies.ApiError(
-    429 if is_full else 503,
-    bodies.public(error),
-    kind='rate_limit_error' if is_full else 'unavailable_error',
-    retry_after=error.retry_after,
-  )
-
-
-def _error(error: bodies.ApiError) -> Response:
-  headers = {}
-  if error.retry_after is not None:
-    headers['Retry-After'] = str(int(error.retry_after))
-  # In ASCII, as names and values of the client may be no Unicode.
-  text = json.dumps(error.body())
-  return Response(text, error.status, headers, media_type='application/json')
-
-
-async def _not_found(request, error) -> Response:
-  del error
-  path = request.url.path[:80]
-  return _error(
-    bodies.ApiError(404, f'there is no {path!r}', kind='not_found_error')
-  )
-
-
-async def _not_allowed(request, error) -> Response:
-  del error
-  return _error(
-    bodies.ApiError(405, f'{request.url.path!r:.80} takes no {request.method}')
-  )

@@ -93,15 +93,17 @@ def _tokens(pieces, tokens, scores, start, num_top) -> Iterator[_Token]:
         ids = scores.candidates[at, :num_top].tolist()
         values = map(_number, scores.candidate_logprobs[at, :num_top])
         best = [
-          (*_spell(pieces, rival, is_first), value)
+          (*spell(pieces, rival, is_first), value)
           for rival, value in zip(ids, values)
         ]
-      yield _Token((*_spell(pieces, token, is_first), own), best)
+      yield _Token((*spell(pieces, token, is_first), own), best)
     is_first &= pieces.is_skipped(token)
 
 
-def _spell(pieces, token: int, is_first: bool) -> tuple[bytes, str]:
-  """Bytes that a token adds to a text, and how it is called."""
+def spell(
+  pieces: pieces_lib.Pieces, token: int, is_first: bool
+) -> tuple[bytes, str]:
+  """Bytes that a token adds to a text, its first or not, and how it is called."""
   if pieces.is_skipped(token):
     return b'', pieces.tokenizer.id_to_token(token) or f'token_id:{token}'
   if pieces.is_exact:

@@ -2,22 +2,25 @@
 """The port is open before the engine is there, and until it has drained.
 
 /health says 503 at both ends. The first SIGTERM or Ctrl-C lets what runs come
-to its end, the second does not wait.
+to its end, the second gives it up and says so, the third says nothing.
 """
 
 from collections.abc import Callable
 import contextlib
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 
 import uvicorn
 
 from specstream_jax.serving import engine as engine_lib, http
 
-_LAST_BYTES = 5  # seconds for clients to read the end of an answer
+_LAST_BYTES = 5  # seconds at least for clients to read the end of an answer
+_LAST_WORDS = 1  # seconds for answers that are given up to say so
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -60,7 +63,6 @@ def serve(
   cfg = uvicorn.Config(
     server.app(),
     log_level='warning',
-    timeout_graceful_shutdown=_LAST_BYTES,
   )
   loop, errors = _Loop(cfg, server), []
 
@@ -73,8 +75,14 @@ def serve(
 
   maker = threading.Thread(target=make, name='specstream-start', daemon=True)
   maker.start()
-  with contextlib.suppress(KeyboardInterrupt):
-    loop.run(sockets=[port])
+  if threading.current_thread() is threading.main_thread():
+    # It stays, as the process may be told to end once more while it does.
+    signal.signal(signal.SIGTERM, loop.handle_exit)
+  try:
+    with contextlib.suppress(KeyboardInterrupt):
+      loop.run(sockets=[port])
+  finally:
+    loop.is_over = True
   if errors:
     raise errors[0]
   if maker.is_alive():
@@ -88,26 +96,40 @@ class _Loop(uvicorn.Server):
 
   Attributes:
     signal: that is to end it, or None.
+    is_over: whether signals change nothing any more.
   """
 
   def __init__(self, cfg: uvicorn.Config, server: http.Server):
     super().__init__(cfg)
     self.signal: int | None = None
+    self.is_over = self._is_hurried = False
     self._server = server
 
   def handle_exit(self, sig, frame) -> None:
     """Uvicorn's hook for SIGTERM and SIGINT."""
     del frame
-    if self.signal is not None:
-      self.should_exit = self.force_exit = True
+    if self.is_over:
       return
-    self.signal = sig
-    # A thread, as a signal may interrupt whatever holds a lock.
-    threading.Thread(target=self._drain, daemon=True).start()
+    # Threads, as a signal may interrupt whatever holds a lock.
+    if self.signal is None:
+      self.signal = sig
+      threading.Thread(target=self._drain, daemon=True).start()
+    elif not self._is_hurried:
+      self._is_hurried = True
+      threading.Thread(target=self._hurry, daemon=True).start()
+    else:
+      self.should_exit = self.force_exit = True
 
   def _drain(self) -> None:
     self._server.drain()
+    left = max(_LAST_BYTES, math.ceil(self._server.seconds_left))
+    self.config.timeout_graceful_shutdown = left
     self.should_exit = True
+
+  def _hurry(self) -> None:
+    self._server.hurry()
+    time.sleep(_LAST_WORDS)
+    self.should_exit = self.force_exit = True
 
 
 def _leave(sig: int | None) -> None:

@@ -4,11 +4,12 @@
 | name | kind | what |
 |---|---|---|
 | vllm:num_requests_running, vllm:num_requests_waiting | gauge | now |
-| vllm:kv_cache_usage_perc | gauge | share of the slots that are taken |
+| vllm:kv_cache_usage_perc | gauge | share of all slots that are taken |
 | vllm:prompt_tokens, vllm:generation_tokens | counter | tokens in and out |
 | vllm:prefix_cache_queries | counter | tokens of prompts |
 | vllm:prefix_cache_hits | counter | of them, those that were not read again |
-| vllm:request_success | counter | requests by finished_reason |
+| vllm:request_success | counter | requests by finished_reason: stop, length,
+abort (given up by the client, by its timeout or at the end), error |
 | vllm:request_queue_time_seconds | histogram | in the queue |
 | vllm:time_to_first_token_seconds | histogram | from the request on |
 | vllm:time_per_output_token_seconds | histogram | mean of each request |
@@ -18,15 +19,28 @@
 | vllm:spec_decode_num_accepted_tokens | counter | accepted ones |
 | vllm:spec_decode_num_accepted_tokens_per_pos | counter | by position |
 
-Each has the label model_name, which is the adapter's where there is one;
-counters end in _total, as Prometheus has it.
+Each has the label model_name, which is the adapter's where there is one, so that
+the sum over models is the server's; counters end in _total, as Prometheus has it.
+Requests are counted when they end, whoever still waits for them.
 """
+
+from collections.abc import Iterable
+import itertools
 
 import prometheus_client as prometheus
 
 from specstream_jax.serving import engine as engine_lib, requests
 
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
+# Ends as vLLM names them.
+_REASONS = {'eos': 'stop', 'cache': 'length', 'not_finite': 'error'}
+_REASONS |= {'cancelled': 'abort', 'timeout': 'abort'}
+# From a token on a fast device to a request of half an hour, in seconds.
+_BUCKETS = tuple(
+  digit * 10.0**power
+  for power, digit in itertools.product(range(-3, 4), (1, 2, 5))
+  if digit * 10.0**power <= 2000
+)
 
 
 class Measures:
@@ -38,7 +52,7 @@ class Measures:
     Args:
       base: name of the base model in the API.
     """
-    self._base = base
+    self._base, self._names = base, {base}
     self._registry = prometheus.CollectorRegistry()
     self._gauges = {
       name: self._make(prometheus.Gauge, name, text)
@@ -61,7 +75,7 @@ class Measures:
       )
     }
     self._seconds = {
-      name: self._make(prometheus.Histogram, name, text)
+      name: self._make(prometheus.Histogram, name, text, buckets=_BUCKETS)
       for name, text in (
         ('request_queue_time_seconds', 'In the queue.'),
         ('time_to_first_token_seconds', 'To the first token.'),
@@ -79,17 +93,20 @@ class Measures:
       'position',
     )
 
-  def _make(self, kind, name, text, *labels):
+  def _make(self, kind, name, text, *labels, **more):
     names = ('model_name', *labels)
-    return kind(f'vllm:{name}', text, names, registry=self._registry)
+    return kind(f'vllm:{name}', text, names, registry=self._registry, **more)
 
-  def add(self, model: str, made: requests.Completion) -> None:
-    """Counts a request that is done.
+  def add(self, model: str, made: requests.Completion | None) -> None:
+    """Counts a request that has ended.
 
     Args:
       model: its name in the API.
-      made: what it came to.
+      made: what it came to; None if the engine ended before.
     """
+    if made is None:
+      self._done.labels(model_name=model, finished_reason='abort').inc()
+      return
     cost, labels = made.metrics, {'model_name': model}
     for name, value in (
       ('prompt_tokens', cost.num_prompt_tokens),
@@ -104,7 +121,8 @@ class Measures:
       ('spec_decode_num_accepted_tokens', cost.num_accepted),
     ):
       self._counters[name].labels(**labels).inc(value)
-    self._done.labels(finished_reason=made.finish_reason, **labels).inc()
+    reason = _REASONS.get(made.finish_reason, made.finish_reason)
+    self._done.labels(finished_reason=reason, **labels).inc()
     for length in cost.accept_lengths:
       for place in range(length):
         self._by_place.labels(position=str(place), **labels).inc()
@@ -120,16 +138,22 @@ class Measures:
       if value is not None:
         self._seconds[name].labels(**labels).observe(value)
 
-  def text(self, now: engine_lib.Stats) -> bytes:
+  def text(self, now: engine_lib.Stats, adapters: Iterable[str] = ()) -> bytes:
     """All of it, for Prometheus.
 
     Args:
       now: what the engine is doing.
+      adapters: that it serves.
     """
-    for name, value in (
-      ('num_requests_running', now.running),
-      ('num_requests_waiting', now.waiting + now.reading),
-      ('kv_cache_usage_perc', now.running / now.num_slots),
-    ):
-      self._gauges[name].labels(model_name=self._base).set(value)
+    # With those that have gone, whose gauges are to fall to 0.
+    self._names |= {*adapters, *now.running_by, *now.waiting_by} - {''}
+    for model in list(self._names):
+      name = '' if model == self._base else model
+      running = now.running_by.get(name, 0)
+      for gauge, value in (
+        ('num_requests_running', running),
+        ('num_requests_waiting', now.waiting_by.get(name, 0)),
+        ('kv_cache_usage_perc', running / now.num_slots),
+      ):
+        self._gauges[gauge].labels(model_name=model).set(value)
     return prometheus.generate_latest(self._registry)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import uuid
 
 from specstream_jax import runtime
+from specstream_jax.decoding import seen
 from specstream_jax.serving import likelihoods, protocol, requests, scoring
 
 # What the API calls the ends that it knows; the others go by their own name.
@@ -93,14 +94,33 @@ class Shape:
         yield self._chunk(index, text)
 
   def piece(self, index: int, piece: requests.Piece) -> dict[str, Any]:
-    """More text of a choice, with the tokens of the call if that is asked."""
+    """More text of a choice, with the tokens of the call if that is asked.
+
+    And with the draft tree that it verified: texts and parents of its nodes,
+    the root first, and those that were accepted.
+    """
     said = {'content': piece.text} if self._kind.is_chat else piece.text
     chunk = self._chunk(index, said)
     if self.call.has_steps:
-      chunk['metrics'] = {
-        'speculative_decoding': {'num_tokens': len(piece.tokens)}
-      }
+      step: dict[str, Any] = {'num_tokens': len(piece.tokens)}
+      if piece.tree is not None:
+        step['tree'] = self._tree(piece.tree, piece.tokens)
+      chunk['metrics'] = {'speculative_decoding': step}
     return chunk
+
+  def _tree(self, tree: seen.Tree, tokens: Sequence[int]) -> dict[str, Any]:
+    """A call's tree; of its tokens, the last was drawn and not accepted."""
+    shown: dict[str, Any] = {
+      'tokens': tree.tokens,
+      'parents': tree.parents,
+      'path': tree.path(tokens[:-1]),
+    }
+    if self._model.has_tokenizer:
+      name = lambda token: likelihoods.spell(self._model.pieces, token, False)[
+        1
+      ]
+      shown['texts'] = list(map(name, tree.tokens))
+    return shown
 
   def end(
     self,

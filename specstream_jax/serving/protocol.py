@@ -7,13 +7,15 @@ beyond the API (top_k, min_p, repetition_penalty, …) are named as in vLLM.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import re
 import secrets
 from typing import Any
 
 from specstream_jax import config, runtime
 from specstream_jax.data import chat
-from specstream_jax.serving import bodies, requests, scoring
+from specstream_jax.serving import bodies, fields, requests, scoring
 
+_ID = re.compile('-?(?:0|[1-9][0-9]{0,499})')
 MAX_CHOICES = 128  # of one request, prompts times n
 _SAMPLING = {
   'temperature': 'temperature',
@@ -33,7 +35,7 @@ _COMMON = {
   'user',  # names who asks, and asks for nothing
 }
 COMPLETION = _COMMON | {'prompt', 'echo', 'logprobs'}
-CHAT = _COMMON | {'messages', 'max_completion_tokens', 'tools'}
+CHAT = _COMMON | {'messages', 'max_completion_tokens', 'tools', 'tool_choice'}
 CHAT |= {'logprobs', 'top_logprobs'}
 
 
@@ -47,7 +49,8 @@ class Call:
     num_choices: of each prompt.
     is_stream: whether pieces go out as they come.
     has_usage: whether a stream ends with the usage.
-    has_steps: whether a piece of a stream is what one call added, and says so.
+    has_steps: whether a piece of a stream is what one call added, and says so,
+      with the draft tree of the call if a request asks for it.
     num_top: rivals to show beside each token with log-probabilities; None
       shows none of those.
     echoes: text of each prompt if answers begin with it, else none.
@@ -118,8 +121,15 @@ def read_chat(
 ) -> Call:
   """A body of /v1/chat/completions; arguments as of `read_completion`."""
   bodies.check_names(body, CHAT)
-  limits = [body.get(n) for n in ('max_completion_tokens', 'max_tokens')]
-  limit = next((value for value in limits if value is not None), None)
+  limit, other = body.get('max_completion_tokens'), body.get('max_tokens')
+  if None not in (limit, other) and limit != other:
+    raise bodies.ApiError(
+      400,
+      f'max_tokens is {other!r:.80} and max_completion_tokens is {limit!r:.80}; '
+      'give one of them',
+      param='max_tokens',
+    )
+  limit = other if limit is None else limit
   text = chat_text(body, model)
   prompt = bodies.naming('messages')(lambda: model.encode_prompt(text))
   call = _call(body, model, adapters, [prompt], limit)
@@ -127,12 +137,13 @@ def read_chat(
     bodies.flag(body, 'logprobs', False),
     body.get('top_logprobs'),
   )
-  if num_top and not has_logprobs:
+  if num_top is not None and not has_logprobs:
     raise bodies.ApiError(
       400, 'top_logprobs needs logprobs; set it to true', param='top_logprobs'
     )
   if has_logprobs:
-    num_top = _num_top(num_top or 0, 'top_logprobs', model)
+    num_top = 0 if num_top is None else num_top
+    num_top = _num_top(num_top, 'top_logprobs', model)
     call = dataclasses.replace(call, num_top=num_top)
   return call
 
@@ -144,6 +155,8 @@ def chat_text(
   add_generation_prompt: bool = True,
 ) -> str:
   """`messages` and `tools` of a body, as the model's template writes them.
+
+  With a `tool_choice` of 'none' there are no tools.
 
   Raises:
     ApiError: they are missing or wrong, or the template refuses them.
@@ -157,6 +170,11 @@ def chat_text(
     tools = [
       bodies.mapping(tool, 'tools') for tool in bodies.listed(tools, 'tools')
     ]
+  choice = body.get('tool_choice')
+  if choice not in (None, 'auto', 'none'):
+    raise bodies.unsupported('tool_choice')
+  if choice == 'none':
+    tools = None
   return bodies.naming('messages')(
     lambda: chat.render(
       model.chat_template,
@@ -192,12 +210,10 @@ def _call(body, model, adapters, prompts, limit) -> Call:
       f'choices; accepted: 1 to {MAX_CHOICES}',
       param='n',
     )
-  options = bodies.mapping(body.get('stream_options') or {}, 'stream_options')
-  unknown = sorted(set(options) - {'include_usage', 'include_steps'})
-  if unknown:
-    raise bodies.unsupported(f'stream_options.{unknown[0]}')
   is_stream = bodies.flag(body, 'stream', False)
-  has_steps = is_stream and bodies.flag(options, 'include_steps', False)
+  options = _stream_options(body, is_stream)
+  has_trees = bodies.flag(options, 'include_trees', False)
+  has_steps = has_trees or bodies.flag(options, 'include_steps', False)
   seed = body.get('seed')
   seed = secrets.randbits(31) if seed is None else seed
   common = {
@@ -205,15 +221,18 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     'max_new_tokens': limit,
     'sampling': _sampling(body, model),
     'stop': bodies.texts(body.get('stop'), 'stop'),
-    'stop_ids': tuple(
-      bodies.listed(body.get('stop_token_ids') or [], 'stop_token_ids')
-    ),
+    'stop_ids': tuple(_optional(bodies.listed, body, 'stop_token_ids', [])),
     'timeout': body.get('timeout'),
     'prediction': _prediction(body.get('prediction'), model),
     'has_drafts': bodies.flag(body, 'drafts', True),
     'has_steps': has_steps,
+    'has_trees': has_trees,
   }
-  make = lambda prompt, choice: bodies.naming(None)(
+  if not isinstance(body.get('user'), str | None):
+    raise bodies.ApiError(
+      400, f'user is {body["user"]!r:.80}; accepted: a text', param='user'
+    )
+  make = lambda prompt, choice: fields.naming(body)(
     lambda: requests.Request(
       tuple(prompt), seed=_choice_seed(seed, choice), **common
     )
@@ -226,6 +245,26 @@ def _call(body, model, adapters, prompts, limit) -> Call:
     bodies.flag(options, 'include_usage', False),
     has_steps,
   )
+
+
+def _optional(read, body, name, default) -> Any:
+  """What `read` makes of a parameter that need not be there."""
+  value = body.get(name)
+  return default if value is None else read(value, name)
+
+
+def _stream_options(body, is_stream) -> dict[str, Any]:
+  """The options of a stream; raises ApiError if there are some and it is none."""
+  options = _optional(bodies.mapping, body, 'stream_options', {})
+  known = {'include_usage', 'include_steps', 'include_trees'}
+  unknown = sorted(set(options) - known)
+  if unknown:
+    raise bodies.unsupported(f'stream_options.{unknown[0]}')
+  if body.get('stream_options') is not None and not is_stream:
+    raise bodies.ApiError(
+      400, 'stream_options need stream; set it to true', param='stream_options'
+    )
+  return options
 
 
 def _prediction(value: Any, model: runtime.Model) -> tuple[int, ...]:
@@ -248,7 +287,7 @@ def _prediction(value: Any, model: runtime.Model) -> tuple[int, ...]:
 
 def _num_top(value: Any, name: str, model: runtime.Model):
   """How many rivals of each token are asked for; None for no probabilities."""
-  if value is None or value is False:
+  if value is None:
     return None
   count, most = bodies.count({name: value}, name, 0), scoring.MOST_CANDIDATES
   if not 0 <= count <= most:
@@ -274,23 +313,22 @@ def _sampling(body, model) -> config.SamplingConfig:
       values[field] = body[name]
   if values.get('top_k') == -1:  # as vLLM spells off
     values['top_k'] = 0
-  if body.get('logit_bias'):
-    values['logit_bias'] = _biases(body['logit_bias'])
-  return bodies.naming(None)(lambda: config.SamplingConfig(**values))
+  if body.get('logit_bias') is not None:
+    values['logit_bias'] = _biases(body['logit_bias'], 'logit_bias')
+  return fields.naming(body)(lambda: config.SamplingConfig(**values))
 
 
-def _biases(value: Any) -> dict[int, Any]:
-  """Biases by token id, which JSON has as texts."""
-  pairs = bodies.mapping(value, 'logit_bias')
-  try:
-    return {int(token): bias for token, bias in pairs.items()}
-  except ValueError:
+def _biases(value: Any, name: str) -> dict[int, Any]:
+  """Biases by token id, which JSON has as texts; one spelling of each."""
+  pairs = bodies.mapping(value, name)
+  if not all(map(_ID.fullmatch, pairs)):
     raise bodies.ApiError(
       400,
-      f'logit_bias is {str(value)[:80]}; accepted: an object of token ids and '
+      f'{name} is {str(value)[:80]}; accepted: an object of token ids and '
       'numbers',
-      param='logit_bias',
-    ) from None
+      param=name,
+    )
+  return {int(token): bias for token, bias in pairs.items()}
 
 
 def _prompts(
@@ -338,6 +376,10 @@ def _message(value: Any) -> dict[str, Any]:
   return message
 
 
+def _is_text(part: Mapping[str, Any]) -> bool:
+  return isinstance(part.get('text'), str)
+
+
 def _joined(content: Any, param: str) -> str | None:
   """A content as one text; parts of text are joined."""
   if isinstance(content, list):
@@ -349,7 +391,14 @@ def _joined(content: Any, param: str) -> str | None:
         f'content of type {kinds[0]!r:.80} is not supported; use text',
         param=param,
       )
-    return ''.join(str(part.get('text', '')) for part in parts)
+    said = [part['text'] for part in parts if _is_text(part)]
+    if len(said) < len(parts):
+      raise bodies.ApiError(
+        400,
+        f'content is {str(content)[:80]}; accepted: parts that have a text each',
+        param=param,
+      )
+    return ''.join(said)
   if not isinstance(content, str | None):
     raise bodies.ApiError(
       400,

@@ -12,6 +12,10 @@ import numpy as np
 
 from specstream_jax import config
 from specstream_jax.config import bounds, checks
+from specstream_jax.decoding import seen
+from specstream_jax.text import stops
+
+MOST_STOPS = 64  # texts that end one completion
 
 
 class RefusedError(RuntimeError):
@@ -26,6 +30,10 @@ class RefusedError(RuntimeError):
     self.retry_after = retry_after
 
 
+class NoAdapterError(ValueError):
+  """There is no adapter of that name, or no longer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
   """One text to complete.
@@ -37,7 +45,8 @@ class Request:
     sampling: how tokens are drawn.
     seed: of the noise when temperature > 0; the tokens are those that
       `generate` draws for a first row with this seed.
-    stop: texts that end the completion, and are not in it.
+    stop: texts that end the completion, and are not in it; at most 64, with
+      1000 bytes together.
     stop_ids: token ids that do so.
     timeout: seconds after which it ends wherever it is; None is never.
     prediction: token ids that the completion is guessed to be, to copy drafts
@@ -45,6 +54,8 @@ class Request:
     has_drafts: False decodes this row plainly: same tokens, more calls.
     has_steps: whether every piece is what one call added, which costs a
       transfer from the device per quantum.
+    has_trees: whether such a piece has the draft tree of its call, too, for
+      which the host waits for every step of the batch; needs `has_steps`.
   """
 
   prompt: tuple[int, ...]
@@ -58,6 +69,7 @@ class Request:
   prediction: tuple[int, ...] = ()
   has_drafts: bool = True
   has_steps: bool = False
+  has_trees: bool = False
 
   def __post_init__(self):
     """Raises ValueError if a value is of the wrong kind or out of range."""
@@ -67,11 +79,27 @@ class Request:
       most = bounds.TOKENS
       checks.count('max_new_tokens', self.max_new_tokens, 1, most)
     checks.seed('seed', self.seed)
+    count = len(self.stop)
+    checks.check(
+      count <= MOST_STOPS,
+      f'stop has {count} texts; accepted: at most {MOST_STOPS}',
+    )
     for text in self.stop:
       checks.text('an entry of stop', text)
       checks.check(bool(text), 'an entry of stop is empty; leave it out')
+    size = sum(len(text.encode()) for text in self.stop)
+    checks.check(
+      size <= stops.MAX_BYTES,
+      f'stop texts come to {size} bytes; accepted: at most {stops.MAX_BYTES} '
+      'together, use fewer or shorter ones',
+    )
     if self.timeout is not None:
       checks.at_least('timeout', self.timeout, 0.0)
+    checks.check(
+      self.has_steps or not self.has_trees,
+      'has_trees is True but has_steps is not; trees are those of steps, ask '
+      'for both',
+    )
 
 
 class Piece(NamedTuple):
@@ -80,10 +108,13 @@ class Piece(NamedTuple):
   Attributes:
     tokens: new ids.
     text: that is certain now and was not before; '' without a tokenizer.
+    tree: that the call verified; None where nobody asked, and of calls of a
+      batch without drafts.
   """
 
   tokens: list[int]
   text: str
+  tree: seen.Tree | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +220,16 @@ class Completion:
 
 
 class Handle:
-  """A request on its way; any thread may read it."""
+  """A request on its way; any thread may read it.
+
+  Attributes:
+    on_end: is told what it came to, None if the engine ended before; from the
+      engine's thread, before anybody who waits.
+  """
 
   def __init__(self, request: Request):
     self.request = request
+    self.on_end: Callable[[Completion | None], None] = lambda made: None
     self.submitted = time.monotonic()
     self._pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
     self._is_done = threading.Event()
@@ -230,7 +267,8 @@ class Handle:
 
     Raises:
       TimeoutError: it is not done by then.
-      RuntimeError: the engine has failed, or was closed before the end.
+      RefusedError: the engine was closed before the end.
+      RuntimeError: it has failed.
     """
     if not self._is_done.wait(timeout):
       raise TimeoutError(f'the completion is not done after {timeout} seconds')
@@ -264,12 +302,14 @@ class Handle:
   def finish(self, completion: Completion) -> None:
     """For the engine: the end."""
     self._completion = completion
+    self.on_end(completion)
     self._is_done.set()
     self._put(None)
 
   def fail(self, error: BaseException) -> None:
     """For the engine: there will be no completion."""
     self._error = error
+    self.on_end(None)
     self._is_done.set()
     self._put(None)
 
@@ -279,5 +319,7 @@ class Handle:
       self._listener()
 
   def _check(self) -> None:
+    if isinstance(self._error, RefusedError):
+      raise RefusedError(f'no completion: {self._error}') from self._error
     if self._error is not None:
       raise RuntimeError(f'no completion: {self._error}') from self._error

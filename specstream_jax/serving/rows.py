@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's side of a row: what it has said, and when it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import itertools
 import time
 
 import numpy as np
 
 from specstream_jax import runtime
-from specstream_jax.decoding import loop
+from specstream_jax.decoding import loop, seen
 from specstream_jax.serving import answers, policy, requests, weights
 from specstream_jax.text import completion as completion_lib
 
@@ -64,6 +64,11 @@ class Row:
     return self.served.name + '+' * bool(self.handle.request.prediction)
 
   @property
+  def has_trees(self) -> bool:
+    """Whether somebody wants to see what each of its calls verifies."""
+    return self.handle.request.has_trees
+
+  @property
   def num_calls(self) -> int:
     """Calls of the model that it took part in so far."""
     return len(self._are_plain)
@@ -110,6 +115,7 @@ class Row:
     tokens: Sequence[int],
     reason: str,
     accept_lengths: Sequence[int] | None = None,
+    trees: Iterable[seen.Tree] = (),
   ) -> None:
     """More tokens from the device, and why the row ended there, if it did.
 
@@ -119,13 +125,15 @@ class Row:
       accept_lengths: of all calls so far, to pass tokens on call by call; None
         passes them on together, but for the first of all, which the prompt
         gave.
+      trees: that the calls verified, in turn, to go with their tokens.
     """
+    left = iter(trees)
     ends = _ends(accept_lengths or ())
     kept, text = [], ''
     for place, token in enumerate(tokens, self.num_seen):
       if place in ends and kept:
         self._keep(kept)
-        self._pass_on(kept, text)
+        self._pass_on(kept, text, next(left, None))
         kept, text = [], ''
       kept.append(token)
       if self._answer is not None:
@@ -138,7 +146,7 @@ class Row:
     if self.finish_reason is None and reason != 'running':
       is_eos = bool(self._tokens) and self._tokens[-1] in self._eos_ids
       self.finish_reason = 'stop' if reason == 'eos' and not is_eos else reason
-    self._pass_on(kept, text)
+    self._pass_on(kept, text, next(left, None))
 
   def finish(
     self, accept_lengths: Sequence[int], reason: str | None = None
@@ -182,10 +190,10 @@ class Row:
       self._first = time.monotonic()
     self._tokens += kept
 
-  def _pass_on(self, tokens, text):
+  def _pass_on(self, tokens, text, tree=None):
     self._texts.append(text)
     if tokens or text:
-      self.handle.add(requests.Piece(list(tokens), text))
+      self.handle.add(requests.Piece(list(tokens), text, tree))
 
 
 def _ends(accept_lengths: Sequence[int]) -> set[int]:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an engine is doing, in numbers."""
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Iterable, Mapping
 import dataclasses
 
 from specstream_jax.decoding import prefixes
+from specstream_jax.serving import rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Stats:
     prefixes: how much reading of prompts was saved.
     batch_size: slots of the batch that runs.
     is_drafting: whether it drafted in its last quantum.
+    running_by: of those that decode, how many each adapter has.
+    waiting_by: of those that wait or are read.
   """
 
   running: int
@@ -32,3 +36,12 @@ class Stats:
   prefixes: prefixes.Counts
   batch_size: int
   is_drafting: bool
+  running_by: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  waiting_by: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def by_adapter(*found: Iterable[rows.Row]) -> dict[str, int]:
+  """How many rows each adapter has, in all that is given."""
+  # Listed first, as the engine's thread goes on.
+  names = [row.served.name for some in found for row in list(some)]
+  return dict(collections.Counter(names))

@@ -9,7 +9,7 @@ import serving_models
 
 from specstream_jax import config, memory
 from specstream_jax.config import serving
-from specstream_jax.serving import answers, engine as engine_lib, requests
+from specstream_jax.serving import engine as engine_lib, requests
 
 CFG = serving_models.CFG
 ENDLESS = config.SamplingConfig(ignore_eos=True)
@@ -107,29 +107,6 @@ def test_the_text_of_a_special_token_is_a_stop(engine):
   assert (made.tokens, made.text, made.finish_reason) == ([0], '', 'stop')
 
 
-@pytest.mark.parametrize(
-  ('pieces', 'stops', 'want'),
-  [
-    (['ab', 'c', 'd'], (), ['ab', 'c', 'd', '']),
-    (['ab', 'c', 'd'], ('cd',), ['ab', '', '', '']),
-    (['ab', 'c', 'x'], ('cd',), ['ab', '', 'cx', '']),
-    (['ab', 'c'], ('cd',), ['ab', '', 'c']),
-    (['aab', 'aab', 'y'], ('aabaaby', 'q'), ['', '', '', '']),
-    (['xaab', 'aaz'], ('aaby',), ['x', 'aabaaz', '']),
-    (['xab', 'cd', 'y'], ('abcd',), ['x', '', '', '']),
-    (['one two', ' three'], ('two', 'one'), ['', '', '']),
-  ],
-)
-def test_what_may_be_a_stop_waits(pieces, stops, want):
-  class Text:
-    add = staticmethod(lambda tokens: pieces[tokens[0]])
-    finish = staticmethod(lambda: '')
-
-  answer = answers.Answer(Text, stops)
-  got = [answer.add(i) for i in range(len(pieces))] + [answer.finish()]
-  assert got == want
-
-
 def test_a_cancelled_row_leaves_within_a_quantum(engine):
   handles = [engine.submit(_ask(max_new_tokens=32)) for _ in range(3)]
   engine.step()
@@ -184,11 +161,33 @@ def test_a_long_prompt_holds_rows_up_by_a_chunk_a_quantum(engine):
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(engine):
-  handles = [engine.submit(_ask(max_new_tokens=1)) for _ in range(3)]
-  with pytest.raises(requests.RefusedError, match='3 requests wait') as error:
+  # Two to decode, and three to wait.
+  handles = [engine.submit(_ask(max_new_tokens=1)) for _ in range(5)]
+  with pytest.raises(requests.RefusedError, match='5 requests wait') as error:
     engine.submit(_ask())
   assert error.value.retry_after >= 1
-  assert [len(made.tokens) for made in _finish(engine, *handles)] == [1, 1, 1]
+  assert [len(made.tokens) for made in _finish(engine, *handles)] == [1] * 5
+  _finish(engine, engine.submit(_ask(max_new_tokens=1)))
+
+
+def test_what_is_asked_together_is_taken_together_or_not_at_all(engine):
+  one = _ask(max_new_tokens=1)
+  taken = engine.submit_all([one] * 3)
+  with pytest.raises(requests.RefusedError, match='no room for 3 more; try'):
+    engine.submit_all([one] * 3)
+  # What was refused stands in nobody's way.
+  taken += engine.submit_all([one] * 2)
+  bad = _ask(prompt=(999,))
+  with pytest.raises(ValueError, match='the prompt: token 999'):
+    engine.submit_all([one, bad])
+  _finish(engine, *taken)
+  with pytest.raises(
+    ValueError,
+    match='6 texts are asked for at once; accepted: at most 5, as 2 decode '
+    'together and 3 may wait; ask for fewer',
+  ):
+    engine.submit_all([one] * 6)
+  _finish(engine, *engine.submit_all([one] * 5))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +206,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(engine):
     ({'prompt': (1,) * 60, 'max_new_tokens': None}, 'has 60 tokens and 1 new'),
     ({'seed': 2**40}, 'seed is 1099511627776; it must'),
     ({'stop': ('',)}, 'an entry of stop is empty'),
+    ({'stop': ('x',) * 65}, 'stop has 65 texts; accepted: at most 64'),
+    ({'stop': ('ab', 'x' * 999)}, 'stop texts come to 1001 bytes; accepted'),
     ({'stop_ids': (1, 2, 3, 4)}, '4 token ids would end .* at most 3'),
     ({'stop_ids': (999,)}, 'stop_ids: token 999 has'),
     ({'timeout': -1.0}, r'timeout is -1\.0; it must be'),
@@ -295,7 +296,7 @@ def test_closing_in_a_hurry_gives_up():
   is_in.wait(120)
   threading.Timer(0.3, go_on.set).start()
   assert not engine.close(0.05)
-  with pytest.raises(RuntimeError, match='the engine was closed'):
+  with pytest.raises(requests.RefusedError, match='the engine was closed'):
     handles[2].result(0)
   with pytest.raises(TimeoutError, match='not done after 0 seconds'):
     requests.Handle(_ask()).result(0)

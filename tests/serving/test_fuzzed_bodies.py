@@ -19,10 +19,10 @@ from specstream_jax.serving import (
   engine as engine_lib,
   http,
   protocol,
-  requests,
   scoring,
   shelf,
   tokens,
+  waiting,
 )
 
 
@@ -40,13 +40,19 @@ class _Engine(engine_lib.Engine):
     setup = types.SimpleNamespace(drafter=drafter, path_length=3)
     self._weights = types.SimpleNamespace(served=served, setup=setup)
     self.error = self._thread = None
-    self._is_closing = False
+    self._waiting = waiting.Waiting(self.cfg)
 
-  def submit(self, request: requests.Request) -> requests.Handle:
-    row = self._row(request)
-    row.take([66], 'length')
-    row.finish([])
-    return row.handle
+  def submit_all(self, asked, on_end=None):
+    made = []
+    for request in asked:
+      row = self._row(request)
+      row.take([66], 'length')
+      row.finish([])
+      made.append(row.handle)
+    return made
+
+  def check_number(self, count):
+    pass
 
   def scorer(self, adapter=''):
     self._served(adapter)
@@ -134,7 +140,9 @@ def _check(client, path, body, is_known):
     known = FIELDS.get(path, VALID[path])
     body = {k: v for k, v in body.items() if k in known or not is_known}
     body = json.dumps(VALID[path] | body).encode()
-  answer = client.post(path, content=body)
+  answer = client.post(
+    path, content=body, headers={'Content-Type': 'application/json'}
+  )
   assert answer.status_code in (200, 400, 404, 413), (body, answer.text)
   assert 'secret' not in answer.text and 'Traceback' not in answer.text
   if answer.status_code != 200:
@@ -192,7 +200,7 @@ COMMON = {
     (
       '/v1/chat/completions',
       {
-        'max_completion_tokens': 4,
+        'max_completion_tokens': 3,
         'logprobs': True,
         'top_logprobs': 2,
         'tools': [{'type': 'function', 'function': {'name': 'f'}}],
@@ -288,7 +296,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(client, caplog):
     sent.append(message)
 
   path = '/v1/completions'
-  scope = {'type': 'http', 'method': 'POST', 'path': path, 'headers': []}
+  headers = [(b'content-type', b'application/json')]
+  scope = {'type': 'http', 'method': 'POST', 'path': path, 'headers': headers}
   asyncio.run(client.app(scope | {'query_string': b''}, receive, send))
   assert sent[0]['status'] == 499
   assert 'failed' not in caplog.text

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API, against an engine of a tiny model."""
 
+import asyncio
+import dataclasses
 import functools
 import json
 import threading
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import serving_models
@@ -15,8 +15,9 @@ import uvicorn
 
 import specstream_jax as ss
 from specstream_jax import config
-from specstream_jax.modeling import build, forward
 from specstream_jax.serving import http, listening, requests, shelf
+
+JSON = {'Content-Type': 'application/json'}
 
 
 @functools.cache
@@ -180,33 +181,44 @@ def test_a_chat_goes_through_the_template(client):
   assert events[-1]['choices'][0]['finish_reason'] == 'length'
 
 
+def test_who_wants_no_tool_is_told_of_none(client, monkeypatch):
+  template = '{{ tools }}{{ messages[0].content }}'
+  model = dataclasses.replace(_engine().model, chat_template=template)
+  monkeypatch.setattr(_engine(), 'model', model)
+  body = {
+    'model': 'tuned',
+    'messages': [{'role': 'user', 'content': 'ab'}],
+    'max_tokens': 3,
+    'temperature': 0,
+  }
+  tools = {'tools': [{'type': 'function'}]}
+  count = lambda **more: client.post(
+    '/v1/chat/completions', json=body | more
+  ).json()['usage']['prompt_tokens']
+  bare = count()
+  assert count(**tools) == count(**tools, tool_choice='auto') > bare
+  assert count(**tools, tool_choice='none') == bare
+
+
+def test_an_adapter_that_went_after_the_body_was_read_is_no_model(client):
+  server = http.Server(
+    _Busy(requests.NoAdapterError("there is no adapter 'later'")),
+    http.Options('tiny'),
+  )
+  answer = testclient.TestClient(server.app()).post(
+    '/v1/completions', json=_ask()
+  )
+  assert answer.status_code == 404
+  error = answer.json()['error']
+  assert error['param'] == 'model' and error['type'] == 'not_found_error'
+
+
 def test_stops_are_no_part_of_the_answer(client):
   text = _complete(client)['choices'][0]['text']
   stop = text[3:5]
   [made] = _complete(client, stop=stop)['choices']
   assert made['text'] == text[: text.index(stop)]
   assert made['finish_reason'] == 'stop'
-
-
-@functools.cache
-def _forward(adapter):
-  """Log-probabilities of the next tokens, by a pass over the whole text."""
-  model = serving_models.alone(serving_models.kinds().get(adapter))
-  built = build.build(model.config, None, None, 'out_in')
-
-  @jax.jit
-  def run(ids):
-    module = built.merge(model.base, {})
-    places = jnp.arange(ids.shape[1])[None]
-    hidden = forward.forward_train(module, ids, places, jnp.ones_like(ids))
-    return jax.nn.log_softmax(module.logits(hidden.main))[0]
-
-  def of(tokens):
-    padded = np.zeros((1, 64), np.int32)
-    padded[0, : len(tokens)] = tokens
-    return np.asarray(run(padded))[: len(tokens) - 1]
-
-  return of
 
 
 @pytest.mark.parametrize('adapter', ['tuned', 'free', 'tiny'])
@@ -219,7 +231,9 @@ def test_logprobs_are_those_of_the_model(adapter, client):
   names = {_name(i): i for i in range(257)}
   tokens = [names[name] for name in made['logprobs']['tokens']]
   prompt = _engine().model.encode('abcdefghijk')
-  logprobs = _forward(adapter)([*prompt, *tokens])[len(prompt) - 1 :]
+  logprobs = serving_models.forward(adapter)([*prompt, *tokens])[
+    len(prompt) - 1 :
+  ]
   own = logprobs[range(20), tokens]
   found = made['logprobs']
   np.testing.assert_allclose(found['token_logprobs'], own, atol=1e-5)
@@ -230,7 +244,9 @@ def test_logprobs_are_those_of_the_model(adapter, client):
   # Whatever drew them.
   [warm] = ask(max_tokens=20, temperature=2.0, seed=3, min_p=0.001)['choices']
   tokens = [names[name] for name in warm['logprobs']['tokens']]
-  own = _forward(adapter)([*prompt, *tokens])[range(10, 30), tokens]
+  own = serving_models.forward(adapter)([*prompt, *tokens])[
+    range(10, 30), tokens
+  ]
   found = warm['logprobs']['token_logprobs']
   np.testing.assert_allclose(found, own, atol=1e-5)
 
@@ -259,7 +275,7 @@ def test_a_prompt_can_be_scored_alone(new, client):
   assert found['token_logprobs'][0] is found['top_logprobs'][0] is None
   count = len(found['token_logprobs'])
   assert count == len(ids) + new
-  own = _forward('tuned')(ids)[range(len(ids) - 1), ids[1:]]
+  own = serving_models.forward('tuned')(ids)[range(len(ids) - 1), ids[1:]]
   np.testing.assert_allclose(
     found['token_logprobs'][1 : len(ids)], own, atol=1e-5
   )
@@ -363,6 +379,11 @@ def test_models_version_health_and_metrics(client):
   assert data[0]['id'] == 'tiny' and data[0]['parent'] is None
   assert [m['id'] for m in data[1:]] == ['both', 'free', 'plain', 'tuned']
   assert {m['parent'] for m in data[1:]} == {'tiny'}
+  for entry in data:
+    assert client.get(f'/v1/models/{entry["id"]}').json() == entry
+  answer = client.get('/v1/models/x/y')
+  assert answer.status_code == 404
+  assert "no model 'x/y'" in answer.json()['error']['message']
   assert client.get('/version').json() == {'version': ss.__version__}
   assert client.get('/health').json() == {'status': 'ok'}
   before = _values(client)
@@ -382,7 +403,47 @@ def test_models_version_health_and_metrics(client):
     assert grown(name) == drafting[key]
   name = f'vllm:e2e_request_latency_seconds_count{labels}'
   assert grown(name) == 1
-  assert after['vllm:num_requests_running{model_name="tiny"}'] == 0
+  for name in ('tiny', 'tuned'):
+    assert after[f'vllm:num_requests_running{{model_name="{name}"}}'] == 0
+
+
+def test_what_nobody_waits_for_any_more_is_counted(client):
+  end = 'vllm:request_success_total{finished_reason="abort",model_name="tuned"}'
+  tokens = 'vllm:prompt_tokens_total{model_name="tuned"}'
+  before = _values(client)
+  answer = client.post('/v1/completions', json=_ask(timeout=0, n=2))
+  assert [c['finish_reason'] for c in answer.json()['choices']] == [
+    'timeout'
+  ] * 2
+  after = _values(client)
+  assert after[end] - before.get(end, 0) == 2
+  assert after[tokens] - before.get(tokens, 0) == 4
+
+
+@pytest.mark.parametrize('is_stream', [False, True])
+def test_a_client_that_has_gone_is_counted(is_stream, app, client):
+  end = 'vllm:request_success_total{finished_reason="abort",model_name="tuned"}'
+  before = _values(client)
+  body = json.dumps(_ask(max_tokens=32, n=4, stream=is_stream)).encode()
+  parts = [{'type': 'http.request', 'body': body}, {'type': 'http.disconnect'}]
+
+  async def receive():
+    return parts.pop(0) if len(parts) > 1 else parts[0]
+
+  async def send(message):
+    del message
+
+  headers = [(b'content-type', b'application/json')]
+  path = '/v1/completions'
+  scope = {'type': 'http', 'method': 'POST', 'path': path, 'headers': headers}
+  asyncio.run(app(scope | {'query_string': b''}, receive, send))
+  pause = threading.Event()
+  for _ in range(400):
+    after = _values(client)
+    if after.get(end, 0) > before.get(end, 0):
+      break
+    pause.wait(0.05)
+  assert after[end] > before.get(end, 0)
 
 
 def test_an_adapter_comes_and_goes_while_others_decode(client):
@@ -492,7 +553,7 @@ def test_special_tokens_have_their_names(client):
   ],
 )
 def test_other_bodies_that_are_refused(path, body, message, client):
-  answer = client.post(f'/{path}', content=json.dumps(body))
+  answer = client.post(f'/{path}', content=json.dumps(body), headers=JSON)
   assert answer.status_code in (400, 404)
   assert message in answer.json()['error']['message'], answer.text
 
@@ -512,8 +573,8 @@ def _values(client):
     ({'prompt': []}, 400, 'prompt is ', 'prompt'),
     ({'prompt': [1, 'a']}, 400, 'prompt is ', 'prompt'),
     ({'prompt': {'a': 1}}, 400, 'prompt is ', 'prompt'),
-    ({'prompt': ''}, 400, 'the prompt is empty', None),
-    ({'prompt': [[999]]}, 400, '999', None),
+    ({'prompt': ''}, 400, 'the prompt is empty', 'prompt'),
+    ({'prompt': [[999]]}, 400, '999', 'prompt'),
     ({'prompt': '\ud800'}, 400, 'not valid UTF-8', 'prompt'),
     ({'logprobs': 21}, 400, 'logprobs is 21; accepted: 0 to 20', 'logprobs'),
     (
@@ -541,22 +602,61 @@ def _values(client):
       'max_tokens is 0; accepted: at least',
       'max_tokens',
     ),
-    ({'max_tokens': -1}, 400, 'max_new_tokens is -1; it must be', None),
-    ({'max_tokens': False}, 400, 'max_new_tokens is False', None),
-    ({'max_tokens': 33}, 400, 'max_new_tokens is 33; accepted: 1 to 32', None),
-    ({'max_tokens': 'x'}, 400, "max_new_tokens is the text 'x'", None),
-    ({'prompt': [1] * 60}, 400, 'the prompt has 60 tokens and 12 new', None),
-    ({'temperature': -1}, 400, 'temperature is -1', None),
-    ({'seed': 'x'}, 400, "seed is the text 'x'", None),
+    ({'max_tokens': -1}, 400, 'max_tokens is -1; it must be', 'max_tokens'),
+    ({'max_tokens': False}, 400, 'max_tokens is False', 'max_tokens'),
+    (
+      {'max_tokens': 33},
+      400,
+      'max_tokens is 33; accepted: 1 to 32',
+      'max_tokens',
+    ),
+    ({'max_tokens': 'x'}, 400, "max_tokens is the text 'x'", 'max_tokens'),
+    (
+      {'prompt': [1] * 60},
+      400,
+      'the prompt has 60 tokens and 12 new',
+      'prompt',
+    ),
+    ({'temperature': -1}, 400, 'temperature is -1', 'temperature'),
+    ({'temperature': 'x'}, 400, "temperature is the text 'x'", 'temperature'),
+    ({'top_p': 0}, 400, 'top_p is 0.0; accepted: 0 < top_p', 'top_p'),
+    ({'top_k': -2}, 400, 'top_k is -2', 'top_k'),
+    ({'min_tokens': 20}, 400, 'min_tokens is 20 but at most 12', 'min_tokens'),
+    ({'min_tokens': -1}, 400, 'min_tokens is -1', 'min_tokens'),
+    ({'seed': 'x'}, 400, "seed is the text 'x'", 'seed'),
     ({'logit_bias': {'a': 1}}, 400, 'logit_bias is ', 'logit_bias'),
     ({'logit_bias': [1]}, 400, 'logit_bias is [1]', 'logit_bias'),
-    ({'stop': [1]}, 400, 'stop is ', None),
+    ({'stop': [1]}, 400, 'stop is ', 'stop'),
+    ({'stop': ['']}, 400, 'an entry of stop is empty', 'stop'),
+    ({'stop': ['x'] * 65}, 400, 'stop has 65 texts; accepted', 'stop'),
+    ({'stop': 'x' * 1001}, 400, 'stop texts come to 1001 bytes', 'stop'),
+    ({'stop_token_ids': [1, 2, 3, 4]}, 400, '4 token ids', 'stop_token_ids'),
+    ({'stop_token_ids': [999]}, 400, 'stop_token_ids: token', 'stop_token_ids'),
+    ({'stop_token_ids': ''}, 400, "stop_token_ids is ''", 'stop_token_ids'),
+    ({'stop_token_ids': False}, 400, 'accepted: a list', 'stop_token_ids'),
+    ({'stream_options': []}, 400, 'stream_options is []', 'stream_options'),
+    ({'stream_options': {}}, 400, 'need stream; set it', 'stream_options'),
+    ({'user': {'a': 1}}, 400, "user is {'a': 1}; accepted: a text", 'user'),
+    ({'logit_bias': ''}, 400, "logit_bias is ''; accepted", 'logit_bias'),
+    ({'logit_bias': {'66': 1, '066': 2}}, 400, 'logit_bias is ', 'logit_bias'),
+    ({'logit_bias': {' 2_0 ': 1}}, 400, 'logit_bias is ', 'logit_bias'),
+    ({'logit_bias': {'１': 1}}, 400, 'logit_bias is ', 'logit_bias'),
+    ({'logit_bias': {'999': 1}}, 400, 'logit_bias names token', 'logit_bias'),
+    ({'logprobs': False}, 400, 'logprobs is False', 'logprobs'),
     ({'stop': {}}, 400, 'stop is {}; accepted: a list', 'stop'),
-    ({'timeout': -1}, 400, 'timeout is -1', None),
+    ({'timeout': -1}, 400, 'timeout is -1', 'timeout'),
+    (
+      {'n': 11},
+      400,
+      '11 texts are asked for at once; accepted: at most 10',
+      'n',
+    ),
   ],
 )
 def test_bodies_that_are_refused(values, status, message, param, client):
-  answer = client.post('/v1/completions', content=json.dumps(_ask(**values)))
+  answer = client.post(
+    '/v1/completions', content=json.dumps(_ask(**values)), headers=JSON
+  )
   assert answer.status_code == status, answer.text
   error = answer.json()['error']
   assert message in error['message'], error['message']
@@ -578,6 +678,21 @@ def test_bodies_that_are_refused(values, status, message, param, client):
     ({'response_format': {'type': 'json_object'}}, "'response_format' is not"),
     ({'top_logprobs': 2}, 'top_logprobs needs logprobs; set it to true'),
     ({'logprobs': 1}, 'logprobs is 1; accepted: true or false'),
+    ({'top_logprobs': 0}, 'top_logprobs needs logprobs; set it to true'),
+    ({'top_logprobs': False}, 'top_logprobs needs logprobs'),
+    ({'logprobs': True, 'top_logprobs': ''}, "top_logprobs is ''; accepted"),
+    ({'tool_choice': 'required'}, "'tool_choice' is not supported here"),
+    ({'parallel_tool_calls': False}, "'parallel_tool_calls' is not supported"),
+    ({'max_tokens': 0}, 'max_tokens is 0; it must be'),
+    ({'max_completion_tokens': 0}, 'max_completion_tokens is 0; it must be'),
+    (
+      {'max_completion_tokens': 5, 'max_tokens': 2},
+      'max_tokens is 2 and max_completion_tokens is 5; give one of them',
+    ),
+    (
+      {'messages': [{'role': 'a', 'content': [{'type': 'text', 'text': 3}]}]},
+      'accepted: parts that have a text each',
+    ),
     ({'logprobs': True, 'top_logprobs': 21}, 'accepted: 0 to 20'),
     ({'echo': True}, "'echo' is not supported here"),
   ],
@@ -601,7 +716,7 @@ def test_chats_that_are_refused(values, message, client):
   ],
 )
 def test_bodies_that_are_no_request(content, status, message, client):
-  answer = client.post('/v1/completions', content=content)
+  answer = client.post('/v1/completions', content=content, headers=JSON)
   assert answer.status_code == status
   assert message in answer.json()['error']['message']
 
@@ -624,7 +739,7 @@ class _Busy:
   def __getattr__(self, name):
     return getattr(_engine(), name)
 
-  def submit(self, request):
+  def submit_all(self, asked, on_end):
     raise self._error
 
   def start(self):
@@ -683,7 +798,9 @@ def test_half_a_letter_in_a_name_is_named(path, rest):
   client = testclient.TestClient(
     http.Server(_engine(), http.Options('tiny')).app()
   )
-  answer = client.post(path, content=b'{' + rest + rb', "\ud800": 1}')
+  answer = client.post(
+    path, content=b'{' + rest + rb', "\ud800": 1}', headers=JSON
+  )
   assert answer.status_code == 400
   assert answer.json()['error']['param'] == '\ud800'
 
@@ -735,6 +852,7 @@ def test_openai_chats(openai_client):
 
 
 def test_openai_models(openai_client):
+  assert openai_client.models.retrieve('free').id == 'free'
   names = [model.id for model in openai_client.models.list()]
   assert names == ['tiny', 'both', 'free', 'plain', 'tuned']
 

@@ -4,12 +4,13 @@
 import json
 import signal
 import threading
+import types
 import urllib.error
 import urllib.request
 
 import pytest
 
-from specstream_jax.serving import http, listening
+from specstream_jax.serving import http, listening, tokens
 
 
 class _Engine:
@@ -26,6 +27,9 @@ class _Engine:
     self.is_open = False
     self.may_end.wait(timeout)
 
+  def abort(self):
+    self.may_end.set()
+
 
 @pytest.fixture(name='running')
 def _running(monkeypatch):
@@ -40,6 +44,7 @@ def _running(monkeypatch):
   class Running:
     loop: listening._Loop
     error = None
+    timeout = 30
 
     def __init__(self, make):
       self.port = listening.listen('127.0.0.1', 0)
@@ -48,17 +53,23 @@ def _running(monkeypatch):
       threads.append(self)
 
     def _serve(self, make):
-      server = http.Server(None, http.Options('tiny', shutdown_timeout=30))
+      options = http.Options('tiny', shutdown_timeout=self.timeout)
+      server = http.Server(None, options)
       try:
         listening.serve(server, self.port, make)
       except BaseException as error:
         self.error = error
 
-    def get(self, path):
+    def get(self, path, body=None):
       port = self.port.getsockname()[1]
+      data = body and json.dumps(body).encode()
       try:
-        url = f'http://127.0.0.1:{port}{path}'
-        answer = urllib.request.urlopen(url, timeout=20)
+        asked = urllib.request.Request(
+          f'http://127.0.0.1:{port}{path}',
+          data,
+          {'Content-Type': 'application/json'},
+        )
+        answer = urllib.request.urlopen(asked, timeout=20)
       except urllib.error.HTTPError as error:
         answer = error
       return answer.status, json.load(answer)
@@ -110,6 +121,62 @@ def test_a_second_signal_does_not_wait(running):
   server.loop.handle_exit(signal.SIGINT, None)
   server.end()
   assert isinstance(server.error, KeyboardInterrupt)
+
+
+class _Slow:
+  """What somebody asks of an idle server, and what came of it."""
+
+  def __init__(self, running, monkeypatch):
+    self.is_asked, self.may_answer = threading.Event(), threading.Event()
+    engine = _Engine()
+    engine.may_end.set()
+    engine.model, engine.adapters = None, []
+    engine.cfg = types.SimpleNamespace(cache_length=9)
+    monkeypatch.setattr(tokens, 'tokenize', self._make)
+    monkeypatch.setattr(listening, '_LAST_BYTES', 0)
+    monkeypatch.setattr(listening, '_LAST_WORDS', 0.1)
+    self.server = running(lambda: engine)
+    _until(lambda: self.server.get('/health')[0] == 200)
+    self.got = []
+    self.client = threading.Thread(target=self._ask)
+    self.client.start()
+    assert self.is_asked.wait(20)
+
+  def _make(self, *args):
+    del args
+    self.is_asked.set()
+    self.may_answer.wait(20)
+    return {'count': 7}
+
+  def _ask(self):
+    self.got.append(self.server.get('/tokenize', {'prompt': 'ab'}))
+
+  def end(self):
+    """Lets it be answered after a while, and the server come to its end."""
+    threading.Timer(1.0, self.may_answer.set).start()
+    self.client.join(20)
+    self.server.end()
+    assert self.server.error is None
+    return self.got[0]
+
+
+def test_an_answer_that_is_made_has_the_whole_time_to_end(running, monkeypatch):
+  slow = _Slow(running, monkeypatch)
+  slow.server.loop.handle_exit(signal.SIGTERM, None)
+  assert slow.end() == (200, {'count': 7})
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_an_answer_that_is_given_up_is_503(count, running, monkeypatch, capfd):
+  running.timeout = 0 if count == 1 else 30
+  slow = _Slow(running, monkeypatch)
+  for _ in range(count):
+    slow.server.loop.handle_exit(signal.SIGTERM, None)
+  status, body = slow.end()
+  assert status == 503
+  message = 'the server has ended before the answer'
+  assert body['error']['message'] == message
+  assert 'Traceback' not in capfd.readouterr().err
 
 
 def test_what_cannot_be_made_ends_it(running):

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What /metrics says of requests, by hand."""
 
+import dataclasses
+
 from prometheus_client import parser
+import pytest
 
 from specstream_jax.decoding import prefixes
 from specstream_jax.serving import engine, measures, requests
 
 IDLE = engine.Stats(0, 0, 0, 4, {}, 0, prefixes.Counts(0, 0, 0, 0, 0), 1, False)
-RUNS = engine.Stats(3, 1, 2, 4, {}, 0, prefixes.Counts(0, 0, 0, 0, 0), 4, True)
+RUNS = dataclasses.replace(
+  IDLE, running_by={'': 1, 'one': 2}, waiting_by={'one': 2, 'two': 1}
+)
 
 
 def _values(made, now=IDLE):
@@ -42,6 +47,15 @@ def test_what_a_request_came_to():
     assert found[f'{name}_total', 'one'] == 2 * value, name
   for reason in ('stop', 'length'):
     assert found['request_success_total', 'one', reason] == 1
+  # Bounds that a slow request does not leave.
+  buckets = [
+    float(key[2])
+    for key in found
+    if key[:2] == ('e2e_request_latency_seconds_bucket', 'one')
+  ]
+  assert buckets[0] == 0.001 and buckets[-2:] == [2000.0, float('inf')]
+  assert found['e2e_request_latency_seconds_bucket', 'one', '5.0'] == 2
+  assert found['e2e_request_latency_seconds_bucket', 'one', '2.0'] == 0
   name = 'spec_decode_num_accepted_tokens_per_pos_total'
   places = [found[name, 'one', str(place)] for place in range(3)]
   assert places == [4, 4, 2] and (name, 'one', '3') not in found
@@ -69,9 +83,36 @@ def test_a_token_alone_has_none_after_it():
   assert found['request_queue_time_seconds_sum', 'none'] == 0.25
 
 
+@pytest.mark.parametrize(
+  ('reason', 'name'),
+  [
+    ('eos', 'stop'),
+    ('stop', 'stop'),
+    ('length', 'length'),
+    ('cache', 'length'),
+    ('cancelled', 'abort'),
+    ('timeout', 'abort'),
+    ('not_finite', 'error'),
+    (None, 'abort'),
+  ],
+)
+def test_ends_are_named_as_elsewhere(reason, name):
+  made = measures.Measures('base')
+  cost = requests.Metrics(5, 1, (), 0, 0.0, 1.0, 1.0)
+  one = requests.Completion([0], None, reason, cost) if reason else None
+  made.add('one', one)
+  found = _values(made)
+  ends = [key[2] for key in found if key[0] == 'request_success_total']
+  assert ends == [name]
+
+
 def test_what_the_engine_is_doing():
   made = measures.Measures('base')
   found = _values(made, RUNS)
-  assert found['num_requests_running', 'base'] == 3
-  assert found['num_requests_waiting', 'base'] == 3
-  assert found['kv_cache_usage_perc', 'base'] == 0.75
+  for name, running, waiting in (('base', 1, 0), ('one', 2, 2), ('two', 0, 1)):
+    assert found['num_requests_running', name] == running
+    assert found['num_requests_waiting', name] == waiting
+    assert found['kv_cache_usage_perc', name] == running / 4
+  found = _values(made, IDLE)
+  for name in ('base', 'one', 'two'):
+    assert found['num_requests_running', name] == 0

@@ -36,9 +36,50 @@ def _served():
   thread.start()
   while not served.started:
     time.sleep(0.05)
-  yield f'http://127.0.0.1:{port}'
-  served.should_exit = True
-  thread.join()
+  try:
+    yield f'http://127.0.0.1:{port}'
+  finally:
+    served.should_exit = True
+    thread.join()
+
+
+def _check_tree(page):
+  """Chooses runs with the keyboard until one has a branch, and looks at it."""
+  page.focus('.run >> nth=0')
+  for _ in range(page.locator('.run').count()):
+    page.keyboard.press('Enter')
+    label = page.get_attribute('.run.picked', 'aria-label')
+    count = int(label.removesuffix(' tokens').rpartition(' ')[2])
+    nodes = page.locator('#tree circle')
+    assert 1 < nodes.count() <= serving_models.TREE.num_nodes
+    assert page.locator('#tree line').count() == nodes.count() - 1
+    # The root, and what was accepted.
+    assert page.locator('#tree circle.accepted').count() == count
+    branch = page.locator('#tree line.accepted')
+    assert branch.count() == count - 1
+    if count > 1:
+      assert 'was accepted (bold)' in page.text_content('#tree-about')
+      # For who sees no colours.
+      assert _width(page, 'line.accepted') > _width(page, 'line:not(.accepted)')
+      return
+    assert 'none was accepted' in page.text_content('#tree-about')
+    page.keyboard.press('Tab')
+  pytest.fail('no step accepted a draft')
+
+
+def _width(page, selector):
+  """Of a line as it is drawn; the page's policy forbids to ask in it."""
+  session = page.context.new_cdp_session(page)
+  for domain in ('DOM', 'CSS'):
+    session.send(f'{domain}.enable')
+  root = session.send('DOM.getDocument')['root']['nodeId']
+  found = session.send(
+    'DOM.querySelector', {'nodeId': root, 'selector': selector}
+  )
+  node = {'nodeId': found['nodeId']}
+  style = session.send('CSS.getComputedStyleForNode', node)['computedStyle']
+  [width] = (one['value'] for one in style if one['name'] == 'stroke-width')
+  return float(width.removesuffix('px'))
 
 
 def test_the_page():
@@ -47,6 +88,8 @@ def test_the_page():
       executable_path=CHROMIUM, args=['--no-sandbox']
     )
     page = browser.new_page(viewport={'width': 400, 'height': 800})
+    # The server's thread compiles once more, on however slow a machine.
+    page.set_default_timeout(300_000)
     said, asked = [], []
     page.on('console', lambda message: said.append(message.text))
     page.on('pageerror', lambda error: said.append(str(error)))
@@ -65,9 +108,7 @@ def test_the_page():
     assert 'drafts off: mean acceptance length 1.00' in page.text_content(
       '#means'
     )
-    page.focus('.run >> nth=0')
-    page.keyboard.press('Enter')
-    assert page.locator('#tree circle').count() == serving_models.TREE.depth + 1
+    _check_tree(page)
     # The policy of the page forbids to evaluate an expression in it.
     session = page.context.new_cdp_session(page)
     size = session.send('Page.getLayoutMetrics')['cssContentSize']

@@ -108,7 +108,8 @@ def test_clients_that_misbehave_do_no_harm(serve):
   _wait(port, server)
   want = json.load(_post(port, ASKED | {'temperature': 0}))['choices']
   body = json.dumps(ASKED | {'stream': True}).encode()
-  head = b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: '
+  head = b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n'
+  head += b'Content-Type: application/json\r\nContent-Length: '
   whole = head + str(len(body)).encode() + b'\r\n\r\n' + body
   for sent, seen in [
     *[(whole, b'data: ')] * 8,  # gone with the first words
@@ -150,7 +151,9 @@ def _get(port, path):
 def _post(port, body):
   return urllib.request.urlopen(
     urllib.request.Request(
-      f'http://127.0.0.1:{port}/v1/completions', json.dumps(body).encode()
+      f'http://127.0.0.1:{port}/v1/completions',
+      json.dumps(body).encode(),
+      {'Content-Type': 'application/json'},
     ),
     timeout=60,
   )
