@@ -73,8 +73,6 @@ class Parts:
 
 def _layer(model, graphdef, kind, weights, adapter, way, keys, values):
   """x behind a layer, and its keys and values [B, K, S, H] with the new ones."""
-  dtype = model.cfg.dtype
-  weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
   layer = nnx.merge(graphdef, weights, adapter)
   rows = forward_lib.rows_of(model, way)[kind]
   cached = None

@@ -11,12 +11,16 @@ import numpy as np
 
 from specstream_jax import config
 from specstream_jax.checkpoints import fetch, files, weights as weights_lib
-from specstream_jax.modeling import lora
+from specstream_jax.modeling import int8, lora
 from specstream_jax.outputs import locks
 from specstream_jax.streaming import layer_files
 
 
-def key(base: str, folded: lora.Folded, adapter: Mapping[str, Any]) -> str:
+# Base weights by path, read when asked for.
+Weights = lora.Folded | int8.Quantized
+
+
+def key(base: str, folded: Weights, adapter: Mapping[str, Any]) -> str:
   """A name for weights: of other ones, it is another.
 
   Args:
@@ -33,7 +37,7 @@ def key(base: str, folded: lora.Folded, adapter: Mapping[str, Any]) -> str:
 
 
 def prepare(
-  folded: lora.Folded, name: str, cfg: config.StreamedWeightsConfig
+  folded: Weights, name: str, cfg: config.StreamedWeightsConfig
 ) -> tuple[str, dict[str, Any]]:
   """The folder of the layers' files, and flat weights that are of no layer.
 
