@@ -5,7 +5,8 @@
              mapped; by size of a request
   model      a model and its adapter, with budgets that are shares of its
              weights; plain decoding and trees of several sizes in turn
-  synthetic  random weights of a size named by --size, drafts accepted by chance
+  synthetic  random weights of a size named by --size, drafts accepted by chance;
+             under `ulimit -d`, say, to hold it to so much memory
 
 Every share runs in a process of its own, whose peak of memory is taken. Files
 are read with O_DIRECT, so the page cache holds none of them. Writes
@@ -14,9 +15,9 @@ streamed_weights_NAME.json and .svg.
 
 import dataclasses
 import json
-import math
 import mmap
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,9 @@ def _define():
   flags.DEFINE_integer('max_new_tokens', 48, 'Most new tokens a prompt.')
   flags.DEFINE_string('size', '7b', 'Of synthetic weights, see decode_cost.')
   flags.DEFINE_integer('num_layers', 0, 'Of synthetic weights; 0: as the size.')
+  flags.DEFINE_enum(
+    'weights_dtype', '', ['', 'int8'], 'Of weights; nothing is float32.'
+  )
   flags.DEFINE_float('acceptance', 0.7, 'Chance of a synthetic draft.')
   flags.DEFINE_float('budget_gb', 2.5, 'Of synthetic weights.')
   flags.DEFINE_string('folder', '/tmp/streamed_weights', 'For layers’ files.')
@@ -202,6 +206,9 @@ def _child(share):
     'rss_of_libraries': empty,
     'peak_while_loading': loaded_peak,
     'peak_while_decoding': _status('VmHWM'),
+    'limit_of_data': resource.getrlimit(resource.RLIMIT_DATA)[0],
+    'data': _status('VmData'),  # what such a limit counts
+    'most_addresses': _status('VmPeak'),
     'num_layers': weights.layout.num_layers,
     'first_upper': _runs(decoders[FLAGS.ways[-1]]).first_msa,
     'resident': weights.resident,
@@ -368,29 +375,31 @@ def _layers(row, read_seconds):
 
 
 def _synthetic():
-  """A model of random weights, and one prompt.
+  """A model of random weights, and prompts; every layer has a file of its own.
 
-  All layers have files of their own, in bfloat16; a layer computes in float32,
-  as a CPU without bfloat16 products is slow with them.
+  Weights are float32, or int8 with --weights_dtype=int8. bfloat16 is left out:
+  a CPU without such products writes every kernel out as float32 in every call.
   """
-  cfg = decode_cost.SIZES[FLAGS.size]
+  cfg = dataclasses.replace(
+    decode_cost.SIZES[FLAGS.size], weights_dtype=FLAGS.weights_dtype
+  )
   layers = FLAGS.num_layers or cfg.num_layers
   cfg = dataclasses.replace(cfg, num_layers=layers)
-  folder = os.path.join(FLAGS.folder, f'{FLAGS.size}_{layers}')
+  name = f'{FLAGS.size}_{layers}_{cfg.weights_dtype or "float32"}'
+  folder = os.path.join(FLAGS.folder, name)
   built = build.build(cfg, layout='out_in')
   flat = params_lib.flatten(built.base)
   names = {
-    path.split('/', 2)[2]: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+    path.split('/', 2)[2]: leaf
     for path, leaf in flat.items()
     if path.startswith('layers/0/')
   }
   layout = layer_files.lay_out(names, layers)
   if not os.path.exists(os.path.join(folder, layer_files.MANIFEST)):
-    scale = 0.5 / math.sqrt(cfg.hidden_size)
-    make = lambda layer, path: _random(layout.places[path].shape, scale, layer)
-    layer_files.write(folder, layout, make, {'synthetic': FLAGS.size})
+    make = lambda layer, path: _random(layout.places[path], path, layer)
+    layer_files.write(folder, layout, make, {'synthetic': name})
   rest = {
-    path: jax.device_put(_random(leaf.shape, 0.02, 7).astype(np.float32))
+    path: jax.device_put(_random(leaf, path, 7))
     for path, leaf in flat.items()
     if not path.startswith('layers/')
   }
@@ -415,14 +424,20 @@ def _synthetic():
     num_streams=FLAGS.depth, num_msa_layers=min(8, layers), pruning_rank=0
   )
   model = runtime.with_random_streams(plain, streams)
-  return model, [list(range(1, 33))]
+  prompt = list(range(1, 33))
+  return model, [prompt[i:] + prompt[:i] for i in range(FLAGS.num_prompts)]
 
 
-def _random(shape, scale, seed):
-  """Random bfloat16 numbers, quickly: a block of them, repeated."""
+def _random(leaf, path, seed):
+  """Random numbers of a leaf's kind, quickly: a block of them, repeated."""
+  if path.endswith('norm/scale'):
+    return np.ones(leaf.shape, leaf.dtype)
+  if path.endswith('_scale'):  # of int8, whose numbers are about 40 large
+    return np.full(leaf.shape, 0.0003, leaf.dtype)
   rng = np.random.default_rng(seed)
-  block = scale * rng.standard_normal(1 << 16, np.float32)
-  return np.resize(block.astype(jnp.bfloat16), shape)
+  block = rng.standard_normal(1 << 16, np.float32)
+  block *= 40 if np.dtype(leaf.dtype) == np.int8 else 0.01
+  return np.resize(block.clip(-127, 127).astype(leaf.dtype), leaf.shape)
 
 
 def _reads():
