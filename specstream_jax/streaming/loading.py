@@ -24,13 +24,11 @@ def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
     f'drafter is {cfg.name!r}, which does not go with streamed weights: '
     f'{_REFUSED.get(cfg.name)}; use streams or prompt_lookup',
   )
-  for name, nothing in (('vocabulary', ''), ('pays_above', 0.0)):
-    value = getattr(cfg, name)
-    checks.check(
-      value == nothing,
-      f'{cfg.name} has {name}={value}, which does not go with streamed weights; '
-      'leave it out',
-    )
+  checks.check(
+    not cfg.pays_above,
+    f'{cfg.name} has pays_above={cfg.pays_above}, which does not go with '
+    'streamed weights; leave it out',
+  )
   checks.check(
     num_devices == 1,
     f'weights are streamed to one device, not to {num_devices}; use one, or '

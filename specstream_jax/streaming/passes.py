@@ -26,31 +26,21 @@ from specstream_jax.modeling import (
 from specstream_jax.streaming import weights as weights_lib
 
 
-def without_layers(tree: Mapping[Any, Any]) -> dict[Any, Any]:
-  """Nested weights but for those of layers."""
-  return {name: leaf for name, leaf in tree.items() if name != 'layers'}
-
-
 class Parts:
   """A model taken apart: its layers, and a shell of everything else.
 
   Attributes:
+    built: the whole.
     shell: as `build.Built`, with no layers.
     model: the whole, of shapes alone; its settings are read.
   """
 
   def __init__(self, built: build.Built):
     """Takes apart what `build.build` made, layers unstacked."""
+    self.built = built
     self.model: transformer.Transformer = built.merge(built.base, built.adapter)
     self._layers = [nnx.split(layer)[0] for layer in self.model.layers]
-    shell = built.merge(built.base, built.adapter)
-    shell.layers = nnx.List([])
-    graphdef = nnx.split(shell)[0]
-    self.shell = built._replace(
-      graphdef=graphdef,
-      base=without_layers(built.base),
-      adapter=without_layers(built.adapter),
-    )
+    self.shell = build.shell(built)
     self.cfg = built.cfg
     self._compiled: dict[Any, Any] = {}
 

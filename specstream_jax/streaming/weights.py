@@ -2,6 +2,7 @@
 """The weights of layers, some of which stay while the others pass through."""
 
 from collections.abc import Sequence
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ class LayerWeights:
     layout: of the files.
     resident: layers that stay in memory.
     num_buffers: R, of the ring.
+    in_use: held by whoever makes a pass, as passes share the ring.
   """
 
   def __init__(
@@ -54,6 +56,7 @@ class LayerWeights:
       ValueError: the folder is damaged, or the budget is too small.
     """
     self.folder, self.cfg = folder, cfg
+    self.in_use = threading.RLock()
     self.layout, self.notes = layer_files.read_manifest(folder)
     self._reader = layer_files.Reader(folder, self.layout, cfg.reads)
     count, self.num_buffers = split(cfg, self.layout, stays)

@@ -22,6 +22,7 @@ from specstream_jax.drafters import prompt_lookup, streams
 from specstream_jax.modeling import cache as cache_lib, params
 from specstream_jax.streaming import (
   decoder as streamed_lib,
+  driver,
   layer_files,
   passes,
   weights as weights_lib,
@@ -155,7 +156,7 @@ def test_a_pass_gives_what_resident_layers_give(opened):
   positions = length[:, None] + mask.sum(axis=2) - 1
   whole = transformer_fns.Params(base, adapter)
   want = fns.forward(whole, tokens, positions, mask, cache(), with_streams=True)
-  shell, adapters = streamed_lib.apart(transformer_fns.Params(rest, adapter))
+  shell, adapters = driver.apart(transformer_fns.Params(rest, adapter))
   weights.expect(range(3))
   found = runs.forward(
     shell, adapters, tokens, positions, mask, cache(), with_streams=True

@@ -20,9 +20,7 @@ def asked(tmp_path, monkeypatch):
   return [f'--model={folder}', '--adapter=']
 
 
-@pytest.mark.parametrize(
-  ('dtype', 'size'), [('', '20,480'), ('int8', '8,192')]
-)
+@pytest.mark.parametrize(('dtype', 'size'), [('', '20,480'), ('int8', '8,192')])
 def test_the_text_is_that_of_weights_that_stay(asked, tmp_path, dtype, size):
   args = ['generate', *asked, '--prompt=abc', '--max_new_tokens=9']
   args.append(f'--weights_dtype={dtype}')
