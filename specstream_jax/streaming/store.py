@@ -15,7 +15,6 @@ from specstream_jax.modeling import int8, lora
 from specstream_jax.outputs import locks
 from specstream_jax.streaming import layer_files
 
-
 # Base weights by path, read when asked for.
 Weights = lora.Folded | int8.Quantized
 
