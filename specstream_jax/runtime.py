@@ -440,5 +440,7 @@ def fingerprint(model: Model) -> str:
   folded in, and the adapter whole."""
   base, own = map(params_lib.flatten, (model.base, model.adapter))
   hash_of = weights_lib.fingerprint
-  parts = hash_of(base), hash_of(own, whole=True)
+  parts = [hash_of(base), hash_of(own, whole=True)]
+  if model.streamed is not None:
+    parts.append(model.streamed.name)
   return hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]

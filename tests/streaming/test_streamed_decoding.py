@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import layer_folders
 import numpy as np
 import pytest
 import tiny
@@ -19,11 +20,10 @@ from specstream_jax.decoding import (
   tree as tree_lib,
 )
 from specstream_jax.drafters import prompt_lookup, streams
-from specstream_jax.modeling import cache as cache_lib, params
+from specstream_jax.modeling import cache as cache_lib
 from specstream_jax.streaming import (
   decoder as streamed_lib,
   driver,
-  layer_files,
   passes,
   weights as weights_lib,
 )
@@ -38,27 +38,13 @@ GREEDY = config.SamplingConfig()
 SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
 
 
-def write_layers(folder, base):
-  """Files of the layers of nested base weights; the rest of the weights."""
-  flat = params.flatten(base)
-  of = lambda i: {
-    path.split('/', 2)[2]: np.asarray(leaf)
-    for path, leaf in flat.items()
-    if path.startswith(f'layers/{i}/')
-  }
-  count = len(base['layers'])
-  layout = layer_files.lay_out(of(0), count)
-  layer_files.write(str(folder), layout, lambda i, path: of(i)[path], {})
-  return {name: leaf for name, leaf in base.items() if name != 'layers'}
-
-
 @pytest.fixture
 def opened(tmp_path):
   """(base) -> the rest of it, and its layers, of which one stays."""
   made = []
 
   def open_layers(base, **settings):
-    rest = write_layers(tmp_path / 'layers', base)
+    rest = layer_folders.write(tmp_path / 'layers', base)
     settings = {'resident_layers': 1} | settings
     cfg = config.StreamedWeightsConfig(**settings)
     made.append(weights_lib.LayerWeights(str(tmp_path / 'layers'), cfg))
