@@ -11,7 +11,7 @@ import numpy as np
 
 from specstream_jax import config
 from specstream_jax.modeling import params
-from specstream_jax.streaming import layer_files, ring as ring_lib
+from specstream_jax.streaming import host, layer_files, ring as ring_lib
 
 
 class Taken(NamedTuple):
@@ -62,10 +62,14 @@ class LayerWeights:
     count, self.num_buffers = split(cfg, self.layout, stays)
     self.resident = resident(self.layout.num_layers, count, twice)
     self._kept = {layer: self._load(layer) for layer in self.resident}
-    num_bytes = self.layout.num_bytes
-    self._ring = None
-    if self.num_buffers:
-      self._ring = ring_lib.Ring(self._reader.read, num_bytes, self.num_buffers)
+    self._ring = self._make_ring() if self.num_buffers else None
+
+  def _make_ring(self) -> ring_lib.Ring | host.HostRing:
+    size = self.layout.num_bytes, self.num_buffers
+    if self.cfg.source == 'disk':
+      return ring_lib.Ring(self._reader.read, *size)
+    others = [i for i in range(self.layout.num_layers) if i not in self._kept]
+    return host.HostRing(self._read, others, *size)
 
   @property
   def name(self) -> str:
@@ -92,8 +96,10 @@ class LayerWeights:
     if layer in self._kept:
       return Taken(self._kept[layer], None)
     assert self._ring is not None
-    slot, buffer = self._ring.take(layer)
-    return Taken(self._arrays(buffer), slot)
+    slot, found = self._ring.take(layer)
+    if self.cfg.source == 'disk':
+      found = jax.device_put(self._views(found))
+    return Taken(params.unflatten(found), slot)
 
   def give_back(self, taken: Taken, result: Any) -> None:
     """Ends the use of weights when the result that needs them is there."""
@@ -109,20 +115,23 @@ class LayerWeights:
     self._reader.close()
 
   def _load(self, layer):
-    """A layer in memory of its own, in a page-aligned buffer."""
-    buffer = ring_lib.pages(self.layout.num_bytes)
-    self._reader.read(layer, memoryview(buffer))
-    return self._arrays(memoryview(buffer))
+    """A layer that stays on the device."""
+    return params.unflatten(jax.device_put(self._read(layer)))
 
-  def _arrays(self, buffer):
-    """Arrays over a buffer: on a CPU they are the buffer, elsewhere copies."""
+  def _read(self, layer):
+    """A layer in memory of its own, in a page-aligned buffer."""
+    buffer = memoryview(ring_lib.pages(self.layout.num_bytes))
+    self._reader.read(layer, buffer)
+    return self._views(buffer)
+
+  def _views(self, buffer):
+    """Flat arrays over a buffer; put on a CPU they are the buffer."""
     raw = np.frombuffer(buffer, np.uint8)
     flat = {}
     for path, place in self.layout.places.items():
       part = raw[place.offset : place.offset + place.num_bytes]
-      leaf = part.view(jnp.dtype(place.dtype)).reshape(place.shape)
-      flat[path] = jax.device_put(leaf)
-    return params.unflatten(flat)
+      flat[path] = part.view(jnp.dtype(place.dtype)).reshape(place.shape)
+    return flat
 
 
 def split(
