@@ -46,6 +46,7 @@ from specstream_jax.streaming import (
 )
 
 FLAGS = flags.FLAGS
+_PROMPT = 4  # tokens of a synthetic one
 _PEAK = '/proc/self/clear_refs'
 
 
@@ -78,6 +79,7 @@ def _define():
     'weights_dtype', '', ['', 'int8'], 'Of weights; nothing is float32.'
   )
   flags.DEFINE_float('acceptance', 0.7, 'Chance of a synthetic draft.')
+  flags.DEFINE_float('seconds', 150.0, 'Of synthetic weights’ timed calls.')
   flags.DEFINE_float('budget_gb', 2.5, 'Of synthetic weights.')
   flags.DEFINE_string('folder', '/tmp/streamed_weights', 'For layers’ files.')
   flags.DEFINE_string('output_dir', 'results/streamed_weights', 'For results.')
@@ -189,13 +191,10 @@ def _child(share):
   for made in decoders.values() if not is_synthetic else ():  # compiles
     made.generate(made.params, prompts[:1], 3, seed=0)
   _forget_peak()
-  results = {way: [] for way in decoders}
-  texts = {way: [] for way in decoders}
-  for prompt in prompts:
-    for way, made in decoders.items():
-      one, tokens = _timed(model, made, prompt)
-      results[way].append(one)
-      texts[way].append(tokens)
+  if is_synthetic:
+    results, texts = _by_call(model, decoders, prompts[0]), {}
+  else:
+    results, texts = _by_prompt(model, decoders, prompts)
   weights = _layers_of(model)
   row = {
     'share': share,
@@ -224,6 +223,56 @@ def _child(share):
   return row
 
 
+def _by_prompt(model, decoders, prompts):
+  """What every prompt took and gave, ways in turn."""
+  results = {way: [] for way in decoders}
+  texts = {way: [] for way in decoders}
+  for prompt in prompts:
+    for way, made in decoders.items():
+      one, tokens = _timed(model, made, prompt)
+      results[way].append(one)
+      texts[way].append(tokens)
+  return results, texts
+
+
+def _by_call(model, decoders, prompt):
+  """What every call took and gave, ways in turn, for so many seconds.
+
+  Each is a line of calls.jsonl at once, for a run that is ended from outside.
+  """
+  os.makedirs(FLAGS.output_dir, exist_ok=True)
+  states, results = {}, {way: [] for way in decoders}
+  for way, made in decoders.items():  # the first call compiles
+    state = made.start(made.params, [prompt], seed=0)
+    states[way] = made.advance(made.params, state, 1)
+  end = time.monotonic() + FLAGS.seconds
+  while time.monotonic() < end:
+    for way, made in decoders.items():
+      one, states[way] = _call(model, made, states[way])
+      results[way].append(one)
+      with open(os.path.join(FLAGS.output_dir, 'calls.jsonl'), 'a') as file:
+        more = {'way': way, 'peak': _status('VmHWM'), 'data': _status('VmData')}
+        file.write(json.dumps(one | more) + '\n')
+  return results
+
+
+def _call(model, made, state):
+  """One call, timed, and the state after it."""
+  counts = model.streamed.counts
+  tokens, before = int(state.num_tokens[0]), dataclasses.replace(counts)
+  begin = time.perf_counter()
+  state = jax.block_until_ready(made.advance(made.params, state, 1))
+  seconds = time.perf_counter() - begin
+  return {
+    'seconds': seconds,
+    'tokens': int(state.num_tokens[0]) - tokens,
+    'calls': 1,
+    'bytes': counts.bytes_read - before.bytes_read,
+    'reading': counts.read_seconds - before.read_seconds,
+    'waiting': counts.wait_seconds - before.wait_seconds,
+  }, state
+
+
 def _load(share):
   """The model with a share of its weights in memory, and prompts."""
   cfg = config.StreamedWeightsConfig(
@@ -248,6 +297,7 @@ def _decoder(model, way):
     max_new_tokens=FLAGS.max_new_tokens,
     schedule='deferred' if schedule == 'none' else schedule,
     eos_ids=() if FLAGS.what == 'synthetic' else model.eos_ids,
+    prompt_bucket=_PROMPT if FLAGS.what == 'synthetic' else 64,
   )
   if schedule == 'none':
     return model.decoder('none', decode)
@@ -266,15 +316,9 @@ def _decoder(model, way):
 
 
 def _timed(model, made, prompt):
-  """Times, bytes and waiting of one prompt's calls after the prompt pass.
-
-  Of synthetic weights the first call compiles, and is not timed either.
-  """
+  """Times, bytes and waiting of one prompt's calls after the prompt pass."""
   counts = model.streamed.counts
   state = jax.block_until_ready(made.start(made.params, [prompt], seed=0))
-  if FLAGS.what == 'synthetic':
-    state = jax.block_until_ready(made.advance(made.params, state, 1))
-  first, calls = int(state.num_tokens[0]), int(state.calls[0])
   before = dataclasses.replace(counts)
   begin = time.perf_counter()
   state = jax.block_until_ready(made.advance(made.params, state))
@@ -283,8 +327,8 @@ def _timed(model, made, prompt):
   return (
     {
       'seconds': seconds,
-      'tokens': tokens - first,  # the prompt pass gives one at least
-      'calls': int(state.calls[0]) - calls,
+      'tokens': tokens - 1,  # the prompt pass gives the first
+      'calls': int(state.calls[0]),
       'bytes': counts.bytes_read - before.bytes_read,
       'reading': counts.read_seconds - before.read_seconds,
       'waiting': counts.wait_seconds - before.wait_seconds,
@@ -433,8 +477,7 @@ def _synthetic():
     num_streams=FLAGS.depth, num_msa_layers=min(8, layers), pruning_rank=0
   )
   model = runtime.with_random_streams(plain, streams)
-  prompt = list(range(1, 33))
-  return model, [prompt[i:] + prompt[:i] for i in range(FLAGS.num_prompts)]
+  return model, [list(range(1, _PROMPT + 1))]
 
 
 def _random(leaf, path, seed):

@@ -86,6 +86,10 @@ class LayerWeights:
     """How files are read in fact, a name of `config.streaming.READS`."""
     return self._reader.how
 
+  def copy(self, layer: int) -> dict[Any, Any]:
+    """A layer in memory of its own, whatever passes through the ring."""
+    return self._kept[layer] if layer in self._kept else self._load(layer)
+
   def expect(self, layers: Sequence[int]) -> None:
     """The layers that will be taken, in order."""
     if self._ring:
