@@ -114,9 +114,12 @@ def test_the_same_command_measures_nothing_twice(folders, done, monkeypatch):
 
 
 @pytest.mark.slow
-def test_streamed_weights_are_tuned_by_the_cost_model(folders, done):
+def test_streamed_weights_are_tuned_by_the_cost_model(
+  folders, done, monkeypatch
+):
   """The calls are those of weights that stay; what was found is kept apart."""
   assert done.status == 0
+  monkeypatch.setenv('SPECSTREAM_CACHE', str(folders[0] / 'cache'))
   root, base, adapter = folders
   args = [
     'tune',
