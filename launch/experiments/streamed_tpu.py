@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import re
+import typing
 
 from absl import flags
 import decode_cost
@@ -99,11 +100,11 @@ def _copy(built, device):
 def _layer(built, device, nodes):
   """The last layer, over so many nodes with streams at the root alone."""
   fns = transformer_fns.model_fns(built)
-  runs = passes.Passes(fns.recipe, None)
+  runs = passes.Passes(fns.recipe, typing.cast(typing.Any, None))
   place = functools.partial(_placed, device=device, kind='device')
   shape = lambda *sizes, dtype=jnp.int32: jax.ShapeDtypeStruct(sizes, dtype)
   cache = jax.eval_shape(lambda: fns.init_cache(1, 1024))
-  enter = lambda *args: runs._entered(*args, 1024)
+  enter = lambda params, *args: runs._entered(params, *args, num_slots=1024)
   shell = transformer_fns.Params(
     runs.parts.shell.base, runs.parts.shell.adapter
   )

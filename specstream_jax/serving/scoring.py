@@ -67,6 +67,7 @@ class Scorer:
     settled = lambda fun, **named: part.jit(
       lambda *args: cache_lib.settle(fun(*args)), **named
     )
+    self._score: Callable[..., tuple[cache_lib.Cache, Scores]]
     if read is None:
       own = functools.partial(chunks.read_chunk, setup)
       score = functools.partial(score_chunk, setup, own)

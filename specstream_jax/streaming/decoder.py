@@ -31,7 +31,7 @@ class StreamedDecoder(decoder_lib.Decoder):
     model: interface.ModelFns,
     drafter: interface.Drafter,
     cfg: config.DecodeConfig,
-    weights: weights_lib.LayerWeights,
+    weights: weights_lib.Source,
     sampling_cfg: config.SamplingConfig = config.SamplingConfig(),
     *,
     prompt_model: interface.ModelFns,

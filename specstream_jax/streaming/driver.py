@@ -44,11 +44,11 @@ class Runs(NamedTuple):
   step: passes.Passes
   prompt: passes.Passes
   chunk: passes.Passes
-  weights: weights_lib.LayerWeights
+  weights: weights_lib.Source
 
 
 def take_apart(
-  setup: interface.DecodeSetup, weights: weights_lib.LayerWeights
+  setup: interface.DecodeSetup, weights: weights_lib.Source
 ) -> tuple[interface.DecodeSetup, Runs]:
   """(the setup of everything but layers, passes through these).
 
@@ -74,7 +74,7 @@ def take_apart(
   setup = setup._replace(
     model=model, prompt_model=prompt_model, chunk_model=chunk_model
   )
-  return setup, Runs(*runs, weights)
+  return setup, Runs(runs[0], runs[1], runs[2], weights)
 
 
 def _shell(fns: interface.ModelFns) -> interface.ModelFns:

@@ -40,7 +40,7 @@ def make_decoder(
   made: Any,
   cfg: config_drafting.DrafterConfig,
   decode: config.DecodeConfig,
-  weights: weights_lib.LayerWeights,
+  weights: weights_lib.Source,
   most_positions: int,
 ) -> decoder.StreamedDecoder:
   """The decoder of what a drafter's `load` made, a `drafters.Loaded`.
@@ -65,7 +65,7 @@ def make_decoder(
 
 
 def split(
-  folded: store.Weights,
+  folded: Mapping[str, Any],
   fingerprint: str,
   found: fitted.Fitted,
   rest: Mapping[str, Any],

@@ -82,7 +82,7 @@ class Passes:
   def __init__(
     self,
     recipe: transformer_fns.Recipe,
-    weights: weights_lib.LayerWeights,
+    weights: weights_lib.Source,
     parts: Parts | None = None,
   ):
     """Compiles nothing yet; `parts` are those of the same model, if made."""

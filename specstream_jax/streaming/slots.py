@@ -32,7 +32,7 @@ class StreamedSlots(slots.SlotDecoder):
   def __init__(
     self,
     setup: interface.DecodeSetup,
-    weights: weights_lib.LayerWeights,
+    weights: weights_lib.Source,
     *,
     plain: interface.DecodeSetup | None = None,
     **sizes: Any,
@@ -59,7 +59,8 @@ class StreamedSlots(slots.SlotDecoder):
     plain: interface.DecodeSetup | None,
     part: partitioning.Partitioner,
   ) -> dict[tuple[bool, bool], Callable[..., Any]]:
-    steps = {(False, True): self.driver.run}
+    steps: dict[tuple[bool, bool], Callable[..., Any]] = {}
+    steps[False, True] = self.driver.run
     if plain is not None:
       driver = self._driver(plain, part)
       steps[False, False] = functools.partial(driver_lib.run_plain, driver)

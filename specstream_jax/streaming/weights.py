@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,26 @@ class Taken(NamedTuple):
 
   params: dict[Any, Any]
   slot: int | None
+
+
+class Source(Protocol):
+  """Whoever has layers for passes.
+
+  Attributes:
+    in_use: held by whoever makes a pass, as passes share the layers.
+  """
+
+  in_use: Any
+
+  def expect(self, layers: Sequence[int]) -> None:
+    """The layers that will be taken, in order."""
+
+  def take(self, layer: int) -> Taken:
+    """The weights of the layer that comes next."""
+    ...
+
+  def give_back(self, taken: Taken, result: Any) -> None:
+    """Ends the use of weights when the result that needs them is there."""
 
 
 class LayerWeights:
@@ -100,6 +120,7 @@ class LayerWeights:
     if layer in self._kept:
       return Taken(self._kept[layer], None)
     assert self._ring is not None
+    found: Any
     slot, found = self._ring.take(layer)
     if self.cfg.source == 'disk':
       found = jax.device_put(self._views(found))
