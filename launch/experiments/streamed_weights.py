@@ -280,7 +280,12 @@ def _load(share):
     resident_layers=0 if share < 1 else 1 << 20,
     folder=FLAGS.folder,
   )
-  model = runtime.load(FLAGS.model, FLAGS.adapter, streamed=cfg)
+  model = runtime.load(
+    FLAGS.model,
+    FLAGS.adapter,
+    weights_dtype=FLAGS.weights_dtype,
+    streamed=cfg,
+  )
   asked = questions_lib.load('e2e_sample', 'test', None, FLAGS.num_prompts)
   return model, [model.encode_prompt(one.turns[0]) for one in asked]
 
