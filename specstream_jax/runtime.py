@@ -354,7 +354,6 @@ def load(
   base = _path('the model', base)
   adapter = None if adapter is None else _path('the adapter', adapter)
   part = partitioner or partitioning.local()
-  streamed_loading.check_dtype(streamed, weights_dtype)
   is_lazy = bool(weights_dtype or streamed) or not part.is_single
   loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
@@ -367,12 +366,12 @@ def load(
   cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
   own = found.rest if streams else {}
   rest = {k: np.asarray(v, np.float32) for k, v in own.items()}
-  stays, layers = _folded(loaded, found), None
+  stays, layers = int8.stored(_folded(loaded, found), cfg), None
   if streamed is not None:
     stays, layers = streamed_loading.split(
       stays, loaded.fingerprint, found, rest, streamed
     )
-  base_weights = part.put(int8.stored(stays, cfg), transposed=True)
+  base_weights = part.put(stays, transposed=True)
   return _model(
     *(loaded, found, source),
     config=cfg,
@@ -441,5 +440,7 @@ def fingerprint(model: Model) -> str:
   folded in, and the adapter whole."""
   base, own = map(params_lib.flatten, (model.base, model.adapter))
   hash_of = weights_lib.fingerprint
-  parts = hash_of(base), hash_of(own, whole=True)
+  parts = [hash_of(base), hash_of(own, whole=True)]
+  if model.streamed is not None:
+    parts.append(model.streamed.name)
   return hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]

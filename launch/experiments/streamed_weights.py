@@ -5,7 +5,8 @@
              mapped; by size of a request
   model      a model and its adapter, with budgets that are shares of its
              weights; plain decoding and trees of several sizes in turn
-  synthetic  random weights of a size named by --size, drafts accepted by chance
+  synthetic  random weights of a size named by --size, drafts accepted by chance;
+             under `ulimit -d`, say, to hold it to so much memory
 
 Every share runs in a process of its own, whose peak of memory is taken. Files
 are read with O_DIRECT, so the page cache holds none of them. Writes
@@ -14,9 +15,9 @@ streamed_weights_NAME.json and .svg.
 
 import dataclasses
 import json
-import math
 import mmap
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,11 +40,13 @@ from specstream_jax.report import svg
 from specstream_jax.streaming import (
   cost,
   decoder as decoder_lib,
+  driver as driver_lib,
   layer_files,
   weights as weights_lib,
 )
 
 FLAGS = flags.FLAGS
+_PROMPT = 4  # tokens of a synthetic one
 _PEAK = '/proc/self/clear_refs'
 
 
@@ -72,7 +75,11 @@ def _define():
   flags.DEFINE_integer('max_new_tokens', 48, 'Most new tokens a prompt.')
   flags.DEFINE_string('size', '7b', 'Of synthetic weights, see decode_cost.')
   flags.DEFINE_integer('num_layers', 0, 'Of synthetic weights; 0: as the size.')
+  flags.DEFINE_enum(
+    'weights_dtype', '', ['', 'int8'], 'Of weights; nothing is float32.'
+  )
   flags.DEFINE_float('acceptance', 0.7, 'Chance of a synthetic draft.')
+  flags.DEFINE_float('seconds', 150.0, 'Of synthetic weights’ timed calls.')
   flags.DEFINE_float('budget_gb', 2.5, 'Of synthetic weights.')
   flags.DEFINE_string('folder', '/tmp/streamed_weights', 'For layers’ files.')
   flags.DEFINE_string('output_dir', 'results/streamed_weights', 'For results.')
@@ -158,7 +165,7 @@ def _layers_of(model):
 def _runs(made):
   """The passes of a decoder."""
   assert isinstance(made, decoder_lib.StreamedDecoder)
-  return made._passes
+  return made.driver.runs.step
 
 
 def _status(name):
@@ -181,16 +188,13 @@ def _child(share):
   model, prompts = _synthetic() if is_synthetic else _load(share)
   loaded_peak = _status('VmHWM')
   decoders = {way: _decoder(model, way) for way in FLAGS.ways}
-  for made in decoders.values():  # compiles
+  for made in decoders.values() if not is_synthetic else ():  # compiles
     made.generate(made.params, prompts[:1], 3, seed=0)
   _forget_peak()
-  results = {way: [] for way in decoders}
-  texts = {way: [] for way in decoders}
-  for prompt in prompts:
-    for way, made in decoders.items():
-      one, tokens = _timed(model, made, prompt)
-      results[way].append(one)
-      texts[way].append(tokens)
+  if is_synthetic:
+    results, texts = _by_call(model, decoders, prompts[0]), {}
+  else:
+    results, texts = _by_prompt(model, decoders, prompts)
   weights = _layers_of(model)
   row = {
     'share': share,
@@ -202,16 +206,71 @@ def _child(share):
     'rss_of_libraries': empty,
     'peak_while_loading': loaded_peak,
     'peak_while_decoding': _status('VmHWM'),
+    'limit_of_data': resource.getrlimit(resource.RLIMIT_DATA)[0],
+    'data': _status('VmData'),  # what such a limit counts
+    'most_addresses': _status('VmPeak'),
     'num_layers': weights.layout.num_layers,
     'first_upper': _runs(decoders[FLAGS.ways[-1]]).first_msa,
     'resident': weights.resident,
     'ways': {way: _summary(found) for way, found in results.items()},
-    'compute': {w: _compute(model, made, w) for w, made in decoders.items()},
   }
   if not is_synthetic:
+    row['compute'] = {
+      way: _compute(model, made, way) for way, made in decoders.items()
+    }
     row['same_tokens'] = {w: texts[w] == texts['none:1'] for w in texts}
   weights.close()
   return row
+
+
+def _by_prompt(model, decoders, prompts):
+  """What every prompt took and gave, ways in turn."""
+  results = {way: [] for way in decoders}
+  texts = {way: [] for way in decoders}
+  for prompt in prompts:
+    for way, made in decoders.items():
+      one, tokens = _timed(model, made, prompt)
+      results[way].append(one)
+      texts[way].append(tokens)
+  return results, texts
+
+
+def _by_call(model, decoders, prompt):
+  """What every call took and gave, ways in turn, for so many seconds.
+
+  Each is a line of calls.jsonl at once, for a run that is ended from outside.
+  """
+  os.makedirs(FLAGS.output_dir, exist_ok=True)
+  states, results = {}, {way: [] for way in decoders}
+  for way, made in decoders.items():  # the first call compiles
+    state = made.start(made.params, [prompt], seed=0)
+    states[way] = made.advance(made.params, state, 1)
+  end = time.monotonic() + FLAGS.seconds
+  while time.monotonic() < end:
+    for way, made in decoders.items():
+      one, states[way] = _call(model, made, states[way])
+      results[way].append(one)
+      with open(os.path.join(FLAGS.output_dir, 'calls.jsonl'), 'a') as file:
+        more = {'way': way, 'peak': _status('VmHWM'), 'data': _status('VmData')}
+        file.write(json.dumps(one | more) + '\n')
+  return results
+
+
+def _call(model, made, state):
+  """One call, timed, and the state after it."""
+  counts = model.streamed.counts
+  tokens, before = int(state.num_tokens[0]), dataclasses.replace(counts)
+  begin = time.perf_counter()
+  state = jax.block_until_ready(made.advance(made.params, state, 1))
+  seconds = time.perf_counter() - begin
+  return {
+    'seconds': seconds,
+    'tokens': int(state.num_tokens[0]) - tokens,
+    'calls': 1,
+    'bytes': counts.bytes_read - before.bytes_read,
+    'reading': counts.read_seconds - before.read_seconds,
+    'waiting': counts.wait_seconds - before.wait_seconds,
+  }, state
 
 
 def _load(share):
@@ -221,7 +280,12 @@ def _load(share):
     resident_layers=0 if share < 1 else 1 << 20,
     folder=FLAGS.folder,
   )
-  model = runtime.load(FLAGS.model, FLAGS.adapter, streamed=cfg)
+  model = runtime.load(
+    FLAGS.model,
+    FLAGS.adapter,
+    weights_dtype=FLAGS.weights_dtype,
+    streamed=cfg,
+  )
   asked = questions_lib.load('e2e_sample', 'test', None, FLAGS.num_prompts)
   return model, [model.encode_prompt(one.turns[0]) for one in asked]
 
@@ -238,6 +302,7 @@ def _decoder(model, way):
     max_new_tokens=FLAGS.max_new_tokens,
     schedule='deferred' if schedule == 'none' else schedule,
     eos_ids=() if FLAGS.what == 'synthetic' else model.eos_ids,
+    prompt_bucket=_PROMPT if FLAGS.what == 'synthetic' else 64,
   )
   if schedule == 'none':
     return model.decoder('none', decode)
@@ -296,9 +361,9 @@ def _summary(found):
 def _compute(model, made, way):
   """Seconds that a layer of each group computes, weights at hand."""
   schedule, nodes = way.split(':')
-  nodes, runs = int(nodes), made._passes
-  shell, adapters = decoder_lib.apart(made.params)
-  cache = made._empty(1, 256)
+  nodes, runs = int(nodes), _runs(made)
+  shell, adapters = driver_lib.apart(made.params)
+  cache = made.driver.empty(1, 256)
   length = jnp.full((1,), 100, jnp.int32)
   tokens = jnp.ones((1, nodes), jnp.int32)
   positions = jnp.full((1, nodes), 101, jnp.int32)
@@ -368,29 +433,31 @@ def _layers(row, read_seconds):
 
 
 def _synthetic():
-  """A model of random weights, and one prompt.
+  """A model of random weights, and prompts; every layer has a file of its own.
 
-  All layers have files of their own, in bfloat16; a layer computes in float32,
-  as a CPU without bfloat16 products is slow with them.
+  Weights are float32, or int8 with --weights_dtype=int8. bfloat16 is left out:
+  a CPU without such products writes every kernel out as float32 in every call.
   """
-  cfg = decode_cost.SIZES[FLAGS.size]
+  cfg = dataclasses.replace(
+    decode_cost.SIZES[FLAGS.size], weights_dtype=FLAGS.weights_dtype
+  )
   layers = FLAGS.num_layers or cfg.num_layers
   cfg = dataclasses.replace(cfg, num_layers=layers)
-  folder = os.path.join(FLAGS.folder, f'{FLAGS.size}_{layers}')
+  name = f'{FLAGS.size}_{layers}_{cfg.weights_dtype or "float32"}'
+  folder = os.path.join(FLAGS.folder, name)
   built = build.build(cfg, layout='out_in')
   flat = params_lib.flatten(built.base)
   names = {
-    path.split('/', 2)[2]: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+    path.split('/', 2)[2]: leaf
     for path, leaf in flat.items()
     if path.startswith('layers/0/')
   }
   layout = layer_files.lay_out(names, layers)
   if not os.path.exists(os.path.join(folder, layer_files.MANIFEST)):
-    scale = 0.5 / math.sqrt(cfg.hidden_size)
-    make = lambda layer, path: _random(layout.places[path].shape, scale, layer)
-    layer_files.write(folder, layout, make, {'synthetic': FLAGS.size})
+    make = lambda layer, path: _random(layout.places[path], path, layer)
+    layer_files.write(folder, layout, make, {'synthetic': name})
   rest = {
-    path: jax.device_put(_random(leaf.shape, 0.02, 7).astype(np.float32))
+    path: jax.device_put(_random(leaf, path, 7))
     for path, leaf in flat.items()
     if not path.startswith('layers/')
   }
@@ -415,14 +482,19 @@ def _synthetic():
     num_streams=FLAGS.depth, num_msa_layers=min(8, layers), pruning_rank=0
   )
   model = runtime.with_random_streams(plain, streams)
-  return model, [list(range(1, 33))]
+  return model, [list(range(1, _PROMPT + 1))]
 
 
-def _random(shape, scale, seed):
-  """Random bfloat16 numbers, quickly: a block of them, repeated."""
+def _random(leaf, path, seed):
+  """Random numbers of a leaf's kind, quickly: a block of them, repeated."""
+  if path.endswith('norm/scale'):
+    return np.ones(leaf.shape, leaf.dtype)
+  if path.endswith('_scale'):  # of int8, whose numbers are about 40 large
+    return np.full(leaf.shape, 0.0003, leaf.dtype)
   rng = np.random.default_rng(seed)
-  block = scale * rng.standard_normal(1 << 16, np.float32)
-  return np.resize(block.astype(jnp.bfloat16), shape)
+  block = rng.standard_normal(1 << 16, np.float32)
+  block *= 40 if np.dtype(leaf.dtype) == np.int8 else 0.01
+  return np.resize(block.clip(-127, 127).astype(leaf.dtype), leaf.shape)
 
 
 def _reads():

@@ -25,6 +25,7 @@ from specstream_jax.decoding import (
   interface,
   tree as tree_lib,
 )
+from specstream_jax.streaming import loading as streamed_loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +112,22 @@ class Survey:
       drafters.load(model, dataclasses.replace(drafter, tree=tree), decode)
       for tree in self._trees
     ]
+    observer = _Observer([one.drafter for one in made], decode.max_new_tokens)
+    most = model.config.most_positions
+    if model.streamed is not None:
+      first = made[0]._replace(drafter=observer)
+      self._decoder = streamed_loading.make_decoder(
+        first, drafter, decode, model.streamed, most
+      )
+      return
     self._decoder = decoder_lib.Decoder(
       made[0].model,
-      _Observer([one.drafter for one in made], decode.max_new_tokens),
+      observer,
       decode,
       prompt_model=made[0].prompt_model,
       partitioner=model.partitioner,
       params=made[0].params,
-      most_positions=model.config.most_positions,
+      most_positions=most,
     )
 
   def run(

@@ -131,7 +131,8 @@ def _drafters(args, model) -> tuple[str, ...]:
   if args.drafters is None:
     batch = decoding_flags.numbers('batch_sizes', args.batch_sizes, int)[0]
     found = tune.find(model, batch)
-    if found and found.drafter != 'none' and found.schedule == args.schedule:
+    schedule = weights_flags.schedule(args)
+    if found and found.drafter != 'none' and found.schedule == schedule:
       return (f'streams, tuned={found.drafter}',)
     return ('streams' if model.stream else 'prompt_lookup',)
   texts = (text for group in args.drafters for text in group.split(';'))

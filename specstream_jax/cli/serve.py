@@ -22,7 +22,7 @@ from absl import flags
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import fitted, loading
-from specstream_jax.cli import decoding_flags
+from specstream_jax.cli import decoding_flags, weights_flags
 from specstream_jax.config import checks, serving
 
 _KEY = 'SPECSTREAM_API_KEY'
@@ -61,6 +61,7 @@ def define_flags() -> None:
     'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
   )
   decoding_flags.define_weights_dtype()
+  weights_flags.define()
   flags.DEFINE_string(
     'drafter',
     None,
@@ -244,6 +245,7 @@ def _load(args, pairs: Mapping[str, str]):
     args.model,
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
+    streamed=weights_flags.streamed(),
   )
   if args.fold:
     [path] = pairs.values()
@@ -275,6 +277,8 @@ def _sizes(args) -> serving.EngineConfig:
   """Sizes: flags before gin before defaults."""
   given = {name: getattr(args, name) for name in _SIZES}
   given = {name: value for name, value in given.items() if value is not None}
+  if weights_flags.streamed() is not None:
+    given.setdefault('schedule', weights_flags.SCHEDULE)
   if args.batch_sizes is not None:
     are_numbers = all(size.isdecimal() for size in args.batch_sizes)
     checks.check(

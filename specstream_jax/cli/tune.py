@@ -19,7 +19,7 @@ from absl import flags
 
 from specstream_jax import runtime
 from specstream_jax.checkpoints import tuning
-from specstream_jax.cli import decoding_flags, task_flags
+from specstream_jax.cli import decoding_flags, task_flags, weights_flags
 from specstream_jax.report import tune_report
 from specstream_jax.workflows import tune as workflow
 
@@ -32,6 +32,7 @@ def define_flags() -> None:
   decoding_flags.define_model()
   decoding_flags.define_adapter()
   decoding_flags.define_weights()
+  weights_flags.define()
   flags.DEFINE_string(
     'task',
     made.task,
@@ -59,8 +60,8 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'schedules',
     [],
-    'When streams run, see generate; deferred on a CPU, both elsewhere, if not '
-    'given.',
+    'When streams run, see generate; deferred on a CPU, both elsewhere and with '
+    'streamed weights, if not given.',
   )
   flags.DEFINE_integer(
     'num_verified',
@@ -91,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
     args.adapter or None,
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
+    streamed=weights_flags.streamed(),
   )
   numbers = decoding_flags.numbers
   options = workflow.Options(

@@ -17,21 +17,22 @@ def define() -> None:
   flags.DEFINE_enum(
     'weights',
     'resident',
-    ['resident', 'stream'],
+    ['resident', 'stream', 'host'],
     'resident: all weights stay in memory. stream: layers are read from disk in '
     'every call, for models larger than memory; embeddings, LM head and adapter '
-    'stay.',
+    'stay. host: layers lie in the memory of the host of a GPU or TPU, and are '
+    'copied to it in every call.',
   )
   flags.DEFINE_string(
     'memory_budget',
     None,
-    'With --weights=stream: memory for weights, such as 2GB, 500MiB or bytes; '
+    'With --weights=stream or host: memory of the device for weights, such as 2GB, 500MiB or bytes; '
     'as many layers stay as fit. If not given, --resident_layers stay.',
   )
   flags.DEFINE_integer(
     'resident_layers',
     None,
-    'With --weights=stream: so many layers stay; 0 if not given.',
+    'With --weights=stream or host: so many layers stay; 0 if not given.',
     lower_bound=0,
   )
 
@@ -48,7 +49,7 @@ def streamed() -> config.StreamedWeightsConfig | None:
   asked = {'memory_budget': args.memory_budget}
   asked['resident_layers'] = args.resident_layers
   given = [name for name, value in asked.items() if value is not None]
-  if args.weights != 'stream':
+  if args.weights == 'resident':
     if given:
       raise ValueError(f'--{given[0]} is for --weights=stream; add that')
     return None
@@ -56,7 +57,8 @@ def streamed() -> config.StreamedWeightsConfig | None:
     raise ValueError(
       '--memory_budget says how many layers stay; leave out --resident_layers'
     )
-  values = {name: asked[name] for name in given}
+  values: dict[str, Any] = {name: asked[name] for name in given}
+  values['source'] = 'host' if args.weights == 'host' else 'disk'
   if args.memory_budget is not None:
     values['memory_budget'] = sizes.num_bytes(
       args.memory_budget, 'memory_budget'
@@ -68,5 +70,5 @@ def schedule(args: Any) -> str:
   """--schedule; not given and with streamed weights, `SCHEDULE`."""
   is_given = args['schedule'].present
   return (
-    SCHEDULE if args.weights == 'stream' and not is_given else args.schedule
+    SCHEDULE if args.weights != 'resident' and not is_given else args.schedule
   )

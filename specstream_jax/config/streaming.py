@@ -8,6 +8,7 @@ import gin
 from specstream_jax.config import bounds, checks
 
 _MOST_BYTES = 1 << 50
+SOURCES = ('disk', 'host')
 READS = ('direct', 'drop', 'cache')
 
 
@@ -22,6 +23,8 @@ class StreamedWeightsConfig:
       others pass through; as many layers stay as fit. 0 takes
       `resident_layers`.
     resident_layers: layers that stay, where no budget is named.
+    source: where other layers lie: on `disk`, or in the `host`'s memory, for a
+      device that has less.
     buffers: layers that are read ahead, or are in use; with 1, reading and
       computing take turns.
     reads: `direct` reads past the page cache, `drop` through it and empties it
@@ -32,6 +35,7 @@ class StreamedWeightsConfig:
 
   memory_budget: int = 0
   resident_layers: int = 0
+  source: str = 'disk'
   buffers: int = 2
   reads: str = 'direct'
   folder: str = ''
@@ -45,6 +49,7 @@ class StreamedWeightsConfig:
     ):
       value = getattr(self, name)
       checks.count(f'StreamedWeightsConfig.{name}', value, least, most)
+    checks.one_of('StreamedWeightsConfig.source', self.source, SOURCES)
     checks.one_of('StreamedWeightsConfig.reads', self.reads, READS)
     checks.check(
       not (self.memory_budget and self.resident_layers),

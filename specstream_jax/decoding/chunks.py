@@ -34,18 +34,32 @@ def read_chunk(
     The pass, its cache with `counts` more tokens.
   """
   model = setup.chunk_model or setup.model
-  batch, size = tokens.shape
-  causal = jnp.tri(size, dtype=bool)[None]
   forward = model.forward(
     params,
-    tokens,
-    cache.length[:, None] + jnp.arange(size)[None],
-    jnp.broadcast_to(causal, (batch, size, size)),
+    *chunk_inputs(tokens, cache.length),
     cache,
     with_streams=setup.drafter.with_streams,
   )
   grown = dataclasses.replace(forward.cache, length=cache.length + counts)
   return forward._replace(cache=grown)
+
+
+def chunk_inputs(
+  tokens: arrays.Array, length: arrays.Array
+) -> tuple[arrays.Array, ...]:
+  """Tokens [B, C], positions [B, C], mask [B, C, C] of a pass over a chunk.
+
+  Args:
+    tokens: [B, C] int32.
+    length: [B] int32, what was read before.
+  """
+  batch, size = tokens.shape
+  causal = jnp.tri(size, dtype=bool)[None]
+  return (
+    tokens,
+    length[:, None] + jnp.arange(size)[None],
+    jnp.broadcast_to(causal, (batch, size, size)),
+  )
 
 
 def begin_row(

@@ -127,8 +127,10 @@ def _head(model, cfg, built, width) -> Any:
       f'draft vocabulary {cfg.vocabulary!r} has {len(ids)} tokens but the tree '
       f'branches into {width}; use a smaller branching or more tokens'
     )
-  merged = built.merge(model.base, model.adapter)
-  return transformer_fns.draft_head(merged, jnp.asarray(ids))
+  head = build.shell(built).merge(  # layers may lie elsewhere
+    *map(build.without_layers, (model.base, model.adapter))
+  )
+  return transformer_fns.draft_head(head, jnp.asarray(ids))
 
 
 def _table(model, cfg) -> Any:

@@ -39,6 +39,22 @@ class Built(NamedTuple):
     return nnx.merge(self.graphdef, base, adapter)
 
 
+def without_layers(tree: arrays.Params) -> dict[Any, Any]:
+  """Nested weights but for those of layers."""
+  return {name: leaf for name, leaf in tree.items() if name != 'layers'}
+
+
+def shell(built: Built) -> Built:
+  """Everything of a model but its layers, which are not stacked."""
+  model = built.merge(built.base, built.adapter)
+  model.layers = nnx.List([])
+  return built._replace(
+    graphdef=nnx.split(model)[0],
+    base=without_layers(built.base),
+    adapter=without_layers(built.adapter),
+  )
+
+
 def build(
   cfg: config.ModelConfig,
   streams: config.StreamConfig | None = None,

@@ -77,14 +77,8 @@ class Engine:
     adapters = starting.with_tuned_trees(adapters or {}, model)
     asked = starting.drafter(drafter, model, adapters)
     self._weights = weights.make(model, self.cfg, asked, adapters)
-    self._decoder = starting.make_decoder(
-      self._weights, self.cfg, model.partitioner
-    )
-    self._scorer = scoring.Scorer(
-      self._weights.setup,
-      chunk=self.cfg.chunk,
-      partitioner=model.partitioner,
-    )
+    self._decoder = starting.make_decoder(self._weights, self.cfg, model)
+    self._scorer = starting.make_scorer(self._decoder, model)
     self._waiting = waiting.Waiting(self.cfg)
     self._rows: dict[int, rows.Row] = {}
     self._reading: tuple[rows.Row, slots_lib.Reading] | None = None

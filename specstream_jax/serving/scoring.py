@@ -9,7 +9,7 @@ penalties change nothing, and neither do drafts.
 Axis letters: T tokens of a text, C of a chunk, K candidates, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import threading
@@ -23,6 +23,8 @@ from specstream_jax import arrays, partitioning
 from specstream_jax.decoding import chunks, interface
 from specstream_jax.modeling import cache as cache_lib
 
+# (params, cache, tokens [1, C], counts [1]) -> the pass.
+Read = Callable[..., interface.Forward]
 MOST_CANDIDATES = 20  # as many as the API lets anybody ask for
 
 
@@ -50,6 +52,7 @@ class Scorer:
     *,
     chunk: int,
     partitioner: partitioning.Partitioner | None = None,
+    read: Read | None = None,
   ):
     """Compiles nothing yet.
 
@@ -57,14 +60,22 @@ class Scorer:
       setup: model and sizes; `cfg.cache_length` is a multiple of `chunk`.
       chunk: C, tokens of a pass.
       partitioner: where the model lies.
+      read: makes a pass that is not compiled as a whole; None compiles it.
     """
     self._chunk = chunk
     part, length = partitioner or partitioning.local(), setup.cfg.cache_length
-    score = functools.partial(score_chunk, setup)
-    settled = lambda fun: part.jit(
-      lambda *args: cache_lib.settle(fun(*args)), donate_argnums=1
+    settled = lambda fun, **named: part.jit(
+      lambda *args: cache_lib.settle(fun(*args)), **named
     )
-    self._score = settled(score)
+    self._score: Callable[..., tuple[cache_lib.Cache, Scores]]
+    if read is None:
+      own = functools.partial(chunks.read_chunk, setup)
+      score = functools.partial(score_chunk, setup, own)
+      self._score = settled(score, donate_argnums=1)
+    else:
+      say = functools.partial(_say, setup.chunk_model or setup.model)
+      score = functools.partial(score_chunk, setup, read)
+      self._score = functools.partial(score, say=settled(say))
     self._make_cache = part.jit(
       lambda: cache_lib.settle(setup.model.init_cache(1, length)),
       out_shardings=part.replicated if part.is_single else None,
@@ -115,32 +126,43 @@ class Scorer:
 
 def score_chunk(
   setup: interface.DecodeSetup,
+  read: Read,
   params: Any,
   cache: cache_lib.Cache,
   tokens: arrays.Array,
   targets: arrays.Array,
   start: arrays.Array,
+  *,
+  say: Callable[..., Scores] | None = None,
 ) -> tuple[cache_lib.Cache, Scores]:
   """Reads a chunk of one text, and scores what follows each of its tokens.
 
   Args:
-    setup: its `chunk_model` makes the pass.
+    setup: model and sizes.
+    read: makes the pass.
     params: weights.
     cache: of one row, with what was read before in its first slots.
     tokens: [1, C] int32.
     targets: [1, C] int32, the next token of each.
     start: int32, how many tokens were read before.
+    say: of what the pass left, (params, hidden, targets) -> scores; None does it
+      here.
 
   Returns:
     The cache, and scores [1, C, ...].
   """
-  model = setup.chunk_model or setup.model
   length = jnp.full((1,), start, jnp.int32)
   begun = dataclasses.replace(cache, length=length)
   counts = jnp.full((1,), tokens.shape[1], jnp.int32)
-  forward = chunks.read_chunk(setup, params, begun, tokens, counts)
-  logprobs = jax.nn.log_softmax(model.logits(params, forward.hidden))
+  forward = read(params, begun, tokens, counts)
+  say = say or functools.partial(_say, setup.chunk_model or setup.model)
+  return forward.cache, say(params, forward.hidden, targets)
+
+
+def _say(model, params, hidden, targets) -> Scores:
+  """Scores of what comes after each token of a pass."""
+  logprobs = jax.nn.log_softmax(model.logits(params, hidden))
   own = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
   count = min(MOST_CANDIDATES, logprobs.shape[-1])
   best, ids = jax.lax.top_k(logprobs, count)
-  return forward.cache, Scores(own, ids, best)
+  return Scores(own, ids, best)

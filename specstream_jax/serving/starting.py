@@ -4,10 +4,11 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 
-from specstream_jax import memory, partitioning, runtime
+from specstream_jax import memory, runtime
 from specstream_jax.checkpoints import draft_vocabulary, fitted
 from specstream_jax.config import drafting, serving
 from specstream_jax.decoding import (
@@ -16,7 +17,8 @@ from specstream_jax.decoding import (
   slots,
   topology,
 )
-from specstream_jax.serving import admission, requests, weights
+from specstream_jax.serving import admission, requests, scoring, weights
+from specstream_jax.streaming import slots as streamed_slots
 from specstream_jax.workflows import tune
 
 # Functions that the large programs are made of, those of a pass of the model.
@@ -92,9 +94,14 @@ def with_tuned_trees(
 def make_decoder(
   made: weights.Weights,
   cfg: serving.EngineConfig,
-  partitioner: partitioning.Partitioner,
+  model: runtime.Model,
 ) -> slots.SlotDecoder:
   """The running batch, of which nothing is compiled yet.
+
+  Args:
+    made: what decodes in it.
+    cfg: sizes.
+    model: where weights lie.
 
   Raises:
     OutOfMemoryError: it does not fit.
@@ -103,18 +110,36 @@ def make_decoder(
   if made.setup.drafter.size > 1 and (most is None or most < cfg.num_slots):
     plain = plain_lib.without_drafts(made.setup)
   sizes = cfg.batch_sizes or batch_sizes.default(cfg.num_slots)
-  decoder = slots.SlotDecoder(
-    made.setup,
-    num_slots=cfg.num_slots,
-    chunk=cfg.chunk,
-    prefix_bytes=cfg.prefix_cache_mb * 10**6,
-    sizes=sizes[:-1],
-    plain=plain,
-    solo=made.programs(has_plain=plain is not None),
-    partitioner=partitioner,
-  )
+  options: dict[str, Any] = {
+    'num_slots': cfg.num_slots,
+    'chunk': cfg.chunk,
+    'prefix_bytes': cfg.prefix_cache_mb * 10**6,
+    'sizes': sizes[:-1],
+    'plain': plain,
+    'partitioner': model.partitioner,
+  }
+  if model.streamed is None:
+    solo = made.programs(has_plain=plain is not None)
+    decoder = slots.SlotDecoder(made.setup, solo=solo, **options)
+  else:
+    decoder = streamed_slots.StreamedSlots(
+      made.setup, model.streamed, **options
+    )
   _check_memory(decoder, made.copied_bytes)
   return decoder
+
+
+def make_scorer(
+  decoder: slots.SlotDecoder, model: runtime.Model
+) -> scoring.Scorer:
+  """What scores texts beside the running batch."""
+  is_streamed = isinstance(decoder, streamed_slots.StreamedSlots)
+  return scoring.Scorer(
+    decoder.setup,
+    chunk=decoder.chunk,
+    partitioner=model.partitioner,
+    read=decoder.read_chunk if is_streamed else None,
+  )
 
 
 def _check_memory(decoder: slots.SlotDecoder, copied: int) -> None:

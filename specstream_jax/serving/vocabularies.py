@@ -54,9 +54,10 @@ class Union:
       spare: least room for tokens of adapters that come later.
     """
     self._model, self._cfg = model, cfg
-    built = build.build(model.config, None, None, model.layout)
+    shell = build.shell(build.build(model.config, None, None, model.layout))
+    merge = lambda base: shell.merge(build.without_layers(base), {})
     self._head_of = jax.jit(
-      lambda base, ids: transformer_fns.draft_head(built.merge(base, {}), ids)
+      lambda base, ids: transformer_fns.draft_head(merge(base), ids)
     )
     self.count = len(_by_rank(first))
     self.size = -(-(self.count + spare) // _STEP) * _STEP

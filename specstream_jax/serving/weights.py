@@ -33,6 +33,7 @@ from specstream_jax.serving.served import (
   Served as Served,
   kind as kind,
 )
+from specstream_jax.streaming import loading as streamed_loading
 
 # Those that read nothing of a prompt with a model of their own.
 _ALONE = ('streams', 'medusa', 'prompt_lookup', 'lookahead', 'mix', 'none')
@@ -137,8 +138,9 @@ class SideBySide:
     self._built = self._structure.build(model.config, model.layout)
     self.setup = _setup(self._make(cfg, drafter, adapters), cfg, drafter)
     self._solos: solo.Solos | None = None
-    # What is stored in 8 bits cannot take LoRA in.
-    if cfg.max_folded and not model.config.weights_dtype:
+    # What is stored in 8 bits, or not in memory, cannot take LoRA in.
+    is_whole = model.streamed is None and not model.config.weights_dtype
+    if cfg.max_folded and is_whole:
       self._solos = solo.Solos(
         model,
         self._structure,
@@ -345,6 +347,8 @@ def make(
     f'the mesh is {dict(model.partitioner.mesh.shape)}; an engine splits a model '
     'by heads alone, take MeshConfig.tensor for all devices',
   )
+  if model.streamed is not None:
+    streamed_loading.check(drafter, model.partitioner.mesh.size)
   checks.check(
     BASE not in adapters, "an adapter cannot be named ''; give it a name"
   )

@@ -10,23 +10,11 @@ from specstream_jax import config
 from specstream_jax.checkpoints import fitted
 from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import verifiers
-from specstream_jax.modeling import lora
 from specstream_jax.streaming import decoder, store, weights as weights_lib
 
 _REFUSED = {
   'medusa': 'its heads are held against all weights of the base',
 }
-
-
-def check_dtype(
-  cfg: config.StreamedWeightsConfig | None, weights_dtype: str
-) -> None:
-  """Raises ValueError if weights are streamed and stored in 8 bits as well."""
-  checks.check(
-    cfg is None or not weights_dtype,
-    f'weights_dtype is {weights_dtype!r}, which does not go with streamed '
-    'weights yet; take one of the two',
-  )
 
 
 def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
@@ -36,13 +24,11 @@ def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
     f'drafter is {cfg.name!r}, which does not go with streamed weights: '
     f'{_REFUSED.get(cfg.name)}; use streams or prompt_lookup',
   )
-  for name, nothing in (('vocabulary', ''), ('pays_above', 0.0)):
-    value = getattr(cfg, name)
-    checks.check(
-      value == nothing,
-      f'{cfg.name} has {name}={value}, which does not go with streamed weights; '
-      'leave it out',
-    )
+  checks.check(
+    not cfg.pays_above,
+    f'{cfg.name} has pays_above={cfg.pays_above}, which does not go with '
+    'streamed weights; leave it out',
+  )
   checks.check(
     num_devices == 1,
     f'weights are streamed to one device, not to {num_devices}; use one, or '
@@ -54,7 +40,7 @@ def make_decoder(
   made: Any,
   cfg: config_drafting.DrafterConfig,
   decode: config.DecodeConfig,
-  weights: weights_lib.LayerWeights,
+  weights: weights_lib.Source,
   most_positions: int,
 ) -> decoder.StreamedDecoder:
   """The decoder of what a drafter's `load` made, a `drafters.Loaded`.
@@ -79,7 +65,7 @@ def make_decoder(
 
 
 def split(
-  folded: lora.Folded,
+  folded: Mapping[str, Any],
   fingerprint: str,
   found: fitted.Fitted,
   rest: Mapping[str, Any],
@@ -88,7 +74,7 @@ def split(
   """(flat weights of no layer, the layers), of a base whose LoRA is folded in.
 
   Args:
-    folded: flat weights of the base.
+    folded: flat weights of the base, as they are stored.
     fingerprint: of the base as it was.
     found: its adapter.
     rest: flat weights of the adapter that stay beside the base.

@@ -26,31 +26,21 @@ from specstream_jax.modeling import (
 from specstream_jax.streaming import weights as weights_lib
 
 
-def without_layers(tree: Mapping[Any, Any]) -> dict[Any, Any]:
-  """Nested weights but for those of layers."""
-  return {name: leaf for name, leaf in tree.items() if name != 'layers'}
-
-
 class Parts:
   """A model taken apart: its layers, and a shell of everything else.
 
   Attributes:
+    built: the whole.
     shell: as `build.Built`, with no layers.
     model: the whole, of shapes alone; its settings are read.
   """
 
   def __init__(self, built: build.Built):
     """Takes apart what `build.build` made, layers unstacked."""
+    self.built = built
     self.model: transformer.Transformer = built.merge(built.base, built.adapter)
     self._layers = [nnx.split(layer)[0] for layer in self.model.layers]
-    shell = built.merge(built.base, built.adapter)
-    shell.layers = nnx.List([])
-    graphdef = nnx.split(shell)[0]
-    self.shell = built._replace(
-      graphdef=graphdef,
-      base=without_layers(built.base),
-      adapter=without_layers(built.adapter),
-    )
+    self.shell = build.shell(built)
     self.cfg = built.cfg
     self._compiled: dict[Any, Any] = {}
 
@@ -73,8 +63,6 @@ class Parts:
 
 def _layer(model, graphdef, kind, weights, adapter, way, keys, values):
   """x behind a layer, and its keys and values [B, K, S, H] with the new ones."""
-  dtype = model.cfg.dtype
-  weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
   layer = nnx.merge(graphdef, weights, adapter)
   rows = forward_lib.rows_of(model, way)[kind]
   cached = None
@@ -94,7 +82,7 @@ class Passes:
   def __init__(
     self,
     recipe: transformer_fns.Recipe,
-    weights: weights_lib.LayerWeights,
+    weights: weights_lib.Source,
     parts: Parts | None = None,
   ):
     """Compiles nothing yet; `parts` are those of the same model, if made."""

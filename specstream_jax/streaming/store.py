@@ -11,21 +11,22 @@ import numpy as np
 
 from specstream_jax import config
 from specstream_jax.checkpoints import fetch, files, weights as weights_lib
-from specstream_jax.modeling import lora
 from specstream_jax.outputs import locks
 from specstream_jax.streaming import layer_files
 
 
-def key(base: str, folded: lora.Folded, adapter: Mapping[str, Any]) -> str:
+def key(
+  base: str, folded: Mapping[str, Any], adapter: Mapping[str, Any]
+) -> str:
   """A name for weights: of other ones, it is another.
 
   Args:
     base: fingerprint of the base.
-    folded: the weights; their dtype counts.
+    folded: flat weights, as they are stored; their dtypes count.
     adapter: flat LoRA that is folded into them.
   """
   dtypes = sorted(
-    {np.dtype(leaf.dtype).name for leaf in folded.shapes.values()}
+    {np.dtype(leaf.dtype).name for leaf in _shapes(folded).values()}
   )
   own = weights_lib.fingerprint(adapter, whole=True)
   said = [base, own, *dtypes, layer_files.VERSION]
@@ -33,7 +34,7 @@ def key(base: str, folded: lora.Folded, adapter: Mapping[str, Any]) -> str:
 
 
 def prepare(
-  folded: lora.Folded, name: str, cfg: config.StreamedWeightsConfig
+  folded: Mapping[str, Any], name: str, cfg: config.StreamedWeightsConfig
 ) -> tuple[str, dict[str, Any]]:
   """The folder of the layers' files, and flat weights that are of no layer.
 
@@ -65,13 +66,18 @@ def prepare(
   return folder, rest
 
 
+def _shapes(folded):
+  """What has a shape and a dtype, by path, known without reading if it can be."""
+  return getattr(folded, 'shapes', folded)
+
+
 def _write(folded, folder, name):
-  shapes = {}
-  for path, leaf in folded.shapes.items():
+  shapes, all_shapes = {}, _shapes(folded)
+  for path, leaf in all_shapes.items():
     if path.startswith('layers/0/'):
       shape = leaf.shape[::-1] if path.endswith('kernel') else leaf.shape
       shapes[path.split('/', 2)[2]] = jax.ShapeDtypeStruct(shape, leaf.dtype)
-  numbers = {p.split('/')[1] for p in folded.shapes if p.startswith('layers/')}
+  numbers = {p.split('/')[1] for p in all_shapes if p.startswith('layers/')}
 
   def read(layer, path):
     leaf = np.asarray(folded[f'layers/{layer}/{path}'])

@@ -2,7 +2,8 @@
 """The weights of layers, some of which stay while the others pass through."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+import threading
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 
 from specstream_jax import config
 from specstream_jax.modeling import params
-from specstream_jax.streaming import layer_files, ring as ring_lib
+from specstream_jax.streaming import host, layer_files, ring as ring_lib
 
 
 class Taken(NamedTuple):
@@ -25,6 +26,26 @@ class Taken(NamedTuple):
   slot: int | None
 
 
+class Source(Protocol):
+  """Whoever has layers for passes.
+
+  Attributes:
+    in_use: held by whoever makes a pass, as passes share the layers.
+  """
+
+  in_use: Any
+
+  def expect(self, layers: Sequence[int]) -> None:
+    """The layers that will be taken, in order."""
+
+  def take(self, layer: int) -> Taken:
+    """The weights of the layer that comes next."""
+    ...
+
+  def give_back(self, taken: Taken, result: Any) -> None:
+    """Ends the use of weights when the result that needs them is there."""
+
+
 class LayerWeights:
   """Layers of a folder of `layer_files`, taken one after the other.
 
@@ -32,6 +53,7 @@ class LayerWeights:
     layout: of the files.
     resident: layers that stay in memory.
     num_buffers: R, of the ring.
+    in_use: held by whoever makes a pass, as passes share the ring.
   """
 
   def __init__(
@@ -54,15 +76,20 @@ class LayerWeights:
       ValueError: the folder is damaged, or the budget is too small.
     """
     self.folder, self.cfg = folder, cfg
+    self.in_use = threading.RLock()
     self.layout, self.notes = layer_files.read_manifest(folder)
     self._reader = layer_files.Reader(folder, self.layout, cfg.reads)
     count, self.num_buffers = split(cfg, self.layout, stays)
     self.resident = resident(self.layout.num_layers, count, twice)
     self._kept = {layer: self._load(layer) for layer in self.resident}
-    num_bytes = self.layout.num_bytes
-    self._ring = None
-    if self.num_buffers:
-      self._ring = ring_lib.Ring(self._reader.read, num_bytes, self.num_buffers)
+    self._ring = self._make_ring() if self.num_buffers else None
+
+  def _make_ring(self) -> ring_lib.Ring | host.HostRing:
+    size = self.layout.num_bytes, self.num_buffers
+    if self.cfg.source == 'disk':
+      return ring_lib.Ring(self._reader.read, *size)
+    others = [i for i in range(self.layout.num_layers) if i not in self._kept]
+    return host.HostRing(self._read, others, *size)
 
   @property
   def name(self) -> str:
@@ -79,6 +106,10 @@ class LayerWeights:
     """How files are read in fact, a name of `config.streaming.READS`."""
     return self._reader.how
 
+  def copy(self, layer: int) -> dict[Any, Any]:
+    """A layer in memory of its own, whatever passes through the ring."""
+    return self._kept[layer] if layer in self._kept else self._load(layer)
+
   def expect(self, layers: Sequence[int]) -> None:
     """The layers that will be taken, in order."""
     if self._ring:
@@ -89,8 +120,11 @@ class LayerWeights:
     if layer in self._kept:
       return Taken(self._kept[layer], None)
     assert self._ring is not None
-    slot, buffer = self._ring.take(layer)
-    return Taken(self._arrays(buffer), slot)
+    found: Any
+    slot, found = self._ring.take(layer)
+    if self.cfg.source == 'disk':
+      found = jax.device_put(self._views(found))
+    return Taken(params.unflatten(found), slot)
 
   def give_back(self, taken: Taken, result: Any) -> None:
     """Ends the use of weights when the result that needs them is there."""
@@ -106,20 +140,23 @@ class LayerWeights:
     self._reader.close()
 
   def _load(self, layer):
-    """A layer in memory of its own, in a page-aligned buffer."""
-    buffer = ring_lib.pages(self.layout.num_bytes)
-    self._reader.read(layer, memoryview(buffer))
-    return self._arrays(memoryview(buffer))
+    """A layer that stays on the device."""
+    return params.unflatten(jax.device_put(self._read(layer)))
 
-  def _arrays(self, buffer):
-    """Arrays over a buffer: on a CPU they are the buffer, elsewhere copies."""
+  def _read(self, layer):
+    """A layer in memory of its own, in a page-aligned buffer."""
+    buffer = memoryview(ring_lib.pages(self.layout.num_bytes))
+    self._reader.read(layer, buffer)
+    return self._views(buffer)
+
+  def _views(self, buffer):
+    """Flat arrays over a buffer; put on a CPU they are the buffer."""
     raw = np.frombuffer(buffer, np.uint8)
     flat = {}
     for path, place in self.layout.places.items():
       part = raw[place.offset : place.offset + place.num_bytes]
-      leaf = part.view(jnp.dtype(place.dtype)).reshape(place.shape)
-      flat[path] = jax.device_put(leaf)
-    return params.unflatten(flat)
+      flat[path] = part.view(jnp.dtype(place.dtype)).reshape(place.shape)
+    return flat
 
 
 def split(

@@ -26,7 +26,7 @@ from specstream_jax.checkpoints import tuning
 from specstream_jax.config import bounds, checks
 from specstream_jax.outputs import locks
 from specstream_jax.report import tune_report
-from specstream_jax.workflows import bench, tune_measures
+from specstream_jax.workflows import bench, tune_measures, tune_streamed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ def place(model: runtime.Model, num_rows: int) -> tuning.Place:
   return tuning.Place(
     machine.describe(),
     jax.__version__,
-    model.config.numbers,
+    model.config.numbers + tune_streamed.in_words(model),
     tuning.bucket(num_rows),
   )
 
@@ -160,8 +160,6 @@ def find(
   Raises:
     ValueError: tuning.json is damaged.
   """
-  if model.streamed is not None:
-    return None  # it was tuned for weights that stay
   if folder is None:
     folder = model.adapter_dir if model.stream else ''
   if not (folder and tuning.is_there(folder)):
@@ -176,7 +174,7 @@ def _header(model, options) -> dict[str, Any]:
   return {
     'options': asked,
     'source': model.source,
-    'weights': runtime.fingerprint(model),
+    'weights': runtime.fingerprint(model) + tune_streamed.in_words(model),
     'machine': machine.describe(),
     'versions': results.versions(),
   }
@@ -215,10 +213,10 @@ def _rank(measures, batch) -> list[tune_report.Candidate]:
       nodes, vocabulary, schedule = side
       num_tokens, by_nodes = calls[vocabulary]
       without = steps([count - 1 for count in num_tokens], batch)
-      # Where a text accepts less than a call costs, drafts pause.
-      text = (
-        f'{measures.drafter(nodes, vocabulary)},pays_above={cost / plain:.2f}'
-      )
+      text = measures.drafter(nodes, vocabulary)
+      if measures.may_pause:
+        # Where a text accepts less than a call costs, drafts pause.
+        text += f',pays_above={cost / plain:.2f}'
       found.append(
         tune_report.Candidate(
           drafter=text,

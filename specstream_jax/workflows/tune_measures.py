@@ -18,6 +18,7 @@ from specstream_jax.bench import (
 from specstream_jax.checkpoints import draft_vocabulary, fields
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.outputs import progress as progress_lib
+from specstream_jax.workflows import tune_streamed
 
 _NODES = {'cpu': (2, 4, 6, 8, 12, 16, 24, 32), 'other': (8, 16, 32, 64, 128)}
 _SCHEDULES = {'cpu': ('deferred',), 'other': ('deferred', 'parallel')}
@@ -72,13 +73,23 @@ class Measures:
     """
     kind = 'cpu' if jax.default_backend() == 'cpu' else 'other'
     self.nodes = tuple(sorted(set(nodes or _NODES[kind])))
-    self.schedules = tuple(schedules or _SCHEDULES[kind])
+    self._streamed, known = None, _SCHEDULES[kind]
+    if model.streamed is not None:
+      tune_streamed.check(schedules)
+      self._streamed = tune_streamed.Costs(model)
+      known = tune_streamed.SCHEDULES
+    self.schedules = tuple(schedules or known)
     self.vocabularies = _vocabularies(model)
     self._model, self._rows, self._journal = model, rows, journal
     self._sampling, self._seed, self._progress = sampling, seed, progress
     longest = max(len(row.prompt) for row in rows)
     bucket = -(-longest // _BUCKET) * _BUCKET
     self._decode = dataclasses.replace(decode, prompt_bucket=bucket)
+
+  @property
+  def may_pause(self) -> bool:
+    """Whether a decoder may stop to draft within a text."""
+    return self._streamed is None
 
   def drafter(self, nodes: int, vocabulary: str) -> str:
     """Text for `config.drafting.parse`."""
@@ -184,14 +195,13 @@ class Measures:
       nodes, vocabulary, schedule = side
       drafter = self.drafter(nodes, vocabulary)
     decode = dataclasses.replace(self._decode, schedule=schedule, eos_ids=())
-    decoder = self._model.decoder(drafter, decode)
     rows = [self._rows[i % len(self._rows)] for i in range(batch)]
-    done = decoder.generate(
-      decoder.params,
-      [row.prompt for row in rows],
-      seed=self._seed,
-      sampling=self._sampling,
-    )
+    prompts = [row.prompt for row in rows]
+    drawn: Any = {'seed': self._seed, 'sampling': self._sampling}
+    if self._streamed is not None:
+      return self._streamed.seconds(drafter, decode, prompts, **drawn)
+    decoder = self._model.decoder(drafter, decode)
+    done = decoder.generate(decoder.params, prompts, **drawn)
     return done.decode_seconds / int(done.calls.max())
 
 

@@ -4,12 +4,13 @@
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
 from specstream_jax import config
 from specstream_jax.config import streaming
-from specstream_jax.streaming import layer_files, weights as weights_lib
+from specstream_jax.streaming import host, layer_files, weights as weights_lib
 
 LAYERS = 5
 
@@ -33,9 +34,12 @@ def opened(folder, **settings):
   )
 
 
-@pytest.mark.parametrize('reads', streaming.READS)
-def test_what_is_taken_is_what_was_written(folder, reads):
-  weights = opened(folder, resident_layers=2, reads=reads)
+@pytest.mark.parametrize(
+  ('source', 'reads'),
+  [('host', 'direct'), *(('disk', reads) for reads in streaming.READS)],
+)
+def test_what_is_taken_is_what_was_written(folder, source, reads):
+  weights = opened(folder, resident_layers=2, source=source, reads=reads)
   order = [*range(LAYERS), 3, 4, *range(LAYERS)]
   weights.expect(order)
   for layer in order:
@@ -50,8 +54,9 @@ def test_what_is_taken_is_what_was_written(folder, reads):
   weights.close()
 
 
-def test_another_order_drops_what_was_read_ahead(folder):
-  weights = opened(folder)
+@pytest.mark.parametrize('source', streaming.SOURCES)
+def test_another_order_drops_what_was_read_ahead(folder, source):
+  weights = opened(folder, source=source)
   weights.expect([0, 1, 2])
   first = weights.take(0)
   weights.expect([3, 0])
@@ -89,6 +94,24 @@ def test_a_file_that_ends_early_ends_in_one_line(folder, reads):
   weights.expect([2])  # others can still be read
   assert float(weights.take(2).params['b'][0]) == 6
   weights.close()
+
+
+def test_a_device_without_pinned_memory_is_told_so(folder, monkeypatch):
+  monkeypatch.setattr(host.place, '__defaults__', ('none',))
+  with pytest.raises(ValueError, match=r"has no memory 'none'.*--weights=str"):
+    opened(folder, source='host')
+
+
+def test_the_host_holds_what_does_not_stay(folder):
+  weights = opened(folder, resident_layers=2, source='host')
+  kinds = {
+    leaf.sharding.memory_kind for leaf in jax.tree.leaves(weights._ring._layers)
+  }
+  assert kinds == {'pinned_host'} and sorted(weights._ring._layers) == [0, 2, 4]
+  weights.expect([2])
+  taken = weights.take(2)
+  assert taken.params['b'].sharding.memory_kind != 'pinned_host'
+  assert weights.counts.bytes_read == weights.layout.num_bytes
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import layer_folders
 import numpy as np
 import pytest
 import tiny
@@ -19,10 +20,10 @@ from specstream_jax.decoding import (
   tree as tree_lib,
 )
 from specstream_jax.drafters import prompt_lookup, streams
-from specstream_jax.modeling import cache as cache_lib, params
+from specstream_jax.modeling import cache as cache_lib
 from specstream_jax.streaming import (
   decoder as streamed_lib,
-  layer_files,
+  driver,
   passes,
   weights as weights_lib,
 )
@@ -37,27 +38,13 @@ GREEDY = config.SamplingConfig()
 SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
 
 
-def write_layers(folder, base):
-  """Files of the layers of nested base weights; the rest of the weights."""
-  flat = params.flatten(base)
-  of = lambda i: {
-    path.split('/', 2)[2]: np.asarray(leaf)
-    for path, leaf in flat.items()
-    if path.startswith(f'layers/{i}/')
-  }
-  count = len(base['layers'])
-  layout = layer_files.lay_out(of(0), count)
-  layer_files.write(str(folder), layout, lambda i, path: of(i)[path], {})
-  return {name: leaf for name, leaf in base.items() if name != 'layers'}
-
-
 @pytest.fixture
 def opened(tmp_path):
   """(base) -> the rest of it, and its layers, of which one stays."""
   made = []
 
   def open_layers(base, **settings):
-    rest = write_layers(tmp_path / 'layers', base)
+    rest = layer_folders.write(tmp_path / 'layers', base)
     settings = {'resident_layers': 1} | settings
     cfg = config.StreamedWeightsConfig(**settings)
     made.append(weights_lib.LayerWeights(str(tmp_path / 'layers'), cfg))
@@ -155,7 +142,7 @@ def test_a_pass_gives_what_resident_layers_give(opened):
   positions = length[:, None] + mask.sum(axis=2) - 1
   whole = transformer_fns.Params(base, adapter)
   want = fns.forward(whole, tokens, positions, mask, cache(), with_streams=True)
-  shell, adapters = streamed_lib.apart(transformer_fns.Params(rest, adapter))
+  shell, adapters = driver.apart(transformer_fns.Params(rest, adapter))
   weights.expect(range(3))
   found = runs.forward(
     shell, adapters, tokens, positions, mask, cache(), with_streams=True

@@ -3,7 +3,7 @@
 
 import pytest
 
-from specstream_jax.streaming import cost
+from specstream_jax.streaming import cost, gauge
 
 
 def layers(resident=(), read=10.0, buffers=2):
@@ -38,3 +38,21 @@ def test_where_reading_binds_more_nodes_pay():
   assert cost.best({'none': 1.0}, compute, layers()) == 'none'
   with pytest.raises(ValueError, match='measure some'):
     cost.best({}, compute, layers())
+
+
+@pytest.mark.parametrize(
+  ('seen', 'calls', 'want'),
+  [
+    ([(0, 3.0), (1, 5.0)] * 2, 2, cost.Compute(3, 5, 2)),
+    ([(0, 3.0), (1, 5.0), (1, 1.0)] * 2, 2, cost.Compute(3, 5, 1, 1)),
+    # The last call needs no streams any more.
+    ([(0, 3.0), (1, 5.0), (1, 2.0), (0, 3.0), (1, 5.0)], 2, (3, 5, 1, 2)),
+  ],
+)
+def test_what_calls_took_by_group_of_layers(seen, calls, want):
+  assert gauge.split(seen, 1, 20.0, calls) == want
+
+
+def test_a_second_pass_through_all_layers_is_told_from_the_first():
+  seen = [(0, 4.0), (1, 4.0), (0, 1.0), (1, 1.0)] * 3
+  assert gauge.split(seen, 0, 36.0, 3) == cost.Compute(0, 4, 2, 1)

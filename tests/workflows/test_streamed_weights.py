@@ -20,8 +20,16 @@ def asked(tmp_path, monkeypatch):
   return [f'--model={folder}', '--adapter=']
 
 
-def test_the_text_is_that_of_weights_that_stay(asked, tmp_path):
+@pytest.mark.parametrize(
+  ('dtype', 'size'),
+  [
+    pytest.param('', '20,480', marks=pytest.mark.slow),
+    ('int8', '8,192'),
+  ],
+)
+def test_the_text_is_that_of_weights_that_stay(asked, tmp_path, dtype, size):
   args = ['generate', *asked, '--prompt=abc', '--max_new_tokens=9']
+  args.append(f'--weights_dtype={dtype}')
   wanted = commands.run(*args)
   streamed = [*args, '--weights=stream', '--resident_layers=1']
   done = commands.run(*streamed)
@@ -30,8 +38,16 @@ def test_the_text_is_that_of_weights_that_stay(asked, tmp_path):
   (path,) = glob.glob(str(tmp_path / 'cache/layers/*/layer_0002.bin'))
   os.truncate(path, 5)
   commands.refusal(
-    *streamed, match=r'layer_0002\.bin.* has 5 bytes, not 20,480'
+    *streamed, match=rf'layer_0002\.bin.* has 5 bytes, not {size}'
   )
+
+
+@pytest.mark.slow
+def test_the_text_is_that_of_layers_in_the_memory_of_the_host(asked):
+  args = ['generate', *asked, '--prompt=abc', '--max_new_tokens=9']
+  hosted = commands.run(*args, '--weights=host', '--memory_budget=60KB')
+  assert hosted.status == 0, hosted.err
+  assert hosted.out == commands.run(*args).out
 
 
 @pytest.mark.parametrize(

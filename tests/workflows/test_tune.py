@@ -113,6 +113,45 @@ def test_the_same_command_measures_nothing_twice(folders, done, monkeypatch):
     tune.tune(model, other, str(root / 'run'), command='other', progress=False)
 
 
+@pytest.mark.slow
+def test_streamed_weights_are_tuned_by_the_cost_model(
+  folders, done, monkeypatch
+):
+  """The calls are those of weights that stay; what was found is kept apart."""
+  assert done.status == 0
+  monkeypatch.setenv('SPECSTREAM_CACHE', str(folders[0] / 'cache'))
+  root, base, adapter = folders
+  args = [
+    'tune',
+    f'--model={base}',
+    f'--adapter={adapter}',
+    f'--task=jsonl/own@{root}',
+    '--nodes=2,3',
+    '--max_new_tokens=8',
+    '--num_verified=1',
+    '--weights=stream',
+    '--resident_layers=1',
+  ]
+  made = commands.run(*args, f'--results_dir={root / "streamed"}')
+  assert made.status == 0, made.err
+  of = lambda name: {
+    (row['nodes'], row['has_vocabulary']): row['call_reduction']
+    for row in json.loads((root / name / 'tune.json').read_text())['candidates']
+    if row['schedule'] == 'deferred'
+  }
+  assert of('streamed') == of('run')
+  kept = tuning._read(tuning.path(adapter), 1)
+  streamed = [one for place, one in kept.items() if 'stay' in place.dtype]
+  assert len(streamed) == 1 and len(kept) == 2
+  assert 'pays_above' not in streamed[0].drafter
+  commands.refusal(
+    *args,
+    '--schedules=likely',
+    f'--results_dir={root / "likely"}',
+    match="'likely', of which nobody knows .* accepted .*: parallel, deferred",
+  )
+
+
 def test_without_streams_there_is_nothing_to_tune(tmp_path):
   plain = dataclasses.replace(tiny_runtime.model(), stream=None)
   with pytest.raises(ValueError, match='nothing to tune'):
