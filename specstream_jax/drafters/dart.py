@@ -72,15 +72,15 @@ def load(
   flat = loaded.known_weights(model, cfg.name)
   checkpoint.check_base(own, flat, model.config)
   tree = cfg.tree or _default_tree(own, cfg.drafting)
-  dtype = model.config.dtype
-  shapes = dart_lib.build(model.config, own.num_drafts, dtype=dtype).shapes
-  written = os.stat(os.path.join(cfg.path, checkpoint.CONFIG)).st_mtime_ns
-  tensors = _load(cfg.path, dtype, model.layout, written)
-  checkpoint.check_shapes(cfg.path, _plain(tensors, model.layout), shapes)
-  built = build.build(model.config, layout=model.layout)
+  dtype, layout = model.config.dtype, model.layout
   layer = dart_lib.build(
-    model.config, own.num_drafts, dtype=dtype, layout=model.layout
+    model.config, own.num_drafts, dtype=dtype, layout=layout
   )
+  written = os.stat(os.path.join(cfg.path, checkpoint.CONFIG)).st_mtime_ns
+  tensors = _load(cfg.path, dtype, layout, written)
+  shapes = params_lib.flatten(layer.shapes)
+  checkpoint.check_shapes(cfg.path, tensors, shapes)
+  built = build.build(model.config, layout=layout)
   fns = functools.partial(transformer_fns.model_fns, built)
   width = topology.width(tree)
   weights = Weights(
@@ -108,14 +108,10 @@ def _load(path: str, dtype: str, layout: str, written: int) -> Any:
   """Flat weights on device; once for all decoders."""
   del written  # A layer that was written anew is read anew.
   flat, _ = checkpoint.load(path)
-  flat = _plain(flat, layout)
+  if layout == 'out_in':
+    flat = params_lib.transpose_kernels(flat)
   arrays = {name: jnp.asarray(leaf, dtype) for name, leaf in flat.items()}
   return jax.block_until_ready(arrays)
-
-
-def _plain(flat, layout):
-  """Kernels of one layout in the other, if it is not [in, out]."""
-  return params_lib.transpose_kernels(flat) if layout == 'out_in' else flat
 
 
 def with_layer(
