@@ -18,10 +18,10 @@ from specstream_jax.drafters import dart, none
 from specstream_jax.modeling import dart as dart_lib, params
 
 J = 3
-CONFIG = dataclasses.replace(tiny.CONFIG, num_layers=2)
+CONFIG = dataclasses.replace(tiny.CONFIG, num_layers=1)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
 TREES = {
-  'best_first': config.TreeConfig('best_first', 3, 3, 7),
+  'best_first': config.TreeConfig('best_first', 3, 3, 6),
   'full': config.TreeConfig('full', depth=2, branching=2),
   'chain': config.TreeConfig('chain', depth=3),
 }
@@ -77,7 +77,12 @@ def plain(sampling=config.SamplingConfig()):
 
 
 @pytest.mark.parametrize(
-  'tree', ['best_first', 'chain', pytest.param('full', marks=pytest.mark.slow)]
+  'tree',
+  [
+    'best_first',
+    pytest.param('chain', marks=pytest.mark.slow),
+    pytest.param('full', marks=pytest.mark.slow),
+  ],
 )
 def test_greedy_tokens_equal_plain_decoding(tree):
   result = made(drafter(tree)).generate(weights(), PROMPTS, seed=3)
@@ -139,8 +144,7 @@ def test_the_cache_of_the_target_is_as_without_the_layer():
 
 def test_a_layer_starts_as_the_target_and_adds_nothing():
   """Behind the root it says at first what the target says behind the leaf."""
-  model, base, _ = tiny.model(CONFIG, None, None)
-  flat = params.flatten(base)
+  flat = params.flatten(weights().base)
   start = params.flatten(dart_lib.init(LAYER, flat, jax.random.key(0)))
   last = f'layers/{CONFIG.num_layers - 1}/'
   for path, leaf in start.items():
@@ -157,7 +161,6 @@ def test_a_layer_starts_as_the_target_and_adds_nothing():
     hidden, np.asarray(flat['final_norm/scale'], float), CONFIG.rms_norm_eps
   )
   np.testing.assert_allclose(states[0], own, rtol=1e-4)
-  assert model.cfg is CONFIG
 
 
 def test_smollm_layer_has_4_207_104_parameters():
