@@ -16,8 +16,8 @@ from specstream_jax.workflows import (
   check,
   distill,
   evaluate,
-  train_draft_model,
   train_dart,
+  train_draft_model,
   train_medusa,
 )
 

@@ -23,8 +23,8 @@ from specstream_jax.workflows import (
   distill,
   evaluate,
   train,
-  train_draft_model,
   train_dart,
+  train_draft_model,
   train_medusa,
 )
 

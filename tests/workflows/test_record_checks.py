@@ -24,8 +24,8 @@ from specstream_jax.workflows import (
   evaluate,
   record_checks,
   train,
-  train_draft_model,
   train_dart,
+  train_draft_model,
   train_medusa,
   train_start,
 )
