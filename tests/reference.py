@@ -202,3 +202,41 @@ class Model:
     if self.cfg.tie_word_embeddings:
       return hidden @ self.p['embed/embedding'].T
     return hidden @ self.p['lm_head/kernel']
+
+
+def dart_drafts(target, weights, tokens, t, num_drafts):
+  """States [J, D] of a DART layer behind the root tokens[t + 1].
+
+  Args:
+    target: a `Model`.
+    weights: of the layer by path.
+    tokens: the text, at least up to the root.
+    t: place of the leaf.
+    num_drafts: J.
+  """
+  p = {k: np.asarray(v, np.float64) for k, v in weights.items()}
+  named = {k.replace('layer/', 'layers/0/'): v for k, v in p.items()}
+  layer, epsilon = Model(named, {}, target.cfg), target.cfg.rms_norm_eps
+  hidden, _ = target.run(tokens[: t + 1])
+
+  def fused(state, token):
+    embedding = target.p['embed/embedding'][token]
+    parts = [
+      norm(state, p['hidden_norm/scale'], epsilon),
+      norm(embedding, p['embedding_norm/scale'], epsilon),
+    ]
+    return np.concatenate(parts) @ p['fuse/kernel']
+
+  keys, values, out = [], [], []
+  for s in range(t + 1):
+    _, k, v = layer.qkv(0, fused(hidden[s], tokens[s]), s, False)
+    keys.append(k)
+    values.append(v)
+  for j in range(num_drafts):
+    x = fused(hidden[t], tokens[t + 1]) if j == 0 else p['masks'][j - 1]
+    q, k, v = layer.qkv(0, x, t + 1 + j, False)
+    keys.append(k)
+    values.append(v)
+    y = layer.mix(0, x, q, keys, values, False)
+    out.append(norm(y, p['final_norm/scale'], epsilon))
+  return np.stack(out)

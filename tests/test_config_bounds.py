@@ -16,6 +16,7 @@ from specstream_jax.workflows import (
   check,
   distill,
   evaluate,
+  train_dart,
   train_draft_model,
   train_medusa,
 )
@@ -94,7 +95,7 @@ COUNTED = (
   *(config.LoraConfig, config.StreamConfig, config.TreeConfig),
   *(config.DecodeConfig, config.SamplingConfig, config.TrainConfig),
   *(config.DataConfig, config.ObjectiveConfig, config.OptimizerConfig),
-  *(drafting.DrafterConfig, train_medusa.HeadsRecipe),
+  *(drafting.DrafterConfig, train_medusa.HeadsRecipe, train_dart.DartRecipe),
   *(train_draft_model.DraftRecipe, bench.Options, check.Options),
   *(evaluate.Options, distill.Options),
 )

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from specstream_jax import config, mesh, partitioning
-from specstream_jax.checkpoints import adapters, medusa
+from specstream_jax.checkpoints import adapters, dart, medusa
 from specstream_jax.cli import gin_files, main
 from specstream_jax.config import (
   checks as config_checks,
@@ -23,10 +23,12 @@ from specstream_jax.workflows import (
   distill,
   evaluate,
   train,
+  train_dart,
   train_draft_model,
   train_medusa,
 )
 
+LAYER = dart.DartConfig('base', 'hash', ('print',), '', 2)
 HEADS = medusa.MedusaConfig('base', 'hash', ('print',), '', 2)
 ADAPTER = adapters.AdapterConfig(
   'base',
@@ -59,6 +61,7 @@ CONFIGS = (
   mesh.MeshConfig(),
   partitioning.AxisRules(),
   HEADS,
+  LAYER,
   ADAPTER,
   bench.Options(),
   check.Options(('streams',)),
@@ -67,6 +70,7 @@ CONFIGS = (
   train_draft_model.DraftRecipe(),
   train.Recipe(),
   train.Execution(),
+  train_dart.DartRecipe(),
   train_medusa.HeadsRecipe(),
 )
 EVERY_FIELD = [

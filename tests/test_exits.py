@@ -91,11 +91,11 @@ STOPPED = """
 import sys
 from specstream_jax.cli import main, train_flags
 from specstream_jax.workflows import (
-  dry_run, train, train_draft_model, train_medusa, train_run
+  dry_run, train, train_dart, train_draft_model, train_medusa, train_run
 )
 train_flags.announce = dry_run.warn_if_large = lambda *_, **__: None
 number = int(sys.argv[1])
-for module in (train, train_draft_model, train_medusa):
+for module in (train, train_dart, train_draft_model, train_medusa):
   module.train = lambda *_, **__: train_run.Trained(None, 5, {}, number)
 main.run([*sys.argv[2:], '--data_dir=a', '--output_dir=b'])
 """
@@ -106,7 +106,10 @@ main.run([*sys.argv[2:], '--data_dir=a', '--output_dir=b'])
   [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
 )
 def test_training_that_a_signal_stopped_does_not_count_as_done(number):
-  commands = ('train',), ('train', '--draft_model_layers=1'), ('train_medusa',)
+  commands = (
+    *(('train',), ('train', '--draft_model_layers=1')),
+    *(('train_medusa',), ('train_dart',)),
+  )
   code = [sys.executable, '-c', STOPPED, str(int(number))]
   running = [
     subprocess.Popen([*code, *command], stdout=subprocess.PIPE, text=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import arrays, config
-from specstream_jax.checkpoints import pair, weights
+from specstream_jax.checkpoints import pair, trained_on, weights
 from specstream_jax.config import checks
 
 FORMAT_VERSION = 1
@@ -31,12 +31,10 @@ class MedusaConfig:
   """What the heads are and which model they belong to.
 
   Attributes:
-    base_model_id: name of the base, for people.
-    base_config_hash: `weights.config_hash` of the base.
-    base_fingerprints: `weights.fingerprint` of the model that decodes, the
-      base with the adapter's LoRA folded in: one for each dtype it may be
-      loaded in, as folding rounds.
-    adapter: name of that adapter, for people; empty without.
+    base_model_id: see `trained_on.TrainedOn`.
+    base_config_hash: likewise.
+    base_fingerprints: likewise.
+    adapter: likewise.
     num_heads: J.
     choices: rank paths of the calibrated tree; empty if none was made.
     provenance: how they were trained, JSON types.
@@ -169,16 +167,4 @@ def check_base(
     base: flat weights of the model that decodes, kernels as [in, out].
     model: its sizes.
   """
-  if cfg.base_config_hash != weights.config_hash(model):
-    difference = 'other sizes or constants'
-  elif weights.fingerprint(base) not in cfg.base_fingerprints:
-    difference = 'the same sizes but other weights'
-  else:
-    return
-  trained_on = repr(cfg.base_model_id)
-  if cfg.adapter:
-    trained_on += f' with adapter {cfg.adapter!r}'
-  raise ValueError(
-    f'Medusa heads were trained on {trained_on}, but the model has '
-    f'{difference}; load {trained_on}, or train heads on this model'
-  )
+  trained_on.check(KIND.noun, cfg, base, model)

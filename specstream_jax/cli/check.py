@@ -101,7 +101,9 @@ def main(argv: Sequence[str]) -> int:
 def _skipped(texts: Sequence[str]) -> list[str]:
   """Drafters with weights of their own that are not among `texts`."""
   names = {text.partition(':')[0] for text in texts}
-  return [name for name in ('draft_model', 'medusa') if name not in names]
+  return [
+    name for name in ('draft_model', 'medusa', 'dart') if name not in names
+  ]
 
 
 def _drafters(args) -> tuple[str, ...] | None:

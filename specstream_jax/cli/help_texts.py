@@ -16,6 +16,7 @@ COMMANDS = {
   'prepare': 'run a task once and write token records for training',
   'train': 'train speculative streams and LoRA on token records',
   'train_medusa': 'train Medusa heads on token records, to compare with',
+  'train_dart': 'train a DART layer on token records, to compare with',
   'distill': "write the model's own answers as training data",
   'generate': 'complete prompts',
   'chat': 'talk to a model in the terminal, accepted drafts in colour',
@@ -32,7 +33,10 @@ COMMANDS = {
 }
 GROUPS = {
   'start': ('quickstart', 'fetch', 'info', 'completion'),
-  'train': ('adapt', 'prepare', 'train', 'distill', 'train_medusa'),
+  'train': (
+    *('adapt', 'prepare', 'train', 'distill'),
+    *('train_medusa', 'train_dart'),
+  ),
   'decode': ('generate', 'chat', 'serve', 'export'),
   'measure': ('tune', 'profile', 'evaluate', 'bench', 'results', 'check'),
   'scale': ('compile',),

@@ -12,6 +12,7 @@ import textwrap
 from specstream_jax import config
 from specstream_jax.checkpoints import (
   adapters,
+  dart,
   eos,
   families,
   huggingface,
@@ -36,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
   """Prints a page on every path."""
   if not argv[1:]:
     raise ValueError(
-      'name an adapter folder, a folder of Medusa heads, a model (known name, '
-      'folder, hub id, GGUF file) or a folder of records'
+      'name an adapter folder, a folder of Medusa heads or of a DART layer, a '
+      'model (known name, folder, hub id, GGUF file) or a folder of records'
     )
   for path in argv[1:]:
     for line in describe(path).splitlines():
@@ -71,6 +72,8 @@ def describe(path: str) -> str:
     rows = _adapter_rows(path)
   elif medusa.is_medusa(path):
     rows = _medusa_rows(path)
+  elif dart.is_dart(path):
+    rows = _dart_rows(path)
   elif os.path.isfile(os.path.join(path, records.MANIFEST)):
     rows = _records_rows(path)
   else:
@@ -197,6 +200,24 @@ def _medusa_rows(path: str) -> Iterator[tuple[str, object]]:
   yield (
     'as streams',
     f'{streams:,} = γh + 16h, {total / streams:,.0f} times fewer',
+  )
+  yield from _nested('trained', cfg.provenance)
+
+
+def _dart_rows(path: str) -> Iterator[tuple[str, object]]:
+  flat, cfg = dart.load(path)
+  total = sum(leaf.size for leaf in flat.values())
+  num_masks, width = flat['masks'].shape
+  yield 'DART layer', path
+  yield 'base', cfg.base_model_id
+  yield 'adapter', cfg.adapter or 'none'
+  yield 'base config', cfg.base_config_hash
+  yield 'base fingerprints', ', '.join(cfg.base_fingerprints)
+  yield 'drafts', f'{cfg.num_drafts} (γ)'
+  yield 'tree', _fields(cfg.tree)
+  yield (
+    'parameters',
+    f'{total:,} of one layer, with {num_masks} masks, h = {width}',
   )
   yield from _nested('trained', cfg.provenance)
 

@@ -16,6 +16,7 @@ DRAFTERS = (
   'streams',
   'draft_model',
   'medusa',
+  'dart',
   'prompt_lookup',
   'lookahead',
   'mix',
@@ -42,7 +43,9 @@ _PAIRS = {
 # Who reads a field: these, or drafters that were registered (`_OTHERS`). What
 # names nobody is a field that a registered drafter has added for itself.
 _OTHERS = '*'
-_SCORED = (*STREAMS, 'draft_model', 'medusa', _OTHERS)
+_SCORED = (*STREAMS, 'draft_model', 'medusa', 'dart', _OTHERS)
+# Those whose tree an n-gram table and a vocabulary can be had for.
+_TABLED = (*STREAMS, 'dart')
 _VERIFIED = (*_SCORED, 'prompt_lookup', 'lookahead')
 # Those that need not see every token as it comes.
 _PAUSING = (*STREAMS, 'medusa', 'prompt_lookup')
@@ -64,7 +67,7 @@ class DrafterConfig:
   Attributes:
     name: one of `DRAFTERS`, or registered; `none` is autoregressive decoding.
     tree: draft tree; None takes the drafter's own default.
-    path: folder of the drafter's weights (`draft_model`, `medusa`).
+    path: folder of the drafter's weights (`draft_model`, `medusa`, `dart`).
     drafting: how nodes are picked: `top_k` (deterministic), `gumbel_top_k`
       (siblings drawn without replacement, level by level), `beam` (stochastic
       beam search), `independent` (siblings drawn with replacement).
@@ -74,8 +77,8 @@ class DrafterConfig:
     couple_noise: at temperature > 0, `top_k` drafts use the target's
       position-keyed noise.
     noise_weight: of that noise in the drafts' scores; None takes 1 for a draft
-      model and 0.5 for streams and Medusa heads, which know less than the
-      target and hence of what its noise will do.
+      model and 0.5 for streams, Medusa heads and a DART layer, which know less
+      than the target and hence of what its noise will do.
     coupling: an adapter's coupling, if it has one, ranks the nodes of
       `best_first` trees by their parents.
     ngram: longest n-gram to look up, or n of lookahead.
@@ -105,7 +108,7 @@ class DrafterConfig:
 
   name: str = 'streams'
   tree: config.TreeConfig | None = _read_by(*_VERIFIED, default=None)
-  path: str = _read_by('draft_model', 'medusa', _OTHERS, default='')
+  path: str = _read_by('draft_model', 'medusa', 'dart', _OTHERS, default='')
   drafting: str = _read_by(*_VERIFIED, default='top_k')
   verifier: str = _read_by(*_VERIFIED, default='walk')
   couple_noise: bool = _read_by(*_SCORED, default=True)
@@ -115,10 +118,10 @@ class DrafterConfig:
   window: int = _read_by('lookahead', default=2)
   pool_size: int = _read_by('lookahead', default=64)
   num_guesses: int | None = _read_by('prompt_lookup', 'lookahead', default=None)
-  ngram_table: str = _read_by(*STREAMS, default='')
-  ngram_weight: float = _read_by(*STREAMS, default=1.0)
-  vocabulary: str = _read_by(*STREAMS, default='')
-  vocabulary_size: int = _read_by(*STREAMS, default=0)
+  ngram_table: str = _read_by(*_TABLED, default='')
+  ngram_weight: float = _read_by(*_TABLED, default=1.0)
+  vocabulary: str = _read_by(*_TABLED, default='')
+  vocabulary_size: int = _read_by(*_TABLED, default=0)
   schedule: str = _read_by(*STREAMS, default='')
   likely_nodes: int = _read_by(*STREAMS, default=2)
   skip_streams: float = _read_by('mix', default=0.7)
@@ -174,7 +177,7 @@ class DrafterConfig:
       checks.check(
         not getattr(self, name) or name in reads,
         f'DrafterConfig.{name} is set for {self.name!r}; only the trees of '
-        "'streams' and 'mix' take one, leave it out",
+        "'streams', 'mix' and 'dart' take one, leave it out",
       )
 
   def _check_schedule(self) -> None:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from specstream_jax import config
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.drafters import (
+  dart,
   draft_model,
   lookahead,
   medusa,
@@ -49,6 +50,7 @@ _LOAD: dict[str, Load] = {
   'streams': streams.load,
   'draft_model': draft_model.load,
   'medusa': medusa.load,
+  'dart': dart.load,
   'prompt_lookup': prompt_lookup.load,
   'lookahead': lookahead.load,
   'mix': mix.load,

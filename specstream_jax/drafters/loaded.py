@@ -10,7 +10,7 @@ from specstream_jax.config import (
   TreeConfig,
 )
 from specstream_jax.decoding import interface, transformer_fns
-from specstream_jax.modeling import build
+from specstream_jax.modeling import build, params as params_lib
 
 
 class Target(Protocol):
@@ -74,3 +74,24 @@ def beside(
     transformer_fns.Params(model.base, drafter=weights),
     transformer_fns.model_fns(built, is_prompt=True),
   )
+
+
+def known_weights(model: Target, name: str) -> dict[str, Any]:
+  """Flat weights of the model, kernels as [in, out], as drafters know it by.
+
+  Args:
+    model: LoRA folded in.
+    name: of the drafter.
+
+  Raises:
+    ValueError: they are stored in another type than they were trained for.
+  """
+  if model.config.weights_dtype:
+    raise ValueError(
+      f'drafter {name!r} knows its model by its weights, which are not the same '
+      f'in {model.config.weights_dtype}; load the model without weights_dtype'
+    )
+  flat = params_lib.flatten(model.base)
+  if model.layout == 'out_in':
+    flat = params_lib.transpose_kernels(flat)
+  return flat

@@ -40,7 +40,8 @@ def load(
       'medusa:path=FOLDER (train some with `specstream train_medusa`)'
     )
   heads_cfg = checkpoint.read_config(cfg.path)
-  _check_base(model, heads_cfg)
+  flat = loaded.known_weights(model, cfg.name)
+  checkpoint.check_base(heads_cfg, flat, model.config)
   tree = cfg.tree or _default_tree(heads_cfg, cfg.drafting)
   drafter = Medusa(
     heads_lib.build(model.config, heads_cfg.num_heads), tree, cfg
@@ -58,18 +59,6 @@ def _default_tree(heads_cfg, drafting) -> config.TreeConfig:
     depth = min(heads_cfg.num_heads, 3)
     return config.TreeConfig('full', depth=depth, branching=2)
   return heads_cfg.tree
-
-
-def _check_base(model, heads_cfg) -> None:
-  if model.config.weights_dtype:
-    raise ValueError(
-      "drafter 'medusa' knows its model by its weights, which are not the same "
-      f'in {model.config.weights_dtype}; load the model without weights_dtype'
-    )
-  flat = params_lib.flatten(model.base)
-  if model.layout == 'out_in':
-    flat = params_lib.transpose_kernels(flat)
-  checkpoint.check_base(heads_cfg, flat, model.config)
 
 
 @functools.lru_cache(maxsize=2)

@@ -69,7 +69,7 @@ def load(
       model.base,
       model.adapter,
       transformer_fns.StreamExtras(
-        _table(model, cfg), _head(model, cfg, built, topology.width(tree))
+        table(model, cfg), head(model, cfg, built, topology.width(tree))
       ),
     ),
     transformer_fns.model_fns(built, is_prompt=True),
@@ -109,7 +109,12 @@ def _file(value: str, model, name: str) -> str:
   return path
 
 
-def _head(model, cfg, built, width) -> Any:
+def head(
+  model: loaded.Target,
+  cfg: config_drafting.DrafterConfig,
+  built: build.Built,
+  width: int,
+) -> Any:
   """The LM head of the draft vocabulary; () without."""
   if not cfg.vocabulary:
     return ()
@@ -133,7 +138,7 @@ def _head(model, cfg, built, width) -> Any:
   return transformer_fns.draft_head(head, jnp.asarray(ids))
 
 
-def _table(model, cfg) -> Any:
+def table(model: loaded.Target, cfg: config_drafting.DrafterConfig) -> Any:
   """The n-gram table on device; () without."""
   if not cfg.ngram_table:
     return ()

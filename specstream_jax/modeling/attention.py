@@ -251,6 +251,10 @@ class Attention(nnx.Module):
     out = self.out(out.reshape(*x.shape[:2], -1), rows.lora_start)
     return out, None if rows.start is None else new
 
+  def keys_and_values(self, x: arrays.Array, rows: Rows) -> New:
+    """K/V of main tokens x [B, N, D] alone, for others to attend to."""
+    return New(*self._project(x, rows)[1:])
+
   def _project(self, x, rows):
     """q [B, T, K, G, H] scaled, k and v [B, T, K, H]; RoPE applied."""
     cfg, own = self.cfg, self.cfg.attention

@@ -73,6 +73,13 @@ class DecoderLayer(nnx.Module):
     x += self._scaled(self.mlp_post_norm(y) if has_post else y)
     return x, new
 
+  def keys_and_values(
+    self, x: arrays.Array, rows: attention.Rows
+  ) -> attention.New:
+    """What others see of x [B, N, D]; nothing goes through the layer."""
+    y = x if self.cfg.block == 'post' else self.attention_norm(x)
+    return self.attention.keys_and_values(y, rows)
+
   def _scaled(self, y: arrays.Array) -> arrays.Array:
     scale = self.cfg.residual_scale
     return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)

@@ -14,6 +14,7 @@ from specstream_jax.streaming import decoder, store, weights as weights_lib
 
 _REFUSED = {
   'medusa': 'its heads are held against all weights of the base',
+  'dart': 'its layer is held against all weights of the base',
 }
 
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 _SCORES = 'top-1 is how often the likeliest token is the right one'
 STREAMS = f'{_SCORES}: the next | one to γ further on, by streams 1 to γ'
 HEADS = f'{_SCORES}, of heads 1 to γ, one to γ tokens beyond the next'
+DART = (
+  'loss is the divergence from the target, top-1 how often both have the same '
+  'likeliest token, one to γ tokens beyond the next'
+)
 DRAFT_MODEL = (
   'loss is the divergence from the target, top-1 how often both have the same '
   'likeliest token'

@@ -8,28 +8,19 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import arrays, config, memory, partitioning, processes
-from specstream_jax.checkpoints import (
-  fitted,
-  loading,
-  medusa as checkpoint,
-  weights as weights_lib,
-)
+from specstream_jax.checkpoints import medusa as checkpoint
 from specstream_jax.config import bounds, checks
 from specstream_jax.drafters import medusa as drafter
 from specstream_jax.modeling import (
   build,
   heads as heads_lib,
-  lora,
   params as params_lib,
 )
 from specstream_jax.training import head_losses, loop, screen
-from specstream_jax.workflows import (
-  train_run,
-)
+from specstream_jax.workflows import frozen_target, train_run
 
 HEADS = 'medusa'
 NUM_RANKS = 10
@@ -130,26 +121,9 @@ def train(
 
 def _main_model(base, adapter, dtype, num_heads):
   """The model that the heads read, in `dtype`, and what says which it is."""
-  loaded = loading.load_model(base)
-  flats = {d: _cast(loaded.params, d) for d in config.DTYPES}
-  if adapter is not None:
-    found = fitted.read(adapter, loaded)
-    fold = lambda flat: lora.merge(flat, found.folded, found.folded_lora)[0]
-    flats = {d: fold(flat) for d, flat in flats.items()}
-  fingerprints = {weights_lib.fingerprint(flat) for flat in flats.values()}
-  cfg = checkpoint.MedusaConfig(
-    base_model_id=str(loaded.source),
-    base_config_hash=loaded.config_hash,
-    base_fingerprints=tuple(sorted(fingerprints)),
-    adapter=adapter or '',
-    num_heads=num_heads,
-  )
-  sizes = dataclasses.replace(loaded.config, dtype=dtype)
-  return dataclasses.replace(loaded, config=sizes, params=flats[dtype]), cfg
-
-
-def _cast(flat: arrays.FlatParams, dtype: str) -> dict[str, Any]:
-  return {k: leaf.astype(jnp.dtype(dtype)) for k, leaf in flat.items()}
+  target = frozen_target.load(base, adapter, dtype)
+  cfg = checkpoint.MedusaConfig(num_heads=num_heads, **target.known_by)
+  return target.loaded, cfg
 
 
 def _setup(loaded, recipe, heads) -> loop.TrainSetup:

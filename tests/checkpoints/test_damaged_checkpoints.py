@@ -16,6 +16,7 @@ import pytest
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import (
   adapters,
+  dart,
   eos,
   files,
   huggingface,
@@ -25,7 +26,7 @@ from specstream_jax.checkpoints import (
   weights,
 )
 from specstream_jax.data import vocabulary
-from specstream_jax.modeling import initialize, params
+from specstream_jax.modeling import dart as dart_lib, initialize, params
 
 STREAM = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=2)
 LORA = config.LoraConfig(rank=2)
@@ -213,6 +214,30 @@ def test_medusa_config(heads, mode):
   path = heads / medusa.CONFIG
   good = json.loads(path.read_text())
   read = functools.partial(load_heads, heads)
+  fuzzing.attempt(mode, fuzzing.json_damage(good), path, read)
+
+
+@pytest.fixture(scope='module')
+def layer(model):
+  folder = model.parent / 'layer'
+  cfg = byte_model.model_config()
+  rng = np.random.default_rng(0)
+  flat = {
+    path: rng.normal(size=leaf.shape).astype(np.float32)
+    for path, leaf in params.flatten(
+      dart_lib.build(cfg, 2, dtype='float32').shapes
+    ).items()
+  }
+  made = dart.DartConfig('m', weights.config_hash(cfg), ('f',), '', 2)
+  dart.save(folder, flat, made, dtype='float32')
+  return folder
+
+
+@fuzzing.modes
+def test_dart_config(layer, mode):
+  path = layer / dart.CONFIG
+  good = json.loads(path.read_text())
+  read = functools.partial(dart.load, layer)
   fuzzing.attempt(mode, fuzzing.json_damage(good), path, read)
 
 

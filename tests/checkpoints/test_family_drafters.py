@@ -15,9 +15,15 @@ from specstream_jax import config, runtime
 from specstream_jax.checkpoints import loading
 from specstream_jax.config import model as config_model
 from specstream_jax.decoding import decoder, transformer_fns
-from specstream_jax.drafters import draft_model, medusa
-from specstream_jax.modeling import build, heads as heads_lib, params
+from specstream_jax.drafters import dart, draft_model, medusa
+from specstream_jax.modeling import (
+  build,
+  dart as dart_lib,
+  heads as heads_lib,
+  params,
+)
 from specstream_jax.training import (
+  dart_losses,
   distillation,
   head_losses,
   step as step_lib,
@@ -117,6 +123,29 @@ def own_head(made):
   flat = made.flat
   rows = flat.get('lm_head/kernel', flat['embed/embedding'].T).T
   return rows / made.cfg.logit_divisor
+
+
+@pytest.mark.parametrize('name', quick('gemma2'))
+def test_a_dart_layer_leaves_tokens_as_they_are(name):
+  made = family_models.load(name)
+  layer = dart_lib.build(made.cfg, 2, dtype='float32')
+  start = dart_lib.init(layer, made.flat, jax.random.key(0))
+  step = functools.partial(dart_losses.train_step, built=made.plain, dart=layer)
+  after = params.flatten(stepped(step, start, made))
+  for path, leaf in params.flatten(start).items():
+    assert np.isfinite(after[path]).all(), path
+    if path.endswith(('out/kernel', 'down/kernel', 'masks', 'fuse/kernel')):
+      assert (after[path] != leaf).any(), path
+  num_new = made.text.shape[1] - LENGTH
+  cfg = config.DecodeConfig(max_new_tokens=num_new, prompt_bucket=LENGTH)
+  fns = transformer_fns.model_fns(made.plain)
+  fns = dart.with_layer(fns, made.plain, layer)
+  decoding = decoder.Decoder(fns, dart.Dart(made.plain, layer, TREE), cfg)
+  weights = transformer_fns.Params(
+    made.base, drafter=dart.Weights(params.unflatten(after))
+  )
+  tokens = decoding.generate(weights, made.text[:, :LENGTH].tolist()).tokens
+  assert tokens == made.text[:, LENGTH:].tolist()
 
 
 @pytest.mark.parametrize('name', quick('opt'))

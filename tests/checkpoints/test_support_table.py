@@ -28,6 +28,7 @@ COLUMNS = {
     test_families.test_streams_are_the_same_in_every_pass,
     test_family_drafters.test_a_trained_adapter_decodes_as_plain_decoding,
     test_family_drafters.test_medusa_heads_leave_tokens_as_they_are,
+    test_family_drafters.test_a_dart_layer_leaves_tokens_as_they_are,
     test_family_drafters.test_a_draft_model_of_the_family,
   ],
   'PEFT LoRA': [test_leaving_families.test_peft_lora_of_every_module],

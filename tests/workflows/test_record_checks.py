@@ -24,6 +24,7 @@ from specstream_jax.workflows import (
   evaluate,
   record_checks,
   train,
+  train_dart,
   train_draft_model,
   train_medusa,
   train_start,
@@ -89,6 +90,15 @@ def run_medusa(model_dir, data_dir, out, eval_data_dir=None):
   )
 
 
+def run_dart(model_dir, data_dir, out, eval_data_dir=None):
+  recipe = train_dart.DartRecipe(
+    num_drafts=2, train=TRAIN, data=DATA, tree=TREE
+  )
+  train_dart.train(
+    model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
+  )
+
+
 def run_distillation(model_dir, data_dir, out, eval_data_dir=None):
   recipe = train_draft_model.DraftRecipe(train=TRAIN, data=DATA, num_layers=1)
   train_draft_model.train(
@@ -102,7 +112,7 @@ def run_dry(model_dir, data_dir, out, eval_data_dir=None):
   dry_run.check_records(model_dir, data_dir, eval_data_dir, recipe)
 
 
-ALL = [run_training, run_medusa, run_distillation, run_dry]
+ALL = [run_training, run_medusa, run_dart, run_distillation, run_dry]
 
 
 @pytest.mark.parametrize('run', ALL)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M itself: known perplexity, equal tokens, nothing copied."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,12 +13,13 @@ import pytest
 
 import specstream_jax as ss
 from specstream_jax import config
-from specstream_jax.checkpoints import fetch
-from specstream_jax.data import registry
+from specstream_jax.checkpoints import fetch, shipped
+from specstream_jax.data import prompts as prompt_templates, registry
 from specstream_jax.modeling import build, forward
 from specstream_jax.tpu import hlo
 
 NAME = 'smollm2-135m-instruct'
+ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = [
   pytest.mark.smollm,
   pytest.mark.skipif(
@@ -34,6 +36,39 @@ def model():
 def prompts(num):
   examples = registry.get('e2e_sample').load_split('test')[:num]
   return [example.inputs for example in examples]
+
+
+DIALOGUE = """#Person1#: Hi, Tom. Are you free on Saturday evening?
+#Person2#: I think so. Why?
+#Person1#: It's my birthday, and some friends are coming over for dinner.
+#Person2#: I'd love to come. What time should I be there?"""
+TABLE = (
+  'CREATE TABLE table_name_12 (driver VARCHAR, team VARCHAR, points INTEGER)'
+)
+# Of every adapter in this repository: its folder or name, prompts as it was
+# trained on, and how many plain calls one of its calls must at least save.
+# Loose: a CR of 2.4 to 6 was measured (docs/bench).
+FLOORS = {
+  'e2e_nlg': (None, 1.8),
+  'sql_create_context': (
+    [
+      prompt_templates.sql_inputs(f'{TABLE}\n{question}')
+      for question in (
+        'What is the average points of the driver from team Ferrari?',
+        'Which team has a driver named Alan Jones?',
+      )
+    ],
+    1.8,
+  ),
+  'instruct_lossless': (
+    ['What is the capital of France?', 'Give three tips for staying healthy.'],
+    1.2,
+  ),
+  str(ROOT / 'adapters' / 'dialogsum'): (
+    [prompt_templates.dialogsum_inputs(DIALOGUE)],
+    1.2,
+  ),
+}
 
 
 def spec_bench_questions():
@@ -99,12 +134,24 @@ def test_log_probs_equal_those_of_transformers_own_gguf_loader():
   assert abs(perplexity(all_theirs) - 16.578) < 0.005
 
 
+def test_every_adapter_has_a_floor():
+  others = [folder.name for folder in (ROOT / 'adapters').iterdir()]
+  names = sorted(pathlib.Path(name).name for name in FLOORS)
+  assert names == sorted(shipped.shipped_adapters() + others)
+
+
 @pytest.mark.slow
-def test_a_few_prompts_decode_to_the_same_tokens(model):
-  fast = ss.generate(model, prompts(4), max_new_tokens=40)
-  plain = ss.generate(model, prompts(4), max_new_tokens=40, drafter='none')
+@pytest.mark.parametrize('adapter', FLOORS, ids=lambda a: pathlib.Path(a).name)
+def test_an_adapter_still_accepts_and_changes_no_token(adapter):
+  """Fails where a change makes the drafts of a shipped adapter useless."""
+  texts, floor = FLOORS[adapter]
+  model = ss.load(NAME, adapter)
+  run = functools.partial(
+    ss.generate, model, texts or prompts(4), max_new_tokens=40
+  )
+  fast, plain = run(), run(drafter='none')
   assert [r.tokens for r in fast] == [r.tokens for r in plain]
-  assert sum(r.calls for r in plain) > 1.5 * sum(r.calls for r in fast)
+  assert sum(r.calls for r in plain) > floor * sum(r.calls for r in fast)
 
 
 @pytest.mark.slow

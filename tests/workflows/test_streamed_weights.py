@@ -74,6 +74,7 @@ def test_flags_that_cannot_be_met_are_refused(asked, args, match):
   ('drafter', 'match'),
   [
     ('medusa:path=x', "'medusa', which does not go with streamed weights"),
+    ('dart:path=x', "'dart', which does not go with streamed weights"),
     ('prompt_lookup:pays_above=1.5', 'pays_above=1.5, which does not go with'),
   ],
 )
