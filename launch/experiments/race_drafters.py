@@ -54,7 +54,7 @@ def _race(decoders, prompts, sampling):
   """name -> (seconds [rounds, prompts], calls, tokens) of each decoder."""
   shape = FLAGS.rounds, len(prompts)
   found = {name: np.zeros((3, *shape)) for name in decoders}
-  for name, decoder in decoders.items():
+  for decoder in decoders.values():
     decoder.generate(decoder.params, prompts[:1], 9, sampling=sampling)
   for number, index in np.ndindex(shape):
     names = list(decoders)[:: -1 if (number + index) % 2 else 1]
