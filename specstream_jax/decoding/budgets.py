@@ -102,6 +102,7 @@ def run(
     def branch(state):
       tree = state.tree
       if nodes < setup.drafter.size:
+        assert tree.scores is not None
         tree = tree_lib.likeliest(tree, tree.scores, nodes)
       state = dataclasses.replace(state, tree=tree)
       return loop.step(setup, params, state, stops=stops)
@@ -113,7 +114,7 @@ def run(
   def step(before, gauge):
     trust, promised = gauge.trust, promises(before, sizes)
     trust, _ = choose(trust, promised, sizes)
-    after = jax.lax.switch(trust.level, branches, before)
+    after = _one_of(branches, trust.level, before)
     trust = _learn(trust, promised, before, after)
     _, worth = choose(trust, promises(after, sizes), sizes)
     gauge = gauge._replace(trust=trust)
@@ -133,6 +134,18 @@ def run(
   )
 
 
+def _one_of(branches, index, state):
+  """As `lax.switch`, which on CPU copies the cache: loops do it in place."""
+  carry = state, index
+  for number, branch in enumerate(branches):
+    carry = jax.lax.while_loop(
+      lambda carry, number=number: carry[1] == number,
+      lambda carry, branch=branch: (branch(carry[0]), jnp.int32(-1)),
+      carry,
+    )
+  return carry[0]
+
+
 def promises(
   state: loop.DecodeState, sizes: Sequence[config_budgets.Size]
 ) -> arrays.Array:
@@ -141,6 +154,7 @@ def promises(
   The mean of the rows that run. A row of a root with children of 0.5 and 0.2
   and a grandchild of 0.4 promises 0.9 with three nodes, 1.1 with four.
   """
+  assert state.tree.scores is not None
   probs = jnp.exp(state.tree.scores[:, 1:])
   probs = jnp.where(state.is_done[:, None] | jnp.isnan(probs), 0.0, probs)
   best = jax.lax.top_k(probs, probs.shape[1])[0].cumsum(axis=1)

@@ -25,6 +25,7 @@ from specstream_jax.tpu import hlo
 
 PROMPTS = [[5, 6, 7], [9]]
 DECODE = config.DecodeConfig(max_new_tokens=40)
+GREEDY = config.SamplingConfig()
 SAMPLED = config.SamplingConfig(temperature=1.0, top_k=29, top_p=0.95)
 SIZES = config_budgets.parse('2:1.5/4:2', 64)
 
@@ -42,33 +43,37 @@ def text(costs):
 @pytest.fixture(scope='module')
 def plain_tokens(model):
   decoder = model.decoder('none', DECODE)
-  return {
-    sampling: decoder.generate(
-      decoder.params, PROMPTS, sampling=sampling
-    ).tokens
-    for sampling in (config.SamplingConfig(), SAMPLED)
-  }
+  return lambda sampling: (
+    decoder.generate(decoder.params, PROMPTS, sampling=sampling).tokens
+  )
+
+
+# Some calls of each size and some pauses; no pause; nothing that pays.
+COSTS = '3:0.9/6:1.02', '3:0.5/6:0.9', '2:3/4:3.5/6:4'
+SLOW = [(costs, SAMPLED) for costs in COSTS]
+SLOW += [(costs, GREEDY) for costs in COSTS[1:]]
 
 
 @pytest.mark.parametrize(
-  'costs',
+  ('costs', 'sampling'),
   [
-    '3:0.9/6:1.02',  # some calls of each size, some pauses
-    pytest.param('3:0.5/6:0.9', marks=pytest.mark.slow),  # never pauses
-    pytest.param('2:3/4:3.5/6:4', marks=pytest.mark.slow),  # never pays
+    (COSTS[0], GREEDY),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW),
   ],
 )
-def test_tokens_are_those_of_plain_decoding(model, plain_tokens, costs):
-  decoder = model.decoder(text(costs), DECODE)
-  for sampling, want in plain_tokens.items():
-    for _ in range(2):  # the second goes on with what the first has learned
-      made = decoder.generate(decoder.params, PROMPTS, sampling=sampling)
-      assert made.tokens == want
-      lengths = [
-        1 + n + sum(row) for n, row in zip(made.calls, made.accept_lengths)
-      ]
-      assert lengths == list(map(len, want))
-  assert decoder.num_compilations == 4  # greedy and sampled, prompts and loop
+def test_tokens_are_those_of_plain_decoding(
+  model, plain_tokens, costs, sampling
+):
+  decoder, want = model.decoder(text(costs), DECODE), plain_tokens(sampling)
+  before = decoder.num_compilations
+  for _ in range(2):  # the second goes on with what the first has learned
+    made = decoder.generate(decoder.params, PROMPTS, sampling=sampling)
+    assert made.tokens == want
+    lengths = [
+      1 + n + sum(row) for n, row in zip(made.calls, made.accept_lengths)
+    ]
+    assert lengths == list(map(len, want))
+  assert decoder.num_compilations == before + 2  # the prompts and the loop
 
 
 def test_a_text_may_be_taken_step_by_step(model, plain_tokens):
@@ -76,7 +81,7 @@ def test_a_text_may_be_taken_step_by_step(model, plain_tokens):
   rows = [[] for _ in PROMPTS]
   for row, tokens in decoder.stream(decoder.params, PROMPTS, steps=1):
     rows[row] += tokens
-  assert rows == plain_tokens[config.SamplingConfig()]
+  assert rows == plain_tokens(GREEDY)
 
 
 def _state(chances, done=(False,), num_tokens=(1,)):
