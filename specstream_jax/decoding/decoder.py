@@ -127,6 +127,8 @@ class Decoder:
     def run_pausing(setup, *args):
       return run(setup, plain.without_drafts(setup), *args, **named)
 
+    # Lies where it comes back to, or the second batch would compile again.
+    self._gauge = jax.device_put(self._gauge, self._partitioner.replicated)
     return self._partitioner.jit(self._counted(run_pausing), donate_argnums=1)
 
   def _counted(self, fun):

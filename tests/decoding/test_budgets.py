@@ -74,6 +74,8 @@ def test_tokens_are_those_of_plain_decoding(
     ]
     assert lengths == list(map(len, want))
   assert decoder.num_compilations == before + 2  # the prompts and the loop
+  # Programs of other placements are not traced anew, but compiled.
+  assert decoder._run_pausing._cache_size() == (2 if before else 1)
 
 
 def test_a_text_may_be_taken_step_by_step(model, plain_tokens):
