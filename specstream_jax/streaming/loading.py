@@ -29,6 +29,10 @@ def check_dtype(
   )
 
 
+# Settings that need what is not in memory, and what leaves them out.
+_UNSET = {'vocabulary': '', 'pays_above': 0.0, 'budgets': ''}
+
+
 def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
   """Raises ValueError if a drafter needs what is not in memory."""
   checks.check(
@@ -36,7 +40,7 @@ def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
     f'drafter is {cfg.name!r}, which does not go with streamed weights: '
     f'{_REFUSED.get(cfg.name)}; use streams or prompt_lookup',
   )
-  for name, nothing in (('vocabulary', ''), ('pays_above', 0.0)):
+  for name, nothing in _UNSET.items():
     value = getattr(cfg, name)
     checks.check(
       value == nothing,
