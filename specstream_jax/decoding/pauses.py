@@ -11,6 +11,7 @@ Axis letters: B rows, M tree nodes.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -88,11 +89,9 @@ def run(
     tries: calls after a pause before they count.
   """
 
-  def verify_all(state, gauge):
-    after = loop.step(setup, params, state, stops=stops)
-    return after, _seen(gauge, state, after, pays_above)
-
-  call = step or verify_all
+  call = step or functools.partial(
+    _verify_all, setup, params, stops, pays_above
+  )
 
   def should_continue(carry):
     state, _, num_steps = carry
@@ -112,20 +111,31 @@ def run(
     state, gauge, num_steps = jax.lax.while_loop(drafts, draft, carry)
     gauge = _rest(gauge, pays_above)
     steps = jnp.minimum(gauge.resting, max_steps - num_steps)
-    rested = batch_sizes.run_plain(
-      plain, params, state, steps, min_running=jnp.int32(1), stops=stops
-    )
-    # Rows take part in every step until they are done.
-    taken = (rested.calls - state.calls).max()
-    tree = jax.tree.map(
-      lambda new, old: jnp.where(taken > 0, new, old), rested.tree, state.tree
-    )
-    state = dataclasses.replace(rested, tree=tree)
+    state, taken = _plain_steps(plain, params, state, steps, stops)
     return state, _wake(gauge, gauge.resting - taken, tries), num_steps + taken
 
   start = state, gauge, jnp.int32(0)
   state, gauge, _ = jax.lax.while_loop(should_continue, both, start)
   return state, gauge
+
+
+def _verify_all(setup, params, stops, pays_above, state, gauge):
+  """A call that verifies all drafts."""
+  after = loop.step(setup, params, state, stops=stops)
+  return after, _seen(gauge, state, after, pays_above)
+
+
+def _plain_steps(plain, params, state, steps, stops):
+  """At most `steps` of them, and how many were taken."""
+  rested = batch_sizes.run_plain(
+    plain, params, state, steps, min_running=jnp.int32(1), stops=stops
+  )
+  # Rows take part in every step until they are done.
+  taken = (rested.calls - state.calls).max()
+  tree = jax.tree.map(
+    lambda new, old: jnp.where(taken > 0, new, old), rested.tree, state.tree
+  )
+  return dataclasses.replace(rested, tree=tree), taken
 
 
 def _seen(gauge, before, after, pays_above) -> Gauge:

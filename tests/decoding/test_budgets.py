@@ -10,17 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import tiny_runtime
 
 from specstream_jax import config
 from specstream_jax.config import budgets as config_budgets, drafting
 from specstream_jax.decoding import (
   budgets,
+  decoder as decoder_lib,
   loop,
   pauses,
   plain,
+  transformer_fns,
   tree as tree_lib,
 )
+from specstream_jax.drafters import streams
 from specstream_jax.tpu import hlo
 
 PROMPTS = [[5, 6, 7], [9]]
@@ -78,12 +82,49 @@ def test_tokens_are_those_of_plain_decoding(
   assert decoder._run_pausing._cache_size() == (2 if before else 1)
 
 
+@pytest.mark.slow
 def test_a_text_may_be_taken_step_by_step(model, plain_tokens):
   decoder = model.decoder(text('3:0.9/6:1.02'), DECODE)
   rows = [[] for _ in PROMPTS]
   for row, tokens in decoder.stream(decoder.params, PROMPTS, steps=1):
     rows[row] += tokens
   assert rows == plain_tokens(GREEDY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sampling', [GREEDY, SAMPLED])
+@pytest.mark.parametrize(
+  'settings', ['schedule=parallel', 'schedule=likely,likely_nodes=3', 'mix']
+)
+def test_tokens_stay_with_every_schedule_and_with_copies(
+  model, plain_tokens, settings, sampling
+):
+  asked = f'{text("2:0.8/4:0.9/6:1.02")},{settings}'
+  if settings == 'mix':
+    asked = text('2:0.8/4:0.9/6:1.02').replace('streams', 'mix')
+  decoder = model.decoder(asked, DECODE)
+  made = decoder.generate(decoder.params, PROMPTS, sampling=sampling)
+  assert made.tokens == plain_tokens(sampling)
+  assert max(map(max, made.accept_lengths)) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('schedule', ['deferred', 'parallel', 'likely'])
+def test_tokens_stay_where_nodes_are_pruned_on_the_way(schedule):
+  """Smaller trees keep all of their nodes, or as many as the larger ones."""
+  built, base, adapter = tiny.model()
+  tree = config.TreeConfig('best_first', 3, 3, 11, keep_nodes=5)
+  fns = functools.partial(transformer_fns.model_fns, built)
+  make = functools.partial(decoder_lib.Decoder, cfg=DECODE, prompt_model=fns())
+  weights = transformer_fns.Params(base, adapter)
+  prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11]]
+  want = make(fns(), plain.NoDraft()).generate(weights, prompts).tokens
+  sizes = config_budgets.parse('3:0.8/7:0.9/11:1.0', 64)
+  made = make(
+    fns(schedule, 5, likely_nodes=2), streams.Streams(tree, 3), budgets=sizes
+  ).generate(weights, prompts)
+  assert made.tokens == want
+  assert max(map(max, made.accept_lengths)) > 0
 
 
 def _state(chances, done=(False,), num_tokens=(1,)):
@@ -328,6 +369,7 @@ def test_a_pause_leaves_room_for_the_next_tree():
   assert plain.without_drafts(setup).drafter.size == 6
 
 
+@pytest.mark.slow
 def test_the_cache_stays_where_it_is(model):
   """As `test_compiled_step_copies_neither_cache_nor_weights`."""
   decode = dataclasses.replace(DECODE, cache_length=2048)

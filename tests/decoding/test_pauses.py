@@ -299,6 +299,7 @@ def test_the_cache_stays_where_it_is(model):
   assert aliased >= 4 * layer_bytes
 
 
+@pytest.mark.slow
 def test_at_the_end_of_the_cache_a_tree_has_room(model):
   """A pause may not go on to where the next tree would lie over the text."""
   decode = dataclasses.replace(DECODE, cache_length=30)
