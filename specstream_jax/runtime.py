@@ -187,6 +187,7 @@ class Model:
       params=made.params,
       most_positions=self.config.most_positions,
       pays_above=drafter.pays_above,
+      budgets=drafter.sizes,
     )
 
   def wishes(self) -> generation_config.Wishes:

@@ -49,6 +49,8 @@ class Tuned:
     schedule: of the streams.
     speedup: measured against plain decoding.
     task: whose prompts it was measured on.
+    fixed: the fastest drafter whose calls all verify the same tree, where
+      `drafter` has budgets; empty where it has none.
   """
 
   place: Place
@@ -56,6 +58,12 @@ class Tuned:
   schedule: str
   speedup: float
   task: str
+  fixed: str = ''
+
+  @property
+  def one_size(self) -> str:
+    """The drafter for those who choose by other means when to draft."""
+    return self.fixed or self.drafter
 
 
 _KINDS = {
@@ -159,8 +167,12 @@ def _from_json(entry: Any, where: str) -> Tuned:
     wrong = fields.problem(name, entry.get(name), kind)
     if wrong:
       raise ValueError(f'{where}: {wrong}; remove the file, and tune again')
+  fixed = entry.get('fixed', '')
+  wrong = fields.problem('fixed', fixed, fields.TEXT)
+  if wrong:
+    raise ValueError(f'{where}: {wrong}; remove the file, and tune again')
   own = {name: entry[name] for name in _KINDS}
   place = Place(
     *(own.pop(name) for name in ('machine', 'jax', 'dtype', 'batch'))
   )
-  return Tuned(place, **own)
+  return Tuned(place, **own, fixed=fixed)

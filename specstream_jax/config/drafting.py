@@ -9,7 +9,7 @@ from typing import Any
 import gin
 
 from specstream_jax import config
-from specstream_jax.config import bounds, checks
+from specstream_jax.config import bounds, budgets as budgets_lib, checks
 
 DRAFTERS = (
   'none',
@@ -49,6 +49,8 @@ _TABLED = (*STREAMS, 'dart')
 _VERIFIED = (*_SCORED, 'prompt_lookup', 'lookahead')
 # Those that need not see every token as it comes.
 _PAUSING = (*STREAMS, 'medusa', 'prompt_lookup')
+# Those of them that say how likely their drafts are.
+_SCORED_PAUSING = (*STREAMS, 'medusa')
 # Of installed packages: a drafter's name, and the module that registers it.
 ENTRY_POINTS = 'specstream_jax.drafters'
 
@@ -104,6 +106,9 @@ class DrafterConfig:
     pays_above: tokens per call from which on drafts pay, which is what a call
       with them costs in plain ones. Where calls emit fewer, drafts pause for a
       while; 0 always drafts.
+    budgets: sizes of tree to choose among call by call, and what a call with
+      each costs in plain ones: '4:1.8/16:2.5'. The last is the whole tree.
+      Where none promises to pay, drafts pause; empty always verifies the tree.
   """
 
   name: str = 'streams'
@@ -129,6 +134,7 @@ class DrafterConfig:
   typical_delta: float = _read_by(*_VERIFIED, default=0.3)
   synthetic_acceptance: float = _read_by(*_VERIFIED, default=0.0)
   pays_above: float = _read_by(*_PAUSING, default=0.0)
+  budgets: str = _read_by(*_SCORED_PAUSING, default='')
 
   def __post_init__(self):
     checks.config_types(self)
@@ -162,11 +168,7 @@ class DrafterConfig:
       checks.check(
         0 <= value <= 1, f'DrafterConfig.{name} is {value}; accepted: 0 to 1'
       )
-    checks.check(
-      not self.pays_above or self.verifier == 'walk',
-      f'DrafterConfig.pays_above is {self.pays_above} but the verifier is '
-      f"{self.verifier!r}; drafts pause under 'walk' only, leave one out",
-    )
+    self._check_pauses()
     reads = self.reads()
     checks.check(
       not self.path or 'path' in reads,
@@ -179,6 +181,26 @@ class DrafterConfig:
         f'DrafterConfig.{name} is set for {self.name!r}; only the trees of '
         "'streams', 'mix' and 'dart' take one, leave it out",
       )
+
+  def _check_pauses(self) -> None:
+    for name in ('pays_above', 'budgets'):
+      value = getattr(self, name)
+      checks.check(
+        not value or self.verifier == 'walk',
+        f'DrafterConfig.{name} is {value} but the verifier is '
+        f"{self.verifier!r}; drafts pause under 'walk' only, leave one out",
+      )
+    checks.check(
+      not self.budgets or self.drafting == 'top_k',
+      f'DrafterConfig.budgets goes by the chances of chosen drafts, but '
+      f"drafting is {self.drafting!r}; use drafting='top_k' or leave it out",
+    )
+    checks.check(
+      not (self.budgets and self.pays_above),
+      'DrafterConfig.budgets has costs and pauses of its own; leave pays_above '
+      'out',
+    )
+    budgets_lib.parse(self.budgets, config.MAX_NODES)
 
   def _check_schedule(self) -> None:
     checks.one_of(
@@ -219,6 +241,11 @@ class DrafterConfig:
     if not self.couple_noise:
       return 0.0
     return default if self.noise_weight is None else self.noise_weight
+
+  @property
+  def sizes(self) -> tuple[budgets_lib.Size, ...]:
+    """What `budgets` names."""
+    return budgets_lib.parse(self.budgets, config.MAX_NODES)
 
   @property
   def output(self) -> str:

@@ -19,7 +19,9 @@ from specstream_jax import (
   partitioning,
   sampling as sampling_lib,
 )
+from specstream_jax.config import budgets as config_budgets
 from specstream_jax.decoding import (
+  budgets as budgets_lib,
   edits as edits_lib,
   interface,
   loop,
@@ -87,13 +89,15 @@ class Decoder:
     params: Any = None,
     most_positions: int = 0,
     pays_above: float = 0.0,
+    budgets: Sequence[config_budgets.Size] = (),
   ):
     """Takes what is compiled, and `sampling_cfg` for calls that name none.
 
     `params` are the weights it was made for; others of their shapes, such as
     those of another adapter, need no other compilation. `most_positions` is of
     the model's config. Drafts pause where calls emit fewer tokens than
-    `pays_above`, see `pauses`; 0 always drafts.
+    `pays_above`, see `pauses`; 0 always drafts. With `budgets`, calls choose
+    how much of a tree they verify, see `budgets.run`.
     """
     self.params = params
     self._most_positions = most_positions
@@ -109,12 +113,23 @@ class Decoder:
     )
     self._run = self._partitioner.jit(self._counted(loop.run), donate_argnums=1)
     self._gauge = self._run_pausing = None
-    if pays_above:
+    if budgets:
+      budgets_lib.check(budgets, drafter.size)
+      self._gauge = budgets_lib.begin()
+      self._run_pausing = self._pausing(budgets_lib.run, sizes=tuple(budgets))
+    elif pays_above:
       self._gauge = pauses.begin(pays_above)
-      run = functools.partial(_run_pausing, pays_above=pays_above)
-      self._run_pausing = self._partitioner.jit(
-        self._counted(functools.wraps(_run_pausing)(run)), donate_argnums=1
-      )
+      self._run_pausing = self._pausing(pauses.run, pays_above=pays_above)
+
+  def _pausing(self, run, **named):
+    """A compiled `run` of the setup and the same without drafts."""
+
+    def run_pausing(setup, *args):
+      return run(setup, plain.without_drafts(setup), *args, **named)
+
+    # Lies where it comes back to, or the second batch would compile again.
+    self._gauge = jax.device_put(self._gauge, self._partitioner.replicated)
+    return self._partitioner.jit(self._counted(run_pausing), donate_argnums=1)
 
   def _counted(self, fun):
     """`fun` of this setup; every trace counts as a compilation."""
@@ -360,12 +375,6 @@ def check_positions(longest: int, most: int) -> None:
       f'prompt and new tokens come to {longest} positions, but the model has '
       f'only {most}; use a shorter prompt or fewer new tokens'
     )
-
-
-def _run_pausing(setup, *args, pays_above):
-  """`pauses.run` of a setup and the same without drafts."""
-  rest = plain.without_drafts(setup)
-  return pauses.run(setup, rest, *args, pays_above=pays_above)
 
 
 def _eos_ids(cfg, cfgs):

@@ -9,7 +9,9 @@ those of plain decoding either way, and only tokens that were emitted decide.
 Axis letters: B rows, M tree nodes.
 """
 
+from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -34,12 +36,18 @@ class Gauge(NamedTuple):
     tries: [] int32 calls before it counts.
     resting: [] int32 plain steps still to take.
     pause: [] int32 steps of the next pause.
+    trust: a `budgets.Trust`; () where all drafts are verified.
   """
 
   mean: arrays.Array
   tries: arrays.Array
   resting: arrays.Array
   pause: arrays.Array
+  trust: Any = ()
+
+
+# (state, gauge) -> both after a call with drafts.
+Step = Callable[[loop.DecodeState, Gauge], tuple[loop.DecodeState, Gauge]]
 
 
 def begin(pays_above: float) -> Gauge:
@@ -62,6 +70,8 @@ def run(
   stops: stopping.StopTexts | None = None,
   *,
   pays_above: float,
+  step: Step | None = None,
+  tries: int = _TRIES,
 ) -> tuple[loop.DecodeState, Gauge]:
   """As `loop.run`, with pauses.
 
@@ -74,7 +84,14 @@ def run(
     max_steps: at most so many.
     stops: stop texts.
     pays_above: tokens per call from which on drafts pay.
+    step: a call with drafts; None verifies all of them, and goes by the tokens
+      that it emits.
+    tries: calls after a pause before they count.
   """
+
+  call = step or functools.partial(
+    _verify_all, setup, params, stops, pays_above
+  )
 
   def should_continue(carry):
     state, _, num_steps = carry
@@ -87,28 +104,38 @@ def run(
 
   def draft(carry):
     state, gauge, num_steps = carry
-    after = loop.step(setup, params, state, stops=stops)
-    return after, _seen(gauge, state, after, pays_above), num_steps + 1
+    return *call(state, gauge), num_steps + 1
 
   def both(carry):
     """Calls with drafts for as long as they pay, then a pause."""
     state, gauge, num_steps = jax.lax.while_loop(drafts, draft, carry)
     gauge = _rest(gauge, pays_above)
     steps = jnp.minimum(gauge.resting, max_steps - num_steps)
-    rested = batch_sizes.run_plain(
-      plain, params, state, steps, min_running=jnp.int32(1), stops=stops
-    )
-    # Rows take part in every step until they are done.
-    taken = (rested.calls - state.calls).max()
-    tree = jax.tree.map(
-      lambda new, old: jnp.where(taken > 0, new, old), rested.tree, state.tree
-    )
-    state = dataclasses.replace(rested, tree=tree)
-    return state, _wake(gauge, gauge.resting - taken), num_steps + taken
+    state, taken = _plain_steps(plain, params, state, steps, stops)
+    return state, _wake(gauge, gauge.resting - taken, tries), num_steps + taken
 
   start = state, gauge, jnp.int32(0)
   state, gauge, _ = jax.lax.while_loop(should_continue, both, start)
   return state, gauge
+
+
+def _verify_all(setup, params, stops, pays_above, state, gauge):
+  """A call that verifies all drafts."""
+  after = loop.step(setup, params, state, stops=stops)
+  return after, _seen(gauge, state, after, pays_above)
+
+
+def _plain_steps(plain, params, state, steps, stops):
+  """At most `steps` of them, and how many were taken."""
+  rested = batch_sizes.run_plain(
+    plain, params, state, steps, min_running=jnp.int32(1), stops=stops
+  )
+  # Rows take part in every step until they are done.
+  taken = (rested.calls - state.calls).max()
+  tree = jax.tree.map(
+    lambda new, old: jnp.where(taken > 0, new, old), rested.tree, state.tree
+  )
+  return dataclasses.replace(rested, tree=tree), taken
 
 
 def _seen(gauge, before, after, pays_above) -> Gauge:
@@ -117,10 +144,15 @@ def _seen(gauge, before, after, pays_above) -> Gauge:
   emitted = jnp.where(has_drafts, after.num_tokens - before.num_tokens, 0)
   count = has_drafts.sum()
   mean = emitted.sum() / jnp.maximum(count, 1)
-  return _judge(gauge, mean, count > 0, pays_above)
+  return judge(gauge, mean, count > 0, pays_above)
 
 
-def _judge(gauge, emitted, had_drafts, pays_above) -> Gauge:
+def judge(
+  gauge: Gauge,
+  emitted: arrays.Array,
+  had_drafts: arrays.Array,
+  pays_above: float,
+) -> Gauge:
   """Tokens per row of a call; a call that had no drafts to verify says nothing."""
   mean = (1 - _NEW) * gauge.mean + _NEW * emitted
   mean = jnp.where(had_drafts, mean, gauge.mean).astype(jnp.float32)
@@ -128,7 +160,7 @@ def _judge(gauge, emitted, had_drafts, pays_above) -> Gauge:
   # Once drafts pay for a while, the next pause is a short one again.
   is_good = (tries == 0) & (mean >= _HEAD_START * pays_above)
   pause = jnp.where(is_good, _FIRST, gauge.pause)
-  return Gauge(mean, tries, gauge.resting, pause)
+  return gauge._replace(mean=mean, tries=tries, pause=pause)
 
 
 def _rest(gauge, pays_above) -> Gauge:
@@ -144,10 +176,10 @@ def _rest(gauge, pays_above) -> Gauge:
   )
 
 
-def _wake(gauge, left) -> Gauge:
+def _wake(gauge, left, tries=_TRIES) -> Gauge:
   """So many plain steps are left; after the last, drafts are tried again."""
   ends = (gauge.resting > 0) & (left <= 0)
   return gauge._replace(
     resting=jnp.maximum(left, 0),
-    tries=jnp.where(ends, _TRIES, gauge.tries),
+    tries=jnp.where(ends, tries, gauge.tries),
   )

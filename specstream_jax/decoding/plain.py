@@ -10,9 +10,12 @@ from specstream_jax.decoding import interface, tree as tree_lib, verify
 class NoDraft:
   """Trees of the root alone; one token per call."""
 
-  size = 1
   max_depth = 0
   with_streams = False
+
+  def __init__(self, size: int = 1):
+    """Takes the nodes that a later step may need room for in the cache."""
+    self.size = size
 
   def init(
     self, params: Any, prompts: arrays.Array, prompt_lengths: arrays.Array
@@ -30,5 +33,6 @@ class NoDraft:
 
 
 def without_drafts(setup: interface.DecodeSetup) -> interface.DecodeSetup:
-  """The same model for steps that draft nothing."""
-  return setup._replace(drafter=NoDraft(), verifier=verify.walk)
+  """The same model for steps that draft nothing, between others that do."""
+  rest = NoDraft(setup.drafter.size)
+  return setup._replace(drafter=rest, verifier=verify.walk)

@@ -193,26 +193,30 @@ def tuning(
 
   Args:
     predicted: label -> (nodes, speed-up) pairs.
-    measured: likewise, of some of them.
+    measured: likewise, of some of them, and of others.
   """
 
   def paint(axes):
     """One line per label, and its dots."""
     ax = axes[0, 0]
+    labels = list(dict.fromkeys([*predicted, *measured]))
     ticks = sorted({n for pairs in predicted.values() for n, _ in pairs})
-    for i, (label, pairs) in enumerate(predicted.items()):
+    for i, label in enumerate(labels):
       look = _line(i)
       marker = look.pop('marker')
-      ax.plot(*zip(*sorted(pairs), strict=True), label=label, **look)
+      if label in predicted:
+        pairs = sorted(predicted[label])
+        ax.plot(*zip(*pairs, strict=True), label=label, **look)
       for nodes, value in measured.get(label, ()):
-        ax.plot(nodes, value, marker, color=look['color'], markersize=7)
+        dot = {} if label in predicted else {'label': label}
+        ax.plot(nodes, value, marker, color=look['color'], markersize=7, **dot)
     ax.axhline(1, color=svg.MUTED, linewidth=1)
     ax.set_xscale('log', base=2)
     ax.set_xticks(ticks, map(str, ticks))
     ax.minorticks_off()
     ax.set(xlabel='nodes of the tree', ylabel='times faster')
     ax.set_ylim(bottom=0)
-    _legend(ax, predicted)
+    _legend(ax, labels)
 
   title = 'Predicted speed-up (lines) and measured (dots)'
   return svg.draw(paint, title=title, size=(5.5, 3.4))

@@ -26,10 +26,13 @@ class Candidate:
     has_vocabulary: drafts come from the adapter's draft vocabulary.
     schedule: of the streams.
     batch: rows per call.
-    call_reduction: CR = calls without drafts / calls with, on all prompts.
-    step_cost: time of a call / time of one without drafts, medians.
+    call_reduction: CR = calls without drafts / calls with, on all prompts; None
+      where only a run can tell.
+    step_cost: time of a call / time of one without drafts, medians; likewise.
     speedup: measured against plain decoding; None if it was not.
     speedup_ci95: its interval over prompts.
+    sizes: nodes that calls choose among, the largest tree's last; empty where
+      every call verifies the same tree.
   """
 
   drafter: str
@@ -37,34 +40,58 @@ class Candidate:
   has_vocabulary: bool
   schedule: str
   batch: int
-  call_reduction: float
-  step_cost: float
+  call_reduction: float | None
+  step_cost: float | None
   speedup: float | None = None
   speedup_ci95: tuple[float, float] | None = None
+  sizes: tuple[int, ...] = ()
 
   @property
-  def predicted(self) -> float:
-    """The speed-up that its two factors come to."""
+  def predicted(self) -> float | None:
+    """The speed-up that its two factors come to, if they are known."""
+    if self.sizes or not (self.call_reduction and self.step_cost):
+      return None
     return self.call_reduction / self.step_cost
 
   @property
   def label(self) -> str:
     """For tables."""
-    return f'streams {self.nodes}' + ', vocabulary' * self.has_vocabulary
+    nodes = '/'.join(map(str, self.sizes or (self.nodes,)))
+    return f'streams {nodes}' + ', vocabulary' * self.has_vocabulary
 
   def measured_by(self, run: results.RunResult) -> 'Candidate':
     """The candidate, with what a benchmark says of it."""
     low, high = run.speedup_ci95
-    return dataclasses.replace(
+    found = dataclasses.replace(
       self, speedup=run.speedup, speedup_ci95=(low, high)
+    )
+    if self.call_reduction is not None:
+      return found
+    return dataclasses.replace(
+      found,
+      call_reduction=run.call_reduction_ratio,
+      step_cost=run.step_cost_ratio,
     )
 
 
-def best(found: Sequence[Candidate], batch: int) -> Candidate | None:
-  """The fastest that was measured; None if none beats plain decoding."""
-  ran = [one for one in found if one.batch == batch and one.speedup]
+def fixed(found: Sequence[Candidate], batch: int) -> Candidate | None:
+  """The fastest of one size that was measured; None if none beats plain."""
+  ran = [c for c in found if c.batch == batch and c.speedup and not c.sizes]
   first = max(ran, key=lambda one: one.speedup or 0.0, default=None)
   return first if first and (first.speedup or 0.0) > 1 else None
+
+
+def best(found: Sequence[Candidate], batch: int) -> Candidate | None:
+  """The fastest that was measured; None if none beats plain decoding.
+
+  Calls that choose their size must be faster beyond doubt: the low end of their
+  interval lies above the fastest tree of one size, and above plain decoding.
+  """
+  first = fixed(found, batch)
+  bar = (first.speedup or 0.0) if first else 1.0
+  choosing = (c for c in found if c.batch == batch and c.sizes)
+  clear = (c for c in choosing if c.speedup_ci95 and c.speedup_ci95[0] > bar)
+  return next(clear, first)
 
 
 def table(found: Sequence[Candidate]) -> str:
@@ -83,7 +110,9 @@ def verdict(found: Sequence[Candidate], batch: int) -> str:
   """What to take, and how far prediction and clock were apart."""
   one = best(found, batch)
   ran = [c for c in found if c.batch == batch and c.speedup is not None]
-  apart = max(abs(c.predicted / c.speedup - 1) for c in ran if c.speedup)
+  apart = max(
+    abs(c.predicted / c.speedup - 1) for c in ran if c.predicted and c.speedup
+  )
   error = f'predictions were off by at most {apart:.0%}'
   if one is None:
     return f'batch {batch}: drafts do not pay here, plain decoding is fastest; {error}'
@@ -100,7 +129,9 @@ def plot(found: Sequence[Candidate]) -> svg.Svg:
   for one in sorted(found, key=lambda one: one.nodes):
     name = f'batch {one.batch}, {one.schedule}'
     name += ', vocabulary' * one.has_vocabulary
-    lines.setdefault(name, []).append((one.nodes, one.predicted))
+    name += ', budgets' * bool(one.sizes)
+    if one.predicted is not None:
+      lines.setdefault(name, []).append((one.nodes, one.predicted))
     if one.speedup is not None:
       dots.setdefault(name, []).append((one.nodes, one.speedup))
   return plots.tuning(lines, dots)
@@ -138,8 +169,10 @@ def _row(one: Candidate) -> tuple[str, ...]:
     one.label,
     one.schedule,
     str(one.batch),
-    f'{one.call_reduction:.2f}',
-    f'{one.step_cost:.2f}',
-    f'{one.predicted:.2f}',
+    *map(_number, (one.call_reduction, one.step_cost, one.predicted)),
     measured,
   )
+
+
+def _number(value: float | None) -> str:
+  return '' if value is None else f'{value:.2f}'

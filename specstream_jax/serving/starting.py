@@ -43,7 +43,7 @@ def drafter(
     asked = _streams(model, adapters) if streams else 'none'
     tuned = tune.find(model, 1)
     if tuned is not None:
-      return drafting.parse(tuned.drafter, model.tree)
+      return drafting.parse(tuned.one_size, model.tree)
   if not isinstance(asked, str):
     return asked
   trees = (found.tree for found in adapters.values() if found.tree)
@@ -78,7 +78,7 @@ def with_tuned_tree(
   tuned = tune.find(model, 1, folder=found.folder) if found.stream else None
   if tuned is None:
     return found
-  tree = drafting.parse(tuned.drafter, found.tree or model.tree).tree
+  tree = drafting.parse(tuned.one_size, found.tree or model.tree).tree
   return dataclasses.replace(found, tree=tree or found.tree)
 
 

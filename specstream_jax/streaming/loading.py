@@ -18,6 +18,10 @@ _REFUSED = {
 }
 
 
+# Settings that need what is not in memory, and what leaves them out.
+_UNSET = {'pays_above': 0.0, 'budgets': ''}
+
+
 def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
   """Raises ValueError if a drafter needs what is not in memory."""
   checks.check(
@@ -25,11 +29,13 @@ def check(cfg: config_drafting.DrafterConfig, num_devices: int) -> None:
     f'drafter is {cfg.name!r}, which does not go with streamed weights: '
     f'{_REFUSED.get(cfg.name)}; use streams or prompt_lookup',
   )
-  checks.check(
-    not cfg.pays_above,
-    f'{cfg.name} has pays_above={cfg.pays_above}, which does not go with '
-    'streamed weights; leave it out',
-  )
+  for name, nothing in _UNSET.items():
+    value = getattr(cfg, name)
+    checks.check(
+      value == nothing,
+      f'{cfg.name} has {name}={value}, which does not go with streamed weights; '
+      'leave it out',
+    )
   checks.check(
     num_devices == 1,
     f'weights are streamed to one device, not to {num_devices}; use one, or '

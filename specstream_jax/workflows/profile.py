@@ -113,8 +113,8 @@ def _drafter(model, options) -> config_drafting.DrafterConfig:
   text = options.drafter or ('streams' if model.stream else 'none')
   drafter = config_drafting.parse(text, model.tree)
   checks.one_of('drafter', drafter.name, DRAFTERS)
-  # Pauses are made of other steps.
-  return dataclasses.replace(drafter, pays_above=0.0)
+  # Pauses and budgets are made of other steps.
+  return dataclasses.replace(drafter, pays_above=0.0, budgets='')
 
 
 def _parts(drafter, options) -> dict[str, str]:

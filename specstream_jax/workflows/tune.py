@@ -4,7 +4,9 @@
 Speed-up is calls without drafts / calls with, divided by what a call with
 drafts costs. The first factor of every tree comes out of one pass over the
 prompts (`bench.survey`), the second is timed for each tree, and only the few
-that promise most are run against plain decoding.
+that promise most are run against plain decoding. So is one drafter whose calls
+choose among three sizes by what they promise (`decoding.budgets`): what it does
+depends on every draft, so that only a run can tell.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from specstream_jax.bench import (
   results,
 )
 from specstream_jax.checkpoints import tuning
-from specstream_jax.config import bounds, checks
+from specstream_jax.config import bounds, budgets, checks
 from specstream_jax.outputs import locks
 from specstream_jax.report import tune_report
 from specstream_jax.workflows import bench, tune_measures, tune_streamed
@@ -228,17 +230,66 @@ def _rank(measures, batch) -> list[tune_report.Candidate]:
           step_cost=cost / plain,
         )
       )
-  return sorted(found, key=lambda one: -one.predicted)
+  found.sort(key=lambda one: -(one.predicted or 0.0))
+  around = _around(found)
+  return found + ([] if len(around) < 2 else [_choosing(measures, around)])
+
+
+def _around(
+  found: Sequence[tune_report.Candidate],
+) -> list[tune_report.Candidate]:
+  """Sizes for calls to choose among: the most promising, half and twice it.
+
+  Args:
+    found: candidates for one batch size, the most promising first.
+
+  Returns:
+    Up to three that differ in nothing else, each dearer than the one before.
+  """
+  first, rising = found[0], []
+  alike = [
+    one
+    for one in found
+    if (one.has_vocabulary, one.schedule)
+    == (first.has_vocabulary, first.schedule)
+  ]
+  for one in sorted(alike, key=lambda one: -one.nodes):
+    # A smaller tree that costs as much is of no use.
+    if not rising or (one.step_cost or 0) < (rising[0].step_cost or 0):
+      rising.insert(0, one)
+  half = [one for one in rising if 2 * one.nodes <= first.nodes][-1:]
+  twice = [one for one in rising if one.nodes >= 2 * first.nodes][:1]
+  return [*half, *([first] if first in rising else []), *twice]
+
+
+def _choosing(measures, around) -> tune_report.Candidate:
+  """The candidate whose calls choose among sizes."""
+  largest = around[-1]
+  vocabulary = 'adapter' if largest.has_vocabulary else ''
+  sizes = tuple(budgets.Size(one.nodes, one.step_cost) for one in around)
+  return dataclasses.replace(
+    largest,
+    drafter=f'{measures.drafter(largest.nodes, vocabulary)},'
+    f'budgets={budgets.write(sizes)}',
+    call_reduction=None,
+    step_cost=None,
+    sizes=tuple(size.nodes for size in sizes),
+  )
 
 
 def _verified(
   model, options, folder, found, command, progress
 ) -> list[tune_report.Candidate]:
-  """The candidates, with how the most promising of each batch size ran."""
+  """The candidates, with how the most promising of each batch size ran.
+
+  Calls that choose their size run in turns with the trees that they choose among.
+  """
   chosen = []
   for batch in options.batch_sizes:
     promising = [one for one in found if one.batch == batch]
-    chosen += promising[: options.num_verified]
+    choosing = [one for one in promising if one.sizes]
+    fixed = [one for one in promising if not one.sizes]
+    chosen += fixed[: options.num_verified] + choosing
   ran: dict[Any, results.RunResult] = {}
   for batch, schedule in sorted({(one.batch, one.schedule) for one in chosen}):
     group = [
@@ -263,6 +314,15 @@ def _winner(model, options, found, batch) -> tuning.Tuned:
   one, where = tune_report.best(found, batch), place(model, batch)
   if one is None:
     return tuning.Tuned(where, 'none', 'deferred', 1.0, options.task)
+  fixed = ''
+  if one.sizes:
+    same = tune_report.fixed(found, batch)
+    fixed = same.drafter if same else 'none'
   return tuning.Tuned(
-    where, one.drafter, one.schedule, one.speedup or 1.0, options.task
+    where,
+    one.drafter,
+    one.schedule,
+    one.speedup or 1.0,
+    options.task,
+    fixed=fixed,
   )

@@ -16,7 +16,7 @@ def test_each_place_has_its_own(tmp_path):
   folder = str(tmp_path)
   assert not tuning.is_there(folder)
   other = dataclasses.replace(
-    TUNED, place=dataclasses.replace(PLACE, batch=4), drafter='none'
+    TUNED, place=dataclasses.replace(PLACE, batch=4), fixed='streams'
   )
   for one in (TUNED, other, dataclasses.replace(TUNED, speedup=2.0)):
     assert tuning.keep(folder, one) == str(tmp_path / 'tuning.json')
@@ -47,6 +47,7 @@ def test_what_ships_is_tuned_in_the_cache(tmp_path, monkeypatch):
     (lambda value: value.update(tuned={}), 'not of the format'),
     (lambda value: value['tuned'].append(3), 'entry 2 is no object'),
     (lambda value: value['tuned'][0].update(batch=0), 'entry 1: batch is 0'),
+    (lambda value: value['tuned'][0].update(fixed=7), 'entry 1: fixed is 7'),
     (
       lambda value: value['tuned'][0].pop('drafter'),
       'entry 1: drafter is None',

@@ -70,7 +70,7 @@ class Play:
       if is_resting:
         self.gauge = pauses._wake(gauge, gauge.resting - 1)
       else:
-        self.gauge = pauses._judge(
+        self.gauge = pauses.judge(
           gauge, jnp.float32(count), jnp.bool_(True), self.pays_above
         )
     return self.drafting
@@ -107,7 +107,7 @@ def _gauge(mean, tries, resting, pause):
 
 
 def _numbers(gauge):
-  mean, *counts = map(float, gauge)
+  mean, *counts = map(float, gauge[:4])
   return round(mean, 5), *map(int, counts)
 
 
@@ -124,7 +124,7 @@ def _numbers(gauge):
 )
 def test_what_a_call_tells(gauge, emitted, had_drafts, want):
   emitted, had_drafts = jnp.float32(emitted), jnp.bool_(had_drafts)
-  found = pauses._judge(_gauge(*gauge), emitted, had_drafts, 1.9)
+  found = pauses.judge(_gauge(*gauge), emitted, had_drafts, 1.9)
   assert _numbers(found) == want
 
 
@@ -297,3 +297,17 @@ def test_the_cache_stays_where_it_is(model):
   # Keys and values of two layers are given, and given back, in place.
   aliased = compiled.memory_analysis().alias_size_in_bytes
   assert aliased >= 4 * layer_bytes
+
+
+@pytest.mark.slow
+def test_at_the_end_of_the_cache_a_tree_has_room(model):
+  """A pause may not go on to where the next tree would lie over the text."""
+  decode = dataclasses.replace(DECODE, cache_length=30)
+  decoder = model.decoder('prompt_lookup:depth=8,pays_above=9', decode)
+  done = decoder.generate(decoder.params, PROMPTS)
+  want = generate(model, 'none').tokens
+  assert done.finish_reasons == ['cache'] * 2
+  for made, whole in zip(done.tokens, want, strict=True):
+    assert made == whole[: len(made)]
+  # Of slots, the prompt's tokens and a tree's nodes; the last is not read yet.
+  assert [len(made) for made in done.tokens] == [30 - 9 - 3 + 2, 30 - 9 - 1 + 2]

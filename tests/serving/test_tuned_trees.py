@@ -22,6 +22,11 @@ def test_a_tree_that_was_tuned_comes_before_the_adapters_own(tmp_path):
   # Plain decoding may be fastest alone, and drafts still pay in a batch.
   tuning.keep(str(tmp_path), dataclasses.replace(tuned, drafter='none'))
   assert starting.with_tuned_tree(found, base).tree == own.tree
+  # A server chooses by its load when to draft, and takes no budgets.
+  budgets = 'streams:num_nodes=5,depth=1,branching=4,budgets=3:1.2/5:1.4'
+  both = dataclasses.replace(tuned, drafter=budgets, fixed=text)
+  tuning.keep(str(tmp_path), both)
+  assert starting.with_tuned_tree(found, base).tree == tree
   elsewhere = dataclasses.replace(place, machine='another')
   (tmp_path / tuning.FILE).unlink()
   tuning.keep(str(tmp_path), dataclasses.replace(tuned, place=elsewhere))

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+import types
 
 import commands
 import notebooks
@@ -12,6 +13,7 @@ import tiny_runtime
 
 from specstream_jax import runtime
 from specstream_jax.checkpoints import tuning
+from specstream_jax.config import drafting
 from specstream_jax.report import tune_report
 from specstream_jax.workflows import generate, tune
 
@@ -50,7 +52,10 @@ def test_it_prints_candidates_and_keeps_the_fastest(folders, done):
   assert done.status == 0, done.err
   lines = done.out.splitlines()
   # Two sizes, each with all tokens and with the adapter's.
-  assert len([line for line in lines if line.startswith('streams ')]) == 4
+  sizes = [
+    line for line in lines if line.startswith(('streams 2', 'streams 3'))
+  ]
+  assert len(sizes) == 4
   assert 'predictions were off by at most' in done.out
   assert f'kept: {os.path.realpath(adapter)}/tuning.json' in done.out
   found = json.loads((root / 'run' / 'tune.json').read_text())
@@ -66,7 +71,8 @@ def test_generate_takes_what_was_tuned(folders, done):
   _, base, adapter = folders
   model = runtime.load(base, adapter)
   [kept] = tuning._read(tuning.path(adapter), 0).values()
-  assert kept.drafter == 'none' or 'pays_above=' in kept.drafter
+  is_known = kept.drafter == 'none' or 'pays_above=' in kept.drafter
+  assert is_known or 'budgets=' in kept.drafter
   told = 'streams:num_nodes=3,depth=1,branching=2'
   tuning.keep(adapter, dataclasses.replace(kept, drafter=told))
   drafter, schedule = generate._drafter(model, generate.Options(), 1)
@@ -166,3 +172,94 @@ def test_where_no_candidate_pays_plain_decoding_is_kept():
   fast = dataclasses.replace(one, nodes=4, speedup=1.4, speedup_ci95=(1.3, 1.5))
   assert tune_report.best([slow, one, fast], 1) == fast
   assert 'off by at most 50%' in tune_report.verdict([fast, one], 1)
+
+
+def _candidate(nodes, call_reduction, step_cost, **changes):
+  made = tune_report.Candidate(
+    f'streams:num_nodes={nodes}',
+    nodes,
+    False,
+    'deferred',
+    1,
+    call_reduction,
+    step_cost,
+  )
+  return dataclasses.replace(made, **changes)
+
+
+def test_calls_choose_among_half_the_best_size_the_best_and_twice_it():
+  sizes = [
+    _candidate(8, 4.0, 2.0),  # the most promising
+    _candidate(16, 4.6, 2.5),
+    _candidate(4, 3.0, 1.7),
+    _candidate(32, 5.0, 3.1),
+    _candidate(2, 2.0, 1.6),
+    _candidate(6, 3.5, 2.0),  # costs as much as 8
+    _candidate(16, 4.0, 2.4, has_vocabulary=True),
+    _candidate(4, 3.0, 1.5, schedule='parallel'),
+  ]
+  around = lambda found: [one.nodes for one in tune._around(found)]
+  assert around(sizes) == [4, 8, 16]
+  assert around(sizes[:1] + sizes[2:3]) == [4, 8]
+  assert around(sizes[:1]) == [8]
+  assert around([sizes[0], _candidate(16, 4.6, 1.9)]) == [16]
+  measures = types.SimpleNamespace(
+    drafter=lambda nodes, vocabulary: f'streams:num_nodes={nodes}{vocabulary}'
+  )
+  made = tune._choosing(measures, tune._around(sizes))
+  assert made.drafter == 'streams:num_nodes=16,budgets=4:1.70/8:2.00/16:2.50'
+  assert (made.sizes, made.nodes, made.predicted) == ((4, 8, 16), 16, None)
+  assert made.label == 'streams 4/8/16'
+  assert drafting.parse(made.drafter).sizes[1] == (8, 2.0)
+
+
+@pytest.mark.parametrize(
+  ('low', 'others', 'wins'),
+  [
+    (1.6, (1.5, 1.4), True),
+    (1.45, (1.5, 1.4), False),  # perhaps faster, perhaps not
+    (1.1, (0.9,), True),
+    (0.98, (0.9,), False),
+  ],
+)
+def test_budgets_are_kept_where_they_are_faster_beyond_doubt(low, others, wins):
+  ran = [
+    _candidate(n, 2, 1, speedup=speed, speedup_ci95=(speed - 0.3, speed + 0.3))
+    for n, speed in zip((8, 16), others)
+  ]
+  choosing = _candidate(
+    16, None, None, speedup=1.7, speedup_ci95=(low, 1.9), sizes=(8, 16)
+  )
+  found = [*ran, choosing]
+  fixed = ran[0] if others[0] > 1 else None
+  assert tune_report.fixed(found, 1) == fixed
+  assert tune_report.best(found, 1) == (choosing if wins else fixed)
+  assert 'off by at most' in tune_report.verdict(found, 1)
+
+
+def test_budgets_are_in_table_and_plot_without_a_prediction():
+  one = _candidate(
+    16, None, None, speedup=1.7, speedup_ci95=(1.6, 1.9), sizes=(8, 16)
+  )
+  row = tune_report.table([one]).splitlines()[-1].split()
+  assert row == ['streams', '8/16', 'deferred', '1', '1.70', '(1.60-1.90)']
+  other = _candidate(8, 2.0, 1.0)
+  assert 'budgets' in str(tune_report.plot([other, one]))
+
+
+def test_what_is_kept_names_a_tree_of_one_size_beside_budgets(monkeypatch):
+  monkeypatch.setattr(tune, 'place', lambda model, batch: batch)
+  choosing = _candidate(
+    16, None, None, speedup=1.7, speedup_ci95=(1.6, 1.9), sizes=(8, 16)
+  )
+  ran = _candidate(8, 2, 1, speedup=1.5, speedup_ci95=(1.2, 1.8))
+  slow = _candidate(8, 2, 1, speedup=0.9, speedup_ci95=(0.8, 1.0))
+  for found, fixed in (
+    ([ran, choosing], ran.drafter),
+    ([slow, choosing], 'none'),
+  ):
+    kept = tune._winner(None, tune.Options(), found, 1)
+    assert (kept.drafter, kept.fixed) == (choosing.drafter, fixed)
+    assert kept.one_size == fixed
+  kept = tune._winner(None, tune.Options(), [ran], 1)
+  assert (kept.fixed, kept.one_size) == ('', ran.drafter)
