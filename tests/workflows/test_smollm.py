@@ -147,7 +147,11 @@ def test_an_adapter_still_accepts_and_changes_no_token(adapter):
   texts, floor = FLOORS[adapter]
   model = ss.load(NAME, adapter)
   run = functools.partial(
-    ss.generate, model, texts or prompts(4), max_new_tokens=40
+    ss.generate,
+    model,
+    texts or prompts(4),
+    max_new_tokens=40,
+    chat=adapter == 'instruct_lossless',
   )
   fast, plain = run(), run(drafter='none')
   assert [r.tokens for r in fast] == [r.tokens for r in plain]
