@@ -91,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
     args.adapter or None,
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
+    fuse=True,
   )
   numbers = decoding_flags.numbers
   options = workflow.Options(

@@ -19,7 +19,11 @@ from specstream_jax.checkpoints import medusa as checkpoint
 from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import interface, topology, tree as tree_lib
 from specstream_jax.drafters import loaded, streams
-from specstream_jax.modeling import heads as heads_lib, params as params_lib
+from specstream_jax.modeling import (
+  fused,
+  heads as heads_lib,
+  params as params_lib,
+)
 
 
 def load(
@@ -66,8 +70,8 @@ def _check_base(model, heads_cfg) -> None:
       "drafter 'medusa' knows its model by its weights, which are not the same "
       f'in {model.config.weights_dtype}; load the model without weights_dtype'
     )
-  flat = params_lib.flatten(model.base)
-  if model.layout == 'out_in':
+  flat = fused.split(params_lib.flatten(model.base), model.config)
+  if fused.of_kernels(model.layout) == 'out_in':
     flat = params_lib.transpose_kernels(flat)
   checkpoint.check_base(heads_cfg, flat, model.config)
 
