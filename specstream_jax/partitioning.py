@@ -35,6 +35,9 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
   (r'attention/query/(bias|kernel_scale)', ('heads',)),
   (r'attention/(key|value)/(bias|kernel_scale)', ('kv_heads',)),
   (r'mlp/(gate|up)/(bias|kernel_scale)', ('mlp',)),
+  # Fused on one device alone, see `modeling.fused`.
+  (r'query_key_value/(bias|kernel_scale)', (None,)),
+  (r'query_key_value/kernel', ('embed', None)),
   (r'(attention/out|mlp/down)/(bias|kernel_scale)', ('norm',)),
   (r'attention/query/kernel', ('embed', 'heads')),
   (r'attention/(key|value)/kernel', ('embed', 'kv_heads')),
@@ -164,6 +167,11 @@ class Partitioner:
   def is_single(self) -> bool:
     """Whether there is one device, so that nothing is split."""
     return self.mesh.size == 1
+
+  @property
+  def is_one_cpu(self) -> bool:
+    """Whether that device is a CPU."""
+    return self.is_single and self.mesh.devices.flat[0].platform == 'cpu'
 
   def size(self, axis: str) -> int:
     """Ways in which a logical axis is split."""

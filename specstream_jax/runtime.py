@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-import os
 from typing import Any
 
 from absl import logging
@@ -49,6 +48,7 @@ from specstream_jax.decoding import (
   verifiers,
 )
 from specstream_jax.modeling import (
+  fused,
   initialize,
   int8,
   lora,
@@ -78,7 +78,7 @@ class Model:
   Attributes:
     config: sizes of the base model.
     base: nested weights that decode, LoRA folded in when fine-tuned; kernels
-      lie as [out, in].
+      lie as [out, in], and may be fused, as `layout` says.
     adapter: nested stream weights; empty without an adapter.
     stream: settings of the streams, or None.
     lora: LoRA left unfolded (lossless mode), or None.
@@ -91,7 +91,7 @@ class Model:
     eos_ids: token ids that end a text: those of the base, and those at which
       the adapter was trained to end.
     bos_id: token id in front of every prompt, or None.
-    layout: of the kernels, see `layers.Linear`.
+    layout: of the kernels, see `layers.Linear` and `fused`.
     adapter_dir: folder of the adapter, empty without.
     generation: fields of the checkpoint's generation_config.json.
     partitioner: where the weights lie, and batches go.
@@ -333,6 +333,7 @@ def load(
   partitioner: partitioning.Partitioner | None = None,
   streams: bool = True,
   streamed: config.StreamedWeightsConfig | None = None,
+  fuse: bool = False,
 ) -> Model:
   """Loads a base model and, if given, an adapter trained on it.
 
@@ -344,30 +345,28 @@ def load(
     dtype: of weights and activations.
     weights_dtype: 'int8' stores the base's matrices in 8 bits, LoRA folded in
       before; another model, near this one. Empty is `dtype`.
-    partitioner: the devices to decode on; None takes those of `MeshConfig`,
-      by default the first one of this process.
+    partitioner: devices; None takes `MeshConfig`'s, by default the first here.
     streams: False takes of the adapter only what is folded into the base.
     streamed: layers pass through memory instead of staying there, and how.
+    fuse: on one CPU query, key and value become one kernel, see `fused`.
 
   Raises:
     ValueError: something cannot be read, or the adapter is of another base.
   """
-  base = _path('the model', base)
-  adapter = None if adapter is None else _path('the adapter', adapter)
+  base = checks.path('the model', base)
+  adapter = None if adapter is None else checks.path('the adapter', adapter)
   part = partitioner or partitioning.local()
   is_lazy = bool(weights_dtype or streamed) or not part.is_single
   loaded = loading.load_model(base, dtype=dtype, lazy=is_lazy)
   part.check_fits(loaded.config.num_heads, loaded.config.num_kv_heads)
   adapter = _own_adapter(loaded, _OWN[adapter]) if adapter in _OWN else adapter
-  source = {'base': str(loaded.source), 'dtype': dtype}
-  source |= {'weights_dtype': weights_dtype} if weights_dtype else {}
-  source |= {'weights': 'streamed'} if streamed else {}
-  source |= {} if adapter is None else {'adapter': adapter}
+  source = _source(loaded, dtype, weights_dtype, streamed, adapter)
   found = fitted.Fitted() if adapter is None else fitted.read(adapter, loaded)
   cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
-  own = found.rest if streams else {}
-  rest = {k: np.asarray(v, np.float32) for k, v in own.items()}
-  stays, layers = int8.stored(_folded(loaded, found), cfg), None
+  rest = _float32(found.rest if streams else {})
+  stays, layers = _folded(loaded, found), None
+  is_fused = fuse and streamed is None and part.is_one_cpu
+  stays = int8.stored(fused.Fused(stays) if is_fused else stays, cfg)
   if streamed is not None:
     stays, layers = streamed_loading.split(
       stays, loaded.fingerprint, found, rest, streamed
@@ -382,7 +381,20 @@ def load(
     lora=found.lora if streams else None,
     partitioner=part,
     streamed=layers,
+    layout=fused.LAYOUT if is_fused else 'out_in',
   )
+
+
+def _source(loaded, dtype, weights_dtype, streamed, adapter) -> dict[str, str]:
+  """What is loaded, for reports."""
+  source = {'base': str(loaded.source), 'dtype': dtype}
+  source |= {'weights_dtype': weights_dtype} if weights_dtype else {}
+  source |= {'weights': 'streamed'} if streamed else {}
+  return source | ({} if adapter is None else {'adapter': adapter})
+
+
+def _float32(flat) -> dict[str, np.ndarray]:
+  return {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
 
 
 def _folded(loaded, found) -> lora.Folded:
@@ -404,15 +416,6 @@ def _model(loaded, found, source, **weights) -> Model:
     adapter_dir=found.folder,
     generation=loaded.generation,
   )
-
-
-def _path(name: str, value: str | os.PathLike) -> str:
-  """A name or path as text."""
-  is_one = isinstance(value, str | os.PathLike)
-  text = os.fspath(value) if is_one else None
-  if not isinstance(text, str):
-    raise ValueError(f'{name} is {value!r:.80}; it must be a name or a path')
-  return text
 
 
 def _own_adapter(loaded: loading.LoadedModel, name: str) -> str | None:

@@ -7,12 +7,14 @@ import types
 
 import byte_model
 import jax
+import numpy as np
 import pytest
 
-from specstream_jax import config, runtime
+from specstream_jax import config, partitioning, runtime
+from specstream_jax.bench import external
 from specstream_jax.checkpoints import adapters, chat_format, loading, shipped
 from specstream_jax.cli import bench
-from specstream_jax.modeling import initialize, params
+from specstream_jax.modeling import fused, initialize, params
 from specstream_jax.workflows import check
 
 STREAM = config.StreamConfig(num_streams=2, num_msa_layers=1, pruning_rank=0)
@@ -133,3 +135,30 @@ def test_a_copy_shares_what_is_compiled_but_no_weights(folders):
   pairs = zip(*map(jax.tree.leaves, (other.params.base, first.params.base)))
   assert all((a == 2 * b).all() for a, b in pairs)
   assert model.decoder(*asked) is first
+
+
+@pytest.mark.parametrize('weights_dtype', ['', 'int8'])
+def test_kernels_are_fused_where_one_cpu_holds_them(folders, weights_dtype):
+  path = str(folders / 'one')
+  apart = runtime.load(path, 'e2e_nlg', weights_dtype=weights_dtype)
+  whole = runtime.load(path, 'e2e_nlg', weights_dtype=weights_dtype, fuse=True)
+  assert (apart.layout, whole.layout) == ('out_in', fused.LAYOUT)
+  want, found = (external.plain_weights(one) for one in (apart, whole))
+  assert want.keys() == found.keys()
+  for name, leaf in want.items():
+    np.testing.assert_array_equal(leaf, found[name])
+  # No weight is there twice.
+  size = lambda one: sum(leaf.nbytes for leaf in jax.tree.leaves(one.base))
+  assert size(apart) == size(whole)
+
+
+@pytest.mark.parametrize(
+  ('platforms', 'is_one'),
+  [(['cpu'], True), (['cpu', 'cpu'], False), (['gpu'], False)],
+)
+def test_one_cpu_is_what_it_says(platforms, is_one):
+  devices = np.array([types.SimpleNamespace(platform=p) for p in platforms])
+  mesh = types.SimpleNamespace(devices=devices, size=len(platforms))
+  part = partitioning.Partitioner.__new__(partitioning.Partitioner)
+  part.mesh = mesh
+  assert part.is_one_cpu == is_one

@@ -18,7 +18,7 @@ import numpy as np
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import huggingface, weights as weights_lib
 from specstream_jax.decoding import decoder as decoder_lib
-from specstream_jax.modeling import int8, params as params_lib
+from specstream_jax.modeling import fused, int8, params as params_lib
 
 NAMES = ('hf', 'hf_prompt_lookup', 'hf_assisted')
 
@@ -148,7 +148,8 @@ def load_target(model: runtime.Model, threads: int) -> Any:
 
 def plain_weights(model: runtime.Model) -> dict[str, Any]:
   """Flat base weights, kernels [in, out], as numbers of the model's dtype."""
-  flat = params_lib.transpose_kernels(params_lib.flatten(model.base))
+  apart = fused.split(params_lib.flatten(model.base), model.config)
+  flat = params_lib.transpose_kernels(apart)
   return int8.dequantize(flat, model.config)
 
 

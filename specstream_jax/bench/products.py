@@ -64,7 +64,12 @@ def rows_of(
 
 
 # Those that read the same input, and wait for each other in no way.
-_GROUPS = (('query', 'key', 'value'), ('out',), ('gate', 'up'), ('down',))
+_GROUPS = (
+  ('query_key_value', 'query', 'key', 'value'),
+  ('out',),
+  ('gate', 'up'),
+  ('down',),
+)
 
 
 def used(

@@ -147,6 +147,7 @@ def load_model(args: Any) -> runtime.Model:
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
     streamed=weights_flags.streamed(),
+    fuse=True,
   )
   if args.synthetic_acceptance and model.stream is None:
     model = runtime.with_random_streams(model)

@@ -213,6 +213,7 @@ def load_model(*, adapter: str = '') -> runtime.Model:
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
     streamed=weights_flags.streamed(),
+    fuse=True,
   )
 
 

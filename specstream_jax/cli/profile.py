@@ -61,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
   """Measures, and prints the parts of a step."""
   del argv
   args = flags.FLAGS
-  model = runtime.load(args.model, args.adapter or None, dtype=args.dtype)
+  model = runtime.load(
+    args.model, args.adapter or None, dtype=args.dtype, fuse=True
+  )
   options = workflow.Options(
     task=args.task,
     drafter=args.drafter,

@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
     dtype=args.dtype,
     weights_dtype=args.weights_dtype,
     streamed=weights_flags.streamed(),
+    fuse=True,
   )
   numbers = decoding_flags.numbers
   options = workflow.Options(

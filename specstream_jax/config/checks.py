@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import re
 import types
 import typing
@@ -332,3 +333,11 @@ def names_options(target: Target) -> Target:
     return cast(Target, checked)
   cast(Any, target).__init__ = checked
   return cast(Target, target)
+
+
+def path(name: str, value: Any) -> str:
+  """A name or path as text; raises ValueError if it is none."""
+  found = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+  if not isinstance(found, str):
+    raise ValueError(f'{name} is {value!r:.80}; it must be a name or a path')
+  return found

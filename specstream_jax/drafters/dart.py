@@ -33,6 +33,7 @@ from specstream_jax.modeling import (
   build,
   cache as cache_lib,
   dart as dart_lib,
+  fused,
   params as params_lib,
 )
 
@@ -72,7 +73,7 @@ def load(
   flat = loaded.known_weights(model, cfg.name)
   checkpoint.check_base(own, flat, model.config)
   tree = cfg.tree or _default_tree(own, cfg.drafting)
-  dtype, layout = model.config.dtype, model.layout
+  dtype, layout = model.config.dtype, fused.of_kernels(model.layout)
   layer = dart_lib.build(
     model.config, own.num_drafts, dtype=dtype, layout=layout
   )
@@ -80,7 +81,7 @@ def load(
   tensors = _load(cfg.path, dtype, layout, written)
   shapes = params_lib.flatten(layer.shapes)
   checkpoint.check_shapes(cfg.path, tensors, shapes)
-  built = build.build(model.config, layout=layout)
+  built = build.build(model.config, layout=model.layout)
   fns = functools.partial(transformer_fns.model_fns, built)
   width = topology.width(tree)
   weights = Weights(

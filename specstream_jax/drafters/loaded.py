@@ -10,7 +10,7 @@ from specstream_jax.config import (
   TreeConfig,
 )
 from specstream_jax.decoding import interface, transformer_fns
-from specstream_jax.modeling import build, params as params_lib
+from specstream_jax.modeling import build, fused, params as params_lib
 
 
 class Target(Protocol):
@@ -91,7 +91,7 @@ def known_weights(model: Target, name: str) -> dict[str, Any]:
       f'drafter {name!r} knows its model by its weights, which are not the same '
       f'in {model.config.weights_dtype}; load the model without weights_dtype'
     )
-  flat = params_lib.flatten(model.base)
-  if model.layout == 'out_in':
+  flat = fused.split(params_lib.flatten(model.base), model.config)
+  if fused.of_kernels(model.layout) == 'out_in':
     flat = params_lib.transpose_kernels(flat)
   return flat

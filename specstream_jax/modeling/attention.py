@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from specstream_jax import arrays, config
 from specstream_jax.modeling import (
+  fused,
   layers,
   norms,
   rope,
@@ -192,7 +193,7 @@ class Attention(nnx.Module):
         *shape,
         dtype=cfg.dtype,
         lora=adapted,
-        layout=layout,
+        layout=fused.of_kernels(layout),
         has_bias=own.has_out_bias if is_out else own.has_bias,
         weights_dtype=cfg.weights_dtype,
       )
@@ -202,9 +203,16 @@ class Attention(nnx.Module):
       cfg.num_heads * cfg.head_dim,
       cfg.num_kv_heads * cfg.head_dim,
     )
-    self.query = linear('query', (cfg.hidden_size, width))
-    self.key = linear('key', (cfg.hidden_size, kv_width))
-    self.value = linear('value', (cfg.hidden_size, kv_width))
+    self.is_fused = layout == fused.LAYOUT
+    widths = width, kv_width, kv_width
+    if self.is_fused:
+      self.query_key_value = linear('', (cfg.hidden_size, sum(widths)))
+    self.query, self.key, self.value = (
+      fused.part(lora, name, (cfg.hidden_size, features))
+      if self.is_fused
+      else linear(name, (cfg.hidden_size, features))
+      for name, features in zip(('query', 'key', 'value'), widths, strict=True)
+    )
     self.out = linear('out', (width, cfg.hidden_size))
     if own.qk_norm != 'none':
       is_full = own.qk_norm == 'full'
@@ -259,7 +267,7 @@ class Attention(nnx.Module):
     """q [B, T, K, G, H] scaled, k and v [B, T, K, H]; RoPE applied."""
     cfg, own = self.cfg, self.cfg.attention
     split = lambda y: y.reshape(*x.shape[:2], -1, cfg.head_dim)
-    query, key = self.query(x, rows.lora_start), self.key(x, rows.lora_start)
+    query, key, value = self._products(x, rows.lora_start)
     if own.qk_norm == 'full':
       query, key = self.query_norm(query), self.key_norm(key)
     query, key = split(query), split(key)
@@ -270,12 +278,24 @@ class Attention(nnx.Module):
       query, key = (
         rope.rotate_leading(y, *tables, cfg.num_rotated) for y in (query, key)
       )
-    value = split(self.value(x, rows.lora_start))
+    value = split(value)
     query *= own.query_scale or cfg.head_dim**-0.5
     query = query.reshape(
       *x.shape[:2], cfg.num_kv_heads, cfg.group_size, cfg.head_dim
     )
     return query, key, value
+
+  def _products(self, x, lora_start):
+    """Queries, keys and values [B, T, features] as they are multiplied."""
+    parts = self.query, self.key, self.value
+    if not self.is_fused:
+      return [part(x, lora_start) for part in parts]
+    width = self.cfg.num_heads * self.cfg.head_dim
+    ends = (width, width + self.cfg.num_kv_heads * self.cfg.head_dim)
+    made = jnp.split(self.query_key_value(x), ends, axis=-1)
+    return [
+      part.add(y, x, lora_start) for part, y in zip(parts, made, strict=True)
+    ]
 
   def _stream_keys(self, key, value, rows):
     """Stream keys and values [B, A, J, K, H]; values rotated if asked for."""

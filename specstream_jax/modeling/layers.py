@@ -34,7 +34,48 @@ class RowLora(config.LoraConfig):
     return 1.0 if self.rank else 0.0
 
 
-class Linear(nnx.Module):
+class Lora(nnx.Module):
+  """A low-rank delta on the tokens from `lora_start` on; none without LoRA."""
+
+  def __init__(
+    self,
+    in_features: int,
+    out_features: int,
+    lora: config.LoraConfig | None = None,
+  ):
+    self.lora_scale = lora.scale if lora else 0.0
+    self.is_by_row = isinstance(lora, RowLora)
+    if lora and self.lora_scale:
+      self.lora_a = params.AdapterParam(jnp.zeros((in_features, lora.rank)))
+      self.lora_b = params.AdapterParam(jnp.zeros((lora.rank, out_features)))
+      if self.is_by_row:
+        self.lora_gate = params.AdapterParam(jnp.zeros((lora.rank,)))
+
+  def add(
+    self, y: arrays.Array, x: arrays.Array, lora_start: int
+  ) -> arrays.Array:
+    """y [B, T, out] with the delta of x [B, T, in]."""
+    if self.lora_scale and self.is_by_row:
+      return y + self._of_rows(x, lora_start)
+    if not self.lora_scale or lora_start >= x.shape[1]:
+      return y
+    low = x[:, lora_start:] @ self.lora_a[...].astype(x.dtype)
+    delta = self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
+    if lora_start:
+      delta = jnp.pad(delta, ((0, 0), (lora_start, 0), (0, 0)))
+    return y + delta
+
+  def _of_rows(self, x, num_main):
+    """Each row's own delta [B, T, out]; ranks that are shut spare main tokens."""
+    low = x @ self.lora_a[...].astype(x.dtype)  # [B, T, R]
+    if num_main:
+      is_main = (jnp.arange(x.shape[1]) < num_main)[None, :, None]
+      is_shut = self.lora_gate[...][:, None] == 0.0
+      low = jnp.where(is_main & is_shut, 0.0, low)
+    return low @ self.lora_b[...].astype(x.dtype)
+
+
+class Linear(Lora):
   """y = x W (+ b), plus a low-rank delta on the tokens from `lora_start` on.
 
   Fine-tuned mode adapts every token (`lora_start` 0); lossless mode only the
@@ -57,6 +98,7 @@ class Linear(nnx.Module):
     has_bias: bool = False,
     weights_dtype: str = '',
   ):
+    super().__init__(in_features, out_features, lora)
     shape = (in_features, out_features)
     self.layout, self.is_transposed = layout, layout == 'out_in'
     if self.is_transposed:
@@ -68,28 +110,13 @@ class Linear(nnx.Module):
     self.has_bias = has_bias
     if has_bias:
       self.bias = params.BaseParam(jnp.zeros((out_features,), dtype))
-    self.lora_scale = lora.scale if lora else 0.0
-    self.is_by_row = isinstance(lora, RowLora)
-    if lora and self.lora_scale:
-      self.lora_a = params.AdapterParam(jnp.zeros((in_features, lora.rank)))
-      self.lora_b = params.AdapterParam(jnp.zeros((lora.rank, out_features)))
-      if self.is_by_row:
-        self.lora_gate = params.AdapterParam(jnp.zeros((lora.rank,)))
 
   def __call__(self, x: arrays.Array, lora_start: int = 0) -> arrays.Array:
     """Maps x [B, T, in] to [B, T, out]."""
     y = self._product(x)
     if self.has_bias:
       y += along_last(self.bias[...], y)
-    if self.lora_scale and self.is_by_row:
-      return y + self._of_rows(x, lora_start)
-    if not self.lora_scale or lora_start >= x.shape[1]:
-      return y
-    low = x[:, lora_start:] @ self.lora_a[...].astype(x.dtype)
-    delta = self.lora_scale * (low @ self.lora_b[...].astype(x.dtype))
-    if lora_start:
-      delta = jnp.pad(delta, ((0, 0), (lora_start, 0), (0, 0)))
-    return y + delta
+    return self.add(y, x, lora_start)
 
   def _product(self, x):
     kernel = self.kernel[...]
@@ -97,15 +124,6 @@ class Linear(nnx.Module):
       scale = self.kernel_scale[...]
       return scaled(x, kernel, scale, self.layout, x.dtype).astype(x.dtype)
     return project(x, kernel) if self.is_transposed else x @ kernel
-
-  def _of_rows(self, x, num_main):
-    """Each row's own delta [B, T, out]; ranks that are shut spare main tokens."""
-    low = x @ self.lora_a[...].astype(x.dtype)  # [B, T, R]
-    if num_main:
-      is_main = (jnp.arange(x.shape[1]) < num_main)[None, :, None]
-      is_shut = self.lora_gate[...][:, None] == 0.0
-      low = jnp.where(is_main & is_shut, 0.0, low)
-    return low @ self.lora_b[...].astype(x.dtype)
 
 
 def project(

@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 
 from specstream_jax import arrays, config
-from specstream_jax.modeling import layers
+from specstream_jax.modeling import fused, layers
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'silu': jax.nn.silu,
@@ -33,7 +33,7 @@ class Mlp(nnx.Module):
         *shape,
         dtype=cfg.dtype,
         lora=adapted,
-        layout=layout,
+        layout=fused.of_kernels(layout),
         has_bias=cfg.mlp.has_bias,
         weights_dtype=cfg.weights_dtype,
       )

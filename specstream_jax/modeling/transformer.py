@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from specstream_jax import arrays, config
 from specstream_jax.modeling import (
   blocks,
+  fused,
   layers,
   norms,
   params,
@@ -66,7 +67,8 @@ class Transformer(nnx.Module):
     layout: str = 'in_out',
     is_stacked: bool = False,
   ):
-    self.cfg, self.stream_cfg, self.layout = cfg, streams, layout
+    self.cfg, self.stream_cfg = cfg, streams
+    self.layout = fused.of_kernels(layout)
     self.is_stacked = is_stacked
     self.is_by_row = isinstance(lora, layers.RowLora)
     first_msa = cfg.num_layers - (streams.num_msa_layers if streams else 0)
@@ -100,7 +102,7 @@ class Transformer(nnx.Module):
       self.lm_head = layers.Linear(
         *shape,
         dtype=cfg.dtype,
-        layout=layout,
+        layout=self.layout,
         has_bias=cfg.has_head_bias,
         weights_dtype=cfg.weights_dtype,
       )
