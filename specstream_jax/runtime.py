@@ -443,6 +443,7 @@ def fingerprint(model: Model) -> str:
   """A hash of the weights that decode: a sample of each tensor of the base, LoRA
   folded in, and the adapter whole."""
   base, own = map(params_lib.flatten, (model.base, model.adapter))
+  base = fused.split(base, model.config)
   hash_of = weights_lib.fingerprint
   parts = [hash_of(base), hash_of(own, whole=True)]
   if model.streamed is not None:

@@ -147,6 +147,7 @@ def test_kernels_are_fused_where_one_cpu_holds_them(folders, weights_dtype):
   assert want.keys() == found.keys()
   for name, leaf in want.items():
     np.testing.assert_array_equal(leaf, found[name])
+  assert runtime.fingerprint(apart) == runtime.fingerprint(whole)
   # No weight is there twice.
   size = lambda one: sum(leaf.nbytes for leaf in jax.tree.leaves(one.base))
   assert size(apart) == size(whole)

@@ -5,7 +5,8 @@ A CPU's compiler multiplies a small kernel with one row on one core, and larger
 ones on all of them (docs/LOG.md). So for decoding the three lie one after the
 other along the output, as do their biases and scales. Nothing else changes: each
 output is the same sum of the same products. LoRA that is not folded in stays with
-its part. Gate and up are large enough; as one kernel, too, they gave nothing more.
+its part. Gate and up are large enough; as one kernel they gave
+nothing more.
 """
 
 from collections.abc import Iterator, Mapping
