@@ -364,7 +364,8 @@ def load(
   found = fitted.Fitted() if adapter is None else fitted.read(adapter, loaded)
   cfg = dataclasses.replace(loaded.config, weights_dtype=weights_dtype)
   rest = _float32(found.rest if streams else {})
-  stays, layers = _folded(loaded, found), None
+  stays = lora.Folded(loaded.params, found.folded, found.folded_lora)
+  layers = None
   is_fused = fuse and streamed is None and part.is_one_cpu
   stays = int8.stored(fused.Fused(stays) if is_fused else stays, cfg)
   if streamed is not None:
@@ -395,10 +396,6 @@ def _source(loaded, dtype, weights_dtype, streamed, adapter) -> dict[str, str]:
 
 def _float32(flat) -> dict[str, np.ndarray]:
   return {path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
-
-
-def _folded(loaded, found) -> lora.Folded:
-  return lora.Folded(loaded.params, found.folded, found.folded_lora)
 
 
 def _model(loaded, found, source, **weights) -> Model:

@@ -79,7 +79,7 @@ def test_drafters_that_a_command_takes_by_itself(folders):
   one = runtime.load(folders / 'one', runtime.AUTO)
   two = runtime.load(folders / 'two', runtime.AUTO)
   unset = types.SimpleNamespace(
-    drafters=None, batch_sizes=['1'], schedule='deferred'
+    drafters=None, batch_sizes=['1'], schedule='deferred', weights='resident'
   )
   assert bench._drafters(unset, one) == ('streams',)
   assert bench._drafters(unset, two) == ('prompt_lookup',)

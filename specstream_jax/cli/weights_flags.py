@@ -68,7 +68,6 @@ def streamed() -> config.StreamedWeightsConfig | None:
 
 def schedule(args: Any) -> str:
   """--schedule; not given and with streamed weights, `SCHEDULE`."""
-  is_given = args['schedule'].present
-  return (
-    SCHEDULE if args.weights != 'resident' and not is_given else args.schedule
-  )
+  if args.weights == 'resident' or args['schedule'].present:
+    return args.schedule
+  return SCHEDULE

@@ -92,10 +92,9 @@ def test_greedy_tokens_equal_plain_decoding(tree):
   assert sum(map(sum, result.accept_lengths)) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  'settings',
-  [pytest.param({}, marks=pytest.mark.slow), {'ngram_table': 'x'}],
-  ids=['alone', 'n-grams'],
+  'settings', [{}, {'ngram_table': 'x'}], ids=['alone', 'n-grams']
 )
 def test_sampled_tokens_equal_plain_decoding(settings):
   own = drafter('best_first', **settings)
