@@ -154,9 +154,14 @@ def main(argv: Sequence[str]) -> int:
     "with pip install 'specstream-jax[serve]'",
   )
   # Only here, as the packages are no part of a plain installation.
-  from specstream_jax.serving import engine as engine_lib, http, listening
+  from specstream_jax.serving import (
+    engine as engine_lib,
+    guards,
+    http,
+    listening,
+  )
 
-  is_local = args.host in ('127.0.0.1', '::1', 'localhost')
+  is_local = guards.is_loopback(args.host)
   name = args.model_name or os.path.basename(args.model.rstrip('/'))
   pairs, cfg = _pairs(args, name), _sizes(args)
   _check_runtime(args, cfg)

@@ -11,14 +11,16 @@ from specstream_jax.serving import bodies, requests
 _ABOUT = (
   (r'min_new_tokens\b', 'min_tokens'),
   (r'stop_ids\b|\d+ token ids would end', 'stop_token_ids'),
-  (r'\d+ tokens are biased', 'logit_bias'),
+  (r'\d+ tokens are biased|an entry of logit_bias\b', 'logit_bias'),
   (r'an entry of stop\b|stop texts?\b', 'stop'),
 )
 _PROMPT = re.compile(r'the prompt\b|prompt\b')
 _LIMIT = re.compile(r'max_new_tokens\b')
 _NAME = re.compile(r'[a-z]+(?:_[a-z]+)*')
 # How Python or gin would say it.
-_HINT = re.compile(r' \((?:write|in gin:) [^)]*\)|SamplingConfig\.')
+_HINT = re.compile(
+  r' \((?:write|in gin:) (?:[^()]|\([^()]*\))*\)|SamplingConfig\.'
+)
 
 
 def as_sent(error: ValueError, body: Mapping[str, Any]) -> bodies.ApiError:
@@ -45,6 +47,7 @@ def as_sent(error: ValueError, body: Mapping[str, Any]) -> bodies.ApiError:
     ('max_new_tokens', limit),
     ('min_new_tokens', 'min_tokens'),
     ('stop_ids', 'stop_token_ids'),
+    ('a tuple', 'a list'),
   ):
     text = re.sub(rf'\b{inside}\b', sent, text)
   return bodies.ApiError(400, text, param=found)

@@ -6,6 +6,7 @@ import dataclasses
 import hmac
 import ipaddress
 import json
+import re
 from typing import Any
 from urllib import parse
 
@@ -13,7 +14,10 @@ from absl import logging
 from starlette import requests as web
 from starlette.responses import Response
 
+from specstream_jax.config import checks
 from specstream_jax.serving import bodies, requests
+
+_ORIGIN = re.compile(r'https?://[a-z0-9.\[\]:-]+')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,14 @@ class Options:
   shutdown_timeout: float = 30.0
   allowed_origins: tuple[str, ...] = ()
   is_local: bool = False
+
+  def __post_init__(self):
+    for origin in self.allowed_origins:
+      checks.check(
+        bool(_ORIGIN.fullmatch(origin)),
+        f'allowed_origin is {origin!r}; accepted: a scheme and a host as browsers '
+        'name them, such as https://chat.example.org or http://localhost:3000',
+      )
 
 
 def guarded(
@@ -77,14 +89,24 @@ def _check_source(options, request) -> None:
       f'--allowed_origin={origin[:80]} if they may',
       kind='permission_error',
     )
-  if options.is_local and not options.api_key and not _is_local(host, allowed):
+  # Every browser names a host; HTTP/1.0 without one is no page.
+  is_open = not options.is_local or options.api_key or host is None
+  if not is_open and not _is_local(host, allowed):
     raise bodies.ApiError(
       403,
-      f'the host is {(host or "")[:80]!r}; accepted: localhost or an address, as '
+      f'the host is {host[:80]!r}; accepted: localhost or an address, as '
       'this server listens to this machine only; set a key, or start it with '
       '--allowed_origin=https://HOST',
       kind='permission_error',
     )
+
+
+def is_loopback(host: str) -> bool:
+  """Whether an address to listen at is for this machine only."""
+  try:
+    return host == 'localhost' or ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return False
 
 
 def _is_at(origin: str, host: str) -> bool:
@@ -98,10 +120,10 @@ def _is_at(origin: str, host: str) -> bool:
     return False
 
 
-def _is_local(host: str | None, allowed: Sequence[str]) -> bool:
+def _is_local(host: str, allowed: Sequence[str]) -> bool:
   """Whether only somebody here can have given a host its name."""
   try:
-    name = parse.urlsplit(f'//{host or ""}').hostname or ''
+    name = parse.urlsplit(f'//{host}').hostname or ''
     if name in {parse.urlsplit(origin).hostname for origin in allowed}:
       return True
     if name == 'localhost' or name.endswith('.localhost'):

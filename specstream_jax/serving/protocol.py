@@ -15,7 +15,7 @@ from specstream_jax import config, runtime
 from specstream_jax.data import chat
 from specstream_jax.serving import bodies, fields, requests, scoring
 
-_ID = re.compile('-?(?:0|[1-9][0-9]{0,499})')
+_ID = re.compile('0|-?[1-9][0-9]{0,499}')
 MAX_CHOICES = 128  # of one request, prompts times n
 _SAMPLING = {
   'temperature': 'temperature',

@@ -55,11 +55,14 @@ class Sender:
       made = [one.without_new() for one in made]
     scores = []
     if score is not None:
-      scores = [
-        await self._score(shape.call, index, one, score)
-        for index, one in enumerate(made)
-      ]
-    return JSONResponse(shape.whole(made, scores))
+      for index, one in enumerate(made):
+        if await request.is_disconnected():
+          raise _gone()
+        scores.append(await self._score(shape.call, index, one, score))
+    # Log-probabilities can be megabytes; others are answered meanwhile.
+    return await concurrency.run_in_threadpool(
+      lambda: JSONResponse(shape.whole(made, scores))
+    )
 
   async def _score(self, call, index, made, score) -> Any:
     """What `score` says of a prompt and its completion; None without it."""
@@ -90,7 +93,9 @@ class Sender:
             ended.add(index)
             one = handle.result(0)
             found = await self._score(shape.call, index, one, score)
-            yield _event(shape.end(index, one, found))
+            yield await concurrency.run_in_threadpool(
+              lambda: _event(shape.end(index, one, found))  # noqa: B023
+            )
       made = [handle.result(0) for handle in handles]
       if shape.call.has_usage:
         yield _event(shape.usage(made))
@@ -120,7 +125,11 @@ async def _whole(request, handles) -> list[requests.Completion]:
   finally:
     for handle in handles:
       handle.cancel()
-  raise bodies.ApiError(499, 'the client is gone')
+  raise _gone()
+
+
+def _gone() -> bodies.ApiError:
+  return bodies.ApiError(499, 'the client is gone')
 
 
 def _listening(handles) -> asyncio.Event:

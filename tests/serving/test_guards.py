@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette import testclient
 
-from specstream_jax.serving import http
+from specstream_jax.serving import bodies, fields, guards, http, protocol
 
 PATH = '/v1/unload_lora_adapter'
 JSON = 'application/json'
@@ -130,3 +130,43 @@ def test_pages_that_may_ask_may_read_the_answer():
   assert answer.headers[allowed] == 'https://a.example'
   answer, _ = _ask({}, content_type=JSON)
   assert allowed not in answer.headers
+
+
+@pytest.mark.parametrize(
+  'origin', ['x.example', 'https://x.example/', 'https://x.example/a', '*']
+)
+def test_origins_are_as_browsers_name_them(origin):
+  with pytest.raises(ValueError, match=r'allowed_origin is .* a scheme and a'):
+    guards.Options(allowed_origins=(origin,))
+
+
+def test_addresses_of_this_machine():
+  for host in ('localhost', '127.0.0.1', '127.0.0.2', '::1'):
+    assert guards.is_loopback(host)
+  for host in ('0.0.0.0', '::', '10.0.0.1', 'example.org', ''):
+    assert not guards.is_loopback(host)
+
+
+@pytest.mark.parametrize(
+  ('message', 'text', 'param'),
+  [
+    (
+      'stop is [1]; accepted: a tuple of texts (write stop=())',
+      'stop is [1]; accepted: a list of texts',
+      'stop',
+    ),
+    (
+      'an entry of SamplingConfig.logit_bias is -1; it must be >= 0',
+      'an entry of logit_bias is -1; it must be >= 0',
+      'logit_bias',
+    ),
+  ],
+)
+def test_errors_are_in_the_words_of_the_body(message, text, param):
+  error = fields.as_sent(ValueError(message), {'stop': [1]})
+  assert (str(error), error.param) == (text, param)
+
+
+def test_an_id_has_one_spelling():
+  with pytest.raises(bodies.ApiError, match='an object of token ids'):
+    protocol._biases({'0': 1, '-0': 2}, 'logit_bias')
