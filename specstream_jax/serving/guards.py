@@ -89,9 +89,9 @@ def _check_source(options, request) -> None:
       f'--allowed_origin={origin[:80]} if they may',
       kind='permission_error',
     )
-  # Every browser names a host; HTTP/1.0 without one is no page.
-  is_open = not options.is_local or options.api_key or host is None
-  if not is_open and not _is_local(host, allowed):
+  if not options.is_local or options.api_key or host is None:
+    return  # every browser names a host; HTTP/1.0 without one is no page
+  if not _is_local(host, allowed):
     raise bodies.ApiError(
       403,
       f'the host is {host[:80]!r}; accepted: localhost or an address, as '
