@@ -39,7 +39,7 @@ from specstream_jax.modeling import (
   rope,
 )
 
-# Masks start as small as token embeddings do.
+# By so much masks differ at the start.
 _MASK_STD = 0.02
 
 
@@ -186,17 +186,24 @@ def count(cfg: config.ModelConfig, num_drafts: int) -> int:
 
 
 def init(
-  built: Built, base: arrays.FlatParams, key: arrays.Array
+  built: Built,
+  base: arrays.FlatParams,
+  key: arrays.Array,
+  mean: arrays.Array | None = None,
 ) -> dict[Any, Any]:
   """A layer that starts as the target's last one, and adds nothing yet.
 
   What it adds to its input, `out` and `down`, is zero; the input is the normed
-  state. The norm behind is the target's.
+  state, which the target's own norm has left already. So the norm behind is
+  flat, as large as the target's: a second one would sharpen what the first
+  says. Masks that start as small noise say tokens at random, and surely.
 
   Args:
     built: from `build`, kernels as [in, out].
     base: flat weights of the target, likewise.
     key: of the masks.
+    mean: [D] normed state that masks start near, see
+      `training.dart_losses.mean_state`; zero if not given.
   """
   last = 1 + max(
     int(path.split('/')[1]) for path in base if path.startswith('layers/')
@@ -207,19 +214,28 @@ def init(
     leaf = jnp.zeros(shape.shape)
     if path == 'masks':
       leaf = _MASK_STD * jax.random.normal(key, shape.shape)
+      leaf = leaf if mean is None else leaf + mean[None]
     elif path == 'fuse/kernel':
       width = shape.shape[1]
       leaf = jnp.eye(2 * width, width)  # the state alone
+    elif path == 'final_norm/scale':
+      leaf = leaf + _flat(jnp.asarray(base[path], 'float32'), built.cfg)
     elif path.endswith('norm/scale') and source not in base:
       leaf = leaf + (0.0 if built.cfg.norm.is_unit_offset else 1.0)
-    elif source in base and not path.endswith(_ADDING):
+    elif source in base and not path.endswith(_LEFT_OUT):
       leaf = base[source]
     flat[path] = jnp.asarray(leaf, shape.dtype)
   return params.unflatten(flat)
 
 
-# Kernels, and biases if there are any, whose products a layer adds.
-_ADDING = (
+def _flat(scale, cfg):
+  """One number instead of a norm's scale [D], of the same RMS."""
+  offset = 1.0 if cfg.norm.is_unit_offset else 0.0
+  return jnp.sqrt(jnp.mean((scale + offset) ** 2)) - offset
+
+
+# Zero at the start: what the layer adds, and what the state has already.
+_LEFT_OUT = (
   *('attention/out/kernel', 'mlp/down/kernel'),
-  *('attention/out/bias', 'mlp/down/bias'),
+  *('attention/out/bias', 'mlp/down/bias', 'final_norm/bias'),
 )

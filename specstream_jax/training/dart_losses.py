@@ -128,6 +128,20 @@ def drafted(
   )
 
 
+def mean_state(
+  built: build.Built, base: arrays.Params, batch: dict[str, arrays.Array]
+) -> arrays.Array:
+  """Mean [D] of the target's last states, scaled to an RMS of one each.
+
+  Over the positions of a batch that carry loss; masks start there.
+  """
+  hidden = distillation.hidden_states(built.merge(base, {}), batch)
+  hidden = hidden.astype('float32')
+  hidden *= jax.lax.rsqrt(jnp.mean(hidden**2, axis=-1, keepdims=True))
+  counts = (batch['decoder_loss_weights'] > 0)[..., None]
+  return jnp.sum(hidden * counts, (0, 1)) / jnp.maximum(counts.sum(), 1)
+
+
 def train_step(
   state: step_lib.TrainState,
   base: arrays.Params,

@@ -107,12 +107,12 @@ def train(
   )
   return train_run.run(
     job,
-    lambda batches: _setup(target.loaded, recipe),
+    lambda batches: _setup(target.loaded, recipe, data_dir),
     lambda done: _export(job, target, done, save_dtype),
   )
 
 
-def _setup(loaded, recipe) -> loop.TrainSetup:
+def _setup(loaded, recipe, data_dir) -> loop.TrainSetup:
   """Structure, weights and a fresh layer of a run."""
   dart = dart_lib.build(loaded.config, recipe.num_drafts, dtype='float32')
   part = partitioning.default()
@@ -123,10 +123,16 @@ def _setup(loaded, recipe) -> loop.TrainSetup:
     num_devices=part.mesh.size,
   )
   key = jax.random.key(recipe.train.seed)
+  built = build.build(loaded.config)
+  base = params_lib.unflatten(part.put(loaded.params))
+  # Of its own iterator: the run's begins at its first batch.
+  first = next(iter(train_run.open_training(data_dir, recipe, part)))
+  measure = functools.partial(dart_losses.mean_state, built)
+  mean = part.jit(measure)(base, part.put_batch(first))
   return loop.TrainSetup(
-    built=build.build(loaded.config),
-    base=params_lib.unflatten(part.put(loaded.params)),
-    adapter=dart_lib.init(dart, loaded.params, key),
+    built=built,
+    base=base,
+    adapter=dart_lib.init(dart, loaded.params, key, mean),
     train=recipe.train,
     objective=recipe.weighted,
     optimizer=recipe.optimizer,

@@ -107,6 +107,28 @@ def test_loss_and_tokens_per_call_equal_the_oracle():
   np.testing.assert_allclose(value, anchors + (np.array(hits[0]) < 4).sum())
 
 
+def test_at_the_start_it_says_what_the_state_says_and_masks_the_mean():
+  built, base, _ = tiny.model(CONFIG, None, None)
+  batch = tb.pack(tb.examples())
+  mean = np.asarray(dart_losses.mean_state(built, base, batch))
+  hidden = distillation.hidden_states(built.merge(base, {}), batch)
+  normed = hidden / np.sqrt(np.mean(np.square(hidden), -1, keepdims=True))
+  counts = batch['decoder_loss_weights'] > 0
+  np.testing.assert_allclose(mean, normed[counts].mean(0), atol=1e-5)
+  start = dart_lib.init(LAYER, params.flatten(base), jax.random.key(2), mean)
+  anchors = np.tile(np.arange(4), (len(hidden), 1))
+  states = dart_losses.drafted(
+    built.merge(base, {}), LAYER.merge(start), J, hidden, batch, anchors
+  )
+  scale = np.sqrt(np.mean(np.square(base['final_norm']['scale'])))
+  np.testing.assert_allclose(
+    states[:, :, 0], normed[:, :4] * scale, rtol=1e-3, atol=1e-4
+  )
+  mean = mean * scale / np.sqrt(np.mean(mean**2))
+  apart = np.asarray(states[:, :, 1:]) - mean
+  assert np.abs(apart).max() < 0.2 * np.abs(mean).max()
+
+
 # From records to a decoder
 
 
