@@ -369,9 +369,7 @@ def load(
   is_fused = fuse and streamed is None and part.is_one_cpu
   stays = int8.stored(fused.Fused(stays) if is_fused else stays, cfg)
   if streamed is not None:
-    stays, layers = streamed_loading.split(
-      stays, loaded.fingerprint, found, rest, streamed
-    )
+    stays, layers = streamed_loading.split(stays, loaded, found, rest, streamed)
   base_weights = part.put(stays, transposed=True)
   return _model(
     *(loaded, found, source),
@@ -437,12 +435,11 @@ def with_random_streams(
 
 
 def fingerprint(model: Model) -> str:
-  """A hash of the weights that decode: a sample of each tensor of the base, LoRA
-  folded in, and the adapter whole."""
+  """A hash of the weights that decode, LoRA folded in, and of the adapter: all
+  values, as what was begun with one model must not go on with another."""
   base, own = map(params_lib.flatten, (model.base, model.adapter))
   base = fused.split(base, model.config)
-  hash_of = weights_lib.fingerprint
-  parts = [hash_of(base), hash_of(own, whole=True)]
+  parts = [weights_lib.fingerprint(flat, whole=True) for flat in (base, own)]
   if model.streamed is not None:
     parts.append(model.streamed.name)
   return hashlib.sha256(''.join(parts).encode()).hexdigest()[:16]

@@ -351,7 +351,7 @@ def open_params(header: Header) -> weights.LazyParams:
       leaf = leaf - 1.0
     return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
 
-  return weights.LazyParams(cfg, read)
+  return weights.LazyParams(cfg, read, [header.path])
 
 
 def _dequantise(path: str, tensor) -> np.ndarray:

@@ -84,7 +84,7 @@ def open_params(
     leaf = stored.split(tensors[stored.name].read())[path]
     return np.ascontiguousarray(leaf, dtype=np.dtype(cfg.dtype))
 
-  return weights.LazyParams(cfg, read)
+  return weights.LazyParams(cfg, read, shards.paths(os.fspath(folder)))
 
 
 class _Tensor(NamedTuple):

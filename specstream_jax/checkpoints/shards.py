@@ -55,6 +55,13 @@ def open_tensors(folder: str) -> dict[str, Any]:
   return {name: shards[shard] for name, shard in places.items()}
 
 
+def paths(folder: str) -> list[str]:
+  """The files that `open_tensors` opens."""
+  if os.path.isfile(os.path.join(folder, WEIGHTS)):
+    return [os.path.join(folder, WEIGHTS)]
+  return [os.path.join(folder, name) for name in set(_places(folder).values())]
+
+
 def pickled(path: str | os.PathLike) -> str:
   """What a user reads who brings pickled weights: a file, or a folder of them."""
   path = os.fspath(path)

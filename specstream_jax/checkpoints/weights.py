@@ -4,7 +4,7 @@
 Axis letters: N heads, K KV heads, H head dim, D model, F MLP, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import functools
 import hashlib
 import json
@@ -132,12 +132,17 @@ class LazyParams(Mapping[str, np.ndarray]):
 
   Attributes:
     shapes: ShapeDtypeStruct by path, known without reading.
+    files: all that they are read from; empty for weights that are computed.
   """
 
   def __init__(
-    self, cfg: config.ModelConfig, read: Callable[[str], np.ndarray]
+    self,
+    cfg: config.ModelConfig,
+    read: Callable[[str], np.ndarray],
+    files: Sequence[str] = (),
   ):
     self._read = read
+    self.files = tuple(sorted(files))
     self.shapes = {
       path: jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.dtype))
       for path, shape in shapes(cfg).items()

@@ -30,6 +30,10 @@ _BOOT = pathlib.Path('/proc/sys/kernel/random/boot_id')
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
+class HeldError(ValueError):
+  """Another process holds what was asked for."""
+
+
 @contextlib.contextmanager
 def hold(
   folder: str | os.PathLike, task: str, number: int = 0, count: int = 1
@@ -46,8 +50,8 @@ def hold(
     count: of all parts.
 
   Raises:
-    ValueError: another process holds it; says which, and since when. Or the
-      folder cannot be written.
+    HeldError: another process holds it; says which, and since when.
+    ValueError: the folder cannot be written.
   """
   folder = os.path.abspath(folder)
   path = os.path.join(folder, f'.{task}-{number}-of-{count}.lock')
@@ -176,7 +180,7 @@ def _refuse(folder: str, path: str) -> NoReturn:
       f'process {holder.get("pid")} on {holder.get("host")} '
       f'(`{holder.get("command")}`, since {holder.get("since")})'
     )
-  raise ValueError(
+  raise HeldError(
     f'{folder} is in use by {who}; wait until it has ended, or give another '
     f'folder. If there is no such process, remove {path}'
   )

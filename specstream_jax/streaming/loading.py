@@ -7,10 +7,15 @@ from typing import Any
 import numpy as np
 
 from specstream_jax import config
-from specstream_jax.checkpoints import fitted
+from specstream_jax.checkpoints import fitted, loading as base_loading
 from specstream_jax.config import checks, drafting as config_drafting
 from specstream_jax.decoding import verifiers
-from specstream_jax.streaming import decoder, store, weights as weights_lib
+from specstream_jax.streaming import (
+  contents,
+  decoder,
+  store,
+  weights as weights_lib,
+)
 
 _REFUSED = {
   'medusa': 'its heads are held against all weights of the base',
@@ -73,7 +78,7 @@ def make_decoder(
 
 def split(
   folded: Mapping[str, Any],
-  fingerprint: str,
+  loaded: base_loading.LoadedModel,
   found: fitted.Fitted,
   rest: Mapping[str, Any],
   cfg: config.StreamedWeightsConfig,
@@ -82,7 +87,7 @@ def split(
 
   Args:
     folded: flat weights of the base, as they are stored.
-    fingerprint: of the base as it was.
+    loaded: the base as it was.
     found: its adapter.
     rest: flat weights of the adapter that stay beside the base.
     cfg: where layers lie, and how many stay in memory.
@@ -90,7 +95,8 @@ def split(
   Raises:
     ValueError: nothing fits the memory budget, or files cannot be written.
   """
-  name = store.key(fingerprint, folded, found.folded)
+  own = contents.sha256(loaded.params, store.root(cfg))
+  name = store.key(f'{own} {loaded.config_hash}', folded, found.folded)
   folder, stays = store.prepare(folded, name, cfg)
   size = sum(
     np.asarray(leaf).nbytes for leaf in (*stays.values(), *rest.values())

@@ -100,7 +100,7 @@ class Ring:
     """(number, buffer) of the layer that is expected next, when it is read.
 
     Raises:
-      ValueError: it could not be read.
+      Exception: it could not be read; what the reader raised.
     """
     begin = time.perf_counter()
     with self._changed:
@@ -143,7 +143,7 @@ class Ring:
       begin, error = time.perf_counter(), None
       try:
         self._read(one.layer, memoryview(self._buffers[one.slot]))
-      except (ValueError, OSError) as caught:
+      except Exception as caught:  # whoever waits hears of it, whatever it is
         error = caught
       with self._changed:
         self._finish(one, error, time.perf_counter() - begin)

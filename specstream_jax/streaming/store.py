@@ -4,8 +4,10 @@
 from collections.abc import Mapping
 import json
 import os
+import time
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -14,14 +16,16 @@ from specstream_jax.checkpoints import fetch, files, weights as weights_lib
 from specstream_jax.outputs import locks
 from specstream_jax.streaming import layer_files
 
+_POLL = 0.5  # seconds between two looks at what another process writes
+
 
 def key(
-  base: str, folded: Mapping[str, Any], adapter: Mapping[str, Any]
+  contents: str, folded: Mapping[str, Any], adapter: Mapping[str, Any]
 ) -> str:
   """A name for weights: of other ones, it is another.
 
   Args:
-    base: fingerprint of the base.
+    contents: hash of the base and what its numbers mean, see `contents`.
     folded: flat weights, as they are stored; their dtypes count.
     adapter: flat LoRA that is folded into them.
   """
@@ -29,8 +33,13 @@ def key(
     {np.dtype(leaf.dtype).name for leaf in _shapes(folded).values()}
   )
   own = weights_lib.fingerprint(adapter, whole=True)
-  said = [base, own, *dtypes, layer_files.VERSION]
+  said = [contents, own, *dtypes, layer_files.VERSION]
   return files.sha256_of(json.dumps(said).encode())[:16]
+
+
+def root(cfg: config.StreamedWeightsConfig) -> str:
+  """Where the folders of all weights lie."""
+  return cfg.folder or os.path.join(fetch.cache_folder(), 'layers')
 
 
 def prepare(
@@ -47,23 +56,38 @@ def prepare(
     cfg: says where the folders lie.
 
   Raises:
-    ValueError: the files cannot be written.
+    ValueError: the files cannot be written, or what is there is no layers of
+      this model.
   """
-  folder = cfg.folder or os.path.join(fetch.cache_folder(), 'layers')
-  folder = os.path.join(folder, name)
+  folder = os.path.join(root(cfg), name)
   rest = {
     path: folded[path] for path in folded if not path.startswith('layers/')
   }
-  if not os.path.exists(os.path.join(folder, layer_files.MANIFEST)):
+  layout = _layout(folded)
+  while not _is_there(folder):
     try:
       with locks.hold(folder, 'layers'):
-        _write(folded, folder, name)
+        if not _is_there(folder):  # or another process has just written it
+          _write(folded, folder, name, layout)
+    except locks.HeldError as error:
+      logging.log_first_n(logging.WARNING, 'waiting for it: %s', 1, error)
+      time.sleep(_POLL)
     except OSError as error:
       raise ValueError(
         f'files of layers cannot be written to {folder!r} ({error.strerror}); '
-        'make room, or name another folder'
+        'make room, or name another folder with '
+        '--gin.StreamedWeightsConfig.folder'
       ) from error
+  if layer_files.read_manifest(folder)[0] != layout:
+    raise ValueError(
+      f'{os.path.join(folder, layer_files.MANIFEST)!r} is not of the layers of '
+      'this model; remove the folder, so that it is written again'
+    )
   return folder, rest
+
+
+def _is_there(folder):
+  return os.path.exists(os.path.join(folder, layer_files.MANIFEST))
 
 
 def _shapes(folded):
@@ -71,17 +95,20 @@ def _shapes(folded):
   return getattr(folded, 'shapes', folded)
 
 
-def _write(folded, folder, name):
+def _layout(folded):
+  """Where tensors lie in the file of any layer."""
   shapes, all_shapes = {}, _shapes(folded)
   for path, leaf in all_shapes.items():
     if path.startswith('layers/0/'):
       shape = leaf.shape[::-1] if path.endswith('kernel') else leaf.shape
       shapes[path.split('/', 2)[2]] = jax.ShapeDtypeStruct(shape, leaf.dtype)
   numbers = {p.split('/')[1] for p in all_shapes if p.startswith('layers/')}
+  return layer_files.lay_out(shapes, len(numbers))
 
+
+def _write(folded, folder, name, layout):
   def read(layer, path):
     leaf = np.asarray(folded[f'layers/{layer}/{path}'])
     return leaf.T if path.endswith('kernel') else leaf
 
-  layout = layer_files.lay_out(shapes, len(numbers))
   layer_files.write(folder, layout, read, {'weights': name})

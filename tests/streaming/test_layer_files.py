@@ -10,7 +10,12 @@ import pytest
 
 from specstream_jax import config
 from specstream_jax.config import streaming
-from specstream_jax.streaming import host, layer_files, weights as weights_lib
+from specstream_jax.streaming import (
+  host,
+  layer_files,
+  ring,
+  weights as weights_lib,
+)
 
 LAYERS = 5
 
@@ -138,6 +143,25 @@ def test_a_damaged_manifest_is_refused(folder, name, value):
     json.dump(found, file)
   with pytest.raises(ValueError, match=r'layers\.json.*written again'):
     layer_files.read_manifest(folder)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]'])
+def test_a_manifest_that_is_none_is_refused(folder, text):
+  with open(os.path.join(folder, layer_files.MANIFEST), 'w') as file:
+    file.write(text)
+  with pytest.raises(ValueError, match=r'layers\.json.*remove the folder'):
+    layer_files.read_manifest(folder)
+
+
+def test_any_error_of_the_reader_reaches_who_waits():
+  def read(layer, buffer):
+    raise IndexError(f'no layer {layer}')
+
+  made = ring.Ring(read, 4096, 1)
+  made.expect([7])
+  with pytest.raises(IndexError, match='no layer 7'):
+    made.take(7)
+  made.close()
 
 
 def test_a_budget_says_how_many_layers_stay():
