@@ -49,8 +49,8 @@ class Tuned:
     schedule: of the streams.
     speedup: measured against plain decoding.
     task: whose prompts it was measured on.
-    fixed: the fastest drafter whose calls all verify the same tree, where
-      `drafter` has budgets; empty where it has none.
+    fixed: the fastest drafter of streams alone whose calls all verify the same
+      tree, where `drafter` has budgets or copies; empty where it has neither.
   """
 
   place: Place

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 from specstream_jax import arrays
 from specstream_jax.decoding import batch_sizes, interface, loop, stopping
 
-# Steps of a pause, the first and the longest. With calls that cost two plain
-# ones and find nothing, `_TRIES` of them cost 2 % of the longest.
-_FIRST, _LONGEST = 16, 128
+# Steps of the first pause, and of the longest where calls cost two plain ones
+# at most. Where they cost more it doubles, until `_TRIES` calls that find
+# nothing lose no more than `_LOSS` of it; there is an end to that as well.
+_FIRST, _LONGEST, _END = 16, 128, 1024
 _TRIES = 3  # the first has no drafts to verify
+_LOSS = 0.024
 _NEW = 0.3  # weight of the last call in the mean
 _HEAD_START = 1.3  # of the mean at first, times `pays_above`
 
@@ -163,6 +165,14 @@ def judge(
   return gauge._replace(mean=mean, tries=tries, pause=pause)
 
 
+def longest(pays_above: float) -> int:
+  """Steps of the longest pause where a call with drafts costs so many."""
+  steps = _LONGEST
+  while _TRIES * (pays_above - 1) > _LOSS * steps and steps < _END:
+    steps *= 2
+  return steps
+
+
 def _rest(gauge, pays_above) -> Gauge:
   """A pause begins if drafts do not pay and none is on."""
   is_worth = (gauge.tries > 0) | (gauge.mean >= pays_above)
@@ -170,7 +180,7 @@ def _rest(gauge, pays_above) -> Gauge:
   return gauge._replace(
     resting=jnp.where(begins, gauge.pause, gauge.resting),
     pause=jnp.where(
-      begins, jnp.minimum(2 * gauge.pause, _LONGEST), gauge.pause
+      begins, jnp.minimum(2 * gauge.pause, longest(pays_above)), gauge.pause
     ),
     mean=jnp.where(begins, jnp.float32(pays_above), gauge.mean),
   )

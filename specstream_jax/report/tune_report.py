@@ -33,6 +33,7 @@ class Candidate:
     speedup_ci95: its interval over prompts.
     sizes: nodes that calls choose among, the largest tree's last; empty where
       every call verifies the same tree.
+    has_copies: copies of the text compete with streams for the nodes.
   """
 
   drafter: str
@@ -45,11 +46,17 @@ class Candidate:
   speedup: float | None = None
   speedup_ci95: tuple[float, float] | None = None
   sizes: tuple[int, ...] = ()
+  has_copies: bool = False
+
+  @property
+  def is_foreseen(self) -> bool:
+    """Whether its calls are known without a run."""
+    return not (self.sizes or self.has_copies)
 
   @property
   def predicted(self) -> float | None:
     """The speed-up that its two factors come to, if they are known."""
-    if self.sizes or not (self.call_reduction and self.step_cost):
+    if not self.is_foreseen or not (self.call_reduction and self.step_cost):
       return None
     return self.call_reduction / self.step_cost
 
@@ -57,7 +64,8 @@ class Candidate:
   def label(self) -> str:
     """For tables."""
     nodes = '/'.join(map(str, self.sizes or (self.nodes,)))
-    return f'streams {nodes}' + ', vocabulary' * self.has_vocabulary
+    name = 'mix' if self.has_copies else 'streams'
+    return f'{name} {nodes}' + ', vocabulary' * self.has_vocabulary
 
   def measured_by(self, run: results.RunResult) -> 'Candidate':
     """The candidate, with what a benchmark says of it."""
@@ -74,9 +82,18 @@ class Candidate:
     )
 
 
-def fixed(found: Sequence[Candidate], batch: int) -> Candidate | None:
-  """The fastest of one size that was measured; None if none beats plain."""
+def fixed(
+  found: Sequence[Candidate], batch: int, *, with_copies: bool = True
+) -> Candidate | None:
+  """The fastest of one size that was measured; None if none beats plain.
+
+  Args:
+    found: candidates.
+    batch: rows per call.
+    with_copies: also those whose nodes copies compete for.
+  """
   ran = [c for c in found if c.batch == batch and c.speedup and not c.sizes]
+  ran = [c for c in ran if with_copies or not c.has_copies]
   first = max(ran, key=lambda one: one.speedup or 0.0, default=None)
   return first if first and (first.speedup or 0.0) > 1 else None
 
@@ -130,6 +147,7 @@ def plot(found: Sequence[Candidate]) -> svg.Svg:
     name = f'batch {one.batch}, {one.schedule}'
     name += ', vocabulary' * one.has_vocabulary
     name += ', budgets' * bool(one.sizes)
+    name += ', mix' * one.has_copies
     if one.predicted is not None:
       lines.setdefault(name, []).append((one.nodes, one.predicted))
     if one.speedup is not None:

@@ -267,8 +267,7 @@ class Handle:
 
     Raises:
       TimeoutError: it is not done by then.
-      RefusedError: the engine was closed before the end.
-      RuntimeError: it has failed.
+      RefusedError: the engine was closed before the end, or has failed.
     """
     if not self._is_done.wait(timeout):
       raise TimeoutError(f'the completion is not done after {timeout} seconds')
@@ -319,7 +318,6 @@ class Handle:
       self._listener()
 
   def _check(self) -> None:
-    if isinstance(self._error, RefusedError):
-      raise RefusedError(f'no completion: {self._error}') from self._error
     if self._error is not None:
-      raise RuntimeError(f'no completion: {self._error}') from self._error
+      # Nothing is wrong with the request, whatever was with the engine.
+      raise RefusedError(f'no completion: {self._error}') from self._error

@@ -4,9 +4,10 @@
 Speed-up is calls without drafts / calls with, divided by what a call with
 drafts costs. The first factor of every tree comes out of one pass over the
 prompts (`bench.survey`), the second is timed for each tree, and only the few
-that promise most are run against plain decoding. So is one drafter whose calls
-choose among three sizes by what they promise (`decoding.budgets`): what it does
-depends on every draft, so that only a run can tell.
+that promise most are run against plain decoding. So are two drafters of which
+only a run can tell, as what they do depends on every draft: the most promising
+tree with copies of the text among its nodes (`drafters.mix`), and calls that
+choose among three sizes by what they promise (`decoding.budgets`).
 """
 
 from collections.abc import Sequence
@@ -232,7 +233,21 @@ def _rank(measures, batch) -> list[tune_report.Candidate]:
       )
   found.sort(key=lambda one: -(one.predicted or 0.0))
   around = _around(found)
-  return found + ([] if len(around) < 2 else [_choosing(measures, around)])
+  choosing = [_choosing(measures, around)] if len(around) > 1 else []
+  return [*found, _mixed(found[0]), *choosing]
+
+
+def _mixed(one: tune_report.Candidate) -> tune_report.Candidate:
+  """The candidate with copies of the text among its nodes."""
+  name, _, settings = one.drafter.partition(':')
+  assert name == 'streams', name
+  return dataclasses.replace(
+    one,
+    drafter=f'mix:{settings}',
+    call_reduction=None,
+    step_cost=None,
+    has_copies=True,
+  )
 
 
 def _around(
@@ -287,9 +302,9 @@ def _verified(
   chosen = []
   for batch in options.batch_sizes:
     promising = [one for one in found if one.batch == batch]
-    choosing = [one for one in promising if one.sizes]
-    fixed = [one for one in promising if not one.sizes]
-    chosen += fixed[: options.num_verified] + choosing
+    others = [one for one in promising if not one.is_foreseen]
+    foreseen = [one for one in promising if one.is_foreseen]
+    chosen += foreseen[: options.num_verified] + others
   ran: dict[Any, results.RunResult] = {}
   for batch, schedule in sorted({(one.batch, one.schedule) for one in chosen}):
     group = [
@@ -315,8 +330,8 @@ def _winner(model, options, found, batch) -> tuning.Tuned:
   if one is None:
     return tuning.Tuned(where, 'none', 'deferred', 1.0, options.task)
   fixed = ''
-  if one.sizes:
-    same = tune_report.fixed(found, batch)
+  if not one.is_foreseen:
+    same = tune_report.fixed(found, batch, with_copies=False)
     fixed = same.drafter if same else 'none'
   return tuning.Tuned(
     where,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny_runtime
 
@@ -84,6 +85,32 @@ def test_what_never_pays_is_tried_ever_less():
   assert not any(drafting[4:19])
   assert sum(drafting) < 0.04 * len(drafting)
   assert sum(drafting[600:]) <= 0.03 * 600
+
+
+@pytest.mark.parametrize('cost', [1.5, 2.0, 2.7, 3.3])
+def test_a_text_that_never_pays_loses_three_percent_at_most(cost):
+  @jax.jit
+  def play(gauge):
+    """Whether each of many calls drafts, where all emit one token."""
+
+    def call(gauge, _):
+      gauge = pauses._rest(gauge, cost)
+      rested = pauses._wake(gauge, gauge.resting - 1)
+      told = pauses.judge(gauge, jnp.float32(1.0), jnp.bool_(True), cost)
+      is_resting = gauge.resting > 0
+      pick = lambda one, other: jnp.where(is_resting, one, other)
+      return jax.tree.map(pick, rested, told), ~is_resting
+
+    return jax.lax.scan(call, gauge, length=3100)[1]
+
+  drafting = np.asarray(play(pauses.begin(cost)))[1100:]
+  time = np.where(drafting, cost, 1.0).mean()
+  assert 1.0 < time <= 1.03
+
+
+def test_the_longest_pause_follows_the_cost():
+  found = [pauses.longest(cost) for cost in (1.0, 2.0, 2.1, 3.0, 3.3, 1000.0)]
+  assert found == [128, 128, 256, 256, 512, 1024]
 
 
 def test_what_pays_is_never_left_alone():

@@ -119,7 +119,7 @@ def test_weights_that_cannot_be_read_fail_the_request(tmp_path, monkeypatch):
   handle = engine.submit(ASKED[0])
   engine.start()
   with pytest.raises(
-    RuntimeError, match=r'no completion: weights of layer 1: .* ends'
+    requests.RefusedError, match=r'no completion: weights of layer 1: .* ends'
   ):
     handle.result(120)
   engine._thread.join(120)

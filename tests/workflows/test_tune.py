@@ -60,7 +60,9 @@ def test_it_prints_candidates_and_keeps_the_fastest(folders, done):
   assert f'kept: {os.path.realpath(adapter)}/tuning.json' in done.out
   found = json.loads((root / 'run' / 'tune.json').read_text())
   assert {row['nodes'] for row in found['candidates']} == {2, 3}
-  assert sum(row['speedup'] is not None for row in found['candidates']) == 1
+  ran = [row for row in found['candidates'] if row['speedup'] is not None]
+  assert [row['has_copies'] for row in ran] == [False, True]
+  assert ran[1]['drafter'] == ran[0]['drafter'].replace('streams:', 'mix:')
   assert '<svg' in (root / 'run' / 'tune.svg').read_text()
   assert (root / 'run' / 'measured.jsonl').is_file()
 
@@ -235,6 +237,27 @@ def test_budgets_are_kept_where_they_are_faster_beyond_doubt(low, others, wins):
   assert tune_report.fixed(found, 1) == fixed
   assert tune_report.best(found, 1) == (choosing if wins else fixed)
   assert 'off by at most' in tune_report.verdict(found, 1)
+
+
+def test_copies_are_tried_in_the_best_tree_and_kept_where_they_are_faster(
+  monkeypatch,
+):
+  monkeypatch.setattr(tune, 'place', lambda model, batch: batch)
+  streams = _candidate(8, 4.0, 2.0, speedup=1.9, speedup_ci95=(1.8, 2.0))
+  mixed = tune._mixed(streams)
+  assert mixed.drafter == 'mix:num_nodes=8' and mixed.label == 'mix 8'
+  assert mixed.predicted is mixed.step_cost is None and not mixed.is_foreseen
+  drafting.parse(mixed.drafter)
+  for speed in (2.1, 1.7):
+    found = [streams, dataclasses.replace(mixed, speedup=speed)]
+    best = found[0] if speed < 1.9 else found[1]
+    assert tune_report.best(found, 1) == best
+    assert tune_report.fixed(found, 1, with_copies=False) == streams
+    kept = tune._winner(None, tune.Options(), found, 1)
+    # A server drafts with streams alone.
+    other = '' if best is streams else streams.drafter
+    assert (kept.drafter, kept.fixed) == (best.drafter, other)
+  assert 'mix' in str(tune_report.plot(found))
 
 
 def test_budgets_are_in_table_and_plot_without_a_prediction():
