@@ -17,6 +17,7 @@ from typing import Any
 
 from specstream_jax import config
 from specstream_jax.checkpoints import fetch, fields, files, shipped
+from specstream_jax.config import drafting as config_drafting
 
 FILE = 'tuning.json'
 FORMAT = 'specstream tuning 1'
@@ -142,7 +143,11 @@ def keep(adapter_dir: str, tuned: Tuned) -> str:
 def _read(where: str, written: int) -> Mapping[Place, Tuned]:
   """All of a file; a file that was written anew is read anew."""
   del written
-  value = files.read_json(where)
+  try:
+    value = files.read_json(where)
+  except ValueError as error:
+    reason = str(error).rpartition('; ')[0]
+    raise ValueError(f'{reason}; remove it, and tune again') from error
   entries = value.get('tuned') if isinstance(value, dict) else None
   if not isinstance(entries, list) or value.get('format') != FORMAT:
     raise ValueError(
@@ -171,6 +176,13 @@ def _from_json(entry: Any, where: str) -> Tuned:
   wrong = fields.problem('fixed', fixed, fields.TEXT)
   if wrong:
     raise ValueError(f'{where}: {wrong}; remove the file, and tune again')
+  for name in filter(None, (entry['drafter'], fixed)):
+    try:
+      config_drafting.parse(name)
+    except ValueError as error:
+      raise ValueError(
+        f'{where}: {error}; or remove the file, and tune again'
+      ) from error
   own = {name: entry[name] for name in _KINDS}
   place = Place(
     *(own.pop(name) for name in ('machine', 'jax', 'dtype', 'batch'))

@@ -53,6 +53,14 @@ def test_what_ships_is_tuned_in_the_cache(tmp_path, monkeypatch):
       'entry 1: drafter is None',
     ),
     (
+      lambda value: value['tuned'][0].update(drafter='garbage'),
+      "entry 1: drafter 'garbage'.*tune again",
+    ),
+    (
+      lambda value: value['tuned'][0].update(fixed='streams:no=1'),
+      'entry 1: .*tune again',
+    ),
+    (
       lambda value: value['tuned'][0].update(schedule='soon'),
       "schedule is 'soon'; accepted: 'deferred' or 'parallel' or 'likely'",
     ),
@@ -66,3 +74,10 @@ def test_a_damaged_file_is_named(tmp_path, damage, said):
   with pytest.raises(ValueError, match=said) as error:
     tuning.find(str(tmp_path), PLACE)
   assert where in str(error.value)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]'])
+def test_a_file_that_is_no_object_is_named(tmp_path, text):
+  (tmp_path / 'tuning.json').write_text(text)
+  with pytest.raises(ValueError, match=r'tuning\.json.*remove it, and tune'):
+    tuning.find(str(tmp_path), PLACE)
