@@ -15,7 +15,6 @@ streamed_weights_NAME.json and .svg.
 
 import dataclasses
 import json
-import mmap
 import os
 import resource
 import statistics
@@ -24,29 +23,25 @@ import sys
 import time
 
 from absl import flags
-import decode_cost
 import jax
 import jax.numpy as jnp
 import measuring
 import numpy as np
 import script
+import streamed_files
 
 from specstream_jax import config, runtime
 from specstream_jax.checkpoints import loading, weights as base_weights
 from specstream_jax.config import drafting as config_drafting
 from specstream_jax.data import questions as questions_lib
-from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.report import svg
 from specstream_jax.streaming import (
   cost,
   decoder as decoder_lib,
   driver as driver_lib,
-  layer_files,
-  weights as weights_lib,
 )
 
 FLAGS = flags.FLAGS
-_PROMPT = 4  # tokens of a synthetic one
 _PEAK = '/proc/self/clear_refs'
 
 
@@ -91,7 +86,7 @@ def main():
   if FLAGS.child is not None:
     print(json.dumps(_child(FLAGS.child)))
   elif FLAGS.what == 'reads':
-    _write(_reads())
+    _write(streamed_files.rates(FLAGS.folder))
   else:
     _children()
 
@@ -185,11 +180,13 @@ def _child(share):
   jnp.zeros(1).block_until_ready()
   empty = _status('VmRSS')
   is_synthetic = FLAGS.what == 'synthetic'
-  model, prompts = _synthetic() if is_synthetic else _load(share)
+  model, prompts = (
+    streamed_files.random_model() if is_synthetic else _load(share)
+  )
   loaded_peak = _status('VmHWM')
   decoders = {way: _decoder(model, way) for way in FLAGS.ways}
   for made in decoders.values() if not is_synthetic else ():  # compiles
-    made.generate(made.params, prompts[:1], 3, seed=0)
+    made.generate(made.params, prompts[:1], 12, seed=0)
   _forget_peak()
   if is_synthetic:
     results, texts = _by_call(model, decoders, prompts[0]), {}
@@ -302,7 +299,7 @@ def _decoder(model, way):
     max_new_tokens=FLAGS.max_new_tokens,
     schedule='deferred' if schedule == 'none' else schedule,
     eos_ids=() if FLAGS.what == 'synthetic' else model.eos_ids,
-    prompt_bucket=_PROMPT if FLAGS.what == 'synthetic' else 64,
+    prompt_bucket=streamed_files.PROMPT if FLAGS.what == 'synthetic' else 64,
   )
   if schedule == 'none':
     return model.decoder('none', decode)
@@ -430,113 +427,6 @@ def _layers(row, read_seconds):
     read_seconds,
     row['buffers'],
   )
-
-
-def _synthetic():
-  """A model of random weights, and prompts; every layer has a file of its own.
-
-  Weights are float32, or int8 with --weights_dtype=int8. bfloat16 is left out:
-  a CPU without such products writes every kernel out as float32 in every call.
-  """
-  cfg = dataclasses.replace(
-    decode_cost.SIZES[FLAGS.size], weights_dtype=FLAGS.weights_dtype
-  )
-  layers = FLAGS.num_layers or cfg.num_layers
-  cfg = dataclasses.replace(cfg, num_layers=layers)
-  name = f'{FLAGS.size}_{layers}_{cfg.weights_dtype or "float32"}'
-  folder = os.path.join(FLAGS.folder, name)
-  built = build.build(cfg, layout='out_in')
-  flat = params_lib.flatten(built.base)
-  names = {
-    path.split('/', 2)[2]: leaf
-    for path, leaf in flat.items()
-    if path.startswith('layers/0/')
-  }
-  layout = layer_files.lay_out(names, layers)
-  if not os.path.exists(os.path.join(folder, layer_files.MANIFEST)):
-    make = lambda layer, path: _random(layout.places[path], path, layer)
-    layer_files.write(folder, layout, make, {'synthetic': name})
-  rest = {
-    path: jax.device_put(_random(leaf, path, 7))
-    for path, leaf in flat.items()
-    if not path.startswith('layers/')
-  }
-  stays = sum(leaf.nbytes for leaf in rest.values())
-  streamed = config.StreamedWeightsConfig(
-    memory_budget=int(FLAGS.budget_gb * 1e9)
-  )
-  plain = runtime.Model(
-    config=cfg,
-    base=params_lib.unflatten(rest),
-    adapter={},
-    stream=None,
-    lora=None,
-    tree=config.TreeConfig(),
-    source={'base': FLAGS.size},
-    tokenizer=None,
-    chat_template=None,
-    eos_ids=(),
-    streamed=weights_lib.LayerWeights(folder, streamed, stays=stays),
-  )
-  streams = config.StreamConfig(
-    num_streams=FLAGS.depth, num_msa_layers=min(8, layers), pruning_rank=0
-  )
-  model = runtime.with_random_streams(plain, streams)
-  return model, [list(range(1, _PROMPT + 1))]
-
-
-def _random(leaf, path, seed):
-  """Random numbers of a leaf's kind, quickly: a block of them, repeated."""
-  if path.endswith('norm/scale'):
-    return np.ones(leaf.shape, leaf.dtype)
-  if path.endswith('_scale'):  # of int8, whose numbers are about 40 large
-    return np.full(leaf.shape, 0.0003, leaf.dtype)
-  rng = np.random.default_rng(seed)
-  block = rng.standard_normal(1 << 16, np.float32)
-  block *= 40 if np.dtype(leaf.dtype) == np.int8 else 0.01
-  return np.resize(block.clip(-127, 127).astype(leaf.dtype), leaf.shape)
-
-
-def _reads():
-  """Rates of reading the files of the first folder of layers in --folder."""
-  names = sorted(os.listdir(FLAGS.folder))
-  folder = os.path.join(FLAGS.folder, names[0])
-  layout, _ = layer_files.read_manifest(folder)
-  paths = [layer_files.path_of(folder, i) for i in range(layout.num_layers)]
-  rows = []
-  for _ in range(3):  # interleaved
-    for how in ('direct', 'drop', 'mapped', 'cache'):
-      for size in (1 << 18, 1 << 20, 1 << 22, layout.num_bytes):
-        if how == 'mapped' and size != layout.num_bytes:
-          continue
-        seconds = _read_all(paths, layout.num_bytes, how, size)
-        rate = len(paths) * layout.num_bytes / seconds
-        rows.append({'how': how, 'request': size, 'bytes_per_second': rate})
-        print(rows[-1], flush=True)
-  return rows
-
-
-def _read_all(paths, num_bytes, how, size):
-  """Seconds to read files one after the other."""
-  buffer, seconds = mmap.mmap(-1, num_bytes), 0.0
-  view = memoryview(buffer)
-  for path in paths:
-    flag = os.O_DIRECT if how == 'direct' else 0
-    file = os.open(path, os.O_RDONLY | flag)
-    if how in ('drop', 'mapped'):
-      os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    begin = time.perf_counter()
-    if how == 'mapped':
-      mapped = np.memmap(path, np.uint8, 'r')
-      np.copyto(np.frombuffer(buffer, np.uint8), mapped)
-      del mapped
-    else:
-      at = 0
-      while at < num_bytes:
-        at += os.preadv(file, [view[at : at + size]], at)
-    seconds += time.perf_counter() - begin
-    os.close(file)
-  return seconds
 
 
 if __name__ == '__main__':

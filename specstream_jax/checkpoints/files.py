@@ -15,8 +15,15 @@ from specstream_jax.outputs import scratch, writing
 MAX_DEPTH = 64  # of JSON; what is read here stays below ten
 
 
-def read_text(path: str | os.PathLike) -> str:
+_FIX = 'write or download it again'
+
+
+def read_text(path: str | os.PathLike, fix: str = _FIX) -> str:
   """The text of a file.
+
+  Args:
+    path: the file.
+    fix: what to do about a damaged one, for messages.
 
   Raises:
     ValueError: there is no such file, it cannot be read, or is not UTF-8.
@@ -34,7 +41,7 @@ def read_text(path: str | os.PathLike) -> str:
   except UnicodeDecodeError as error:
     raise ValueError(
       f'{path!r} is not UTF-8 text ({error.reason} at byte {error.start}); '
-      'write or download it again'
+      f'{fix}'
     ) from error
 
 
@@ -75,26 +82,23 @@ def _depth(value: Any) -> int:
   return depth
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-  """The JSON object in a file.
+def read_json(path: str | os.PathLike, fix: str = _FIX) -> dict[str, Any]:
+  """The JSON object in a file; arguments as in `read_text`.
 
   Raises:
     ValueError: there is no such file, or it is not a JSON object; see `loads`.
   """
   path = os.fspath(path)
-  text = read_text(path)
+  text = read_text(path, fix)
   try:
     value = loads(text)
     if '\\ud' in text.lower():  # perhaps half of a surrogate pair
       json.dumps(value, ensure_ascii=False).encode('utf-8')
   except ValueError as error:
-    raise ValueError(
-      f'{path!r} is not JSON ({error}); write or download it again'
-    ) from error
+    raise ValueError(f'{path!r} is not JSON ({error}); {fix}') from error
   if not isinstance(value, dict):
     raise ValueError(
-      f'{path!r} holds a JSON {type(value).__name__}, not an object; write or '
-      'download it again'
+      f'{path!r} holds a JSON {type(value).__name__}, not an object; {fix}'
     )
   return value
 

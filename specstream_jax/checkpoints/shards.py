@@ -45,6 +45,11 @@ def open_tensors(folder: str) -> dict[str, Any]:
     for shard in sorted(set(places.values()))
   }
   held = {shard: set(opened.keys()) for shard, opened in shards.items()}
+  others = [n for n in sorted(os.listdir(folder)) if _SHARD.fullmatch(n)]
+  if extra := [name for name in others if name not in shards]:
+    logging.warning(
+      '%r: %s does not name %s; not read', folder, INDEX, _listed(extra)
+    )
   absent = [name for name, shard in places.items() if name not in held[shard]]
   if absent:
     raise ValueError(
@@ -112,11 +117,6 @@ def _places(folder: str) -> dict[str, str]:
     raise ValueError(
       f'{folder!r} lacks {_listed(absent)}, of the {len(named)} files that '
       f'{INDEX} names; download the rest'
-    )
-  others = [n for n in sorted(os.listdir(folder)) if _SHARD.fullmatch(n)]
-  if extra := [name for name in others if name not in named]:
-    logging.warning(
-      '%r: %s does not name %s; not read', folder, INDEX, _listed(extra)
     )
   return places
 

@@ -143,11 +143,7 @@ def keep(adapter_dir: str, tuned: Tuned) -> str:
 def _read(where: str, written: int) -> Mapping[Place, Tuned]:
   """All of a file; a file that was written anew is read anew."""
   del written
-  try:
-    value = files.read_json(where)
-  except ValueError as error:
-    reason = str(error).rpartition('; ')[0]
-    raise ValueError(f'{reason}; remove it, and tune again') from error
+  value = files.read_json(where, 'remove it, and tune again')
   entries = value.get('tuned') if isinstance(value, dict) else None
   if not isinstance(entries, list) or value.get('format') != FORMAT:
     raise ValueError(

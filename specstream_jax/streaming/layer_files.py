@@ -118,10 +118,7 @@ def read_manifest(folder: str) -> tuple[Layout, dict[str, Any]]:
     ValueError: there is no such folder, or something is damaged.
   """
   where = os.path.join(folder, MANIFEST)
-  try:
-    found = files.read_json(where)
-  except ValueError as error:
-    raise ValueError(f'{str(error).rpartition("; ")[0]}; {_AGAIN}') from error
+  found = files.read_json(where, _AGAIN)
   wrong = _problem(found)
   if wrong:
     raise ValueError(f'{where!r}: {wrong}; {_AGAIN}')
