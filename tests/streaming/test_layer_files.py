@@ -3,6 +3,7 @@
 
 import json
 import os
+import threading
 
 import jax
 import numpy as np
@@ -157,10 +158,19 @@ def test_any_error_of_the_reader_reaches_who_waits():
   def read(layer, buffer):
     raise IndexError(f'no layer {layer}')
 
+  heard = []
+
+  def take():
+    with pytest.raises(IndexError, match='no layer 7'):
+      made.take(7)
+    heard.append(True)
+
   made = ring.Ring(read, 4096, 1)
   made.expect([7])
-  with pytest.raises(IndexError, match='no layer 7'):
-    made.take(7)
+  waits = threading.Thread(target=take, daemon=True)
+  waits.start()
+  waits.join(20)  # it would wait for ever
+  assert heard
   made.close()
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of layers belongs to the very weights that it was written from."""
 
+import contextlib
 import glob
 import json
 import os
@@ -111,10 +112,36 @@ def test_who_comes_second_waits_and_takes_what_was_written(
     store, '_write', lambda *args: written.append(1) or write(*args)
   )
   monkeypatch.setattr(store, '_POLL', 0.01)
-  second = threading.Thread(target=store.prepare, args=(flat, 'one', cfg))
+  second = threading.Thread(
+    target=store.prepare, args=(flat, 'one', cfg), daemon=True
+  )
   with locks.hold(os.path.join(str(tmp_path), 'one'), 'layers'):
     second.start()
     time.sleep(0.2)
     assert second.is_alive() and not written
   second.join(60)
   assert not second.is_alive() and len(written) == 1
+
+
+def test_what_another_process_has_just_written_is_not_written_again(
+  flat, tmp_path, monkeypatch
+):
+  cfg = config.StreamedWeightsConfig(folder=str(tmp_path))
+  written = []
+  write = store._write
+
+  def count(*args):
+    written.append(1)
+    write(*args)
+
+  @contextlib.contextmanager
+  def hold(folder, task):
+    """The other process ends between a look and the lock."""
+    del task
+    count(flat, folder, 'one', store._layout(flat))
+    yield
+
+  monkeypatch.setattr(store, '_write', count)
+  monkeypatch.setattr(store.locks, 'hold', hold)
+  store.prepare(flat, 'one', cfg)
+  assert len(written) == 1

@@ -109,6 +109,8 @@ def test_loss_and_tokens_per_call_equal_the_oracle():
 
 def test_at_the_start_it_says_what_the_state_says_and_masks_the_mean():
   built, base, _ = tiny.model(CONFIG, None, None)
+  size = len(base['final_norm']['scale'])
+  base['final_norm']['scale'] = np.linspace(0.3, 2.5, size, dtype=np.float32)
   batch = tb.pack(tb.examples())
   mean = np.asarray(dart_losses.mean_state(built, base, batch))
   hidden = distillation.hidden_states(built.merge(base, {}), batch)
