@@ -126,7 +126,7 @@ def _setup(loaded, recipe, data_dir) -> loop.TrainSetup:
   built = build.build(loaded.config)
   base = params_lib.unflatten(part.put(loaded.params))
   # Of its own iterator: the run's begins at its first batch.
-  first = next(iter(train_run.open_training(data_dir, recipe, part)))
+  first = next(train_run.open_training(data_dir, recipe, part))
   measure = functools.partial(dart_losses.mean_state, built)
   mean = part.jit(measure)(base, part.put_batch(first))
   return loop.TrainSetup(
