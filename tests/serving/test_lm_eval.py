@@ -1,38 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """lm-eval through the server gets our own numbers."""
 
-import contextlib
 import json
 import pathlib
 import shutil
-import threading
 
 import pytest
+import served_address
 import serving_models
-import uvicorn
-
-from specstream_jax.serving import http, listening
 
 lm_eval = pytest.importorskip(
   'lm_eval', reason="pip install 'specstream-jax[serve-test]'"
 )
 TASKS = pathlib.Path(__file__).parent / 'lm_eval_tasks'
 pytestmark = pytest.mark.slow
-
-
-@contextlib.contextmanager
-def _served():
-  """The address of a server."""
-  engine = serving_models.engine(max_waiting=32)
-  engine.model = serving_models.with_template(engine.model)
-  app = http.Server(engine, http.Options('tiny')).app()
-  server = uvicorn.Server(uvicorn.Config(app, log_level='error'))
-  with listening.listen('127.0.0.1', 0) as port:
-    thread = threading.Thread(target=server.run, kwargs={'sockets': [port]})
-    thread.start()
-    yield f'http://127.0.0.1:{port.getsockname()[1]}/v1'
-    server.should_exit = True
-    thread.join(30)
 
 
 @pytest.fixture(name='evaluate')
@@ -55,8 +36,10 @@ def _evaluate(tmp_path, monkeypatch):
     )
     return found['samples'][task]
 
-  with _served() as address:
-    yield address, run
+  engine = serving_models.engine(max_waiting=32)
+  engine.model = serving_models.with_template(engine.model)
+  with served_address.served(engine) as address:
+    yield f'{address}/v1', run
 
 
 ROWS = [json.loads(line) for line in (TASKS / 'rows.jsonl').open()]

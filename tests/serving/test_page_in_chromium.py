@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page in headless Chromium, against a tiny model."""
 
-import contextlib
 import shutil
-import socket
-import threading
-import time
 
 import pytest
+import served_address
 import serving_models
-import uvicorn
-
-from specstream_jax.serving import http
 
 playwright = pytest.importorskip(
   'playwright.sync_api', reason='playwright is not installed'
@@ -21,26 +15,6 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium'),
 ]
-
-
-@contextlib.contextmanager
-def _served():
-  """The address of a server."""
-  server = http.Server(serving_models.engine(), http.Options('tiny'))
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  cfg = uvicorn.Config(server.app(), port=port, log_level='error')
-  served = uvicorn.Server(cfg)
-  thread = threading.Thread(target=served.run)
-  thread.start()
-  while not served.started:
-    time.sleep(0.05)
-  try:
-    yield f'http://127.0.0.1:{port}'
-  finally:
-    served.should_exit = True
-    thread.join()
 
 
 def _check_tree(page):
@@ -83,7 +57,11 @@ def _width(page, selector):
 
 
 def test_the_page():
-  with _served() as address, playwright.sync_playwright() as driver:
+  engine = serving_models.engine()
+  with (
+    served_address.served(engine) as address,
+    playwright.sync_playwright() as driver,
+  ):
     browser = driver.chromium.launch(
       executable_path=CHROMIUM, args=['--no-sandbox']
     )
