@@ -89,7 +89,7 @@ def rates(root):
   """Rates of reading the files of the first folder of layers in a folder."""
   found = glob.glob(os.path.join(root, '*', layer_files.MANIFEST))
   folder = os.path.dirname(min(found))
-  layout, _ = layer_files.read_manifest(folder)
+  layout = layer_files.read_manifest(folder).layout
   paths = [layer_files.path_of(folder, i) for i in range(layout.num_layers)]
   rows = []
   for _ in range(3):  # interleaved

@@ -30,12 +30,12 @@ def sha256(params: Mapping[str, Any], folder: str) -> str:
   known = getattr(params, 'files', ())
   if not known:
     return weights.fingerprint(params, whole=True)
-  found = [_of_file(path, folder) for path in known]
+  found = [of_file(path, folder) for path in known]
   return files.sha256_of(json.dumps(found).encode())
 
 
-def _of_file(path, folder):
-  """sha256 of a file, from `folder` if it is there."""
+def of_file(path: str, folder: str) -> str:
+  """sha256 of a file, from `folder` if it is there; see `sha256`."""
   try:
     stat = os.stat(path)
     # A link is what it points to: a hub's cache keeps files by their hash.

@@ -20,10 +20,10 @@ from specstream_jax.checkpoints import fields, files
 
 MANIFEST = 'layers.json'
 PAGE = 4096  # of direct I/O: places, sizes and addresses are multiples of it
-VERSION = 1
+VERSION = 2
 _ALIGNED = 64  # bytes; what XLA takes without a copy
 _READ = 4 << 20  # bytes of one request
-_AGAIN = 'remove the folder, so that it is written again'
+AGAIN = 'remove the folder, so that it is written again'
 
 
 class Place(NamedTuple):
@@ -57,6 +57,20 @@ class Layout(NamedTuple):
   places: dict[str, Place]
   num_bytes: int
   num_layers: int
+
+
+class Manifest(NamedTuple):
+  """What a folder says of itself.
+
+  Attributes:
+    layout: of its files.
+    sha256: of each file, as it was written.
+    notes: JSON fields of who wrote it.
+  """
+
+  layout: Layout
+  sha256: list[str]
+  notes: dict[str, Any]
 
 
 def lay_out(shapes: Mapping[str, Any], num_layers: int) -> Layout:
@@ -103,6 +117,9 @@ def write(
     'num_layers': layout.num_layers,
     'num_bytes': layout.num_bytes,
     'places': {path: list(place) for path, place in layout.places.items()},
+    'sha256': [
+      files.sha256(path_of(folder, i)) for i in range(layout.num_layers)
+    ],
     'notes': dict(notes),
   }
   part = os.path.join(folder, f'{MANIFEST}.part')
@@ -111,17 +128,17 @@ def write(
   os.replace(part, os.path.join(folder, MANIFEST))
 
 
-def read_manifest(folder: str) -> tuple[Layout, dict[str, Any]]:
-  """Layout and notes of a folder, whose files all have their size.
+def read_manifest(folder: str) -> Manifest:
+  """Of a folder, whose files all have their size.
 
   Raises:
     ValueError: there is no such folder, or something is damaged.
   """
   where = os.path.join(folder, MANIFEST)
-  found = files.read_json(where, _AGAIN)
+  found = files.read_json(where, AGAIN)
   wrong = _problem(found)
   if wrong:
-    raise ValueError(f'{where!r}: {wrong}; {_AGAIN}')
+    raise ValueError(f'{where!r}: {wrong}; {AGAIN}')
   places = {
     path: Place(offset, tuple(shape), dtype)
     for path, (offset, shape, dtype) in found['places'].items()
@@ -129,7 +146,7 @@ def read_manifest(folder: str) -> tuple[Layout, dict[str, Any]]:
   layout = Layout(places, found['num_bytes'], found['num_layers'])
   for layer in range(layout.num_layers):
     check_size(path_of(folder, layer), layout.num_bytes)
-  return layout, found['notes']
+  return Manifest(layout, found['sha256'], found['notes'])
 
 
 def check_size(path: str, num_bytes: int) -> None:
@@ -138,12 +155,12 @@ def check_size(path: str, num_bytes: int) -> None:
     size = os.stat(path).st_size
   except OSError as error:
     raise ValueError(
-      f'weights of a layer: {path!r} cannot be read ({error.strerror}); {_AGAIN}'
+      f'weights of a layer: {path!r} cannot be read ({error.strerror}); {AGAIN}'
     ) from None
   if size != num_bytes:
     raise ValueError(
       f'weights of a layer: {path!r} has {size:,} bytes, not {num_bytes:,}; '
-      f'{_AGAIN}'
+      f'{AGAIN}'
     )
 
 
@@ -156,12 +173,15 @@ def _problem(found) -> str:
     ('num_layers', fields.SIZE),
     ('num_bytes', fields.integers(PAGE, most)),
     ('places', fields.OBJECT),
+    ('sha256', fields.TEXTS),
     ('notes', fields.OBJECT),
   ):
     if not kind.fits(found.get(name)):
       return fields.problem(name, found.get(name), kind)
   if found['num_bytes'] % PAGE:
     return f'num_bytes is {found["num_bytes"]}, no multiple of {PAGE}'
+  if len(found['sha256']) != found['num_layers']:
+    return f'sha256 is of {len(found["sha256"])} layers'
   for path, place in found['places'].items():
     if not _is_place(place, found['num_bytes']):
       return f'the place of {path!r} is {fields.shown(place)}'
@@ -212,7 +232,7 @@ class Reader:
     except OSError as error:
       raise ValueError(
         f'weights of a layer: {path!r} cannot be read ({error.strerror}); '
-        f'{_AGAIN}'
+        f'{AGAIN}'
       ) from None
 
   def read(self, layer: int, buffer: memoryview) -> None:
@@ -239,7 +259,7 @@ class Reader:
     if at < len(buffer):
       raise ValueError(
         f'weights of layer {layer}: {path!r} ends at byte {at:,} of '
-        f'{len(buffer):,}; {_AGAIN}'
+        f'{len(buffer):,}; {AGAIN}'
       )
 
   def close(self) -> None:

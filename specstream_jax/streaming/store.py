@@ -14,7 +14,7 @@ import numpy as np
 from specstream_jax import config
 from specstream_jax.checkpoints import fetch, files, weights as weights_lib
 from specstream_jax.outputs import locks
-from specstream_jax.streaming import layer_files
+from specstream_jax.streaming import contents as contents_lib, layer_files
 
 _POLL = 0.5  # seconds between two looks at what another process writes
 
@@ -56,8 +56,8 @@ def prepare(
     cfg: says where the folders lie.
 
   Raises:
-    ValueError: the files cannot be written, or what is there is no layers of
-      this model.
+    ValueError: the files cannot be written, or what is there is not the layers
+      of this model, as they were written.
   """
   folder = os.path.join(root(cfg), name)
   rest = {
@@ -78,12 +78,25 @@ def prepare(
         'make room, or name another folder with '
         '--gin.StreamedWeightsConfig.folder'
       ) from error
-  if layer_files.read_manifest(folder)[0] != layout:
+  manifest = layer_files.read_manifest(folder)
+  if manifest.layout != layout:
     raise ValueError(
       f'{os.path.join(folder, layer_files.MANIFEST)!r} is not of the layers of '
-      'this model; remove the folder, so that it is written again'
+      f'this model; {layer_files.AGAIN}'
     )
+  _check_contents(folder, manifest, root(cfg))
   return folder, rest
+
+
+def _check_contents(folder, manifest, hashes):
+  """Raises ValueError if a file is another than was written."""
+  for layer, sha256 in enumerate(manifest.sha256):
+    path = layer_files.path_of(folder, layer)
+    if contents_lib.of_file(path, hashes) != sha256:
+      raise ValueError(
+        f'weights of a layer: {path!r} was changed since it was written; '
+        f'{layer_files.AGAIN}'
+      )
 
 
 def _is_there(folder):

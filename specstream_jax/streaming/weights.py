@@ -77,7 +77,7 @@ class LayerWeights:
     """
     self.folder, self.cfg = folder, cfg
     self.in_use = threading.RLock()
-    self.layout, self.notes = layer_files.read_manifest(folder)
+    self.layout, _, self.notes = layer_files.read_manifest(folder)
     self._reader = layer_files.Reader(folder, self.layout, cfg.reads)
     count, self.num_buffers = split(cfg, self.layout, stays)
     self.resident = resident(self.layout.num_layers, count, twice)

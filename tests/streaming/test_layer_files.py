@@ -123,7 +123,9 @@ def test_the_host_holds_what_does_not_stay(folder):
 @pytest.mark.parametrize(
   ('name', 'value'),
   [
-    ('version', 2),
+    ('version', 1),
+    ('sha256', ['00']),
+    ('sha256', [0] * 5),
     ('num_layers', 0),
     ('num_bytes', 5000),
     ('places', []),

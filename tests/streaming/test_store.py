@@ -94,11 +94,25 @@ def test_layers_of_another_model_are_refused(flat, tmp_path):
   with open(path) as file:
     found = json.load(file)
   found['num_layers'] -= 1
+  found['sha256'].pop()
   with open(path, 'w') as file:
     json.dump(found, file)
   with pytest.raises(
     ValueError, match=r'is not of the layers of this model; r'
   ):
+    store.prepare(flat, 'name', cfg)
+
+
+def test_a_layer_that_was_changed_at_its_size_is_refused(flat, tmp_path):
+  cfg = config.StreamedWeightsConfig(folder=str(tmp_path))
+  folder, _ = store.prepare(flat, 'name', cfg)
+  store.prepare(flat, 'name', cfg)
+  path = layer_files.path_of(folder, 1)
+  with open(path, 'r+b') as file:
+    first = file.read(1)
+    file.seek(0)
+    file.write(bytes([first[0] ^ 1]))
+  with pytest.raises(ValueError, match=r'layer_0001\.bin.* was changed since'):
     store.prepare(flat, 'name', cfg)
 
 
