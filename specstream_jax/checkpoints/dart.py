@@ -10,7 +10,6 @@ import dataclasses
 import os
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import arrays, config
@@ -23,7 +22,7 @@ CONFIG = 'dart_config.json'
 KIND = pair.Kind(
   'DART layer', WEIGHTS, CONFIG, FORMAT_VERSION, 'specstream train_dart'
 )
-DTYPES = ('bfloat16', 'float16', 'float32')
+DTYPES = pair.DTYPES
 # The root drafts, and at least one mask.
 MIN_DRAFTS = 2
 
@@ -83,13 +82,8 @@ def save(
   Raises:
     ValueError: weights that do not fit `cfg`, an unknown dtype, a full disk.
   """
-  checks.one_of('dtype', dtype, DTYPES)
   _check_masks(os.fspath(folder), flat, cfg)
-  tensors = {
-    path: np.ascontiguousarray(leaf, dtype=jnp.dtype(dtype))
-    for path, leaf in sorted(flat.items())
-  }
-  pair.write(folder, KIND, tensors, dataclasses.asdict(cfg))
+  pair.save(folder, KIND, flat, cfg, dtype)
 
 
 def load(
@@ -105,7 +99,7 @@ def load(
       the other.
   """
   folder = os.fspath(folder)
-  cfg, digest = _read_config(folder)
+  cfg, digest = pair.load_config(folder, KIND, DartConfig)
   tensors = pair.read_tensors(folder, KIND, digest)
   _check_masks(folder, tensors, cfg)
   return tensors, cfg
@@ -113,15 +107,7 @@ def load(
 
 def read_config(folder: str | os.PathLike) -> DartConfig:
   """The config of a layer, without its weights."""
-  return _read_config(os.fspath(folder))[0]
-
-
-def _read_config(folder: str) -> tuple[DartConfig, str]:
-  """The config and the sha256 of the weights it belongs to."""
-  expected = {field.name for field in dataclasses.fields(DartConfig)}
-  fields, digest = pair.read_fields(folder, KIND, expected)
-  with pair.naming(folder, KIND):
-    return DartConfig(**fields), digest
+  return pair.load_config(os.fspath(folder), KIND, DartConfig)[0]
 
 
 def _check_masks(

@@ -10,7 +10,6 @@ import dataclasses
 import os
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from specstream_jax import arrays, config
@@ -23,7 +22,7 @@ CONFIG = 'medusa_config.json'
 KIND = pair.Kind(
   'Medusa heads', WEIGHTS, CONFIG, FORMAT_VERSION, 'specstream train_medusa'
 )
-DTYPES = ('bfloat16', 'float16', 'float32')
+DTYPES = pair.DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +85,8 @@ def save_heads(
   Raises:
     ValueError: weights that do not fit `cfg`, an unknown dtype, a full disk.
   """
-  checks.one_of('dtype', dtype, DTYPES)
   _check_tensors(os.fspath(folder), flat, cfg)
-  tensors = {
-    path: np.ascontiguousarray(leaf, dtype=jnp.dtype(dtype))
-    for path, leaf in sorted(flat.items())
-  }
-  pair.write(folder, KIND, tensors, dataclasses.asdict(cfg))
+  pair.save(folder, KIND, flat, cfg, dtype)
 
 
 def load_heads(
@@ -108,7 +102,7 @@ def load_heads(
       the other.
   """
   folder = os.fspath(folder)
-  cfg, digest = _read_config(folder)
+  cfg, digest = pair.load_config(folder, KIND, MedusaConfig)
   tensors = pair.read_tensors(folder, KIND, digest)
   _check_tensors(folder, tensors, cfg)
   return tensors, cfg
@@ -116,15 +110,7 @@ def load_heads(
 
 def read_config(folder: str | os.PathLike) -> MedusaConfig:
   """The config of heads, without their weights."""
-  return _read_config(os.fspath(folder))[0]
-
-
-def _read_config(folder: str) -> tuple[MedusaConfig, str]:
-  """The config and the sha256 of the weights it belongs to."""
-  expected = {field.name for field in dataclasses.fields(MedusaConfig)}
-  fields, digest = pair.read_fields(folder, KIND, expected)
-  with pair.naming(folder, KIND):
-    return MedusaConfig(**fields), digest
+  return pair.load_config(os.fspath(folder), KIND, MedusaConfig)[0]
 
 
 def _check_tensors(

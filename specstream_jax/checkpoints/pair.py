@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """A safetensors file and the JSON that tells what it is, bound by a hash.
 
-Adapters and Medusa heads lie on disk this way.
+Adapters, Medusa heads and DART layers lie on disk this way.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 import functools
 import os
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from specstream_jax.checkpoints import fields as fields_lib, files, tensor_files
 from specstream_jax.config import checks
 
+DTYPES = ('bfloat16', 'float16', 'float32')
 _DIGEST = 'weights_sha256'
+_Config = TypeVar('_Config')
 
 
 class Kind(NamedTuple):
@@ -59,6 +63,26 @@ def write(
     ValueError: the disk is full, or the folder cannot be written.
   """
   files.write_all(os.fspath(folder), writers(kind, tensors, fields))
+
+
+def save(
+  folder: str | os.PathLike,
+  kind: Kind,
+  flat: Mapping[str, Any],
+  cfg: Any,
+  dtype: str,
+) -> None:
+  """Writes weights by path as `dtype`, a name of `DTYPES`, and a config.
+
+  Raises:
+    ValueError: an unknown dtype, a full disk, or no right to write.
+  """
+  checks.one_of('dtype', dtype, DTYPES)
+  tensors = {
+    path: np.ascontiguousarray(leaf, dtype=jnp.dtype(dtype))
+    for path, leaf in sorted(flat.items())
+  }
+  write(folder, kind, tensors, dataclasses.asdict(cfg))
 
 
 def writers(
@@ -113,6 +137,21 @@ def read_fields(
       f'{sorted(set(fields) - expected)}; save it again'
     )
   return fields, digest
+
+
+def load_config(
+  folder: str, kind: Kind, of: type[_Config]
+) -> tuple[_Config, str]:
+  """The config, a dataclass, and the sha256 of the weights it belongs to.
+
+  Raises:
+    ValueError: see `read_fields`, or a field that the config refuses.
+  """
+  fields, digest = read_fields(
+    folder, kind, {field.name for field in dataclasses.fields(cast(Any, of))}
+  )
+  with naming(folder, kind):
+    return of(**fields), digest
 
 
 @contextlib.contextmanager
