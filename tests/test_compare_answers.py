@@ -62,3 +62,9 @@ def test_answers_of_another_task(compare):
   done = compare(answers(*REFERENCES), [{'prompt': 'x'}])
   assert '1.jsonl:1: has no texts under "prompt"' in done.stderr
   assert 'takes two files' in compare(answers(*REFERENCES)).stderr
+
+
+@pytest.mark.parametrize('flag', ['--help', '--helpfull'])
+def test_help_is_no_error(flag):
+  done = experiments.run('compare_answers.py', flag)
+  assert done.returncode == 0 and '--answers' in done.stdout

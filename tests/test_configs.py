@@ -171,6 +171,18 @@ def test_variant_of_the_ablations_is_a_recipe_of_its_own(name):
   assert not variant.after or variant.after in names[: names.index(name)]
 
 
+def test_the_ablations_name_streams_by_number(tmp_path, monkeypatch):
+  values = {'loss/main': 0.5, 'top1/main': 1.0, 'tokens_per_call': 2.0}
+  values |= {f'top1/stream_{j}': j / 100 for j in range(12, 0, -1)}
+  (tmp_path / 'recipe' / 'adapter').mkdir(parents=True)
+  line = json.dumps({'split': 'eval', **values})
+  (tmp_path / 'recipe' / 'metrics.jsonl').write_text(line)
+  monkeypatch.setattr(ablate, 'folder', lambda name: str(tmp_path / name))
+  row = ablate.table().splitlines()[-1]
+  numbers = ' '.join(f'{j}.0' for j in range(1, 13))
+  assert row == f'| recipe | 2.00 | 0.500 | 100.0 {numbers} | 0.0 |'
+
+
 def test_include_looks_beside_the_file(tmp_path, monkeypatch):
   (tmp_path / 'shared.gin').write_text('LoraConfig.rank = 7\n')
   (tmp_path / 'own.gin').write_text("include 'shared.gin'\n")

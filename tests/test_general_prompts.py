@@ -155,6 +155,8 @@ def test_a_kind_that_is_unknown_or_lacks_its_source(sources, tmp_path):
   output = tmp_path / 'prompts.jsonl'
   done, _ = write(sources, output, '--kinds=riddles')
   assert "kinds ['riddles']; accepted: ['instructions'" in done.stderr
+  done, _ = write(sources, output, '--given=a', '--kinds=summary,open')
+  assert '--given=a is read for the kind given, which --k' in done.stderr
   done, _ = write(sources, output, '--kinds=summary', '--passages=')
   assert '--passages is needed for these --kinds' in done.stderr
   exclude = f'--exclude={sources}/passages.jsonl'

@@ -16,7 +16,7 @@ import sys
 from absl import flags
 import script
 
-from specstream_jax.outputs import writing
+from specstream_jax.outputs import ordering, writing
 from specstream_jax.report import svg
 
 FLAGS = flags.FLAGS
@@ -197,7 +197,8 @@ def table() -> str:
     found = final(name)
     values = found.get('eval') or found.get('train')
     if values:
-      top = [v for k, v in sorted(values.items()) if _is_accuracy(k)]
+      names = sorted(filter(_is_accuracy, values), key=ordering.natural)
+      top = [values[name] for name in names]
       accuracies = ' '.join(f'{100 * value:.1f}' for value in top)
       lines.append(
         f'| {name} | {values.get("tokens_per_call", 0):.2f} | '

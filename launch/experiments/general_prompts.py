@@ -342,6 +342,11 @@ def _fill(template, rng):
 
 def main() -> None:
   """Writes the file, a line per kind on the way."""
+  if FLAGS.given and 'given' not in FLAGS.kinds:
+    raise ValueError(
+      f'--given={",".join(FLAGS.given)} is read for the kind given, which '
+      f'--kinds={",".join(FLAGS.kinds)} leaves out; add it'
+    )
   unknown = [kind for kind in FLAGS.kinds if kind not in KINDS]
   if unknown:
     raise ValueError(f'kinds {unknown}; accepted: {list(KINDS)}')

@@ -311,6 +311,7 @@ def parse(text: str, tree: config.TreeConfig | None = None) -> DrafterConfig:
   own = {f.name: f for f in dataclasses.fields(cls)}
   own = {key: own[key] for key in own.keys() - {'name', 'tree'}}
   of_tree = {f.name: f for f in dataclasses.fields(config.TreeConfig)}
+  del of_tree['choices']  # no text of commas can hold them
   values: dict[str, Any] = {'name': name}
   shape: dict[str, Any] = {}
   for setting in filter(None, settings.split(',')):

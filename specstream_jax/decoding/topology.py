@@ -73,3 +73,12 @@ def width(cfg: config.TreeConfig) -> int:
   if cfg.kind == 'fixed':
     return 1 + max(rank for path in cfg.choices for rank in path)
   return 1 if cfg.kind == 'chain' else cfg.branching
+
+
+def check_vocabulary(cfg: config.TreeConfig, vocab_size: int) -> None:
+  """Raises ValueError if a tree needs more tokens than there are."""
+  if (count := width(cfg)) > vocab_size:
+    raise ValueError(
+      f'draft tree needs the top {count} tokens of a stream but the vocabulary '
+      f'has {vocab_size}; use branching (or ranks in choices) <= {vocab_size}'
+    )

@@ -176,12 +176,7 @@ def from_stream_logits(
 def _checked(logits, cfg):
   """The logits that a tree needs, if it fits them."""
   cfg.check_fits(config.StreamConfig(num_streams=logits.shape[1]))
-  width, vocab_size = topology.width(cfg), logits.shape[-1]
-  if width > vocab_size:
-    raise ValueError(
-      f'draft tree needs the top {width} tokens of a stream but the vocabulary '
-      f'has {vocab_size}; use branching (or ranks in choices) <= {vocab_size}'
-    )
+  topology.check_vocabulary(cfg, logits.shape[-1])
   return logits[:, : cfg.max_depth].astype(jnp.float32)
 
 

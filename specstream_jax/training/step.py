@@ -222,7 +222,8 @@ def eval_step(
 
   `tokens_per_call` follows the targets, as if the main stream always agreed
   with them: at `tree_anchors` anchors a row, the tree is built from the stream
-  logits and walked along the true continuation.
+  logits and walked along the true continuation. All of its nodes: which of them
+  `keep_nodes` would leave is not known before their own pass.
   """
   model = built.merge(base, adapter)
   key = jax.random.key(0)

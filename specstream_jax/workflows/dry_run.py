@@ -8,6 +8,7 @@ import jax
 
 from specstream_jax import config, memory, partitioning
 from specstream_jax.checkpoints import loading
+from specstream_jax.decoding import topology
 from specstream_jax.modeling import build, params as params_lib
 from specstream_jax.workflows import record_checks, train, train_run
 
@@ -15,19 +16,21 @@ from specstream_jax.workflows import record_checks, train, train_run
 def check_records(
   base: str, data_dir: str, eval_data_dir: str | None, recipe: Any
 ) -> None:
-  """Asks of records all that training asks before its first step.
+  """Asks of records and tree all that training asks before its first step.
 
   Args:
     base: model name, folder, hub id or GGUF file.
     data_dir: records, or a mixture.
     eval_data_dir: records as well, or None.
-    recipe: with `train` and `data`.
+    recipe: with `train`, `data` and `tree`.
 
   Raises:
     ValueError: records of another tokenizer, with tokens that the model does
-      not embed, or longer than a row.
+      not embed, or longer than a row; a tree of more tokens than there are.
   """
-  record_checks.check(loading.load_outline(base), data_dir, eval_data_dir)
+  outline = loading.load_outline(base)
+  topology.check_vocabulary(recipe.tree, outline.config.vocab_size)
+  record_checks.check(outline, data_dir, eval_data_dir)
   train_run.open_training(data_dir, recipe, partitioning.default())
 
 

@@ -17,6 +17,7 @@ from specstream_jax import config, memory, partitioning, processes
 from specstream_jax.checkpoints import loading
 from specstream_jax.config import checks
 from specstream_jax.data import batches as batches_lib, mixtures, records
+from specstream_jax.decoding import topology
 from specstream_jax.outputs import writing
 from specstream_jax.report import plots
 from specstream_jax.training import (
@@ -154,10 +155,12 @@ def run(
     export: writes `job.folder`; called in the main process.
 
   Raises:
-    ValueError: records of another tokenizer, or settings that do not fit.
+    ValueError: records of another tokenizer, a tree of more tokens than there
+      are, or other settings that do not fit.
     training.loop.DivergedError: the loss became NaN or infinite.
   """
   part = job.partitioner or partitioning.default()
+  topology.check_vocabulary(job.recipe.tree, job.loaded.config.vocab_size)
   record_checks.check(job.loaded, job.data_dir, job.eval_data_dir)
   batches = open_training(job.data_dir, job.recipe, part)
   if job.counts_tokens:

@@ -208,6 +208,10 @@ def test_grid_of_temperatures_and_batches(model, options, tmp_path):
   [
     ({'drafters': ('medua',)}, 'DrafterConfig.name is .medua.; accepted'),
     ({'drafters': ('streams:depht=2',)}, 'depht=2.* is no setting; accepted'),
+    (
+      {'drafters': ('streams:kind=fixed,choices=((0,),)',)},
+      r"'choices=\(\(0' is no setting; accepted: ((?!choices).)*$",
+    ),
     ({'tasks': ('e2e',)}, "task 'e2e' is not known"),
     ({'tasks': ('spec_bench',)}, 'needs --data_dir'),
     ({'drafters': ('draft_model',)}, 'draft_model'),

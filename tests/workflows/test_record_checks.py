@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import sys
 import types
 
 from absl import flags
@@ -100,7 +101,9 @@ def run_dart(model_dir, data_dir, out, eval_data_dir=None):
 
 
 def run_distillation(model_dir, data_dir, out, eval_data_dir=None):
-  recipe = train_draft_model.DraftRecipe(train=TRAIN, data=DATA, num_layers=1)
+  recipe = train_draft_model.DraftRecipe(
+    train=TRAIN, data=DATA, tree=TREE, num_layers=1
+  )
   train_draft_model.train(
     model_dir, data_dir, out, eval_data_dir=eval_data_dir, recipe=recipe
   )
@@ -108,7 +111,7 @@ def run_distillation(model_dir, data_dir, out, eval_data_dir=None):
 
 def run_dry(model_dir, data_dir, out, eval_data_dir=None):
   del out
-  recipe = train.Recipe(train=TRAIN, data=DATA)
+  recipe = train.Recipe(train=TRAIN, data=DATA, tree=TREE)
   dry_run.check_records(model_dir, data_dir, eval_data_dir, recipe)
 
 
@@ -171,6 +174,18 @@ def test_records_longer_than_the_model(tmp_path, run):
       r'only 9; prepare the records with --max_length=10$',
     ):
       run(base, data, str(tmp_path / 'out'), eval_data_dir=evaluation)
+
+
+@pytest.mark.parametrize('run', ALL)
+def test_a_tree_of_more_tokens_than_there_are(
+  model_dir, tmp_path, monkeypatch, run
+):
+  good, out = write(tmp_path / 'good', GOOD), tmp_path / 'out'
+  wide = dataclasses.replace(TREE, branching=300)
+  monkeypatch.setattr(sys.modules[__name__], 'TREE', wide)
+  with pytest.raises(ValueError, match=r'top 300 tokens .* vocabulary has 257'):
+    run(model_dir, good, str(out))
+  assert not out.exists()
 
 
 def test_a_dry_run_refuses_what_the_run_would(model_dir, tmp_path):
