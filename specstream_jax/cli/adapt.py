@@ -29,6 +29,7 @@ from specstream_jax.workflows import adapt as workflow, adapt_run
 
 TAKES_NAMES = True
 RESULTS = 'output_dir'
+TRAINS = True
 
 
 def define_flags() -> None:

@@ -18,6 +18,7 @@ import jax
 import specstream_jax
 from specstream_jax import processes
 from specstream_jax.cli import (
+  allocation,
   exits,
   gin_files,
   help_texts,
@@ -163,6 +164,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     more = getattr(command, 'more_help', str)()
     about = command.__doc__ or ''
     _show_help(help_texts.command_usage(name, about, sections, more))
+  if argv is None and getattr(command, 'TRAINS', False):
+    allocation.settle()
 
   def main(remaining: Sequence[str]) -> int:
     return _guarded(name, command, remaining, bindings)

@@ -31,6 +31,7 @@ from specstream_jax.workflows import (
 )
 
 RESULTS = 'output_dir'
+TRAINS = True
 
 
 def define_flags() -> None:

@@ -15,6 +15,7 @@ from specstream_jax.cli import frozen_flags
 from specstream_jax.workflows import train_dart as workflow
 
 RESULTS = 'output_dir'
+TRAINS = True
 
 
 def define_flags() -> None:

@@ -12,6 +12,7 @@ from specstream_jax.cli import frozen_flags
 from specstream_jax.workflows import train_medusa as workflow
 
 RESULTS = 'output_dir'
+TRAINS = True
 
 
 def define_flags() -> None:
