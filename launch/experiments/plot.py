@@ -19,6 +19,9 @@ def _given_prefix(runs):
 
 _KINDS = {
   'calls_against_nodes': bench_plots.calls_against_nodes,
+  'calls_against_numbers': lambda runs: bench_plots.calls_against_numbers(
+    runs, FLAGS.label
+  ),
   'acceptance_given_prefix': _given_prefix,
   'speedup_and_calls': bench_plots.speedup_and_calls,
 }
@@ -31,6 +34,11 @@ def define_flags() -> None:
   )
   flags.DEFINE_list('results', None, 'Files of `specstream bench`.')
   flags.DEFINE_list('drafters', [], 'Labels of the rows to draw; all if empty.')
+  flags.DEFINE_string(
+    'label',
+    'number',
+    "What the numbers in the rows' names count, for calls_against_numbers.",
+  )
   flags.DEFINE_string('output', None, 'SVG to write.')
   flags.mark_flags_as_required(['results', 'output'])
 

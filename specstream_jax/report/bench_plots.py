@@ -2,6 +2,7 @@
 """Plots that set rivals side by side, as SVG text; see `plots`."""
 
 from collections.abc import Sequence
+import re
 
 import numpy as np
 
@@ -116,36 +117,61 @@ def cost_against_nodes(runs: Runs) -> svg.Svg:
 
 def calls_against_nodes(runs: Runs) -> svg.Svg:
   """CR with its interval against the nodes a call verifies, a line per task."""
-  own = [run for run in runs if run.tree.get('size')]
-  tasks = sorted({run.task for run in own})
+  lines: dict[str, dict[int, results.RunResult]] = {}
+  for run in runs:
+    if size := run.tree.get('size'):
+      lines.setdefault(run.task, {})[size] = run
+  return _calls_against(
+    dict(sorted(lines.items())),
+    'nodes verified per call and row',
+    title='Calls saved against nodes',
+  )
+
+
+def calls_against_numbers(runs: Runs, label: str) -> svg.Svg:
+  """CR with its interval against the number in each run's name.
+
+  Args:
+    runs: named like `own 400`; those of one word are a line.
+    label: what the number counts.
+
+  Raises:
+    ValueError: a name has none, or more than one.
+  """
+  lines: dict[str, dict[int, results.RunResult]] = {}
+  for run in runs:
+    parts = re.fullmatch(r'(\D*)(\d+)(\D*)', run.label)
+    if not parts:
+      raise ValueError(f'{run.label!r} should hold one number, as in own 400')
+    before, number, after = parts.groups()
+    lines.setdefault(f'{before}{after}'.strip(), {})[int(number)] = run
+  title = f'Calls saved against {label}'
+  return _calls_against(lines, label, title=title)
+
+
+def _calls_against(
+  lines: dict[str, dict[int, results.RunResult]], label: str, *, title: str
+) -> svg.Svg:
+  """CR against numbers, a line per name; they double from tick to tick."""
 
   def paint(axes):
-    """Nodes double from one tick to the next."""
     ax = axes[0, 0]
-    for i, task in enumerate(tasks):
-      of_task = [run for run in own if run.task == task]
-      of_task.sort(key=lambda run: run.tree['size'])
-      sizes = [run.tree['size'] for run in of_task]
-      values = np.array([run.call_reduction_ratio for run in of_task])
-      bounds = np.array([run.call_reduction_ci95 for run in of_task]).T
-      _point(ax, sizes, values, i, task, linestyle='-')
+    for i, (name, by_number) in enumerate(lines.items()):
+      numbers = sorted(by_number)
+      found = [by_number[number] for number in numbers]
+      values = np.array([run.call_reduction_ratio for run in found])
+      bounds = np.array([run.call_reduction_ci95 for run in found]).T
+      _point(ax, numbers, values, i, name, linestyle='-')
       errors = np.clip(np.abs(bounds - values), 0, None)
-      ax.errorbar(sizes, values, errors, fmt='none', color=_colour(i))
+      ax.errorbar(numbers, values, errors, fmt='none', color=_colour(i))
     ax.set_xscale('log', base=2)
-    ticks = sorted({run.tree['size'] for run in own})
-    ax.set(
-      xlabel='nodes verified per call and row',
-      ylabel='call reduction (CR)',
-      ylim=(1, None),
-    )
+    ticks = sorted({number for line in lines.values() for number in line})
+    ax.set(xlabel=label, ylabel='call reduction (CR)', ylim=(1, None))
     ax.set_xticks(ticks, labels=map(str, ticks))
-    _legend_beside(ax, len(tasks))
+    _legend_beside(ax, len(lines))
 
-  return svg.draw(
-    paint,
-    title='Calls saved against nodes',
-    size=(4.5 + svg.text_width(tasks), 3.4),
-  )
+  size = (4.5 + svg.text_width(list(lines)), 3.4)
+  return svg.draw(paint, title=title, size=size)
 
 
 def predicted_against_measured(runs: Runs) -> svg.Svg:

@@ -166,6 +166,19 @@ def test_calls_against_nodes():
   assert 'c/test' not in texts
 
 
+def test_calls_against_the_numbers_in_names():
+  runs = [
+    evaluation_samples.run(name=name)
+    for name in ('own 1600', 'own 100', 'references 400')
+  ]
+  texts = _texts(bench_plots.calls_against_numbers(runs, 'answers'))
+  assert {'own', 'references', '100', '400', '1600', 'answers'} <= set(texts)
+  with pytest.raises(ValueError, match=r"'own' should hold one number"):
+    bench_plots.calls_against_numbers(
+      [evaluation_samples.run(name='own')], 'answers'
+    )
+
+
 @pytest.mark.slow
 def test_a_picture_of_results_files(tmp_path):
   runs = [evaluation_samples.run(name=name) for name in ('one', 'two')]
