@@ -11,6 +11,7 @@ from specstream_jax.outputs import writing
 from specstream_jax.report import svg
 
 _REST = 'in no part'
+_MOST = 1.25  # of a step that its parts may add up to
 
 
 def table(found: step_profile.StepProfile) -> str:
@@ -32,7 +33,18 @@ def table(found: step_profile.StepProfile) -> str:
   ]
   line = '-' * max(map(len, lines))
   body = [lines[0], line, *lines[1:rule], line, *lines[rule:]]
-  return '\n'.join([*body, verdict(found)])
+  return '\n'.join([*body, verdict(found), *_doubts(found, total)])
+
+
+def _doubts(found, total) -> list[str]:
+  """Says that parts which do not add up are no measurement."""
+  if total <= _MOST * found.whole.ms:
+    return []
+  return [
+    f'parts that add up to {total / found.whole.ms:.1f} steps were timed beside '
+    'other work, or are too short to time: stop what else runs, or take more '
+    '--rounds'
+  ]
 
 
 def verdict(found: step_profile.StepProfile) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The accounts of a step, worked out by hand with a clock that obeys."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -106,6 +107,10 @@ def test_table_file_and_plot_show_the_parts_and_what_is_in_none(
   assert lines['all parts'][2:] == ['700.00', '63.6%']
   assert lines['in no part'][3:] == ['400.00', '36.4%']
   assert '31.8% of the step is something else' in shown
+  assert 'beside other work' not in shown
+  long = [dataclasses.replace(part, ms=700.0) for part in found.parts]
+  doubted = profile_report.table(dataclasses.replace(found, parts=long))
+  assert 'parts that add up to 1.3 steps were timed beside other' in doubted
   profile_report.write(str(tmp_path), found, timed[1], command='made by hand')
   kept = json.loads((tmp_path / 'profile.json').read_text())
   assert kept['command'] == 'made by hand'
