@@ -48,7 +48,10 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
   'position anchor': ('StreamConfig.position=anchor',),
   '2 MSA layers': ('StreamConfig.num_msa_layers=2',),
   '4 MSA layers': ('StreamConfig.num_msa_layers=4',),
+  '12 MSA layers': ('StreamConfig.num_msa_layers=12',),
   '15 MSA layers': ('StreamConfig.num_msa_layers=15',),
+  '20 MSA layers': ('StreamConfig.num_msa_layers=20',),
+  '30 MSA layers': ('StreamConfig.num_msa_layers=30',),
   '3 streams': ('StreamConfig.num_streams=3', 'TreeConfig.depth=3'),
   '6 streams': ('StreamConfig.num_streams=6', 'TreeConfig.depth=6'),
   'a_j 0.1': ('ObjectiveConfig.stream_weight=0.1',),
@@ -100,6 +103,11 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
   'teacher': ('ObjectiveConfig.teacher_weight=1.0',),
   'coupling rank 64': (
     'StreamConfig.coupling_rank=64',
+    'TreeConfig.branching=32',
+  ),
+  'coupling mlp 64': (
+    'StreamConfig.coupling_rank=64',
+    'StreamConfig.coupling=mlp',
     'TreeConfig.branching=32',
   ),
   'no pruning adapter': ('ObjectiveConfig.pruning_weight=0.0',),
