@@ -80,7 +80,6 @@ def run(
     export=args.export,
   )
   if trained.interrupted:
-    print(f'stopped at step {trained.step}; run the same command to resume')
-    return 128 + trained.signal
+    return train_flags.stopped(trained)
   print(f'{noun} written to {trained.folder} after {trained.step} steps')
   return 0

@@ -174,8 +174,7 @@ def _report(trained) -> int:
   """Says how it ended; the exit status."""
   print(f'time: {goodput.line(trained.shares)}')
   if trained.interrupted:
-    print(f'stopped at step {trained.step}; run the same command to resume')
-    return 128 + trained.signal  # as a shell says it
+    return train_flags.stopped(trained)
   print(f'adapter written to {trained.adapter_dir} after {trained.step} steps')
   return 0
 
@@ -212,8 +211,7 @@ def _train_draft_model(args, found) -> int:
     export=args.export,
   )
   if trained.interrupted:
-    print(f'stopped at step {trained.step}; run the same command to resume')
-    return 128 + trained.signal
+    return train_flags.stopped(trained)
   print(
     f'draft model written to {trained.folder} after {trained.step} steps; '
     f'decode with --drafter=draft_model:path={trained.folder}'

@@ -9,6 +9,7 @@ from absl import flags
 
 from specstream_jax import processes
 from specstream_jax.data import epochs as epochs_lib
+from specstream_jax.workflows import train_run
 
 
 def define() -> None:
@@ -75,3 +76,9 @@ def announce(recipe: Any, data_dir: str) -> None:
     )
     if found.warning:
       print(f'warning: {found.warning}', file=sys.stderr)
+
+
+def stopped(trained: train_run.Trained) -> int:
+  """Says that a signal stopped a run; the exit status, as a shell has it."""
+  print(f'stopped at step {trained.step}; run the same command to resume')
+  return 128 + trained.signal

@@ -155,6 +155,7 @@ def _calls_against(
   """CR against numbers, a line per name; they double from tick to tick."""
 
   def paint(axes):
+    """Points with intervals, a line through those of a name."""
     ax = axes[0, 0]
     for i, (name, by_number) in enumerate(lines.items()):
       numbers = sorted(by_number)

@@ -2,6 +2,7 @@
 """Files of layers of a loaded model, written once for a base and an adapter."""
 
 from collections.abc import Mapping
+import functools
 import json
 import os
 import time
@@ -68,7 +69,7 @@ def prepare(
     try:
       with locks.hold(folder, 'layers'):
         if not _is_there(folder):  # or another process has just written it
-          _write(folded, folder, name, layout)
+          _write(folded, folder, name, layout, root(cfg))
     except locks.HeldError as error:
       logging.log_first_n(logging.WARNING, 'waiting for it: %s', 1, error)
       time.sleep(_POLL)
@@ -119,9 +120,11 @@ def _layout(folded):
   return layer_files.lay_out(shapes, len(numbers))
 
 
-def _write(folded, folder, name, layout):
+def _write(folded, folder, name, layout, hashes):
   def read(layer, path):
     leaf = np.asarray(folded[f'layers/{layer}/{path}'])
     return leaf.T if path.endswith('kernel') else leaf
 
-  layer_files.write(folder, layout, read, {'weights': name})
+  # Remembered: nobody reads a file again for its hash.
+  sha256 = functools.partial(contents_lib.of_file, folder=hashes)
+  layer_files.write(folder, layout, read, {'weights': name}, sha256)

@@ -103,6 +103,17 @@ def test_layers_of_another_model_are_refused(flat, tmp_path):
     store.prepare(flat, 'name', cfg)
 
 
+def test_a_layer_is_hashed_once_when_it_is_written(flat, tmp_path, monkeypatch):
+  hashed, sha256 = [], files.sha256
+  monkeypatch.setattr(
+    files, 'sha256', lambda path: hashed.append(path) or sha256(path)
+  )
+  cfg = config.StreamedWeightsConfig(folder=str(tmp_path))
+  for _ in range(2):
+    store.prepare(flat, 'name', cfg)
+    assert len(hashed) == len(set(hashed)) == CONFIG.num_layers
+
+
 def test_a_layer_that_was_changed_at_its_size_is_refused(flat, tmp_path):
   cfg = config.StreamedWeightsConfig(folder=str(tmp_path))
   folder, _ = store.prepare(flat, 'name', cfg)
@@ -152,7 +163,7 @@ def test_what_another_process_has_just_written_is_not_written_again(
   def hold(folder, task):
     """The other process ends between a look and the lock."""
     del task
-    count(flat, folder, 'one', store._layout(flat))
+    count(flat, folder, 'one', store._layout(flat), str(tmp_path))
     yield
 
   monkeypatch.setattr(store, '_write', count)
