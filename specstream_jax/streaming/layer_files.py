@@ -93,7 +93,7 @@ def write(
   layout: Layout,
   read: Callable[[int, str], np.ndarray],
   notes: Mapping[str, Any],
-  sha256: Callable[[str], str] = files.sha256,
+  sha256: Callable[[str], str] | None = None,
 ) -> None:
   """Writes every layer, one tensor in memory at a time; the manifest last.
 
@@ -102,7 +102,7 @@ def write(
     layout: of all layers.
     read: (layer, path within it) -> array, of the shape and dtype laid out.
     notes: JSON fields that the manifest keeps.
-    sha256: of a file that was written.
+    sha256: of a file that was written; None reads it for that.
   """
   os.makedirs(folder, exist_ok=True)
   for layer in range(layout.num_layers):
@@ -119,7 +119,10 @@ def write(
     'num_layers': layout.num_layers,
     'num_bytes': layout.num_bytes,
     'places': {path: list(place) for path, place in layout.places.items()},
-    'sha256': [sha256(path_of(folder, i)) for i in range(layout.num_layers)],
+    'sha256': [
+      (sha256 or files.sha256)(path_of(folder, i))
+      for i in range(layout.num_layers)
+    ],
     'notes': dict(notes),
   }
   part = os.path.join(folder, f'{MANIFEST}.part')
